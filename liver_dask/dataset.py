@@ -1,0 +1,263 @@
+"""`open_human_liver_em`: the archive as one lazy, labelled Dataset; and the same as an xarray engine.
+
+Nothing is asked of the archive until voxels are needed.
+"""
+
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from dask.array.core import normalize_chunks
+from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.core import indexing
+
+from . import volume
+from .cache import FolderCache, MemoryCache
+from .errors import InvalidArgumentError, LiverDaskError, SliceNotFoundError, SourceChangedError
+from .png import PngSlice
+from .remote import RemoteFile, list_folders, resolve_url
+from .settings import setting
+from .tiff import TiffSlice
+from .transport import Source
+from .window import LazyWindow, Selection, VolumeArray, Window
+
+MEMORY_LIMIT = 256 << 20
+"""Bytes of strip indexes, mask files and checkpoints that a process keeps."""
+
+
+@dataclass(frozen=True)
+class VolumeReader:
+    """Reads voxels of one variable; small, picklable, equal for equal voxels.
+
+    Attributes:
+        source: The archive.
+        variable: `raw` or a label.
+        shape: Voxels (z, y, x) of the whole volume.
+    """
+
+    source: Source
+    variable: str
+    shape: tuple[int, int, int]
+
+    def __call__(self, z: Selection, y: Selection, x: Selection) -> npt.NDArray[Any]:
+        """Voxels of the given indexes, none of them empty, as an array of (len(z), len(y), len(x))."""
+        rows, place_of_row = np.unique(np.asarray(y, np.intp), return_inverse=True)
+        first, last = int(min(x)), int(max(x)) + 1
+        every_pixel = _is_run(y) and _is_run(x)
+        picked = np.ix_(place_of_row, np.asarray(x, np.intp) - first)
+        out = np.empty((len(z), len(y), len(x)), volume.dtype_of(self.variable))
+        for i, number in enumerate(z):
+            pixels = self._read_slice(int(number), rows, slice(first, last))
+            out[i] = pixels if every_pixel else pixels[picked]
+        return out
+
+    def __dask_tokenize__(self) -> Any:
+        """How the source is asked does not change its voxels, nor the names that dask gives them."""
+        return "VolumeReader", self.source.url, self.variable, self.shape
+
+    def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice) -> npt.NDArray[Any]:
+        path = volume.file_of_slice(self.variable, z)
+        key = (self.source.url, path, self.shape)
+        item = _memory.get(key, lambda: self._open_slice(path))
+        try:
+            pixels = item.read(rows, columns)
+        except LiverDaskError as error:
+            _memory.drop(key)  # what was kept of a file that failed or changed is not used again
+            if self.source.cache_dir and isinstance(error, SourceChangedError):
+                FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{path}")
+            raise self._located(error, z, rows) from error
+        _memory.grown(key, item)
+        return pixels
+
+    def _open_slice(self, path: str) -> TiffSlice | PngSlice:
+        file = RemoteFile(self.source, path)
+        folder = FolderCache(self.source.cache_dir) if self.source.cache_dir else None
+        kind = TiffSlice if self.variable == volume.RAW else PngSlice
+        return kind(file, *self.shape[1:], folder)
+
+    def _located(self, error: LiverDaskError, z: int, rows: npt.NDArray[np.intp]) -> LiverDaskError:
+        """The same error, saying which slice and rows it cost, and for a missing class which ones there are."""
+        text = f"{self.variable}, slice {z}, rows {rows[0]}-{rows[-1]}: {error}"
+        if isinstance(error, SliceNotFoundError):
+            there = list_folders(self.source)
+            if there and volume.file_of_slice(self.variable, z).split("/")[0] not in there:
+                text += f" The archive has these folders: {', '.join(there)}."
+        return type(error)(text)
+
+
+def open_human_liver_em(
+    source: str | os.PathLike[str] = volume.EMPIAR_URL,
+    *,
+    shape: Sequence[int] = volume.SHAPE,
+    labels: str | Iterable[str] = volume.LABELS,
+    chunk_rows: int | None = None,
+    connections: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    voxel_size_nm: Sequence[float] | None = None,
+) -> xr.Dataset:
+    """Open the human-liver EM volume EMPIAR-13356, or an archive laid out like it, without asking it for anything.
+
+    Voxels are fetched where they are needed, and only the files' parts that hold them: a window of raw costs the strip
+    index of its slice (once) and the strips of its rows; a window of a mask costs the file up to its last row. Indexing
+    composes: `ds.raw[290][1493:1621, 2219:4267]` fetches no more than the same in one step.
+
+    Args:
+        source: The archive's root: an http(s) URL, any other fsspec URL (`s3://...`), or a local folder.
+        shape: Voxels (z, y, x) of the whole volume. A file of another size is an error when it is read.
+        labels: The masks to open. `mito`, `er` and `nucleus` are known to exist; `bile_duct`, `cell_boundary`,
+            `cholangiocyte`, `endothelial`, `hepatocyte` and `sinusoid` are said to.
+        chunk_rows: Rows of a dask block, which is (1, chunk_rows, width); 1024 unless dask's configuration says
+            otherwise (`liver-dask.chunk-rows`).
+        connections: The most requests under way at once from a process; 16, or `liver-dask.connections`.
+        cache_dir: Folder that keeps strip indexes and masks between processes, or None; `liver-dask.cache-dir`. It is
+            not looked up at the source whether a kept mask is still the current one.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm, recorded in the attributes. The size in z is disputed, so there
+            is no default; `ds.attrs["voxel_size_source"]` says what is known.
+
+    Returns:
+        A Dataset of dims (z, y, x) with `raw` (uint16) and one variable a label (uint8, 0 or 255), integer index
+        coordinates that keep their values in a crop, and attributes with source, licence and citation.
+
+    Raises:
+        InvalidArgumentError: A label that does not exist, a shape or number that makes no sense. (ValueError)
+        SliceNotFoundError: `source` is a local folder that does not exist. (FileNotFoundError)
+    """
+    lazy, block, attrs = _prepare(source, shape, labels, chunk_rows, connections, cache_dir, voxel_size_nm)
+    variables = {
+        name: (volume.DIMS, VolumeArray.of(window, normalize_chunks(block, window.shape)), volume.attributes_of(name))
+        for name, window in lazy.items()
+    }
+    return xr.Dataset(variables, _coordinates(lazy[volume.RAW].shape), attrs)
+
+
+class LiverBackend(BackendEntrypoint):
+    """The engine `liver_dask`: `xr.open_dataset(url, engine="liver_dask", chunks={})`.
+
+    Takes the arguments of `open_human_liver_em`. Without `chunks` the variables are lazy and without dask, and compose
+    any number of indexing steps; with `chunks={}` xarray makes dask arrays, which hand down one step.
+    """
+
+    description = "Open EMPIAR-13356, or an archive laid out like it"
+    url = "https://www.ebi.ac.uk/empiar/EMPIAR-13356/"
+    open_dataset_parameters = (
+        "filename_or_obj",
+        "drop_variables",
+        "shape",
+        "labels",
+        "chunk_rows",
+        "connections",
+        "cache_dir",
+        "voxel_size_nm",
+    )
+
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        shape: Sequence[int] = volume.SHAPE,
+        labels: str | Iterable[str] = volume.LABELS,
+        chunk_rows: int | None = None,
+        connections: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        voxel_size_nm: Sequence[float] | None = None,
+    ) -> xr.Dataset:
+        """See `open_human_liver_em`."""
+        lazy, block, attrs = _prepare(
+            filename_or_obj, shape, labels, chunk_rows, connections, cache_dir, voxel_size_nm
+        )  # fmt: skip
+        preferred = {"preferred_chunks": dict(zip(volume.DIMS, block, strict=True))}
+        variables = {
+            name: xr.Variable(
+                volume.DIMS, indexing.LazilyIndexedArray(_BackendWindow(window)), volume.attributes_of(name), preferred
+            )
+            for name, window in lazy.items()
+        }
+        dataset = xr.Dataset(variables, _coordinates(lazy[volume.RAW].shape), attrs)
+        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables
+        return dataset.drop_vars(dropped or [], errors="ignore")
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Only the archive's own URL; any other must be opened with `engine="liver_dask"`."""
+        return isinstance(filename_or_obj, str) and filename_or_obj.rstrip("/") == volume.EMPIAR_URL
+
+
+class _BackendWindow(BackendArray):
+    """A lazy window as xarray's backends want it."""
+
+    def __init__(self, lazy: LazyWindow) -> None:
+        self._lazy = lazy
+        self.shape = lazy.shape
+        self.dtype = lazy.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._lazy.__getitem__
+        )
+
+
+def _prepare(
+    source: str | os.PathLike[str],
+    shape: Sequence[int],
+    labels: str | Iterable[str],
+    chunk_rows: int | None,
+    connections: int | None,
+    cache_dir: str | os.PathLike[str] | None,
+    voxel_size_nm: Sequence[float] | None,
+) -> tuple[dict[str, LazyWindow], tuple[int, int, int], dict[str, Any]]:
+    """Check every argument; give the whole volume of each variable, the shape of a block, the attributes."""
+    _, height, width = checked_shape = volume.check_shape(shape)
+    cache_dir = setting("cache-dir", cache_dir)
+    asked = Source(
+        url=resolve_url(source),
+        connections=_at_least_one("connections", setting("connections", connections)),
+        timeout=float(setting("timeout")),
+        attempts=_at_least_one("attempts", setting("attempts")),
+        cache_dir=None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir)),
+    )
+    block = (1, min(_at_least_one("chunk_rows", setting("chunk-rows", chunk_rows)), height), width)
+    lazy = {
+        name: LazyWindow(VolumeReader(asked, name, checked_shape), Window.whole(checked_shape), volume.dtype_of(name))
+        for name in (volume.RAW, *volume.check_labels(labels))
+    }
+    return lazy, block, volume.attributes(asked.url, voxel_size_nm)
+
+
+def _coordinates(shape: Sequence[int]) -> dict[str, pd.RangeIndex]:
+    return {dim: pd.RangeIndex(length) for dim, length in zip(volume.DIMS, shape, strict=True)}
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InvalidArgumentError(f"{name}={value!r} must be a whole number of at least 1.")
+    return number
+
+
+def _is_run(selection: Selection) -> bool:
+    """Whether the indexes ascend one by one."""
+    if isinstance(selection, range):
+        return selection.step == 1 or len(selection) == 1
+    return bool((np.diff(selection) == 1).all())
+
+
+_memory = MemoryCache(MEMORY_LIMIT)
+
+
+def _forget_parent() -> None:
+    """A fork starts with nothing kept: the parent's threads may hold locks that nobody here would release."""
+    global _memory
+    _memory = MemoryCache(MEMORY_LIMIT)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)

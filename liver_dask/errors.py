@@ -1,0 +1,51 @@
+"""What can go wrong, and how to catch it.
+
+Every error says in one sentence what failed, where (URL, slice, rows) and what to do next. Each is also the builtin
+that a caller would catch without knowing this package::
+
+    LiverDaskError
+    ├── InvalidArgumentError    ValueError         a box, label, shape or option that makes no sense
+    ├── SliceNotFoundError      FileNotFoundError  the source has no such file
+    ├── FormatError             ValueError         a TIFF or PNG that is damaged, or not as the archive's are
+    ├── RemoteError             OSError            the source does not answer, or not rightly, after all tries
+    │   ├── RangeNotSupportedError                 the server would send a whole large file for a few rows
+    │   └── SourceChangedError                     a file is not the one that was read before
+    ├── StoreExistsError        FileExistsError    the output path holds something else
+    └── NotDownloadedError      RuntimeError       no complete store is there and none was asked for
+"""
+
+
+class LiverDaskError(Exception):
+    """Any error that this package raises on purpose."""
+
+
+class InvalidArgumentError(LiverDaskError, ValueError):
+    """A box, label, shape or option that makes no sense."""
+
+
+class SliceNotFoundError(LiverDaskError, FileNotFoundError):
+    """The source has no such file."""
+
+
+class FormatError(LiverDaskError, ValueError):
+    """A TIFF or PNG that is truncated, corrupt, or of another kind or size than the archive's."""
+
+
+class RemoteError(LiverDaskError, OSError):
+    """The source does not answer, or not rightly, after all tries."""
+
+
+class RangeNotSupportedError(RemoteError):
+    """The server ignores byte ranges, and the file is too large to be fetched for a part of it."""
+
+
+class SourceChangedError(RemoteError):
+    """A file's size, ETag or date is not what it was at the first read; voxels of the two would be mixed."""
+
+
+class StoreExistsError(LiverDaskError, FileExistsError):
+    """The output path holds something that this call did not write."""
+
+
+class NotDownloadedError(LiverDaskError, RuntimeError):
+    """No complete store is there, and `download=True` was not given."""

@@ -1,0 +1,314 @@
+"""Rows of one PNG mask: only the file's prefix up to the last row is fetched and inflated, and no row twice.
+
+A PNG has no random access, but it has prefixes, and the state of an inflater can be copied. So a mask keeps a
+checkpoint every 256 rows (the inflater, its place in the file, the row before), about 60 kB each at full width, and a
+later read goes on from the nearest one above it: reading a mask block by block costs one decode in all, and going back
+costs at most 256 rows.
+
+Undoing PNG's row filters is left to libpng: a block of inflated rows, with the row before it on top, is itself a small
+uncompressed PNG.
+"""
+
+import bisect
+import struct
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+from zlib_ng import zlib_ng
+
+from .cache import FolderCache
+from .errors import FormatError
+from .remote import RemoteFile
+from .volume import FOREGROUND, MASK_DTYPE
+
+CHECKPOINT_ROWS = 256
+FIRST_REQUEST = 64 << 10
+SMALLEST_REQUEST = 256 << 10
+"""What follows the first request is split over the connections, but into no smaller ranges (bytes)."""
+
+PIECE = 64 << 10
+"""Compressed bytes handed to the inflater at once; what it leaves over is copied."""
+
+MARGIN = 16 << 10
+PRIOR_ROWS = 512
+"""How much of a file some rows take is guessed from the rows so far, and from this many average ones."""
+
+LAST_FILTER = 4
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+SAMPLES_OF_COLOUR = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
+COLOUR_OF_SAMPLES = {1: GREY, 2: GREY_ALPHA, 3: RGB, 4: RGBA}
+
+Bytes2D = npt.NDArray[np.uint8]
+
+
+@dataclass
+class _Layout:
+    """How the pixels of a mask are stored, from its IHDR and PLTE."""
+
+    width: int
+    bits: int
+    colour: int
+    is_foreground: npt.NDArray[np.bool_]  # of each of the 256 values of a sample, or entries of the palette
+
+    @property
+    def samples(self) -> int:
+        return SAMPLES_OF_COLOUR[self.colour]
+
+    @property
+    def row_bytes(self) -> int:
+        return (self.width * self.samples * self.bits + 7) // 8
+
+    def unfilter(self, rows: Bytes2D, above: npt.NDArray[np.uint8]) -> Bytes2D:
+        """Undo the row filters of (rows, 1 + row_bytes), given the bytes of the row above the first."""
+        if not rows[:, 0].any():
+            return rows[:, 1:]
+        block = np.empty((len(rows) + 1, rows.shape[1]), np.uint8)
+        block[0, 0] = 0
+        block[0, 1:] = above
+        block[1:] = rows
+        plain = imagecodecs.png_decode(_png_of(block, COLOUR_OF_SAMPLES[self.samples], self.row_bytes // self.samples))
+        return plain.reshape(len(block), self.row_bytes)[1:]
+
+    def to_mask(self, rows: Bytes2D, columns: slice) -> Bytes2D:
+        """Columns `start` to `stop` of unfiltered rows as 0 / 255: foreground is whatever has a colour but black."""
+        if self.bits < 8:
+            per_byte = 8 // self.bits
+            first, last = columns.start // per_byte, -(-columns.stop // per_byte)
+            shifts = np.arange(8 - self.bits, -1, -self.bits, dtype=np.uint8)
+            values = (rows[:, first:last, None] >> shifts) & np.uint8((1 << self.bits) - 1)
+            skipped = columns.start - first * per_byte
+            flat = values.reshape(len(rows), -1)[:, skipped : skipped + columns.stop - columns.start]
+            return _as_mask(self.is_foreground[flat])
+        pixels = rows.reshape(len(rows), self.width, self.samples)[:, columns]
+        if self.samples == 1:
+            return _as_mask(self.is_foreground[pixels[..., 0]])
+        coloured = pixels[..., :3] if self.samples > 2 else pixels[..., :1]  # alpha says nothing about the class
+        return _as_mask(coloured.any(axis=-1))
+
+
+@dataclass
+class _Checkpoint:
+    """All that is needed to go on inflating at `row`: nothing above it, and no compressed byte before `position`."""
+
+    row: int
+    inflater: Any
+    position: int
+    above: npt.NDArray[np.uint8]
+
+    def copy(self) -> "_Checkpoint":
+        return _Checkpoint(self.row, self.inflater.copy(), self.position, self.above)
+
+
+class PngSlice:
+    """One slice of a label; keeps what it fetched of the file, and its checkpoints."""
+
+    def __init__(self, file: RemoteFile, height: int, width: int, folder: FolderCache | None) -> None:
+        self._file = file
+        self._height, self._width = height, width
+        self._folder = folder
+        self._stored = 0
+        self._chunks = _Chunks(file.url)
+        self._layout: _Layout | None = None
+        self._checkpoints: list[_Checkpoint] = []
+        self._latest: _Checkpoint | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file kept, and of the checkpoints."""
+        return len(self._chunks.prefix) + (len(self._checkpoints) + 1) * (self._width + (40 << 10))
+
+    def read(self, rows: npt.NDArray[np.intp], columns: slice) -> Bytes2D:
+        """Pixels of ascending, distinct rows and of columns `start` to `stop`: a (rows, columns) uint8 array, 0 / 255."""
+        out = np.empty((len(rows), columns.stop - columns.start), MASK_DTYPE)
+        stop = int(rows[-1]) + 1
+        with self._lock:
+            layout = self._load_layout()
+            state = self._nearest(int(rows[0]))
+            while state.row < stop:
+                first = state.row
+                count = min(CHECKPOINT_ROWS - first % CHECKPOINT_ROWS, stop - first)
+                plain = self._next_rows(layout, state, count, stop)
+                here = slice(*np.searchsorted(rows, (first, first + count)))
+                out[here] = layout.to_mask(plain[rows[here] - first], columns)
+            self._latest = state
+            self._keep_in_folder()
+        return out
+
+    def _nearest(self, row: int) -> _Checkpoint:
+        """A copy of the last checkpoint at or above `row`."""
+        known = [*self._checkpoints, *([self._latest] if self._latest else [])]
+        return max((point for point in known if point.row <= row), key=lambda point: point.row).copy()
+
+    def _next_rows(self, layout: _Layout, state: _Checkpoint, count: int, stop: int) -> Bytes2D:
+        """Inflate and unfilter the next rows, leaving a checkpoint at each multiple of CHECKPOINT_ROWS."""
+        inflated = self._inflate(state, count * (1 + layout.row_bytes), stop)
+        block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
+        if block[:, 0].max() > LAST_FILTER:
+            raise self._damaged(f"rows {state.row}-{state.row + count - 1} have a filter that does not exist")
+        plain = layout.unfilter(block, state.above)
+        state.above = plain[-1].copy()
+        state.row += count
+        if state.row == self._checkpoints[-1].row + CHECKPOINT_ROWS:
+            self._checkpoints.append(state.copy())
+        return plain
+
+    def _inflate(self, state: _Checkpoint, count: int, stop: int) -> bytes:
+        """The next `count` bytes of the image, fetching more of the file where needed to reach row `stop`."""
+        inflated = bytearray()
+        while len(inflated) < count:
+            piece = self._chunks.compressed(state.position)
+            if not piece and self._fetch_more(state, stop):
+                continue
+            try:
+                part = state.inflater.decompress(piece, count - len(inflated))
+            except zlib_ng.error as error:
+                raise self._damaged(f"cannot be inflated below row {state.row} ({error})") from error
+            if not part and not piece:
+                raise self._damaged(f"ends before row {stop - 1}")
+            state.position += len(piece) - len(state.inflater.unconsumed_tail)
+            inflated += part
+        return inflated
+
+    def _load_layout(self) -> _Layout:
+        if self._layout is None:
+            if self._folder and (kept := self._folder.load("masks", self._file.url)):
+                self._file.identity, prefix = kept
+                self._chunks.append(prefix)
+                self._stored = len(prefix)
+            else:
+                self._chunks.append(self._file.fetch(0, FIRST_REQUEST))
+            while not self._chunks.idat_starts:
+                if not self._fetch_range(FIRST_REQUEST):
+                    raise self._damaged("holds no image")
+            self._layout = _layout_of(self._chunks, self._height, self._width)
+            above_first = np.zeros(self._layout.row_bytes, np.uint8)
+            self._checkpoints = [_Checkpoint(0, zlib_ng.decompressobj(), 0, above_first)]
+        return self._layout
+
+    def _fetch_more(self, state: _Checkpoint, stop: int) -> bool:
+        """Fetch about as much as the rows up to `stop` will take; False where the image has ended."""
+        assert self._file.identity is not None
+        expected = self._file.identity.size / self._height
+        rate = (state.position + PRIOR_ROWS * expected) / (state.row + PRIOR_ROWS)
+        return self._fetch_range(max(int((stop - state.row) * rate) + MARGIN, FIRST_REQUEST))
+
+    def _fetch_range(self, count: int) -> bool:
+        """Fetch the next `count` bytes of the file, over several connections."""
+        assert self._file.identity is not None
+        first = len(self._chunks.prefix)
+        count = min(count, self._file.identity.size - first)
+        if count <= 0 or self._chunks.ended:
+            return False
+        step = max(SMALLEST_REQUEST, -(-count // self._file.source.connections))
+        ranges = [(start, min(start + step, first + count)) for start in range(first, first + count, step)]
+        parts: dict[int, bytes] = {}
+        self._file.fetch_each(ranges, parts.__setitem__)
+        self._chunks.append(b"".join(parts[i] for i in range(len(ranges))))
+        return True
+
+    def _keep_in_folder(self) -> None:
+        """Store what was fetched: at first, at the end, and whenever it has grown by half."""
+        prefix = self._chunks.prefix
+        if self._folder is None or self._file.identity is None or len(prefix) == self._stored:
+            return
+        if len(prefix) == self._file.identity.size or len(prefix) > 1.5 * self._stored:
+            self._folder.store("masks", self._file.url, self._file.identity, bytes(prefix))
+            self._stored = len(prefix)
+
+    def _damaged(self, problem: str) -> FormatError:
+        return FormatError(f"{self._file.url}: {problem}; the file is damaged or cut short at its source.")
+
+
+class _Chunks:
+    """The chunks of a PNG as far as its prefix was fetched; the data of its IDAT chunks are one stream."""
+
+    def __init__(self, url: str) -> None:
+        self.prefix = bytearray()
+        self.ended = False
+        self.headers: dict[bytes, bytes] = {}
+        self.idat_starts: list[int] = []  # where each IDAT's data begin in the stream ...
+        self._idat_places: list[tuple[int, int]] = []  # ... and in the file: start, stop
+        self._url = url
+        self._next = len(SIGNATURE)
+
+    def append(self, data: bytes) -> None:
+        """Add what follows in the file."""
+        self.prefix += data
+        if not self.prefix.startswith(SIGNATURE):
+            raise FormatError(f"{self._url}: is not a PNG: it begins with {bytes(self.prefix[:8])!r}.")
+        while not self.ended and self._parse_chunk():
+            pass
+
+    def compressed(self, position: int) -> bytes:
+        """Some of the stream from `position` on; empty where no more was fetched."""
+        i = bisect.bisect_right(self.idat_starts, position) - 1
+        start, stop = self._idat_places[i]
+        start += position - self.idat_starts[i]
+        return bytes(self.prefix[start : min(stop, start + PIECE)])
+
+    def _parse_chunk(self) -> bool:
+        """Take note of the next chunk; False if it is not all there."""
+        if len(self.prefix) < self._next + 8:
+            return False
+        length, kind = struct.unpack_from(">I4s", self.prefix, self._next)
+        start, stop = self._next + 8, self._next + 8 + length
+        if kind == b"IDAT" and (not self._idat_places or self._idat_places[-1][0] != start):
+            self.idat_starts.append(sum(self._last_idat()))
+            self._idat_places.append((start, stop))
+        if len(self.prefix) < stop + 4:
+            return False
+        with memoryview(self.prefix) as view:
+            crc = zlib_ng.crc32(view[start - 4 : stop])
+        if crc != int.from_bytes(self.prefix[stop : stop + 4], "big"):
+            raise FormatError(f"{self._url}: the chunk at byte {self._next} is damaged (its checksum is wrong).")
+        if kind != b"IDAT":
+            self.headers[kind] = bytes(self.prefix[start:stop])
+        self.ended = kind == b"IEND"
+        self._next = stop + 4
+        return True
+
+    def _last_idat(self) -> tuple[int, int]:
+        """Start in the stream and length of the last IDAT chunk."""
+        if not self.idat_starts:
+            return 0, 0
+        start, stop = self._idat_places[-1]
+        return self.idat_starts[-1], stop - start
+
+
+def _layout_of(chunks: _Chunks, height: int, width: int) -> _Layout:
+    """Read IHDR and PLTE, or say what of them is not as expected."""
+    header = chunks.headers.get(b"IHDR", b"")
+    if len(header) != 13:
+        raise FormatError(f"{chunks._url}: has no header.")
+    columns, rows, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    if (rows, columns) != (height, width):
+        raise FormatError(f"{chunks._url}: found {rows} x {columns} pixels (rows x columns), expected {height} x {width}.")
+    if colour not in SAMPLES_OF_COLOUR or bits not in ((1, 2, 4, 8) if colour in (GREY, PALETTE) else (8,)):
+        raise FormatError(f"{chunks._url}: found {bits} bits of colour type {colour}, expected a mask of up to 8 bits.")
+    if interlaced:
+        raise FormatError(f"{chunks._url}: is interlaced, so that its rows cannot be read one by one.")
+    is_foreground = np.arange(256) > 0
+    if colour == PALETTE:
+        entries = np.frombuffer(chunks.headers.get(b"PLTE", b""), np.uint8).reshape(-1, 3)
+        is_foreground[: len(entries)] = entries.any(axis=1)
+    return _Layout(width, bits, colour, is_foreground)
+
+
+def _as_mask(foreground: npt.NDArray[np.bool_]) -> Bytes2D:
+    return foreground.view(np.uint8) * np.uint8(FOREGROUND)
+
+
+def _png_of(rows: Bytes2D, colour: int, width: int) -> bytes:
+    """Filtered 8-bit rows as a PNG, stored rather than compressed."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib_ng.crc32(data, zlib_ng.crc32(kind)))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), 8, colour, 0, 0, 0)
+    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib_ng.compress(rows, 0)) + chunk(b"IEND", b"")

@@ -1,0 +1,196 @@
+"""Files of an archive below any URL: their byte ranges verified, retried, several at once, capped, counted."""
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from urllib.parse import urlsplit
+
+import fsspec
+import tenacity
+import urllib3
+
+from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
+from .transport import FsspecTransport, HttpTransport, Identity, Source, Transport, TryAgainError
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT = 60.0
+"""Seconds; a server that asks for a longer pause (Retry-After) is asked again after this one."""
+
+
+class RemoteFile:
+    """One file of the archive; all its ranges are of the same version of it, or SourceChangedError is raised."""
+
+    def __init__(self, source: Source, path: str) -> None:
+        self.source = source
+        self.url = f"{source.url}/{path}"
+        self.identity: Identity | None = None
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop`, fewer only where the file ends.
+
+        Raises:
+            SliceNotFoundError: There is no such file.
+            SourceChangedError: The file is not the one that was read before.
+            RangeNotSupportedError: The server would send all of a large file.
+            RemoteError: The source did not answer rightly in `source.attempts` tries.
+        """
+        transport = _process.transport(self.source)
+        data, identity = _with_retries(self.source, self.url, partial(transport.get, self.url, start, stop))
+        if self.identity is None:
+            self.identity = identity
+        if identity != self.identity:
+            raise SourceChangedError(
+                f"{self.url} is not the file it was when it was first read: it had {self.identity.size} bytes "
+                f"({self.identity.tag}), and has {identity.size} ({identity.tag}); open the source again."
+            )
+        traffic.add(requests=1, bytes=len(data))
+        return data
+
+    def fetch_each(self, ranges: Sequence[tuple[int, int]], consume: Callable[[int, bytes], None]) -> None:
+        """Fetch ranges side by side and call `consume(i, data)` for each as it arrives, on the thread that fetched it.
+
+        The first error cancels what has not begun, and is raised.
+        """
+        if len(ranges) == 1:  # no other thread can help
+            consume(0, self.fetch(*ranges[0]))
+            return
+
+        def fetch_one(i: int) -> None:
+            consume(i, self.fetch(*ranges[i]))
+
+        threads = _process.threads(self.source.connections)
+        futures = [threads.submit(fetch_one, i) for i in range(len(ranges))]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+class Traffic:
+    """Ranges asked for and bytes received by this process since it started."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, **counts: int) -> None:
+        """Count what one request brought."""
+        with self._lock:
+            self._counts.update(counts)
+
+    @property
+    def requests(self) -> int:
+        """Ranges received."""
+        return self._counts["requests"]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of those ranges."""
+        return self._counts["bytes"]
+
+
+traffic = Traffic()
+
+
+def list_folders(source: Source) -> list[str]:
+    """Names of the archive's folders; empty where the source does not list them."""
+    try:
+        return sorted(_process.transport(source).folders(source.url))
+    except (LiverDaskError, OSError, urllib3.exceptions.HTTPError):
+        return []
+
+
+def resolve_url(source: str | os.PathLike[str]) -> str:
+    """The archive's root as a URL or absolute folder, no slash at the end. Looks at a local folder, at nothing else.
+
+    Raises:
+        InvalidArgumentError: fsspec knows no such protocol, or lacks a package for it.
+        SliceNotFoundError: There is no such local folder.
+    """
+    text = os.fspath(source)
+    protocol, separator, _ = text.partition("://")
+    if not separator:
+        folder = Path(text).expanduser().absolute()
+        if not text or not folder.is_dir():
+            raise SliceNotFoundError(f"There is no folder {text!r}; give a URL or a folder with the archive's layout.")
+        return str(folder)
+    if protocol in ("http", "https"):
+        if not urlsplit(text).hostname:
+            raise InvalidArgumentError(f"source={text!r} names no host.")
+    else:
+        try:
+            fsspec.get_filesystem_class(protocol.rpartition("::")[2])
+        except (ValueError, ImportError) as error:
+            raise InvalidArgumentError(f"source={text!r} cannot be opened: {error}.") from None
+    return text.rstrip("/")
+
+
+def _with_retries(source: Source, url: str, get: Callable[[], tuple[bytes, Identity]]) -> tuple[bytes, Identity]:
+    began = monotonic()
+    back_off = tenacity.wait_random_exponential(multiplier=0.2, max=10)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        fault = state.outcome.exception() if state.outcome else None
+        asked_for = fault.wait if isinstance(fault, TryAgainError) else None
+        return back_off(state) if asked_for is None else min(asked_for, LONGEST_WAIT)
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        log.info("%s: %s; asking again", url, state.outcome.exception() if state.outcome else "")
+
+    tries = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TryAgainError),
+        stop=tenacity.stop_after_attempt(source.attempts),
+        wait=wait,
+        before_sleep=tell,
+        reraise=True,
+    )
+    try:
+        return tries(get)
+    except TryAgainError as fault:
+        raise RemoteError(
+            f"{url}: gave up after {source.attempts} tries in {monotonic() - began:.0f} s; the last time: {fault}. "
+            "Check the address and the connection, or try again later."
+        ) from fault
+
+
+@dataclass
+class _Process:
+    """Connections and threads of this process, shared by all that is open in it; a fork starts with none."""
+
+    transports: dict[Source, Transport] = field(default_factory=dict)
+    executors: dict[int, ThreadPoolExecutor] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def transport(self, source: Source) -> Transport:
+        """One pool of connections for all web servers, one fsspec file system a source."""
+        key = replace(source, url=source.url.split("//")[0] if source.is_http else source.url, cache_dir=None)
+        with self.lock:
+            if key not in self.transports:
+                self.transports[key] = HttpTransport(source) if source.is_http else FsspecTransport(source)
+            return self.transports[key]
+
+    def threads(self, count: int) -> ThreadPoolExecutor:
+        """As many threads as connections: a fetch that waits holds up no other."""
+        with self.lock:
+            if count not in self.executors:
+                self.executors[count] = ThreadPoolExecutor(count, thread_name_prefix="liver_dask-fetch")
+            return self.executors[count]
+
+    def forget(self) -> None:
+        """Start anew, in a fork that has none of the parent's threads and must not share its sockets."""
+        self.__init__()  # type: ignore[misc]
+
+
+_process = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.forget)

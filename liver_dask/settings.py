@@ -1,0 +1,23 @@
+"""Defaults that dask's configuration may replace (`liver-dask:` section, or `DASK_LIVER_DASK__CONNECTIONS=8`).
+
+They are read where a Dataset is opened, and travel with it: a worker never looks at its own configuration.
+"""
+
+from typing import Any
+
+import dask
+
+DEFAULTS: dict[str, Any] = {
+    "chunk-rows": 1024,
+    "connections": 16,
+    "timeout": 8.0,  # seconds without a byte; the archive answers nine requests in ten within two
+    "attempts": 6,
+    "cache-dir": None,
+}
+
+
+def setting(name: str, given: Any = None) -> Any:
+    """`given` unless it is None, else what dask's configuration says, else the default."""
+    if given is not None:
+        return given
+    return dask.config.get(f"liver-dask.{name}", DEFAULTS[name])

@@ -1,0 +1,324 @@
+"""Rows of one TIFF slice: the strip index is read once, then only the strips that hold the rows.
+
+Read right: the directory first or last, little and big endian, classic and BigTIFF, LZW, deflate or none, predictor 1 or
+2, one or many rows a strip with a short last strip. Anything else is a FormatError that says what was found.
+"""
+
+import io
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from zlib_ng import zlib_ng
+
+from .cache import FolderCache
+from .errors import FormatError
+from .remote import RemoteFile
+from .volume import RAW_DTYPE
+
+HEAD = 512
+"""Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
+
+GAP = 8 << 10
+"""Bytes between two strips that are fetched along rather than asked around."""
+
+SMALLEST_REQUEST = 1 << 20
+LARGEST_REQUEST = 4 << 20
+"""A window is split over the connections, but into no smaller and no larger ranges than these (bytes)."""
+
+LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED = 5, 8, 32946, 1
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class StripIndex:
+    """Where the strips of one slice lie and how they are coded.
+
+    Attributes:
+        offsets: First byte of each strip in the file.
+        counts: Bytes of each strip.
+        rows_per_strip: Rows of a strip; the last may have fewer.
+        compression: The TIFF code: 1 (none), 5 (LZW), 8 or 32946 (deflate).
+        predictor: 1 (none) or 2 (differences along a row).
+        big_endian: Whether the values' bytes are stored high byte first.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    rows_per_strip: int
+    compression: int
+    predictor: int
+    big_endian: bool
+
+    def to_bytes(self) -> bytes:
+        """As one npz file."""
+        out = io.BytesIO()
+        np.savez(out, **asdict(self))
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "StripIndex":
+        """What `to_bytes` gave."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+            scalars = {name: kept[name].item() for name in kept.files if kept[name].ndim == 0}
+            return cls(offsets=kept["offsets"], counts=kept["counts"], **scalars)
+
+
+class Piece(NamedTuple):
+    """Neighbouring strips that one request fetches: `strips[first:last]`, in bytes `start` to `stop`."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+class TiffSlice:
+    """One slice of raw; keeps its strip index."""
+
+    def __init__(self, file: RemoteFile, height: int, width: int, folder: FolderCache | None) -> None:
+        self._file = file
+        self._height, self._width = height, width
+        self._folder = folder
+        self._index: StripIndex | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the strip index."""
+        return 0 if self._index is None else self._index.offsets.nbytes + self._index.counts.nbytes
+
+    def read(self, rows: Rows, columns: slice) -> npt.NDArray[Any]:
+        """Pixels of ascending, distinct rows and of columns `start` to `stop`: a (rows, columns) uint16 array."""
+        index = self._load_index()
+        strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
+        out = np.empty((len(rows), columns.stop - columns.start), RAW_DTYPE)
+        pieces = plan_pieces(index.offsets[strips], index.counts[strips], self._file.source.connections)
+
+        def decode_piece(i: int, data: bytes) -> None:
+            piece = pieces[i]
+            here = slice(*np.searchsorted(strip_of_row, (piece.first, piece.last)))
+            row_in_strip = rows[here] % index.rows_per_strip
+            block = self._decode(index, strips[piece.first : piece.last], data, piece.start, row_in_strip, columns.stop)
+            out[here] = block[strip_of_row[here] - piece.first, row_in_strip, columns]
+
+        self._file.fetch_each([(piece.start, piece.stop) for piece in pieces], decode_piece)
+        return out
+
+    def _decode(
+        self, index: StripIndex, strips: Rows, data: bytes, start: int, row_in_strip: Rows, x_stop: int
+    ) -> npt.NDArray[np.uint16]:
+        """Strips as (strips, rows of a strip, columns); beyond the last row and column needed it holds anything."""
+        deep = int(row_in_strip.max()) + 1
+        wide = x_stop if deep == 1 else self._width  # nothing right of x_stop is decoded in the last row needed
+        block = np.empty((len(strips), deep, wide), RAW_DTYPE)
+        decode = _DECODER_OF_COMPRESSION[index.compression]
+        view = memoryview(data)
+        for number, strip in enumerate(strips):
+            first = int(index.offsets[strip]) - start
+            there = min(deep, self._height - int(strip) * index.rows_per_strip)  # the last strip may be short
+            target = block[number].reshape(-1)[: (there - 1) * wide + x_stop].view(np.uint8)
+            self._decode_strip(decode, view[first : first + int(index.counts[strip])], target, int(strip), index)
+        if index.big_endian != (sys.byteorder == "big"):
+            block.byteswap(inplace=True)
+        if index.predictor == 2:
+            imagecodecs.delta_decode(block, axis=-1, out=block)
+        return block
+
+    def _decode_strip(
+        self, decode: "Decoder", strip: memoryview, target: npt.NDArray[np.uint8], number: int, index: StripIndex
+    ) -> None:
+        try:
+            count = decode(strip, target)
+        except (imagecodecs.LzwError, zlib.error, zlib_ng.error) as error:
+            problem = f"cannot be decoded ({error})"
+        else:
+            if count == len(target):
+                return
+            problem = f"holds {count} of {len(target)} bytes"
+        first = number * index.rows_per_strip
+        raise FormatError(
+            f"{self._file.url}: the strip of rows {first}-{first + index.rows_per_strip - 1} {problem}; "
+            "the file is damaged at its source."
+        )
+
+    def _load_index(self) -> StripIndex:
+        with self._lock:
+            if self._index is None:
+                self._index = self._load_kept_index() or self._fetch_index()
+            return self._index
+
+    def _load_kept_index(self) -> StripIndex | None:
+        kept = self._folder.load("strips", self._file.url) if self._folder else None
+        if kept is None:
+            return None
+        self._file.identity, payload = kept
+        return StripIndex.from_bytes(payload)
+
+    def _fetch_index(self) -> StripIndex:
+        index = read_strip_index(self._file, self._height, self._width)
+        if self._folder and self._file.identity:
+            self._folder.store("strips", self._file.url, self._file.identity, index.to_bytes())
+        return index
+
+
+def plan_pieces(offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], connections: int) -> list[Piece]:
+    """Group strips into ranges: neighbours together, and about one range a connection.
+
+    Args:
+        offsets: First byte of each strip that is needed, in the order of the rows.
+        counts: Bytes of each.
+        connections: How many ranges are fetched side by side.
+
+    Returns:
+        The pieces; together they hold every strip once.
+    """
+    share = int(np.clip(-(-int(counts.sum()) // connections), SMALLEST_REQUEST, LARGEST_REQUEST))
+    pieces: list[Piece] = []
+    for i, (offset, count) in enumerate(zip(offsets.tolist(), counts.tolist(), strict=True)):
+        last = pieces[-1] if pieces else None
+        if last and 0 <= offset - last.stop <= GAP and offset + count - last.start <= share:
+            pieces[-1] = Piece(last.first, i + 1, last.start, offset + count)
+        else:
+            pieces.append(Piece(i, i + 1, offset, offset + count))
+    return pieces
+
+
+def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
+    """Parse the directory of a TIFF, fetching only the bytes that hold it (two or three requests).
+
+    Raises:
+        FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` 16-bit grey in strips.
+    """
+    try:
+        with tifffile.TiffFile(_Sparse(file, height)) as tiff:
+            page = tiff.pages[0]
+            assert isinstance(page, tifffile.TiffPage)
+            problem = _difference(page, height, width)
+            if problem:
+                raise FormatError(f"{file.url}: {problem}.")
+            index = StripIndex(
+                offsets=np.array(page.dataoffsets, np.int64),
+                counts=np.array(page.databytecounts, np.int64),
+                rows_per_strip=min(page.rowsperstrip, height),
+                compression=int(page.compression),
+                predictor=int(page.predictor),
+                big_endian=tiff.byteorder == ">",
+            )
+    except (tifffile.TiffFileError, IndexError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
+    return _checked(index, file, height)
+
+
+def _difference(page: tifffile.TiffPage, height: int, width: int) -> str:
+    """What of the page is not as expected; empty if all is."""
+    found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
+        ("rows x columns", (page.imagelength, page.imagewidth), [(height, width)]),
+        ("samples a pixel", page.samplesperpixel, [1]),
+        ("bits a sample", page.bitspersample, [16]),
+        ("sample format (1 is unsigned)", int(page.sampleformat), [1]),
+        ("layout", "tiles" if page.is_tiled else "strips", ["strips"]),
+        ("compression", int(page.compression), list(_DECODER_OF_COMPRESSION)),
+        ("predictor", int(page.predictor), [1, 2]),
+        ("fill order", int(page.fillorder), [1]),
+    ]
+    return "; ".join(
+        f"found {name} {found}, expected {' or '.join(map(str, expected))}"
+        for name, found, expected in found_and_expected
+        if found not in expected
+    )
+
+
+def _checked(index: StripIndex, file: RemoteFile, height: int) -> StripIndex:
+    strips = -(-height // index.rows_per_strip)
+    if not len(index.offsets) == len(index.counts) == strips:
+        raise FormatError(f"{file.url}: has {len(index.offsets)} strips where its {height} rows need {strips}.")
+    assert file.identity is not None
+    size = file.identity.size
+    beyond = np.flatnonzero((index.offsets <= 0) | (index.counts <= 0) | (index.offsets + index.counts > size))
+    if len(beyond):
+        row = int(beyond[0]) * index.rows_per_strip
+        raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
+    return index
+
+
+Decoder = Callable[[memoryview, npt.NDArray[np.uint8]], int]
+"""Fills the target from the start of a strip and returns how many bytes there were."""
+
+
+def _decode_lzw(strip: memoryview, target: npt.NDArray[np.uint8]) -> int:
+    return len(imagecodecs.lzw_decode(strip, out=target))
+
+
+def _decode_deflate(strip: memoryview, target: npt.NDArray[np.uint8]) -> int:
+    return _copy(zlib_ng.decompressobj().decompress(strip, len(target)), target)
+
+
+def _copy(strip: memoryview | bytes, target: npt.NDArray[np.uint8]) -> int:
+    found = np.frombuffer(strip, np.uint8)[: len(target)]
+    target[: len(found)] = found
+    return len(found)
+
+
+_DECODER_OF_COMPRESSION: dict[int, Decoder] = {
+    UNCOMPRESSED: _copy,
+    LZW: _decode_lzw,
+    DEFLATE: _decode_deflate,
+    OLD_DEFLATE: _decode_deflate,
+}
+
+
+class _Sparse(io.RawIOBase):
+    """The file as tifffile wants it, fetching only what is looked at, with the bytes likely to be looked at next."""
+
+    def __init__(self, file: RemoteFile, height: int) -> None:
+        self._file = file
+        self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
+        self._head = file.fetch(0, HEAD)
+        assert file.identity is not None
+        self._size = file.identity.size
+        self._fetched = {0: self._head}
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        stop = min(self._position + len(target), self._size)
+        if stop <= self._position:
+            return 0
+        data = self._bytes(self._position, stop)
+        target[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        for first, data in self._fetched.items():
+            if first <= start and stop <= first + len(data):
+                return data[start - first : stop - first]
+        ahead = 2 * (stop - start) + 4096  # the two arrays of a directory are alike and follow each other
+        if self._size - start <= self._near_end:
+            ahead = self._size - start
+        self._fetched[start] = self._file.fetch(start, min(start + ahead, self._size))
+        return self._fetched[start][: stop - start]

@@ -1,0 +1,178 @@
+"""What part of the volume an array stands for, however often it was indexed, and the dask array that knows it.
+
+dask hands one indexing step down to the reader, but not two, nor a negative step, nor a list of rows: those would fetch
+whole blocks and throw most of them away. A `VolumeArray` composes its indexes itself, so that any chain of them fetches
+only what the last one asks for. Whatever else is done with it (arithmetic, rechunking) gives a plain dask array.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.base import tokenize
+
+Selection = range | npt.NDArray[np.intp]
+"""Indexes along one axis of the volume: a range where they are one (it pickles in a few bytes), else an array."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """An outer-indexed part of a volume.
+
+    Attributes:
+        selections: Which indexes of z, y and x.
+        kept: Which of the three axes are still there; the others were indexed by a number.
+    """
+
+    selections: tuple[Selection, Selection, Selection]
+    kept: tuple[int, ...] = (0, 1, 2)
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> "Window":
+        """All of a volume of (z, y, x) voxels."""
+        z, y, x = map(range, shape)
+        return cls((z, y, x))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes that are kept."""
+        return tuple(len(self.selections[axis]) for axis in self.kept)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> "Window":
+        """Index every kept axis by an int, a slice or a 1-d list or array of ints or bools, each on its own (outer).
+
+        Raises:
+            NotImplementedError: `key` is of another kind.
+            IndexError: An index is out of bounds.
+        """
+        selections: list[Selection] = list(self.selections)
+        kept = []
+        for axis, index in zip(self.kept, key, strict=True):
+            if _is_number(index):
+                number = range(len(selections[axis]))[index]  # as numpy: IndexError beyond the ends
+                selections[axis] = selections[axis][number : number + 1]
+                continue
+            kept.append(axis)
+            if isinstance(index, slice):
+                selections[axis] = selections[axis][index]
+            else:
+                selections[axis] = np.asarray(selections[axis], np.intp)[_integers(index)]
+        z, y, x = selections
+        return Window((z, y, x), tuple(kept))
+
+
+def _is_number(index: Any) -> bool:
+    return isinstance(index, (int, np.integer)) and not isinstance(index, bool)
+
+
+def _integers(index: Any) -> npt.NDArray[Any]:
+    if not isinstance(index, (list, np.ndarray)):
+        raise NotImplementedError(f"indexing by {type(index).__name__}")
+    array = np.asarray(index)
+    if array.ndim != 1 or array.dtype.kind not in "iub":
+        raise NotImplementedError("indexing by an array that is not a list of integers or booleans")
+    return array if array.size else array.astype(np.intp)
+
+
+Read = Callable[[Selection, Selection, Selection], npt.NDArray[Any]]
+"""Voxels of the given z, y and x, as an array of (len(z), len(y), len(x))."""
+
+
+@dataclass(frozen=True)
+class LazyWindow:
+    """A window with its reader: what a dask task indexes to get voxels."""
+
+    read: Read
+    window: Window
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return self.window.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.window.kept)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
+        """Read what `key` selects, see Window."""
+        window = self.window[key]
+        if 0 in map(len, window.selections):
+            return np.empty(window.shape, self.dtype)
+        return self.read(*window.selections).reshape(window.shape)
+
+    def __dask_tokenize__(self) -> Any:
+        """The same name for the same voxels of the same source, in any process."""
+        return self.read, self.window.selections, self.window.kept
+
+
+class VolumeArray(da.Array):
+    """A dask array that composes further indexing with its own window, see the module's text."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, lazy: LazyWindow, chunks: tuple[tuple[int, ...], ...]) -> "VolumeArray":
+        """The array of a lazy window, in the given chunks."""
+        plain = da.from_array(
+            lazy,
+            chunks=chunks,
+            name=f"liver-{tokenize(lazy, chunks)}",
+            asarray=False,
+            inline_array=True,
+            meta=np.empty((0,) * lazy.ndim, lazy.dtype),
+        )
+        array = cls(plain.dask, plain.name, plain.chunks, meta=plain._meta)
+        array._lazy = lazy
+        return array
+
+    def __getitem__(self, index: Any) -> da.Array:
+        """As dask's; the result knows its window where the index is of a kind that Window takes."""
+        try:
+            key = _full_key(index, self.ndim)
+            window = self._lazy.window[key]
+        except (NotImplementedError, ValueError):
+            return super().__getitem__(index)
+        indexed = [(self.chunks[axis], of_axis) for axis, of_axis in enumerate(key) if not _is_number(of_axis)]
+        chunks = tuple(_chunks_of(*cut, length) for cut, length in zip(indexed, window.shape, strict=True))
+        return VolumeArray.of(LazyWindow(self._lazy.read, window, self._lazy.dtype), chunks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VolumeArray.of, (self._lazy, self.chunks)
+
+    def copy(self) -> "VolumeArray":
+        """Another array of the same window."""
+        return VolumeArray.of(self._lazy, self.chunks)
+
+
+def _full_key(index: Any, ndim: int) -> tuple[Any, ...]:
+    """`index` with one entry an axis; NotImplementedError for new axes and masks of several dimensions."""
+    key = index if isinstance(index, tuple) else (index,)
+    if any(entry is None for entry in key) or sum(entry is Ellipsis for entry in key) > 1:
+        raise NotImplementedError
+    at = next((i for i, entry in enumerate(key) if entry is Ellipsis), len(key))
+    filled = (*key[:at], *(slice(None),) * (ndim - len(key) + (at < len(key))), *key[at + 1 :])
+    lists = [entry for entry in filled if not (_is_number(entry) or isinstance(entry, slice))]
+    if len(filled) != ndim or len(lists) > 1:
+        raise NotImplementedError  # dask says what is wrong, or reads the points one by one
+    return filled
+
+
+def _chunks_of(chunks: tuple[int, ...], index: Any, length: int) -> tuple[int, ...]:
+    """Cut the result where the indexed array was cut, so that a block of it reads no two blocks' files.
+
+    Along a list the cuts fall wherever the block changes from one entry to the next.
+    """
+    if length == 0:
+        return (0,)
+    block_ends = np.fromiter(accumulate(chunks), np.intp)
+    chosen = np.arange(block_ends[-1])[index]
+    block_of = np.searchsorted(block_ends, chosen, side="right")
+    cuts = np.flatnonzero(np.diff(block_of)) + 1
+    return tuple(int(n) for n in np.diff([0, *cuts, length]))
