@@ -1,6 +1,7 @@
 """The human-liver EM volume EMPIAR-13356 as one lazy, labelled xarray Dataset over dask."""
 
 from .dataset import open_human_liver_em
+from .download import get_human_liver_em_data, get_human_liver_em_full_volume, get_human_liver_em_paths
 from .errors import (
     FormatError,
     InvalidArgumentError,
@@ -12,6 +13,7 @@ from .errors import (
     SourceChangedError,
     StoreExistsError,
 )
+from .zarr_export import to_zarr
 
 __all__ = [
     "FormatError",
@@ -23,5 +25,9 @@ __all__ = [
     "SliceNotFoundError",
     "SourceChangedError",
     "StoreExistsError",
+    "get_human_liver_em_data",
+    "get_human_liver_em_full_volume",
+    "get_human_liver_em_paths",
     "open_human_liver_em",
+    "to_zarr",
 ]

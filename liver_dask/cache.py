@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import cachetools
 
@@ -30,22 +30,31 @@ class Sized(Protocol):
 T = TypeVar("T", bound=Sized)
 
 
-class MemoryCache:
-    """Objects by key, as many as fit into `limit` bytes."""
+class MemoryCache(Generic[T]):
+    """Items by key, as many as fit into `limit` bytes; the least recently used goes first. A fork starts with none."""
 
     def __init__(self, limit: int) -> None:
-        self._kept: cachetools.LRUCache[Hashable, Any] = cachetools.LRUCache(limit, getsizeof=lambda item: item.nbytes)
-        self._lock = threading.Lock()
+        self._limit = limit
+        self._clear()
+        if hasattr(os, "register_at_fork"):  # the parent's threads may hold locks that nobody would release
+            os.register_at_fork(after_in_child=self._clear)
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is kept under `key`, or else what `make` returns; `make` must be quick, it runs under the lock."""
+    def get(self, key: Hashable) -> T | None:
+        """The item, or None."""
         with self._lock:
-            if key not in self._kept:
-                self._put(key, make())
-            return self._kept[key]
+            return self._kept.get(key)
 
-    def grown(self, key: Hashable, item: Sized) -> None:
-        """Measure an item anew after it was used, and drop the least recently used where the limit is passed."""
+    def get_or_make(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The item, or else what `make` returns; `make` must be quick, it runs under the lock."""
+        with self._lock:
+            item = self._kept.get(key)
+            if item is None:
+                item = make()
+                self._put(key, item)
+            return item
+
+    def put(self, key: Hashable, item: T) -> None:
+        """Keep an item, or measure one anew that has grown."""
         with self._lock:
             self._kept.pop(key, None)
             self._put(key, item)
@@ -55,9 +64,13 @@ class MemoryCache:
         with self._lock:
             self._kept.pop(key, None)
 
-    def _put(self, key: Hashable, item: Sized) -> None:
-        if item.nbytes <= self._kept.maxsize:  # a larger one is used and not kept
+    def _put(self, key: Hashable, item: T) -> None:
+        if item.nbytes <= self._limit:  # a larger one is used and not kept
             self._kept[key] = item
+
+    def _clear(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: cachetools.LRUCache[Hashable, T] = cachetools.LRUCache(self._limit, lambda item: item.nbytes)
 
 
 class FolderCache:

@@ -57,14 +57,14 @@ class VolumeReader:
             out[i] = pixels if every_pixel else pixels[picked]
         return out
 
-    def __dask_tokenize__(self) -> Any:
-        """How the source is asked does not change its voxels, nor the names that dask gives them."""
-        return "VolumeReader", self.source.url, self.variable, self.shape
+    def describe(self) -> str:
+        """Which variable of which source; how the source is asked does not change its voxels."""
+        return f"{self.variable} of {self.shape} at {self.source.url}"
 
     def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice) -> npt.NDArray[Any]:
         path = volume.file_of_slice(self.variable, z)
         key = (self.source.url, path, self.shape)
-        item = _memory.get(key, lambda: self._open_slice(path))
+        item = _memory.get_or_make(key, lambda: self._open_slice(path))
         try:
             pixels = item.read(rows, columns)
         except LiverDaskError as error:
@@ -72,7 +72,7 @@ class VolumeReader:
             if self.source.cache_dir and isinstance(error, SourceChangedError):
                 FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{path}")
             raise self._located(error, z, rows) from error
-        _memory.grown(key, item)
+        _memory.put(key, item)
         return pixels
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
@@ -250,14 +250,4 @@ def _is_run(selection: Selection) -> bool:
     return bool((np.diff(selection) == 1).all())
 
 
-_memory = MemoryCache(MEMORY_LIMIT)
-
-
-def _forget_parent() -> None:
-    """A fork starts with nothing kept: the parent's threads may hold locks that nobody here would release."""
-    global _memory
-    _memory = MemoryCache(MEMORY_LIMIT)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
+_memory: MemoryCache[TiffSlice | PngSlice] = MemoryCache(MEMORY_LIMIT)

@@ -2,8 +2,8 @@
 
 A PNG has no random access, but it has prefixes, and the state of an inflater can be copied. So a mask keeps a
 checkpoint every 256 rows (the inflater, its place in the file, the row before), about 60 kB each at full width, and a
-later read goes on from the nearest one above it: reading a mask block by block costs one decode in all, and going back
-costs at most 256 rows.
+later read goes on from the nearest one above it. dask reads blocks in any order: those decoded on the way to another
+are kept for a while, a bit a pixel. So reading a mask block by block costs one decode in all, in whatever order.
 
 Undoing PNG's row filters is left to libpng: a block of inflated rows, with the row before it on top, is itself a small
 uncompressed PNG.
@@ -13,6 +13,7 @@ import bisect
 import struct
 import threading
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import imagecodecs
@@ -20,12 +21,20 @@ import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
-from .cache import FolderCache
+from .cache import FolderCache, MemoryCache
 from .errors import FormatError
 from .remote import RemoteFile
 from .volume import FOREGROUND, MASK_DTYPE
 
-CHECKPOINT_ROWS = 256
+BLOCK_ROWS = 256
+"""Rows from one checkpoint to the next."""
+
+UNFILTERED_ROWS = 64
+"""Rows of the small PNG: few enough that it and its copies stay in the processor's cache."""
+
+BLOCKS_LIMIT = 64 << 20
+"""Bytes of decoded blocks that a process keeps, a bit a pixel: one whole mask and some."""
+
 FIRST_REQUEST = 64 << 10
 SMALLEST_REQUEST = 256 << 10
 """What follows the first request is split over the connections, but into no smaller ranges (bytes)."""
@@ -53,7 +62,7 @@ class _Layout:
     width: int
     bits: int
     colour: int
-    is_foreground: npt.NDArray[np.bool_]  # of each of the 256 values of a sample, or entries of the palette
+    coloured_entries: npt.NDArray[np.bool_] | None = None  # of a palette: which of its 256 are not black
 
     @property
     def samples(self) -> int:
@@ -67,12 +76,17 @@ class _Layout:
         """Undo the row filters of (rows, 1 + row_bytes), given the bytes of the row above the first."""
         if not rows[:, 0].any():
             return rows[:, 1:]
-        block = np.empty((len(rows) + 1, rows.shape[1]), np.uint8)
-        block[0, 0] = 0
-        block[0, 1:] = above
-        block[1:] = rows
-        plain = imagecodecs.png_decode(_png_of(block, COLOUR_OF_SAMPLES[self.samples], self.row_bytes // self.samples))
-        return plain.reshape(len(block), self.row_bytes)[1:]
+        plain = np.empty((len(rows), self.row_bytes), np.uint8)
+        colour, width = COLOUR_OF_SAMPLES[self.samples], self.row_bytes // self.samples
+        for first in range(0, len(rows), UNFILTERED_ROWS):
+            some = rows[first : first + UNFILTERED_ROWS]
+            block = np.zeros((len(some) + 1, rows.shape[1]), np.uint8)
+            block[0, 1:] = above if first == 0 else plain[first - 1]
+            block[1:] = some
+            plain[first : first + len(some)] = imagecodecs.png_decode(_png_of(block, colour, width)).reshape(
+                len(block), self.row_bytes
+            )[1:]
+        return plain
 
     def to_mask(self, rows: Bytes2D, columns: slice) -> Bytes2D:
         """Columns `start` to `stop` of unfiltered rows as 0 / 255: foreground is whatever has a colour but black."""
@@ -82,13 +96,14 @@ class _Layout:
             shifts = np.arange(8 - self.bits, -1, -self.bits, dtype=np.uint8)
             values = (rows[:, first:last, None] >> shifts) & np.uint8((1 << self.bits) - 1)
             skipped = columns.start - first * per_byte
-            flat = values.reshape(len(rows), -1)[:, skipped : skipped + columns.stop - columns.start]
-            return _as_mask(self.is_foreground[flat])
-        pixels = rows.reshape(len(rows), self.width, self.samples)[:, columns]
-        if self.samples == 1:
-            return _as_mask(self.is_foreground[pixels[..., 0]])
-        coloured = pixels[..., :3] if self.samples > 2 else pixels[..., :1]  # alpha says nothing about the class
-        return _as_mask(coloured.any(axis=-1))
+            samples = values.reshape(len(rows), -1)[:, skipped : skipped + columns.stop - columns.start]
+        elif self.samples == 1:
+            samples = rows[:, columns]
+        else:  # alpha says nothing about the class
+            pixels = rows.reshape(len(rows), self.width, self.samples)[:, columns]
+            samples = pixels[..., : 3 if self.samples > 2 else 1].max(axis=-1)
+        foreground = samples > 0 if self.coloured_entries is None else self.coloured_entries[samples]
+        return foreground.view(np.uint8) * np.uint8(FOREGROUND)
 
 
 @dataclass
@@ -129,16 +144,39 @@ class PngSlice:
         stop = int(rows[-1]) + 1
         with self._lock:
             layout = self._load_layout()
-            state = self._nearest(int(rows[0]))
-            while state.row < stop:
-                first = state.row
-                count = min(CHECKPOINT_ROWS - first % CHECKPOINT_ROWS, stop - first)
-                plain = self._next_rows(layout, state, count, stop)
-                here = slice(*np.searchsorted(rows, (first, first + count)))
-                out[here] = layout.to_mask(plain[rows[here] - first], columns)
-            self._latest = state
+            for block in range(int(rows[0]) // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
+                here = slice(*np.searchsorted(rows, (block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)))
+                wanted = rows[here]
+                if len(wanted):
+                    first, pixels = self._read_block(layout, block, wanted, columns, stop)
+                    out[here] = pixels if len(wanted) == len(pixels) else pixels[wanted - first]
             self._keep_in_folder()
         return out
+
+    def _read_block(
+        self, layout: _Layout, block: int, wanted: npt.NDArray[np.intp], columns: slice, stop: int
+    ) -> tuple[int, Bytes2D]:
+        """Some rows of a block that hold the wanted ones, and the number of the first."""
+        packed = _blocks.get((self._file.url, self._file.identity, block))
+        if packed is not None:
+            first, last = int(wanted[0]) - block * BLOCK_ROWS, int(wanted[-1]) + 1 - block * BLOCK_ROWS
+            bits = np.unpackbits(packed[first:last], axis=1, count=columns.stop)[:, columns]
+            return int(wanted[0]), bits * np.uint8(FOREGROUND)
+        state = self._nearest(int(wanted[0]))
+        end = min((block + 1) * BLOCK_ROWS, stop, self._height)
+        while state.row < end:
+            count = min(BLOCK_ROWS - state.row % BLOCK_ROWS, end - state.row)
+            rows = self._next_rows(layout, state, count, stop)
+            all_wanted = state.row == end and len(wanted) == count and columns == slice(0, self._width)
+            if count == BLOCK_ROWS and not all_wanted:
+                self._keep_block(layout, state.row // BLOCK_ROWS - 1, rows)
+        self._latest = state
+        return end - len(rows), layout.to_mask(rows, columns)
+
+    def _keep_block(self, layout: _Layout, block: int, rows: Bytes2D) -> None:
+        """A block on the way to another, or of which only a part was asked for, may be asked for next."""
+        packed = np.packbits(layout.to_mask(rows, slice(0, self._width)), axis=1)
+        _blocks.put((self._file.url, self._file.identity, block), packed)
 
     def _nearest(self, row: int) -> _Checkpoint:
         """A copy of the last checkpoint at or above `row`."""
@@ -146,7 +184,7 @@ class PngSlice:
         return max((point for point in known if point.row <= row), key=lambda point: point.row).copy()
 
     def _next_rows(self, layout: _Layout, state: _Checkpoint, count: int, stop: int) -> Bytes2D:
-        """Inflate and unfilter the next rows, leaving a checkpoint at each multiple of CHECKPOINT_ROWS."""
+        """Inflate and unfilter the next rows, leaving a checkpoint where a new block begins."""
         inflated = self._inflate(state, count * (1 + layout.row_bytes), stop)
         block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
         if block[:, 0].max() > LAST_FILTER:
@@ -154,7 +192,7 @@ class PngSlice:
         plain = layout.unfilter(block, state.above)
         state.above = plain[-1].copy()
         state.row += count
-        if state.row == self._checkpoints[-1].row + CHECKPOINT_ROWS:
+        if state.row == self._checkpoints[-1].row + BLOCK_ROWS:
             self._checkpoints.append(state.copy())
         return plain
 
@@ -225,6 +263,9 @@ class PngSlice:
         return FormatError(f"{self._file.url}: {problem}; the file is damaged or cut short at its source.")
 
 
+_blocks: MemoryCache[Bytes2D] = MemoryCache(BLOCKS_LIMIT)
+
+
 class _Chunks:
     """The chunks of a PNG as far as its prefix was fetched; the data of its IDAT chunks are one stream."""
 
@@ -293,22 +334,21 @@ def _layout_of(chunks: _Chunks, height: int, width: int) -> _Layout:
         raise FormatError(f"{chunks._url}: found {bits} bits of colour type {colour}, expected a mask of up to 8 bits.")
     if interlaced:
         raise FormatError(f"{chunks._url}: is interlaced, so that its rows cannot be read one by one.")
-    is_foreground = np.arange(256) > 0
-    if colour == PALETTE:
-        entries = np.frombuffer(chunks.headers.get(b"PLTE", b""), np.uint8).reshape(-1, 3)
-        is_foreground[: len(entries)] = entries.any(axis=1)
-    return _Layout(width, bits, colour, is_foreground)
-
-
-def _as_mask(foreground: npt.NDArray[np.bool_]) -> Bytes2D:
-    return foreground.view(np.uint8) * np.uint8(FOREGROUND)
+    if colour != PALETTE:
+        return _Layout(width, bits, colour)
+    coloured_entries = np.zeros(256, bool)
+    entries = np.frombuffer(chunks.headers.get(b"PLTE", b""), np.uint8)
+    coloured_entries[: len(entries) // 3] = entries.reshape(-1, 3).any(axis=1)
+    return _Layout(width, bits, colour, coloured_entries)
 
 
 def _png_of(rows: Bytes2D, colour: int, width: int) -> bytes:
     """Filtered 8-bit rows as a PNG, stored rather than compressed."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib_ng.crc32(data, zlib_ng.crc32(kind)))
+    def chunk(kind: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+        crc = zlib_ng.crc32(data, zlib_ng.crc32(kind))
+        return struct.pack(">I", len(data)), kind, data, struct.pack(">I", crc)
 
     header = struct.pack(">IIBBBBB", width, len(rows), 8, colour, 0, 0, 0)
-    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib_ng.compress(rows, 0)) + chunk(b"IEND", b"")
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib_ng.compress(rows, 0)), chunk(b"IEND", b"")
+    return b"".join([SIGNATURE, *chain.from_iterable(parts)])

@@ -5,10 +5,11 @@ whole blocks and throw most of them away. A `VolumeArray` composes its indexes i
 only what the last one asks for. Whatever else is done with it (arithmetic, rechunking) gives a plain dask array.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import dask.array as da
 import numpy as np
@@ -78,15 +79,21 @@ def _integers(index: Any) -> npt.NDArray[Any]:
     return array if array.size else array.astype(np.intp)
 
 
-Read = Callable[[Selection, Selection, Selection], npt.NDArray[Any]]
-"""Voxels of the given z, y and x, as an array of (len(z), len(y), len(x))."""
+class Reader(Protocol):
+    """Reads voxels of one variable; small and picklable."""
+
+    def __call__(self, z: Selection, y: Selection, x: Selection) -> npt.NDArray[Any]:
+        """Voxels of the given indexes, none of them empty, as an array of (len(z), len(y), len(x))."""
+
+    def describe(self) -> str:
+        """Which variable of which source, the same in every process."""
 
 
 @dataclass(frozen=True)
 class LazyWindow:
     """A window with its reader: what a dask task indexes to get voxels."""
 
-    read: Read
+    read: Reader
     window: Window
     dtype: np.dtype[Any]
 
@@ -107,9 +114,17 @@ class LazyWindow:
             return np.empty(window.shape, self.dtype)
         return self.read(*window.selections).reshape(window.shape)
 
+    def describe(self) -> str:
+        """Which voxels these are: the same text for the same voxels of the same source, in every process."""
+        selections = (
+            f"{s.start}:{s.stop}:{s.step}" if isinstance(s, range) else hashlib.sha256(s.tobytes()).hexdigest()[:16]
+            for s in self.window.selections
+        )
+        return f"{self.read.describe()} [{', '.join(selections)}]"
+
     def __dask_tokenize__(self) -> Any:
-        """The same name for the same voxels of the same source, in any process."""
-        return self.read, self.window.selections, self.window.kept
+        """One name for the same voxels."""
+        return self.describe(), self.window.kept
 
 
 class VolumeArray(da.Array):
@@ -129,26 +144,26 @@ class VolumeArray(da.Array):
             meta=np.empty((0,) * lazy.ndim, lazy.dtype),
         )
         array = cls(plain.dask, plain.name, plain.chunks, meta=plain._meta)
-        array._lazy = lazy
+        array.lazy = lazy
         return array
 
     def __getitem__(self, index: Any) -> da.Array:
         """As dask's; the result knows its window where the index is of a kind that Window takes."""
         try:
             key = _full_key(index, self.ndim)
-            window = self._lazy.window[key]
+            window = self.lazy.window[key]
         except (NotImplementedError, ValueError):
             return super().__getitem__(index)
         indexed = [(self.chunks[axis], of_axis) for axis, of_axis in enumerate(key) if not _is_number(of_axis)]
         chunks = tuple(_chunks_of(*cut, length) for cut, length in zip(indexed, window.shape, strict=True))
-        return VolumeArray.of(LazyWindow(self._lazy.read, window, self._lazy.dtype), chunks)
+        return VolumeArray.of(LazyWindow(self.lazy.read, window, self.lazy.dtype), chunks)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return VolumeArray.of, (self._lazy, self.chunks)
+        return VolumeArray.of, (self.lazy, self.chunks)
 
     def copy(self) -> "VolumeArray":
         """Another array of the same window."""
-        return VolumeArray.of(self._lazy, self.chunks)
+        return VolumeArray.of(self.lazy, self.chunks)
 
 
 def _full_key(index: Any, ndim: int) -> tuple[Any, ...]:

@@ -1,0 +1,53 @@
+"""How far a long piece of work is: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+Advance = Callable[[int, str], None]
+"""Says that so many more bytes are done, and a remark to show."""
+
+
+@contextmanager
+def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
+    """Report on `total` bytes of work on standard error, as it is done; on nothing if not `shown`."""
+    console = Console(file=sys.stderr)
+    if not shown:
+        yield lambda count, remark: None
+    elif console.is_terminal:
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"))
+        with Progress(TextColumn(title), *columns, console=console) as progress:
+            task = progress.add_task(title, total=total, remark="")
+            yield lambda count, remark: progress.update(task, advance=count, remark=remark)
+    else:
+        yield _Lines(title, total).advance
+
+
+class _Lines:
+    """A line at the end, and every few seconds until then."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._began = self._printed = time.monotonic()
+
+    def advance(self, count: int, remark: str) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._printed < SECONDS_BETWEEN_LINES and self._done < self._total:
+            return
+        self._printed = now
+        rate = self._done / max(now - self._began, 1e-9)
+        left = (self._total - self._done) / rate
+        print(
+            f"{self._title}: {decimal(self._done)} of {decimal(self._total)}, {decimal(int(rate))}/s, "
+            f"{left:.0f} s left, {remark}",
+            file=sys.stderr,
+            flush=True,
+        )
