@@ -1,0 +1,350 @@
+"""An archive to try things on: a made-up EM volume in the archive's own format, and a web server for it.
+
+`make_archive` writes what EMPIAR-13356 has (LZW TIFFs with predictor, one row a strip, directory last; PNG masks);
+`serve` puts a folder on http, with byte ranges, and counts what is asked for; `run_demo` is `liver-dask demo`.
+"""
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+import xarray as xr
+from PIL import Image, ImageDraw, ImageFont
+
+from . import volume
+from .dataset import open_human_liver_em
+from .errors import LiverDaskError
+from .remote import traffic
+from .zarr_export import read_record, to_zarr
+
+DEMO_SHAPE = (16, 1024, 1024)
+DEMO_BOX = (200, 856, 120, 632, 2, 14)
+TIFF_TAGS = {317: 2, 278: 1}
+"""Predictor 2, one row a strip."""
+
+COLOUR_OF_LABEL = {"mito": (230, 75, 60), "er": (60, 170, 235), "nucleus": (250, 200, 60)}
+OTHER_COLOUR = (160, 90, 220)
+
+Field = npt.NDArray[np.float32]
+
+
+def make_archive(folder: Path, shape: Sequence[int] = DEMO_SHAPE, seed: int = 0) -> None:
+    """Write an archive of EM-like slices: cells with membranes and nuclei, mitochondria with cristae, sheets of ER.
+
+    Args:
+        folder: The archive's root; made if it is not there.
+        shape: Voxels (z, y, x); 64 or more rows and columns.
+        seed: The same seed gives the same voxels.
+    """
+    tissue = _Tissue(volume.check_shape(shape), seed)
+    for z in range(shape[0]):
+        for variable, pixels in tissue.slice(z).items():
+            path = folder / volume.file_of_slice(variable, z)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if variable == volume.RAW:
+                Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo=TIFF_TAGS)
+            else:
+                Image.fromarray(pixels).save(path)
+
+
+class _Tissue:
+    """A small piece of made-up liver; every slice is computed from the same few random shapes."""
+
+    def __init__(self, shape: tuple[int, int, int], seed: int) -> None:
+        self._shape = depth, height, width = shape
+        self._seed = seed
+        random = np.random.default_rng(seed)
+        self._size = max(height, width) / 1024
+        cells = max(int(14 * height * width / 1024**2), 3)
+        self._cells = random.uniform((-depth, 0, 0), (2 * depth, height, width), (cells, 3))
+        organelles = max(int(260 * height * width / 1024**2), 4)
+        self._mitochondria = random.uniform((0, 0, 0), (depth, height, width), (organelles, 3))
+        self._radii = random.uniform((11, 20), (19, 46), (organelles, 2)) * max(self._size, 0.35)
+        self._angles = random.uniform(0, np.pi, organelles)
+        self._folds, self._waves, self._mottle = (_noise(random, depth, grain) for grain in (9, 5, 26))
+        rows, columns = np.mgrid[:height, :width].astype(np.float32)
+        self._rows, self._columns = rows, columns
+
+    def slice(self, z: int) -> dict[str, npt.NDArray[Any]]:
+        """Raw and the masks of one slice."""
+        folds, waves, mottle = (self._spread(noise[z]) for noise in (self._folds, self._waves, self._mottle))
+        wall, centre = self._walls(z, waves)
+        radius = (92 + 12 * folds) * self._size
+        nucleus = (centre < radius) & (wall > 14 * self._size)
+        mito, cristae = self._organelles(z, folds)
+        mito &= ~nucleus & (wall > 5)
+        lumen = np.abs(np.sin(4 * waves + 1.4 * folds + 0.2 * mottle))
+        er = (lumen < 0.16) & (folds > -0.2) & ~nucleus & ~mito & (wall > 5)
+        grey = 150 + 10 * mottle + 6 * folds
+        grey = np.where(er, 168 - 420 * lumen, grey)
+        grey = np.where(mito, 92 + 26 * cristae, grey)
+        grey = np.where(nucleus, 160 + 22 * np.clip(mottle + folds, -1.5, 1), grey)
+        envelope = np.minimum(np.abs(centre - radius), np.abs(wall - 14 * self._size))
+        grey -= 75 * np.exp(-((wall / 2.5) ** 2)) + np.where(nucleus, 70 * np.exp(-((envelope / 2.5) ** 2)), 0)
+        masks = {"mito": mito, "er": er, "nucleus": nucleus}
+        noise = np.random.default_rng((self._seed, z)).normal(0, 9, grey.shape)
+        inside = self._inside()
+        raw = np.clip((grey + noise) * 200, 1, 65535).astype(np.uint16) * inside
+        return {volume.RAW: raw} | {
+            name: (mask & inside).astype(np.uint8) * np.uint8(volume.FOREGROUND) for name, mask in masks.items()
+        }
+
+    def _spread(self, noise: Field) -> Field:
+        """Enlarge a small noise image to a slice."""
+        _, height, width = self._shape
+        return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+
+    def _inside(self) -> npt.NDArray[np.bool_]:
+        """Like the real slices, which are empty outside the tissue."""
+        _, height, width = self._shape
+        inside = np.zeros((height, width), bool)
+        inside[height // 43 : height - height // 46, width // 17 : width - width // 18] = True
+        return inside
+
+    def _walls(self, z: int, waves: Field) -> tuple[Field, Field]:
+        """Distance to the nearest cell's wall, and to that cell's centre."""
+        bend = 22 * self._size * waves
+        rows, columns = self._rows + bend, self._columns + bend
+        shape = rows.shape
+        centres = np.stack([self._cells[:, 1], self._cells[:, 2], 3 * (self._cells[:, 0] - z)], axis=1)
+        squares = np.stack([(rows - y) ** 2 + (columns - x) ** 2 + up**2 for y, x, up in centres.astype(np.float32)])
+        first, second = np.argpartition(squares, 1, axis=0)[:2]
+        nearest, next_nearest = (np.take_along_axis(squares, i[None], 0)[0] for i in (first, second))
+        apart = np.linalg.norm(centres[first] - centres[second], axis=-1).reshape(shape)
+        return (next_nearest - nearest) / (2 * apart), np.sqrt(nearest)
+
+    def _organelles(self, z: int, folds: Field) -> tuple[npt.NDArray[np.bool_], Field]:
+        """Where mitochondria are, and the wave of their cristae."""
+        inside = np.zeros(self._rows.shape, bool)
+        cristae = np.zeros(self._rows.shape, np.float32)
+        for (organelle_z, y, x), (short, long), angle in zip(
+            self._mitochondria, self._radii, self._angles, strict=True
+        ):
+            shrink = 1 - ((z - organelle_z) / 7) ** 2
+            if shrink <= 0:
+                continue
+            near = np.s_[max(int(y - long), 0) : int(y + long) + 1, max(int(x - long), 0) : int(x + long) + 1]
+            down, right = self._rows[near] - y, self._columns[near] - x
+            along, across = right * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - right * np.sin(angle)
+            there = (along / long) ** 2 + (across / short) ** 2 < shrink * (1 + 0.25 * folds[near])
+            inside[near] |= there
+            cristae[near][there] = np.sin(along / 1.7 + 3 * folds[near])[there]
+        return inside, cristae
+
+
+def _noise(random: np.random.Generator, depth: int, grain: int) -> Field:
+    """Smooth noise around 0, `grain` bumps across, slowly changing in z: (depth, 128, 128)."""
+    spectrum = np.fft.fftn(random.normal(size=(depth + 8, 128, 128)))
+    z, y, x = np.meshgrid(*(np.fft.fftfreq(n) for n in spectrum.shape), indexing="ij")
+    smooth = np.fft.ifftn(spectrum * np.exp(-((y**2 + x**2) * (64 / grain) ** 2 * 8 + z**2 * 80))).real[:depth]
+    return (smooth / smooth.std()).astype(np.float32)
+
+
+class Request(NamedTuple):
+    """One request as a server saw it: the range is (0, size) where none was asked for."""
+
+    path: str
+    start: int
+    stop: int
+    status: int
+
+
+@dataclass
+class ArchiveServer:
+    """A folder on http.
+
+    Attributes:
+        url: Its root.
+        requests: What was asked for so far, in order.
+    """
+
+    url: str
+    requests: list[Request] = field(default_factory=list)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of all bodies so far."""
+        return sum(request.stop - request.start for request in self.requests)
+
+
+class RangeRequestHandler(SimpleHTTPRequestHandler):
+    """Serves a folder with byte ranges, ETags, kept-alive connections and HTML listings."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        """Answer with a range (206) or the whole file (200)."""
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            super().do_GET()  # a listing, or 404
+            self._note(0, 0, HTTPStatus.OK if path.is_dir() else HTTPStatus.NOT_FOUND)
+            return
+        size = path.stat().st_size
+        start, stop = self.asked_range(size)
+        if start >= size:
+            self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+            self.send_header("Content-Range", f"bytes */{size}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        with path.open("rb") as file:
+            file.seek(start)
+            self.answer(file.read(stop - start), start, stop, size, f'"{path.stat().st_mtime_ns:x}-{size:x}"')
+
+    def asked_range(self, size: int) -> tuple[int, int]:
+        """The range of the request, cut to the file; all of the file if none is asked for."""
+        first, dash, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        if not dash:
+            return 0, size
+        return int(first), min(int(last) + 1, size) if last else size
+
+    def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
+        """Send one range."""
+        status = HTTPStatus.PARTIAL_CONTENT if "Range" in self.headers else HTTPStatus.OK
+        self._note(start, stop, status)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", etag)
+        if status == HTTPStatus.PARTIAL_CONTENT:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _note(self, start: int, stop: int, status: int) -> None:
+        self.server.archive.requests.append(Request(self.path, start, stop, status))  # type: ignore[attr-defined]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent; requests are in `ArchiveServer.requests`."""
+
+
+@contextmanager
+def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler) -> Iterator[ArchiveServer]:
+    """Serve a folder on a free port of 127.0.0.1 for as long as the context lasts."""
+
+    def handle(*args: Any, **options: Any) -> RangeRequestHandler:
+        return handler(*args, directory=str(folder), **options)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        block_on_close = False
+        request_queue_size = 128
+        archive: ArchiveServer
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A client that hangs up is no error here."""
+
+    with Server(("127.0.0.1", 0), handle) as server:  # type: ignore[arg-type]
+        server.archive = ArchiveServer(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield server.archive
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def overlay_picture(ds: xr.Dataset, z: int) -> Image.Image:
+    """One slice, as it is and with its labels in colour, side by side.
+
+    Args:
+        ds: A Dataset with `raw` and labels; the slice is read whole.
+        z: The slice, by its coordinate.
+    """
+    pixels = ds.sel(z=z).compute()
+    raw = pixels[volume.RAW].to_numpy()
+    low, high = np.percentile(raw[raw > 0], (0.5, 99.5)) if raw.any() else (0, 1)
+    grey = np.clip((raw - low) / (high - low), 0, 1) * 255
+    plain = np.repeat(grey[..., None], 3, axis=-1)
+    coloured = plain.copy()
+    labels = [str(name) for name in ds.data_vars if name != volume.RAW]
+    for label in labels:
+        there = pixels[label].to_numpy() > 0
+        coloured[there] = 0.55 * coloured[there] + 0.45 * np.array(COLOUR_OF_LABEL.get(label, OTHER_COLOUR))
+    pair = Image.fromarray(np.concatenate([plain, coloured], axis=1).astype(np.uint8))
+    return _with_legend(pair, f"{ds.attrs['title']}, slice {z}", labels)
+
+
+def _with_legend(pair: Image.Image, title: str, labels: Sequence[str]) -> Image.Image:
+    size = max(pair.height // 40, 10)
+    picture = Image.new("RGB", (pair.width, pair.height + 2 * size))
+    picture.paste(pair, (0, 2 * size))
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size)
+    draw.text((size / 2, size / 3), title, fill="white", font=font)
+    x = picture.width / 2 + size / 2
+    for label in labels:
+        colour = COLOUR_OF_LABEL.get(label, OTHER_COLOUR)
+        draw.rectangle((x, size * 0.6, x + size * 0.8, size * 1.4), fill=colour)
+        draw.text((x + size * 1.1, size / 3), label, fill="white", font=font)
+        x += size * 2.2 + draw.textlength(label, font=font)
+    return picture
+
+
+def run_demo(out: Path) -> None:
+    """Make an archive, open it over http, look at it, keep a crop, check every voxel; print each step.
+
+    Args:
+        out: Folder for the picture and the crop; made if it is not there.
+
+    Raises:
+        LiverDaskError: A voxel of the crop differs from the archive's.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    crop = out / "crop.zarr"
+    if read_record(crop):  # an earlier demo's
+        shutil.rmtree(crop)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        print(f"Making an archive of {DEMO_SHAPE[0]} slices of {DEMO_SHAPE[1]} x {DEMO_SHAPE[2]} pixels ...")
+        make_archive(Path(folder))
+        with serve(Path(folder)) as server:
+            print(f"Serving it at {server.url} ({time.monotonic() - began:.0f} s)\n")
+            ds = open_human_liver_em(server.url, shape=DEMO_SHAPE)
+            print(f'ds = open_human_liver_em("{server.url}", shape={DEMO_SHAPE})   # {len(server.requests)} requests')
+            print(ds, "\n")
+            _show_window(ds)
+            picture = out / "slice.png"
+            overlay_picture(ds.assign_attrs(title="A made-up liver"), z=DEMO_SHAPE[0] // 2).save(picture)
+            print(f"A picture of slice {DEMO_SHAPE[0] // 2} with its labels: {picture}")
+            to_zarr(ds, crop, bounding_box=DEMO_BOX)
+        voxels = check_crop(crop, Path(folder), volume.BoundingBox(*DEMO_BOX))
+    print(f"A crop that any Zarr reader opens: {crop}")
+    print(f"All {voxels:,} voxels of the crop equal the archive's. The demo took {time.monotonic() - began:.0f} s.")
+
+
+def _show_window(ds: xr.Dataset) -> None:
+    requests, fetched = traffic.requests, traffic.bytes
+    window = ds.raw.isel(z=3, y=slice(300, 428), x=slice(500, 756)).compute()
+    print(
+        f"ds.raw.isel(z=3, y=slice(300, 428), x=slice(500, 756)): {window.nbytes / 1e3:.0f} kB of voxels from "
+        f"{(traffic.bytes - fetched) / 1e3:.0f} kB in {traffic.requests - requests} requests"
+    )
+
+
+def check_crop(crop: Path, archive: Path, box: volume.BoundingBox) -> int:
+    """Compare a store with the archive's files, read whole by tifffile and Pillow; returns the number of voxels."""
+    stored = xr.open_zarr(crop)
+    voxels = 0
+    for name, variable in stored.data_vars.items():
+        for i, z in enumerate(range(box.z_min, box.z_max)):
+            path = archive / volume.file_of_slice(str(name), z)
+            whole = tifffile.imread(path) if name == volume.RAW else np.asarray(Image.open(path))
+            here, there = variable[i].to_numpy(), whole[box.y_min : box.y_max, box.x_min : box.x_max]
+            if not np.array_equal(here, there):
+                raise LiverDaskError(f"Slice {z} of {name} in {crop} is not what {path} holds.")
+            voxels += here.size
+    return voxels
