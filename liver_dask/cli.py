@@ -25,9 +25,10 @@ class OneSentenceGroup(click.Group):
         try:
             return super().invoke(ctx)
         except (LiverDaskError, OSError) as error:
-            failure = click.ClickException(" ".join([str(error), *getattr(error, "__notes__", [])]))
-            failure.exit_code = 2 if isinstance(error, InvalidArgumentError) else 1
-            raise failure from error
+            used_wrongly = isinstance(error, InvalidArgumentError)
+            raise (click.UsageError if used_wrongly else click.ClickException)(
+                " ".join([str(error), *getattr(error, "__notes__", [])])
+            ) from error
 
 
 source_option = click.option(
@@ -69,7 +70,9 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     click.echo(ds)
     if tuple(shape) == volume.SHAPE:
         x_min, x_max, y_min, y_max, z_min, z_max = volume.TISSUE_BOX
-        click.echo(f"\nTissue: --bbox {x_min} {x_max} {y_min} {y_max} {z_min} {z_max}; outside it the slices are empty.")
+        click.echo(
+            f"\nTissue: --bbox {x_min} {x_max} {y_min} {y_max} {z_min} {z_max}; outside it the slices are empty."
+        )
 
 
 @main.command()
@@ -85,7 +88,12 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
 @source_option
 @shape_option
 @click.option(
-    "--label", "labels", multiple=True, default=volume.LABELS, show_default=True, help="A mask to keep; may be repeated."
+    "--label",
+    "labels",
+    multiple=True,
+    default=volume.LABELS,
+    show_default=True,
+    help="A mask to keep; may be repeated.",
 )
 @click.option("--connections", type=int, help="The most requests at once.  [default: 16]")
 @click.option("--cache-dir", type=click.Path(), help="Folder that keeps strip indexes and masks between runs.")

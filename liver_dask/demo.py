@@ -246,7 +246,7 @@ def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler
         def handle_error(self, request: Any, client_address: Any) -> None:
             """A client that hangs up is no error here."""
 
-    with Server(("127.0.0.1", 0), handle) as server:  # type: ignore[arg-type]
+    with Server(("127.0.0.1", 0), handle) as server:
         server.archive = ArchiveServer(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()

@@ -139,7 +139,7 @@ class PngSlice:
         return len(self._chunks.prefix) + (len(self._checkpoints) + 1) * (self._width + (40 << 10))
 
     def read(self, rows: npt.NDArray[np.intp], columns: slice) -> Bytes2D:
-        """Pixels of ascending, distinct rows and of columns `start` to `stop`: a (rows, columns) uint8 array, 0 / 255."""
+        """Pixels of ascending, distinct rows and of columns `start` to `stop`: (rows, columns), uint8, 0 or 255."""
         out = np.empty((len(rows), columns.stop - columns.start), MASK_DTYPE)
         stop = int(rows[-1]) + 1
         with self._lock:
@@ -196,7 +196,7 @@ class PngSlice:
             self._checkpoints.append(state.copy())
         return plain
 
-    def _inflate(self, state: _Checkpoint, count: int, stop: int) -> bytes:
+    def _inflate(self, state: _Checkpoint, count: int, stop: int) -> bytearray:
         """The next `count` bytes of the image, fetching more of the file where needed to reach row `stop`."""
         inflated = bytearray()
         while len(inflated) < count:
@@ -329,7 +329,9 @@ def _layout_of(chunks: _Chunks, height: int, width: int) -> _Layout:
         raise FormatError(f"{chunks._url}: has no header.")
     columns, rows, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if (rows, columns) != (height, width):
-        raise FormatError(f"{chunks._url}: found {rows} x {columns} pixels (rows x columns), expected {height} x {width}.")
+        raise FormatError(
+            f"{chunks._url}: found {rows} x {columns} pixels (rows x columns), expected {height} x {width}."
+        )
     if colour not in SAMPLES_OF_COLOUR or bits not in ((1, 2, 4, 8) if colour in (GREY, PALETTE) else (8,)):
         raise FormatError(f"{chunks._url}: found {bits} bits of colour type {colour}, expected a mask of up to 8 bits.")
     if interlaced:

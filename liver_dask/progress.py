@@ -22,7 +22,13 @@ def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
     if not shown:
         yield lambda count, remark: None
     elif console.is_terminal:
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"))
+        columns = (
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+        )
         with Progress(TextColumn(title), *columns, console=console) as progress:
             task = progress.add_task(title, total=total, remark="")
             yield lambda count, remark: progress.update(task, advance=count, remark=remark)

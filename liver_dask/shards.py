@@ -48,7 +48,12 @@ def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape) -> bytes:
         voxels = np.pad(voxels, [(0, whole - there) for whole, there in zip(chunk, voxels.shape, strict=True)])
     little = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
     return imagecodecs.blosc_encode(
-        little, level=LEVEL, compressor="zstd", shuffle=_shuffle_of(little.dtype), typesize=little.itemsize, numthreads=1
+        little,
+        level=LEVEL,
+        compressor="zstd",
+        shuffle=_shuffle_of(little.dtype),
+        typesize=little.itemsize,
+        numthreads=1,
     )
 
 

@@ -1,7 +1,7 @@
 """Rows of one TIFF slice: the strip index is read once, then only the strips that hold the rows.
 
-Read right: the directory first or last, little and big endian, classic and BigTIFF, LZW, deflate or none, predictor 1 or
-2, one or many rows a strip with a short last strip. Anything else is a FormatError that says what was found.
+Read right: the directory first or last, little and big endian, classic and BigTIFF, LZW, deflate or none, predictor 1
+or 2, one or many rows a strip with a short last strip. Anything else is a FormatError that says what was found.
 """
 
 import io
@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import imagecodecs
 import numpy as np
@@ -199,7 +199,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
         FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` 16-bit grey in strips.
     """
     try:
-        with tifffile.TiffFile(_Sparse(file, height)) as tiff:
+        with tifffile.TiffFile(cast(IO[bytes], _Sparse(file, height))) as tiff:
             page = tiff.pages[0]
             assert isinstance(page, tifffile.TiffPage)
             problem = _difference(page, height, width)

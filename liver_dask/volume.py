@@ -80,7 +80,9 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return `shape` as three positive integers (z, y, x), or raise InvalidArgumentError."""
     numbers = _integers("shape", shape, 3, "(z, y, x)")
     if min(numbers) < 1:
-        raise InvalidArgumentError(f"shape={tuple(numbers)} has an axis without voxels; give (z, y, x), each at least 1.")
+        raise InvalidArgumentError(
+            f"shape={tuple(numbers)} has an axis without voxels; give (z, y, x), each at least 1."
+        )
     z, y, x = numbers
     return z, y, x
 
@@ -148,7 +150,7 @@ def attributes_of(variable: str) -> dict[str, Any]:
         return {"long_name": "electron microscopy, uncalibrated intensity"}
     meaning = MEANING_OF_LABEL[variable]
     return {
-        "long_name": f"mask of {meaning.replace('_', ' ')} (no label is not always background: labels cover a part of a slice)",
+        "long_name": f"mask of {meaning.replace('_', ' ')}; may cover only a part of a slice",
         "flag_values": [0, FOREGROUND],
         "flag_meanings": f"background {meaning}",
     }

@@ -131,6 +131,7 @@ class VolumeArray(da.Array):
     """A dask array that composes further indexing with its own window, see the module's text."""
 
     __slots__ = ()
+    lazy: LazyWindow
 
     @classmethod
     def of(cls, lazy: LazyWindow, chunks: tuple[tuple[int, ...], ...]) -> "VolumeArray":
@@ -153,7 +154,7 @@ class VolumeArray(da.Array):
             key = _full_key(index, self.ndim)
             window = self.lazy.window[key]
         except (NotImplementedError, ValueError):
-            return super().__getitem__(index)
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # dask has none
         indexed = [(self.chunks[axis], of_axis) for axis, of_axis in enumerate(key) if not _is_number(of_axis)]
         chunks = tuple(_chunks_of(*cut, length) for cut, length in zip(indexed, window.shape, strict=True))
         return VolumeArray.of(LazyWindow(self.lazy.read, window, self.lazy.dtype), chunks)

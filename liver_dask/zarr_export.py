@@ -15,13 +15,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
-from dask.base import tokenize
+from dask.base import compute, tokenize
 
 from . import volume
 from .errors import InvalidArgumentError, StoreExistsError
@@ -176,7 +175,7 @@ class Export:
 
     def _read(self, region: Region) -> dict[str, npt.NDArray[Any]]:
         part = self._ds.isel(z=slice(region.z_start, region.z_stop), y=slice(region.y_start, region.y_stop))
-        arrays = dask.compute(
+        arrays = compute(
             {str(name): variable.data for name, variable in part.data_vars.items()},
             scheduler="threads",
             num_workers=READERS,
@@ -207,7 +206,11 @@ class Export:
         pieces = [
             Piece(
                 self._piece_path(name, region, shard),
-                first=(region.z_start // self._layout.chunks[0] % deep, region.y_start // self._layout.chunks[1] % high, 0),
+                first=(
+                    region.z_start // self._layout.chunks[0] % deep,
+                    region.y_start // self._layout.chunks[1] % high,
+                    0,
+                ),
                 grid=(1, -(-(region.y_stop - region.y_start) // self._layout.chunks[1]), wide),
             )
             for region in self._layout.regions_of(shard)
@@ -313,7 +316,9 @@ def held_box(ds: xr.Dataset) -> volume.BoundingBox:
     for dim in volume.DIMS:
         index = ds.indexes.get(dim)
         if index is None or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-            raise InvalidArgumentError(f"The coordinate {dim!r} does not run one by one, so a box of it is not defined.")
+            raise InvalidArgumentError(
+                f"The coordinate {dim!r} does not run one by one, so a box of it is not defined."
+            )
         bounds[dim] = int(index[0]), int(index[-1]) + 1
     return volume.BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
 
