@@ -32,7 +32,14 @@ import fsspec
 import urllib3
 from urllib3 import exceptions as faults
 
-from .errors import InvalidArgumentError, LiverDaskError, RangeNotSupportedError, RemoteError, SliceNotFoundError
+from .errors import (
+    InvalidArgumentError,
+    LiverDaskError,
+    RangeNotSupportedError,
+    RemoteError,
+    SliceNotFoundError,
+    SourceChangedError,
+)
 
 SMALL_FILE = 32 << 20
 """Bytes. A file up to this size is fetched whole from a server that ignores ranges; a larger one is refused."""
@@ -254,7 +261,7 @@ def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
         pause = urllib3.Retry().get_retry_after(response)
         return TryAgainError(f"answered {status} {response.reason}", wait=pause)
     if status == 416:
-        return RemoteError(f"{url}: is shorter than it was, or than its header says ({status}).")
+        return SourceChangedError(f"{url}: is shorter than when it was first read ({status}); read it again.")
     return RemoteError(f"{url}: the server refuses to send it ({status} {response.reason}).")
 
 

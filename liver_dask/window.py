@@ -70,13 +70,18 @@ def _is_number(index: Any) -> bool:
     return isinstance(index, (int, np.integer)) and not isinstance(index, bool)
 
 
+def _without_0d(index: Any) -> Any:
+    """An array of one number, as numpy's own functions return, is a number."""
+    return index[()] if isinstance(index, np.ndarray) and index.ndim == 0 else index
+
+
 def _integers(index: Any) -> npt.NDArray[Any]:
     if not isinstance(index, (list, np.ndarray)):
         raise NotImplementedError(f"indexing by {type(index).__name__}")
-    array = np.asarray(index)
+    array = np.asarray(index, np.intp if len(index) == 0 else None)
     if array.ndim != 1 or array.dtype.kind not in "iub":
         raise NotImplementedError("indexing by an array that is not a list of integers or booleans")
-    return array if array.size else array.astype(np.intp)
+    return array
 
 
 class Reader(Protocol):
@@ -169,7 +174,7 @@ class VolumeArray(da.Array):
 
 def _full_key(index: Any, ndim: int) -> tuple[Any, ...]:
     """`index` with one entry an axis; NotImplementedError for new axes and masks of several dimensions."""
-    key = index if isinstance(index, tuple) else (index,)
+    key = tuple(map(_without_0d, index if isinstance(index, tuple) else (index,)))
     if any(entry is None for entry in key) or sum(entry is Ellipsis for entry in key) > 1:
         raise NotImplementedError
     at = next((i for i, entry in enumerate(key) if entry is Ellipsis), len(key))

@@ -1,0 +1,47 @@
+"""Fixtures: a small archive on disk, the same on a real HTTP server, and independent readings of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from liver_dask import dataset, png, volume
+from liver_dask.demo import ArchiveServer, make_archive, serve
+
+SHAPE = (10, 300, 420)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    """A port may be given to another test's server; what was kept of the first is not of the second."""
+    dataset._memory._clear()
+    png._blocks._clear()
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up archive of SHAPE."""
+    folder = tmp_path_factory.mktemp("archive")
+    make_archive(folder, SHAPE)
+    return folder
+
+
+@pytest.fixture
+def server(archive: Path) -> Iterator[ArchiveServer]:
+    """The archive over HTTP, counting requests, on a port that no other test used."""
+    with serve(archive) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def voxels(archive: Path) -> dict[str, np.ndarray]:
+    """Every variable of the archive, read whole by tifffile and Pillow."""
+
+    def read(name: str, z: int) -> np.ndarray:
+        path = archive / volume.file_of_slice(name, z)
+        return tifffile.imread(path) if name == volume.RAW else np.asarray(Image.open(path))
+
+    return {name: np.stack([read(name, z) for z in range(SHAPE[0])]) for name in (volume.RAW, *volume.LABELS)}

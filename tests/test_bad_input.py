@@ -1,0 +1,282 @@
+"""Whatever is wrong is said in one sentence, early, by an error that callers of the builtins catch too."""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHAPE
+from hostile import HugeWithoutRanges, NoRanges
+from PIL import Image
+
+import liver_dask as ld
+from liver_dask import volume
+from liver_dask.demo import ArchiveServer, serve
+
+HEIGHT, WIDTH = 40, 50
+
+
+@pytest.fixture
+def own_archive(tmp_path: Path) -> Path:
+    """An archive of one slice that a test may spoil."""
+    random = np.random.default_rng(0)
+    for name in (volume.RAW, *volume.LABELS):
+        path = tmp_path / volume.file_of_slice(name, 0)
+        path.parent.mkdir()
+        if name == volume.RAW:
+            pixels = random.integers(0, 60000, (HEIGHT, WIDTH), np.uint16)
+            Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
+        else:
+            Image.fromarray(random.integers(0, 2, (HEIGHT, WIDTH), np.uint8) * 255).save(path)
+    return tmp_path
+
+
+@pytest.fixture
+def own_server(own_archive: Path) -> Iterator[ArchiveServer]:
+    with serve(own_archive) as running:
+        yield running
+
+
+def opened(url: object):
+    return ld.open_human_liver_em(url, shape=(1, HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("box", "told"),
+    [
+        ((0, 10, 0, 10, 0, 11), "z is 0..11, but there is only 0..10"),
+        ((-1, 10, 0, 10, 0, 1), "x is -1..10"),
+        ((5, 5, 0, 10, 0, 1), "holds no voxels: x_max=5"),
+        ((0, 10, 20, 10, 0, 1), "holds no voxels: y_max=10"),
+        ((0, 10, 0, 10, 0), "has 5 numbers"),
+        ((0, 10, 0, 10, 0, 1.5), "whole numbers"),
+        (7, "whole numbers"),
+    ],
+)
+def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str) -> None:
+    """A wrong box would write a wrong or empty store."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.raises(ValueError, match=told):
+        ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=box)
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.get_human_liver_em_data(tmp_path, box, download=True, source=archive, shape=SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"labels": ["mito", "golgi"]}, "Unknown label 'golgi'; the classes are mito, er"),
+        ({"chunk_rows": -5}, "chunk_rows=-5"),
+        ({"chunk_rows": 0}, "chunk_rows=0"),
+        ({"connections": 0}, "connections=0"),
+        ({"connections": "many"}, "connections='many'"),
+        ({"shape": (0, 5, 5)}, "without voxels"),
+        ({"shape": (5, 5)}, "has 2 numbers"),
+        ({"voxel_size_nm": (8, 8)}, "three numbers"),
+        ({"voxel_size_nm": (0, 8, 8)}, "above 0"),
+        ({"source": "nonsense://x"}, "cannot be opened"),
+        ({"source": "http://"}, "names no host"),
+    ],
+)
+def test_options_that_make_no_sense(options, told: str) -> None:
+    """A wrong option would show itself an hour later on a worker."""
+    with pytest.raises(ValueError, match=told):
+        ld.open_human_liver_em(**options)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """A typing mistake would show itself only when voxels are read."""
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        ld.open_human_liver_em(tmp_path / "nowhere")
+
+
+def test_a_missing_slice_names_file_slice_and_rows(own_server: ArchiveServer) -> None:
+    """Nobody could tell which of 2388 files is missing."""
+    ds = ld.open_human_liver_em(own_server.url, shape=(3, HEIGHT, WIDTH))
+    with pytest.raises(FileNotFoundError, match=r"raw, slice 2, rows 3-6: .*humanliver_raw_002\.tif: there is no such"):
+        ds.raw[2, 3:7].compute()
+
+
+def test_a_missing_class_lists_the_folders_that_are_there(own_server: ArchiveServer, own_archive: Path) -> None:
+    """Who asks for an unconfirmed class would not learn which ones there are."""
+    for url in (own_server.url, own_archive):
+        ds = ld.open_human_liver_em(url, shape=(1, HEIGHT, WIDTH), labels=["sinusoid"])
+        with pytest.raises(ld.SliceNotFoundError, match=r"folders: humanliver_er_mask, humanliver_mito_mask, .*raw"):
+            ds.sinusoid.compute()
+
+
+def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong host would end in a stack of connection errors, or never."""
+    ds = ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE)
+    with pytest.raises(OSError, match=r"raw, slice 0, rows 0-0: .*gave up after 6 tries"):
+        ds.raw[0, 0].compute()
+    ds = ld.open_human_liver_em("http://no-such-host.invalid", shape=SHAPE)
+    with pytest.raises(ld.RemoteError, match=r"there is no host no-such-host\.invalid"):
+        ds.raw[0, 0].compute()
+
+
+def test_small_files_work_without_ranges_with_one_warning(archive: Path, voxels) -> None:
+    """`python -m http.server` would give wrong voxels, or warn with every block, or send a file for each row."""
+    with serve(archive, NoRanges) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.warns(UserWarning, match="ignores byte ranges") as told:
+            for _ in range(2):
+                part = ds.isel(z=slice(0, 3)).compute(scheduler="sync")
+        for name in voxels:
+            np.testing.assert_array_equal(part[name], voxels[name][:3])
+    assert len(told) == 1
+    assert len(server.requests) == 12, "a file was sent more than once"
+
+
+def test_a_large_file_without_ranges_is_refused_before_it_is_sent(archive: Path) -> None:
+    """880 MB would be fetched for a few rows."""
+    with serve(archive, HugeWithoutRanges) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.RangeNotSupportedError, match=r"slice 0, rows 5-8: .*ignores byte ranges.* \(880 MB\)"):
+            ds.raw[0, 5:9].compute()
+        assert len(server.requests) == 1
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def spoil(path: Path, how: str) -> None:
+    """Damage a file, or put another in its place."""
+    data = path.read_bytes()
+    match how:
+        case "empty":
+            path.write_bytes(b"")
+        case "cut in the data":
+            path.write_bytes(data[: len(data) // 2])
+        case "cut at the end":
+            path.write_bytes(data[:-60])
+        case "not of this kind":
+            path.write_bytes(b"<html>404</html>" * 100)
+        case "noise":
+            noise = np.random.default_rng(0).integers(0, 256, len(data) // 3, np.uint8).tobytes()
+            path.write_bytes(data[: len(data) // 3] + noise + data[len(data) // 3 + len(noise) :])
+        case "another size":
+            Image.fromarray(np.zeros((HEIGHT + 1, WIDTH), np.uint16 if path.suffix == ".tif" else np.uint8)).save(path)
+        case "a photo":
+            Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(path)
+        case "floats":
+            Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(path)
+        case "tiles":
+            import tifffile
+
+            tifffile.imwrite(path, np.zeros((HEIGHT, WIDTH), np.uint16), tile=(16, 16))
+        case "jpeg in tiff":
+            Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(path, compression="jpeg")
+        case "a million pixels wide":
+            header = struct.pack(">IIBBBBB", 10**6, 10**6, 8, 0, 0, 0, 0)
+            path.write_bytes(
+                data[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + data[-12:]
+            )
+        case "16 bit":
+            Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(path)
+        case "interlaced":
+            header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 1)
+            path.write_bytes(data[:8] + chunk(b"IHDR", header) + data[33:])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty",
+        "cut in the data",
+        "cut at the end",
+        "not of this kind",
+        "another size",
+        "a photo",
+        "floats",
+        "tiles",
+        "jpeg in tiff",
+    ],
+)
+def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
+    """A damaged or foreign TIFF would be read as voxels, or end in another library's traceback."""
+    spoil(own_archive / volume.file_of_slice("raw", 0), how)
+    check_refusal(own_archive, "raw", tmp_path / "out" / "crop.zarr")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty", "cut in the data", "cut at the end", "not of this kind", "noise", "another size", "16 bit",
+        "a million pixels wide", "interlaced",
+    ],
+)  # fmt: skip
+def test_a_bad_png_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
+    """A damaged or foreign PNG would be read as a mask, fill the memory, or end in another library's traceback."""
+    pixels_limit = Image.MAX_IMAGE_PIXELS
+    spoil(own_archive / volume.file_of_slice("mito", 0), how)
+    check_refusal(own_archive, "mito", tmp_path / "out" / "crop.zarr")
+    assert pixels_limit == Image.MAX_IMAGE_PIXELS, "a safety of the whole process was switched off"
+
+
+def check_refusal(archive: Path, name: str, out: Path) -> None:
+    with serve(archive) as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ds = opened(server.url)
+        with pytest.raises(ld.LiverDaskError) as told:
+            ds[name].compute()
+        text = str(told.value)
+        assert f"{name}, slice 0, rows 0-{HEIGHT - 1}: {server.url}/{volume.file_of_slice(name, 0)}" in text
+        assert "\n" not in text
+        with pytest.raises(type(told.value)):
+            ld.to_zarr(ds, out, progress=False)
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+def test_a_damaged_strip_names_its_rows(own_archive: Path) -> None:
+    """A strip that ends early would be filled with what was in memory."""
+    import tifffile
+
+    path = own_archive / volume.file_of_slice("raw", 0)
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[7], tiff.pages[0].databytecounts[7]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = bytes([0x80, 0x40]) * (count // 2) + data[offset : offset + count % 2]  # LZW's end
+    path.write_bytes(data)
+    with pytest.raises(ld.FormatError, match="the strip of rows 7-7"):
+        opened(own_archive).raw.compute()
+    assert opened(own_archive).raw[0, 8:].compute().shape == (HEIGHT - 8, WIDTH)
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "a zarr of another", "an unfinished other store", "a url"])
+def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path, what: str) -> None:
+    """Somebody's data would be overwritten, or taken for ours."""
+    import zarr
+
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    box = (0, 50, 0, 50, 0, 2)
+    path: Path | str = tmp_path / "crop.zarr"
+    match what:
+        case "a file":
+            (tmp_path / "crop.zarr").write_text("mine")
+        case "a folder":
+            (tmp_path / "crop.zarr" / "mine").mkdir(parents=True)
+        case "a zarr of another":
+            zarr.create_array(str(path) + "/raw", shape=(2, 50, 50), dtype="u2")
+        case "an unfinished other store":
+            ld.to_zarr(ds, path, bounding_box=(0, 50, 0, 51, 0, 2), progress=False)
+            Path(path).rename(tmp_path / "crop.zarr.partial")
+        case "a url":
+            path = "s3://bucket/crop.zarr"
+    before = sorted(entry.name for entry in tmp_path.rglob("*"))
+    with pytest.raises(ld.InvalidArgumentError if what == "a url" else FileExistsError):
+        ld.to_zarr(ds, path, bounding_box=box, progress=False)
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == before
+
+
+def test_an_output_folder_that_cannot_be_made(archive: Path, tmp_path: Path) -> None:
+    """A wrong folder would end in a traceback."""
+    (tmp_path / "file").write_text("")
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.raises(ld.InvalidArgumentError, match="Cannot write"):
+        ld.to_zarr(ds, tmp_path / "file" / "crop.zarr", progress=False)

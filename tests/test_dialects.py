@@ -1,0 +1,233 @@
+"""Every dialect of TIFF and PNG that is promised, and any window of it, against tifffile and Pillow."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import liver_dask as ld
+from liver_dask import png, volume
+from liver_dask.demo import serve
+from liver_dask.tiff import GAP, LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
+
+HEIGHT, WIDTH = 530, 203
+
+
+def em(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """Smooth enough for a predictor to matter, rough enough for all bytes to occur."""
+    random = np.random.default_rng(7)
+    rows, columns = np.mgrid[:height, :width]
+    return ((np.sin(rows / 9) + np.cos(columns / 7) + 2) * 8000 + random.integers(0, 900, (height, width))).astype("u2")
+
+
+def blobs(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return (np.sin(rows / 11 + np.cos(columns / 13) * 2) + np.cos(columns / 17) > 0.6).astype("u1") * 255
+
+
+def check_windows(folder: Path, name: str, expected: np.ndarray) -> None:
+    """The whole slice, and windows at its corners, in its middle and across blocks, over HTTP."""
+    height, width = expected.shape
+    with serve(folder) as server:
+        ds = ld.open_human_liver_em(server.url, shape=(1, height, width), chunk_rows=100, labels=["er"])
+        array = ds[name][0]
+        for rows, columns in [
+            (slice(height - 1, height), slice(width - 1, width)),
+            (slice(95, 105), slice(0, width)),
+            (slice(0, 1), slice(0, 1)),
+            (slice(3, height, 37), slice(5, width, 11)),
+            (slice(300, 130, -1), slice(None, None, -3)),
+            (slice(0, height), slice(0, width)),
+        ]:
+            np.testing.assert_array_equal(array[rows, columns].to_numpy(), expected[rows, columns])
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("bigtiff", [False, True], ids=["classic", "big"])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+@pytest.mark.parametrize("predictor", [1, 2])
+@pytest.mark.parametrize("rows_per_strip", [1, 8, 530])
+def test_tiffs_with_the_directory_first(
+    tmp_path: Path, byteorder: str, bigtiff: bool, compression: str | None, predictor: int, rows_per_strip: int
+) -> None:
+    """A dialect of TIFF would give wrong voxels; 530 rows leave a last strip of 2."""
+    path = tmp_path / volume.file_of_slice("raw", 0)
+    path.parent.mkdir()
+    tifffile.imwrite(
+        path, em(), byteorder=byteorder, bigtiff=bigtiff, compression=compression, rowsperstrip=rows_per_strip,
+        predictor=predictor if compression else 1,
+    )  # fmt: skip
+    check_windows(tmp_path, "raw", tifffile.imread(path))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"])
+@pytest.mark.parametrize("predictor", [1, 2])
+@pytest.mark.parametrize("rows_per_strip", [1, 8])
+def test_tiffs_of_libtiff(tmp_path: Path, compression: str, predictor: int, rows_per_strip: int) -> None:
+    """The archive's own dialect, with the directory last, would give wrong voxels."""
+    path = tmp_path / volume.file_of_slice("raw", 0)
+    path.parent.mkdir()
+    tags = {278: rows_per_strip} | ({317: predictor} if compression != "raw" else {})
+    Image.fromarray(em()).save(path, compression=compression, tiffinfo=tags)
+    check_windows(tmp_path, "raw", tifffile.imread(path))
+
+
+def test_a_large_bigtiff_index_costs_three_requests_at_most(tmp_path: Path) -> None:
+    """An index that lies elsewhere than at the end would be read piece by piece."""
+    path = tmp_path / volume.file_of_slice("raw", 0)
+    path.parent.mkdir()
+    tifffile.imwrite(path, em(9000, 20), bigtiff=True, compression="lzw", rowsperstrip=1, predictor=2)
+    with serve(tmp_path) as server:
+        ds = ld.open_human_liver_em(server.url, shape=(1, 9000, 20))
+        np.testing.assert_array_equal(ds.raw[0, 5000:5003], em(9000, 20)[5000:5003])
+        assert len(server.requests) <= 4
+
+
+def pack(pixels: np.ndarray, bits: int) -> bytes:
+    """Unfiltered PNG rows of samples of less than a byte."""
+    per_byte = 8 // bits
+    padded = np.pad(pixels, ((0, 0), (0, -pixels.shape[1] % per_byte))).reshape(len(pixels), -1, per_byte)
+    return b"".join(b"\0" + row.tobytes() for row in (padded << np.arange(8 - bits, -1, -bits)).sum(-1).astype("u1"))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def write_png(path: Path, kind: str, mask: np.ndarray) -> None:
+    """Write a mask as Pillow would in the given mode, or as few writers do."""
+    opaque = np.full_like(mask, 200)
+    match kind:
+        case "grey":
+            image = Image.fromarray(mask)
+        case "grey of 0 and 1":
+            image = Image.fromarray(mask // 255)
+        case "1 bit":
+            image = Image.fromarray(mask).convert("1")
+        case "grey and alpha":
+            image = Image.merge("LA", (Image.fromarray(mask), Image.fromarray(opaque)))
+        case "RGB":
+            image = Image.fromarray(np.stack([mask] * 3, axis=-1))
+        case "red RGBA":
+            image = Image.fromarray(np.stack([mask, mask * 0, mask * 0, opaque], axis=-1))
+        case "palette" | "palette of 4 bits":
+            image = Image.fromarray(mask // 255).convert("P")
+            colours = 2 if kind == "palette" else 12
+            image.putpalette([0, 0, 0, 0, 200, 60] + [9] * 3 * (colours - 2))
+        case "2 bits":
+            header = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], 2, 0, 0, 0, 0)
+            data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pack(mask // 85, 2))) + chunk(b"IEND", b"")
+            path.write_bytes(png.SIGNATURE + data)
+            return
+    image.save(path, optimize=kind == "palette")
+
+
+def read_by_pillow(path: Path) -> np.ndarray:
+    """0 / 255: foreground is what has a colour but black; alpha is left out."""
+    return np.where(np.asarray(Image.open(path).convert("RGB")).any(axis=-1), 255, 0).astype("u1")
+
+
+KINDS = [
+    "grey", "grey of 0 and 1", "1 bit", "grey and alpha", "RGB", "red RGBA", "palette", "palette of 4 bits", "2 bits"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pngs(tmp_path: Path, kind: str) -> None:
+    """A mode of PNG would give a wrong mask."""
+    path = tmp_path / volume.file_of_slice("er", 0)
+    path.parent.mkdir()
+    write_png(path, kind, blobs())
+    expected = read_by_pillow(path)
+    assert 0 < expected.mean() < 255
+    check_windows(tmp_path, "er", expected)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1000, 10**9], ids=lambda n: f"IDAT of {n}")
+def test_image_data_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    """Where one request or one chunk ends and the next begins, bytes would be lost or taken twice."""
+    path = tmp_path / volume.file_of_slice("er", 0)
+    path.parent.mkdir()
+    mask = np.random.default_rng(1).integers(0, 2, (HEIGHT, WIDTH), np.uint8) * np.uint8(255)
+    Image.fromarray(mask).save(path)
+    data = path.read_bytes()
+    at, image = 8, b""
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        if data[at + 4 : at + 8] == b"IDAT":
+            image += data[at + 8 : at + 8 + length]
+        at += 12 + length
+    parts = [image[i : i + cut] for i in range(0, len(image), cut)]
+    idats = b"".join(chunk(b"IDAT", part) for part in (parts[0], b"", *parts[1:]))
+    path.write_bytes(data[:33] + chunk(b"tEXt", b"a" * 3000) + idats + chunk(b"IEND", b""))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), mask)
+    monkeypatch.setattr(png, "FIRST_REQUEST", 2048)
+    monkeypatch.setattr(png, "SMALLEST_REQUEST", 100)
+    check_windows(tmp_path, "er", mask)
+
+
+def test_a_mask_read_block_by_block_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a mask in 20 blocks would inflate it from the top 20 times, or twice where dask begins at the bottom."""
+    path = tmp_path / volume.file_of_slice("er", 0)
+    path.parent.mkdir()
+    mask = blobs(3000, 100)
+    Image.fromarray(mask).save(path)
+    decoded = []
+    next_rows = png.PngSlice._next_rows
+    monkeypatch.setattr(
+        png.PngSlice, "_next_rows", lambda self, *args: decoded.append(args[2]) or next_rows(self, *args)
+    )
+    for order in (1, -1):
+        decoded.clear()
+        with serve(tmp_path) as server:
+            array = ld.open_human_liver_em(server.url, shape=(1, 3000, 100), labels="er").er[0]
+            for first in range(0, 3000, 150)[::order]:
+                np.testing.assert_array_equal(array[first : first + 150].compute(), mask[first : first + 150])
+            assert sum(request.stop - request.start for request in server.requests) == path.stat().st_size
+        assert sum(decoded) <= 3000 * 1.15
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_sequence_of_windows_of_one_mask(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A checkpoint or a kept block would be used for rows that it does not hold."""
+    folder = tmp_path_factory.mktemp("mask")
+    path = folder / volume.file_of_slice("er", 0)
+    path.parent.mkdir()
+    mask = blobs()
+    Image.fromarray(mask).save(path)
+    array = ld.open_human_liver_em(folder, shape=(1, HEIGHT, WIDTH), labels="er").er[0]
+    for _ in range(4):
+        rows = sorted(data.draw(st.lists(st.integers(0, HEIGHT), min_size=2, max_size=2, unique=True)))
+        columns = sorted(data.draw(st.lists(st.integers(0, WIDTH), min_size=2, max_size=2, unique=True)))
+        step = data.draw(st.sampled_from([1, 1, 3, 300]))
+        window = np.s_[rows[0] : rows[1] : step, slice(*columns)]
+        np.testing.assert_array_equal(array[window].compute(scheduler="sync"), mask[window])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    strips=st.lists(st.tuples(st.integers(0, 3 * GAP), st.integers(1, 2 * SMALLEST_REQUEST)), min_size=1, max_size=60),
+    connections=st.integers(1, 20),
+    shuffled=st.booleans(),
+)
+def test_pieces_hold_every_strip_once_and_little_else(strips, connections: int, shuffled: bool) -> None:
+    """A strip would be missing or fetched twice, a piece fetch what nobody asked for, or one request all of a slice."""
+    gaps, counts = (np.array(numbers, np.int64) for numbers in zip(*strips, strict=True))
+    offsets = 8 + np.cumsum(gaps) + np.cumsum(counts) - counts
+    if shuffled:
+        offsets, counts = offsets[::-1].copy(), counts[::-1].copy()
+    pieces = plan_pieces(offsets, counts, connections)
+    assert [piece.first for piece in pieces] == [0, *(piece.last for piece in pieces[:-1])]
+    assert pieces[-1].last == len(offsets)
+    for piece in pieces:
+        held = range(piece.first, piece.last)
+        assert all(piece.start <= offsets[i] and offsets[i] + counts[i] <= piece.stop for i in held)
+        assert piece.stop - piece.start <= sum(counts[i] for i in held) + GAP * (len(held) - 1)
+        assert len(held) == 1 or piece.stop - piece.start <= LARGEST_REQUEST
