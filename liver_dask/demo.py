@@ -9,12 +9,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR, socket
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -242,12 +244,19 @@ def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler
         block_on_close = False
         request_queue_size = 128
         archive: ArchiveServer
+        connections: WeakSet[socket]
+
+        def get_request(self) -> tuple[socket, Any]:
+            connection, address = super().get_request()
+            self.connections.add(connection)
+            return connection, address
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             """A client that hangs up is no error here."""
 
     with Server(("127.0.0.1", 0), handle) as server:
         server.archive = ArchiveServer(f"http://127.0.0.1:{server.server_port}")
+        server.connections = WeakSet()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
@@ -255,6 +264,9 @@ def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler
         finally:
             server.shutdown()
             thread.join()
+            for connection in list(server.connections):  # kept alive, they would go on to be served
+                with suppress(OSError):
+                    connection.shutdown(SHUT_RDWR)
 
 
 def overlay_picture(ds: xr.Dataset, z: int) -> Image.Image:

@@ -24,6 +24,8 @@ LEVEL = 5
 
 CRC_BYTES = 4
 COPIED_AT_ONCE = 4 << 20
+PART = ".part"
+"""How the name of a file ends that is being written."""
 Index = npt.NDArray[np.uint64]
 
 
@@ -89,7 +91,7 @@ class DurableFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
 
     def __enter__(self) -> Any:
         self._path.parent.mkdir(parents=True, exist_ok=True)

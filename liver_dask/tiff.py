@@ -223,7 +223,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
 def _difference(page: tifffile.TiffPage, height: int, width: int) -> str:
     """What of the page is not as expected; empty if all is."""
     found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
-        ("rows x columns", (page.imagelength, page.imagewidth), [(height, width)]),
+        ("rows x columns", f"{page.imagelength} x {page.imagewidth}", [f"{height} x {width}"]),
         ("samples a pixel", page.samplesperpixel, [1]),
         ("bits a sample", page.bitspersample, [16]),
         ("sample format (1 is unsigned)", int(page.sampleformat), [1]),

@@ -27,7 +27,7 @@ from .errors import InvalidArgumentError, StoreExistsError
 from .export_plan import CHUNKS, SHARDS, Layout, Region, Shard, plan_layout
 from .progress import show_progress
 from .remote import traffic
-from .shards import DurableFile, Piece, codec_of, encode_chunk, merge_pieces, write_piece
+from .shards import PART, DurableFile, Piece, codec_of, encode_chunk, merge_pieces, write_piece
 from .window import VolumeArray
 
 RECORD = "liver_dask"
@@ -228,8 +228,9 @@ class Export:
                     "finish that call, remove the folder, or choose another path."
                 )
             return
-        new = self._partial.with_name(f".{self._partial.name}.{os.getpid()}")
+        new = self._partial.with_name(f".{self._partial.name}.new")
         try:
+            shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
             _write_metadata(new, self._ds, self._layout, self._record)
             new.replace(self._partial)
@@ -245,6 +246,8 @@ class Export:
             if not self._shard_path(name, Shard(*place)).exists():
                 self._merge(name, Shard(*place))
         shutil.rmtree(self._partial / PIECES, ignore_errors=True)
+        for part in self._partial.rglob("*" + PART):  # of a run that was killed
+            part.unlink()
         metadata = self._partial / RECORD / "zarr.json"
         document = json.loads(metadata.read_bytes())
         document["attributes"]["complete"] = True

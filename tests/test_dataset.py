@@ -97,7 +97,7 @@ def test_a_stride_fetches_only_the_strips_it_needs(server: ArchiveServer, archiv
     ids=["two steps", "isel thrice", "slice of a slice", "backwards", "a list", "numpy int"],
 )
 def test_any_chain_of_indexes_fetches_only_what_is_left(server: ArchiveServer, archive: Path, index) -> None:
-    """dask hands down one step; the second would fetch whole blocks and throw them away."""
+    """Dask hands down one step; the second would fetch whole blocks and throw them away."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     index(ds.raw).compute()
     assert server.bytes_sent <= (strip_bytes(archive, 4, range(100, 228)) + index_bytes(archive, 4)) * 1.05

@@ -4,12 +4,12 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pytest
 from conftest import SHAPE
 from hostile import scripted
 
-import dask
 import liver_dask as ld
 from liver_dask.demo import RangeRequestHandler, serve
 
@@ -104,7 +104,7 @@ def test_connections_are_kept_alive(archive: Path) -> None:
 
 def test_a_failure_does_not_use_up_the_connections(archive: Path, voxels, no_waiting: list[float]) -> None:
     """Each failed request would keep its place in the pool, until the next one waits for ever."""
-    with serve(archive, scripted({n: "truncate" for n in (1, 2, 4, 5)})) as server:
+    with serve(archive, scripted(dict.fromkeys((1, 2, 4, 5), "truncate"))) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=1)
         for z in range(4):
             np.testing.assert_array_equal(ds.raw[z], voxels["raw"][z])

@@ -120,7 +120,7 @@ def test_what_is_out_of_bounds_is_an_index_error(key) -> None:
 
 
 def test_xarray_composes_too() -> None:
-    """xarray's own ways of indexing would read whole blocks."""
+    """Xarray's own ways of indexing would read whole blocks."""
     array, reader = volume_array()
     variable = xr.DataArray(array, dims=("z", "y", "x"))
     got = variable.isel(z=2).isel(y=[3, 4, 9], x=[1, 5])[::-1].compute(scheduler="sync")
@@ -131,7 +131,7 @@ def test_xarray_composes_too() -> None:
 
 
 def test_equal_windows_have_equal_names_and_unequal_ones_have_not() -> None:
-    """dask would take one window's voxels for another's."""
+    """Dask would take one window's voxels for another's."""
     first, second = volume_array()[0], volume_array()[0]
     assert first[1, 2:9][3:5].name == second[1, 5:7].name
     names = {first[key].name for key in [(1,), (2,), (slice(1, 2),), (1, slice(0, 9)), ([1],), (slice(None), 1)]}

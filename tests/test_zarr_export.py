@@ -1,0 +1,279 @@
+"""Stores: the same voxels for every reader, complete or not there, and resumed whatever ended the run."""
+
+import filecmp
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray as xr
+import zarr
+from conftest import SHAPE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from liver_dask import export_plan, volume, zarr_export
+from liver_dask.demo import ArchiveServer, serve
+from liver_dask.export_plan import Shard, plan_layout
+
+SMALL = {"chunks": (2, 64, 64), "shards": (4, 128, 128)}
+BOX = (37, 401, 21, 290, 1, 9)
+
+
+def check_store(store: Path, voxels: dict[str, np.ndarray], box: tuple[int, ...]) -> None:
+    """Compare every voxel, as zarr-python and as tensorstore read it."""
+    x0, x1, y0, y1, z0, z1 = box
+    for name, whole in voxels.items():
+        expected = whole[z0:z1, y0:y1, x0:x1]
+        np.testing.assert_array_equal(zarr.open_array(store / name, mode="r")[:], expected)
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store / name)}}
+        np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), expected)
+
+
+@pytest.mark.parametrize("layout", [{}, SMALL, {"chunks": (3, 50, 70), "shards": (3, 100, 70)}])
+@pytest.mark.parametrize("box", [BOX, (0, 420, 0, 300, 0, 10), (419, 420, 299, 300, 9, 10)])
+def test_every_reader_gets_the_voxels_of_the_box(server: ArchiveServer, tmp_path: Path, voxels, layout, box) -> None:
+    """A chunk would be in the wrong place, the wrong length, or written with another codec than the metadata say."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    path = ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=box, progress=False, **layout)
+    check_store(Path(path), voxels, box)
+
+
+def test_open_zarr_gives_the_dataset_back(server: ArchiveServer, tmp_path: Path) -> None:
+    """Coordinates would lose their global values, attributes be lost, or xarray warn."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, voxel_size_nm=(80, 8, 8))
+    path = ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False)
+    crop = ds.isel(z=slice(1, 9), y=slice(21, 290), x=slice(37, 401))
+    stored = xr.open_zarr(path)
+    xr.testing.assert_identical(stored.compute(), crop.compute())
+    assert stored.y.dtype == "int64"
+    assert stored.raw.encoding["chunks"] == (8, 256, 256)
+    assert stored.raw.encoding["shards"] == (8, 512, 512)
+    assert json.loads(Path(path, "raw", "zarr.json").read_bytes())["dimension_names"] == ["z", "y", "x"]
+    xr.testing.assert_identical(xr.open_zarr(path, consolidated=False).compute(), crop.compute())
+
+
+def test_a_second_call_makes_no_request(server: ArchiveServer, tmp_path: Path) -> None:
+    """What is there would be fetched again."""
+    paths = []
+    for _ in range(2):
+        paths.append(ld.get_human_liver_em_data(tmp_path, BOX, download=True, source=server.url, shape=SHAPE))
+        requests, server.requests[:] = len(server.requests), []
+    assert requests == 0
+    assert paths[0] == paths[1] == str(tmp_path / "2e7a240f6ee7.zarr")  # MD5 of "37_401_21_290_1_9"
+    found = ld.get_human_liver_em_paths(tmp_path, [BOX], source=server.url, shape=SHAPE)
+    assert found == paths[:1]
+    assert server.requests == []
+
+
+def test_nothing_there_and_no_download_is_torch_ems_error(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """A caller that catches torch_em's RuntimeError would not catch ours, or find an empty store made."""
+    with pytest.raises(RuntimeError, match="download=True"):
+        ld.get_human_liver_em_data(tmp_path / "new", BOX, source=server.url, shape=SHAPE)
+    with pytest.raises(ld.NotDownloadedError):
+        ld.get_human_liver_em_paths(tmp_path / "new", full_volume=True, source=server.url, shape=SHAPE)
+    with pytest.raises(ValueError, match="bounding_boxes"):
+        ld.get_human_liver_em_paths(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (path,) = ld.get_human_liver_em_paths(tmp_path, full_volume=True, download=True, source=server.url, shape=SHAPE)
+    assert path == str(tmp_path / "full_volume.zarr")
+    check_store(Path(path), voxels, (0, 420, 0, 300, 0, 10))
+
+
+def test_empty_arrays_of_somebody_else_are_not_a_finished_store(server: ArchiveServer, tmp_path: Path) -> None:
+    """Complete would mean that the keys exist, as in the reference."""
+    for name in ("raw", *volume.LABELS):
+        zarr.create_array(tmp_path / "full_volume.zarr" / name, shape=(1, 10, 10), dtype="u1")
+    with pytest.raises(ld.StoreExistsError):
+        ld.get_human_liver_em_full_volume(tmp_path, source=server.url, shape=SHAPE)
+
+
+def test_changed_and_cropped_datasets_can_be_kept(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """Only what was opened would be written; a box of a crop would be counted from the crop's corner."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=["mito"]).isel(z=slice(2, 8), x=slice(100, None))
+    ds = (ds.assign(small=(ds.raw // 256).astype("float32"))).drop_vars("raw")
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(120, 300, 10, 90, 3, 5), progress=False)
+    stored = xr.open_zarr(path)
+    assert list(stored.x.to_numpy()[[0, -1]]) == [120, 299]
+    np.testing.assert_array_equal(stored.small, (voxels["raw"][3:5, 10:90, 120:300] // 256).astype("float32"))
+    np.testing.assert_array_equal(stored.mito, voxels["mito"][3:5, 10:90, 120:300])
+    assert ld.to_zarr(ds, path, bounding_box=(120, 300, 10, 90, 3, 5), progress=False) == path
+    for other in ((120, 300, 10, 90, 3, 6), (121, 300, 10, 90, 3, 5)):
+        with pytest.raises(ld.StoreExistsError):
+            ld.to_zarr(ds, path, bounding_box=other, progress=False)
+    with pytest.raises(ld.StoreExistsError):
+        ld.to_zarr(ds.astype("uint8"), path, bounding_box=(120, 300, 10, 90, 3, 5), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ds: ds.isel(z=3), "needs"),
+        (lambda ds: ds.isel(z=slice(0, 0)), "no voxels"),
+        (lambda ds: ds.transpose("x", "y", "z"), "needs"),
+        (lambda ds: ds[[]], "no variables"),
+    ],
+)
+def test_datasets_that_cannot_be_kept(archive: Path, tmp_path: Path, change, told: str) -> None:
+    """A Dataset of another form would end in a traceback from zarr."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.to_zarr(change(ld.open_human_liver_em(archive, shape=SHAPE)), tmp_path / "a.zarr", progress=False)
+    with pytest.raises(ld.InvalidArgumentError, match="whole number of chunks"):
+        ld.to_zarr(ld.open_human_liver_em(archive, shape=SHAPE), tmp_path / "a.zarr", shards=(8, 300, 256))
+    assert list(tmp_path.iterdir()) == []
+
+
+def undisturbed(archive: Path, folder: Path) -> Path:
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    return Path(ld.to_zarr(ds, folder / "undisturbed.zarr", bounding_box=BOX, progress=False, **SMALL))
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    assert filecmp.cmpfiles(one, other, files, shallow=False)[1:] == ([], [])
+
+
+KILLED_RUN = f"""
+import os, sys
+from pathlib import Path
+import liver_dask as ld
+last = int(sys.argv[1])
+steps = 0
+def count(step):
+    def counted(*args, **options):
+        global steps
+        steps += 1
+        if steps == last:
+            os._exit(9)
+        return step(*args, **options)
+    return counted
+Path.replace, Path.unlink = count(Path.replace), count(Path.unlink)
+ds = ld.open_human_liver_em(sys.argv[2], shape={SHAPE})
+ld.to_zarr(ds, sys.argv[3], bounding_box={BOX}, progress=False, **{SMALL})
+print(steps)
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_the_same_call_ends_with_the_same_bytes(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """A kill would leave a store that passes for complete, or a torn shard, or work that is never finished."""
+    random = np.random.default_rng(seed)
+    store = tmp_path / "crop.zarr"
+    for _ in range(4):
+        moment = str(int(random.integers(1, 400)))
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED_RUN, moment, str(archive), str(store)], capture_output=True, text=True
+        )
+        assert run.returncode in (0, 9), run.stderr
+        assert store.exists() == (run.returncode == 0)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ld.to_zarr(ds, store, bounding_box=BOX, progress=False, **SMALL)
+    assert_same_files(undisturbed(archive, tmp_path), store)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
+        "crop.zarr",
+        "undisturbed.zarr",
+    ]
+
+
+def test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest(archive: Path, tmp_path: Path) -> None:
+    """An error in the last slice would cost the whole download."""
+    with serve(archive) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        ld.to_zarr(ds, tmp_path / "all.zarr", bounding_box=BOX, progress=False, **SMALL)
+        all_bytes = server.bytes_sent
+    broken = tmp_path / "archive"
+    for folder in archive.iterdir():
+        (broken / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            (broken / folder.name / file.name).symlink_to(file)
+    missing = broken / volume.file_of_slice("raw", 8)
+    missing.unlink()
+    with serve(broken) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.SliceNotFoundError, match="raw, slice 8") as told:
+            ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False, **SMALL)
+        assert "regions are kept in" in told.value.__notes__[0]
+        assert not (tmp_path / "crop.zarr").exists()
+        missing.symlink_to(archive / volume.file_of_slice("raw", 8))
+        before = server.bytes_sent
+        ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False, **SMALL)
+        assert server.bytes_sent - before < 0.5 * all_bytes
+    for name in ("raw", "mito", "er", "nucleus"):
+        assert_same_files(tmp_path / "crop.zarr" / name, tmp_path / "all.zarr" / name)
+
+
+def test_memory_is_bounded_by_regions_not_by_the_box(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole box would be held, or every shard whole."""
+    monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE).assign(wide=lambda ds: ds.raw.astype("float64").pipe(np.sqrt))
+    ds = xr.concat([ds[["wide"]]] * 6, dim="x").assign_coords(x=np.arange(6 * SHAPE[2]))
+    ld.to_zarr(ds, tmp_path / "warm.zarr", bounding_box=(0, 9, 0, 9, 0, 1), progress=False)
+    region = 2 * 64 * ds.sizes["x"] * 8
+    tracemalloc.start()
+    ld.to_zarr(ds, tmp_path / "crop.zarr", progress=False, chunks=(2, 64, 64), shards=(10, 320, 2560))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ds.nbytes > 20 * region
+    assert peak < 9 * region
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 90)] * 3),
+    chunks=st.tuples(*[st.integers(1, 9)] * 3),
+    times=st.tuples(*[st.integers(1, 5)] * 3),
+    itemsize=st.integers(1, 8),
+)
+def test_regions_and_shards_hold_every_voxel_once(shape, chunks, times, itemsize: int) -> None:
+    """A voxel would belong to no region or to two, or a region's chunks to a shard that does not wait for it."""
+    shards = tuple(chunk * n for chunk, n in zip(chunks, times, strict=True))
+    layout = plan_layout(shape, {"raw": itemsize}, chunks, shards)
+    covered = np.zeros(shape[:2], int)
+    regions = list(layout.regions())
+    for region in regions:
+        covered[region.z_start : region.z_stop, region.y_start : region.y_stop] += 1
+        assert region.z_start % chunks[0] == region.y_start % chunks[1] == 0
+        assert region.z_stop - region.z_start <= chunks[0]
+        assert all(region in list(layout.regions_of(shard)) for shard in layout.shards_of(region))
+    assert (covered == 1).all()
+    every_shard = [Shard(*place) for place in np.ndindex(*layout.shards_along)]
+    assert sum(len(list(layout.regions_of(shard))) for shard in every_shard) == len(regions) * layout.shards_along[2]
+
+
+def test_chunks_of_zeros_take_no_space_and_are_still_there(archive: Path, tmp_path: Path, voxels) -> None:
+    """Empty chunks would be stored, or an empty shard pass for a missing one."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ds = ds.assign(nothing=ds.mito * 0)[["nothing"]]
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL))
+    layout = plan_layout(SHAPE, {"nothing": 1}, SMALL["chunks"], SMALL["shards"])
+    shards = [shard for shard in (path / "nothing" / "c").rglob("*") if shard.is_file()]
+    assert len(shards) == np.prod(layout.shards_along)
+    assert {shard.stat().st_size for shard in shards} == {16 * 2 * 2 * 2 + 4}
+    assert not xr.open_zarr(path).nothing.any()
+
+
+def test_a_damaged_piece_is_not_merged(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad disk under the pieces would put a broken index into a shard."""
+    write_piece = zarr_export.write_piece
+
+    def write_badly(path: Path, chunks) -> None:
+        write_piece(path, chunks)
+        with path.open("r+b") as file:
+            file.seek(-9, os.SEEK_END)
+            file.write(b"\xa5")
+
+    monkeypatch.setattr(zarr_export, "write_piece", write_badly)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.raises(OSError, match="checksum of its index"):
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
