@@ -1,0 +1,197 @@
+"""Real size: slices of 20000 x 20000 from real EM, from nginx on loopback, next to torch_em's own loader.
+
+Off by default: `pytest -m real -s tests/real`. It takes minutes and 3.6 GB a run, or none of both the second time with
+`LIVER_DASK_REAL_ARCHIVE=FOLDER`, which keeps the archive. It needs nginx, the extra `train`, and the images of
+"Segmented anisotropic ssTEM dataset of neural tissue" (doi 10.6084/m9.figshare.856713) where EM says.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tifffile
+import xarray as xr
+from build_archive import SIZE, build_archive
+from PIL import Image
+
+import liver_dask as ld
+from liver_dask import volume
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
+
+EM = Path(__file__).parents[3] / "shared" / "em"
+SLICES = 4
+SHAPE = (SLICES, SIZE, SIZE)
+BOX = (2219, 4267, 1493, 3541, 0, SLICES)
+
+NGINX_CONF = """
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+  sendfile on;
+  log_format sent "$request_method $body_bytes_sent";
+  access_log {folder}/access.log sent;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  server {{ listen 127.0.0.1:{port}; root {archive}; autoindex on; keepalive_requests 100000; }}
+}}
+"""
+
+OURS = """
+import liver_dask as ld
+ds = ld.open_human_liver_em({url!r}, shape={shape})
+ld.to_zarr(ds, {out!r} + "/ours.zarr", bounding_box={box})
+"""
+
+TORCH_EM = """
+import torch_em.data.datasets.electron_microscopy.human_liver_em as theirs
+theirs.EMPIAR_BASE = {url!r}
+print(theirs.get_human_liver_em_data({out!r}, {box}, download=True))
+"""
+
+
+class Sent(NamedTuple):
+    """What nginx sent: requests, and bytes of their bodies."""
+
+    requests: int
+    bytes: int
+
+
+class Nginx:
+    """The archive behind nginx on loopback."""
+
+    def __init__(self, archive: Path, folder: Path, port: int = 8765) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = folder / "access.log"
+        conf = folder / "nginx.conf"
+        conf.write_text(NGINX_CONF.format(folder=folder, archive=archive, port=port))
+        self._process = subprocess.Popen(["nginx", "-c", str(conf), "-g", "daemon off;"])
+        time.sleep(0.5)
+        assert self._process.poll() is None, (folder / "error.log").read_text()
+
+    def sent(self) -> Sent:
+        """All since the last call."""
+        time.sleep(0.2)
+        lines = [line.split() for line in self._log.read_text().splitlines()]
+        os.truncate(self._log, 0)
+        return Sent(len(lines), sum(int(size) for _, size in lines))
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not EM.is_dir():
+        pytest.skip(f"there is no real EM in {EM}")
+    kept = os.environ.get("LIVER_DASK_REAL_ARCHIVE")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("archive")
+    build_archive(EM, folder, SLICES)
+    sizes = [(folder / volume.file_of_slice("raw", z)).stat().st_size for z in range(SLICES)]
+    assert all(850e6 < size < 950e6 for size in sizes), sizes
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nginx(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    if not shutil.which("nginx"):
+        pytest.skip("nginx is not installed (Debian's nginx-light)")
+    server = Nginx(archive, tmp_path_factory.mktemp("nginx"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def last_slice(archive: Path) -> dict[str, np.ndarray]:
+    """The last slice, read whole by tifffile and Pillow."""
+    return {name: read_slice(archive, name, SLICES - 1) for name in ("raw", *volume.LABELS)}
+
+
+def read_slice(archive: Path, name: str, z: int) -> np.ndarray:
+    path = archive / volume.file_of_slice(name, z)
+    if name == "raw":
+        return tifffile.imread(path)
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return np.asarray(Image.open(path))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        np.s_[:200, :200],
+        np.s_[-200:, -200:],
+        np.s_[:3, -5:],
+        np.s_[1000:1100, 9000:9500],
+        np.s_[4090:4100, 1190:1200],
+        np.s_[465:475, :],
+        np.s_[19560:19580, 18880:18900],
+        np.s_[::400, ::400],
+        np.s_[12000:11000:-7, 9999],
+    ],
+    ids=str,
+)
+def test_windows_equal_the_source(nginx: Nginx, last_slice, window) -> None:
+    """A voxel at a corner, across a block's edge, at the tissue's edge or in a stride would be wrong."""
+    ds = ld.open_human_liver_em(nginx.url, shape=SHAPE)
+    for name, whole in last_slice.items():
+        np.testing.assert_array_equal(ds[name][SLICES - 1][window].to_numpy(), whole[window])
+
+
+def test_a_window_costs_its_strips_and_the_index(nginx: Nginx, archive: Path, last_slice) -> None:
+    """A window of 128 rows would fetch more than 5 % beyond its strips and the index, or in many requests."""
+    with tifffile.TiffFile(archive / volume.file_of_slice("raw", 2)) as tiff:
+        counts = tiff.pages[0].databytecounts
+        index = 12 * len(counts)
+    ds = ld.open_human_liver_em(nginx.url, shape=SHAPE)
+    nginx.sent()
+    ds.raw.isel(z=2, y=slice(1493, 1621), x=slice(2219, 4267)).compute()
+    sent, strips = nginx.sent(), sum(counts[1493:1621])
+    print(f"\nwindow of 128 rows: {sent}, strips {strips}, index at most {index}: {sent.bytes / (strips + index):.4f}")
+    assert sent.bytes <= 1.05 * (strips + index)
+    assert sent.requests <= 10
+    ds.raw[1, ::20, ::20].compute()
+    sent, strips = nginx.sent(), sum(counts[::20])
+    print(f"every 20th row: {sent}, strips {strips}")
+    assert sent.bytes <= 1.05 * (strips + index)
+
+
+def measured(script: str) -> tuple[float, int]:
+    """Seconds, and the peak of resident memory in bytes, of a script in its own process."""
+    report = "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss has the parent's
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", f"{script}\n{report}"], stdout=subprocess.PIPE, text=True, check=True)
+    return time.monotonic() - began, int(done.stdout.split()[-1]) * 1024
+
+
+def test_a_crop_next_to_torch_ems_own_loader(nginx: Nginx, archive: Path, tmp_path: Path) -> None:
+    """A voxel of the crop would be wrong, or the crop cost more bytes or more memory than the reference's."""
+    pytest.importorskip("torch_em", reason="needs the extra `train`")
+    told = {}
+    nginx.sent()
+    for name, script in (("ours", OURS), ("torch_em", TORCH_EM), ("ours again", OURS.replace("ours.zarr", "b.zarr"))):
+        seconds, memory = measured(script.format(url=nginx.url, shape=SHAPE, box=BOX, out=str(tmp_path)))
+        sent = nginx.sent()
+        told[name] = {"s": round(seconds, 1), "MB": sent.bytes / 1e6, "requests": sent.requests, "RSS MB": memory / 1e6}
+    print("\n" + json.dumps(told, indent=1))
+    ours, theirs = told["ours"], told["torch_em"]
+    print("torch_em / ours:", {key: round(theirs[key] / ours[key], 2) for key in ours})
+    stored = xr.open_zarr(tmp_path / "ours.zarr")
+    x0, x1, y0, y1, z0, z1 = BOX
+    for name in ("raw", *volume.LABELS):
+        for z in range(z0, z1):
+            np.testing.assert_array_equal(stored[name].sel(z=z), read_slice(archive, name, z)[y0:y1, x0:x1])
+    assert ours["MB"] <= theirs["MB"]
+    assert ours["RSS MB"] <= theirs["RSS MB"] / 4
