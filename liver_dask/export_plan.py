@@ -15,7 +15,7 @@ from .errors import InvalidArgumentError
 
 CHUNKS = (8, 256, 256)
 SHARDS = (64, 4096, 4096)
-REGION_BYTES = 128 << 20
+REGION_BYTES = 64 << 20
 """A band of rows is made as high as fits into this, and at least one chunk high."""
 
 Shape = tuple[int, int, int]
