@@ -6,6 +6,7 @@ kill leaves either the old entry or the new. No database: such folders lie on cl
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -17,6 +18,11 @@ from typing import Generic, Protocol, TypeVar
 import cachetools
 
 from .transport import Identity
+
+log = logging.getLogger(__name__)
+
+KINDS = ("strips", "masks")
+"""What a folder keeps: strip indexes, and masks as far as they were fetched."""
 
 
 class Sized(Protocol):
@@ -86,28 +92,29 @@ class FolderCache:
             told = json.loads(header)
         except (OSError, ValueError):
             return None
-        if told.get("url") != url or told.get("crc32") != zlib.crc32(payload):
+        if not isinstance(told, dict) or told.get("url") != url or told.get("crc32") != zlib.crc32(payload):
             return None
         return Identity(told["size"], told["tag"]), payload
 
     def store(self, kind: str, url: str, identity: Identity, payload: bytes) -> None:
-        """Write the entry in one step; another process's entry for the same file is replaced."""
+        """Write the entry in one step; another process's entry for the same file is replaced.
+
+        A folder that cannot be written is logged, and no error: the voxels are there without it.
+        """
         path = self._path(kind, url)
-        path.parent.mkdir(parents=True, exist_ok=True)
         header = {"url": url, "size": identity.size, "tag": identity.tag, "crc32": zlib.crc32(payload)}
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
                 file.write(json.dumps(header).encode() + b"\n" + payload)
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
+            os.replace(file.name, path)
+        except OSError as error:
+            log.warning("%s cannot be kept in %s: %s", url, self._folder, error)
 
     def drop(self, url: str) -> None:
         """Forget all entries of one file."""
-        for kind in self._folder.glob("*"):
-            self._path(kind.name, url).unlink(missing_ok=True)
+        for kind in KINDS:
+            self._path(kind, url).unlink(missing_ok=True)
 
     def _path(self, kind: str, url: str) -> Path:
         return self._folder / kind / hashlib.sha256(url.encode()).hexdigest()[:32]

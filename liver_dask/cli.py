@@ -1,6 +1,5 @@
 """The command `liver-dask`: demo, info, download. Exit code 0, 1 (failed) or 2 (used wrongly); no tracebacks."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from .dataset import open_human_liver_em
 from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
 from .remote import traffic
-from .zarr_export import read_record, to_zarr
+from .store import read_record
+from .zarr_export import to_zarr
 
 
 class OneSentenceGroup(click.Group):
@@ -24,11 +24,10 @@ class OneSentenceGroup(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (LiverDaskError, OSError) as error:
-            used_wrongly = isinstance(error, InvalidArgumentError)
-            raise (click.UsageError if used_wrongly else click.ClickException)(
-                " ".join([str(error), *getattr(error, "__notes__", [])])
-            ) from error
+        except (LiverDaskError, OSError, KeyboardInterrupt) as error:
+            said = "Interrupted." if isinstance(error, KeyboardInterrupt) else str(error)
+            kind = click.UsageError if isinstance(error, InvalidArgumentError) else click.ClickException
+            raise kind(" ".join([said, *getattr(error, "__notes__", [])])) from error
 
 
 source_option = click.option(
@@ -50,7 +49,10 @@ def main() -> None:
     "--out", type=click.Path(path_type=Path), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill."
 )
 def demo(out: Path) -> None:
-    """Try everything on a made-up archive: open it over http, look, keep a crop, check every voxel."""
+    """Try everything on a made-up archive.
+
+    Opens it over http, looks at a slice, keeps a crop, and checks every voxel of it. Needs no data and no internet.
+    """
     run_demo(out)
 
 
@@ -58,13 +60,21 @@ def demo(out: Path) -> None:
 @click.argument("target", default=volume.EMPIAR_URL)
 @shape_option
 def info(target: str, shape: tuple[int, int, int]) -> None:
-    """Say what a source or a store holds; nothing is fetched. TARGET is EMPIAR-13356 if left out."""
+    """Say what a source or a store holds.
+
+    TARGET is EMPIAR-13356 if left out. Nothing is fetched.
+    """
     store = Path(target)
     record = read_record(store)
     if record:
-        click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
-        click.echo(f"\n{store}: {'complete' if record['complete'] else 'unfinished'} store, {_size_of(store)} on disk")
-        click.echo(json.dumps({key: record[key] for key in ("chunks", "shards", "variables")}, indent=2))
+        try:
+            click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
+        except Exception as error:  # whatever zarr makes of a damaged store
+            raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({error}).") from error
+        click.echo(f"\n{store}: {'complete' if record['complete'] else 'unfinished'}, {_size_of(store)} on disk,")
+        click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
+        for variable in record["variables"].values():
+            click.echo(f"  {variable['voxels']}")
         return
     ds = open_human_liver_em(target, shape=shape)
     click.echo(ds)
@@ -106,7 +116,10 @@ def download(
     connections: int | None,
     cache_dir: str | None,
 ) -> None:
-    """Keep a box of the volume as a sharded Zarr v3 store OUT; the same command goes on after an interruption."""
+    """Keep a box of the volume as a Zarr store.
+
+    OUT is the sharded Zarr v3 store to write. After an interruption the same command goes on from what is finished.
+    """
     began = time.monotonic()
     ds = open_human_liver_em(source, shape=shape, labels=labels, connections=connections, cache_dir=cache_dir)
     to_zarr(ds, out, bounding_box=bbox)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +40,14 @@ class VolumeReader:
         source: The archive.
         variable: `raw` or a label.
         shape: Voxels (z, y, x) of the whole volume.
+        opening: Which call opened the source: what is kept in memory of its files is for that call alone, so that
+            opening anew looks anew.
     """
 
     source: Source
     variable: str
     shape: tuple[int, int, int]
+    opening: str
 
     def __call__(self, z: Selection, y: Selection, x: Selection) -> npt.NDArray[Any]:
         """Voxels of the given indexes, none of them empty, as an array of (len(z), len(y), len(x))."""
@@ -63,14 +67,16 @@ class VolumeReader:
 
     def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice) -> npt.NDArray[Any]:
         path = volume.file_of_slice(self.variable, z)
-        key = (self.source.url, path, self.shape)
+        key = (self.opening, path)
         item = _memory.get_or_make(key, lambda: self._open_slice(path))
         try:
             pixels = item.read(rows, columns)
         except LiverDaskError as error:
             _memory.drop(key)  # what was kept of a file that failed or changed is not used again
-            if self.source.cache_dir and isinstance(error, SourceChangedError):
+            if isinstance(error, SourceChangedError) and self.source.cache_dir:
                 FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{path}")
+                if item.is_from_folder:  # it changed since an earlier run, not under this one
+                    return self._read_slice(z, rows, columns)
             raise self._located(error, z, rows) from error
         _memory.put(key, item)
         return pixels
@@ -196,6 +202,9 @@ class _BackendWindow(BackendArray):
         self.shape = lazy.shape
         self.dtype = lazy.dtype
 
+    def __dask_tokenize__(self) -> Any:
+        return self._lazy.__dask_tokenize__()
+
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
         return indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER, self._lazy.__getitem__
@@ -217,13 +226,16 @@ def _prepare(
     asked = Source(
         url=resolve_url(source),
         connections=_at_least_one("connections", setting("connections", connections)),
-        timeout=float(setting("timeout")),
+        timeout=_seconds("timeout", setting("timeout")),
         attempts=_at_least_one("attempts", setting("attempts")),
-        cache_dir=None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir)),
+        cache_dir=os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir else None,
     )
     block = (1, min(_at_least_one("chunk_rows", setting("chunk-rows", chunk_rows)), height), width)
+    opening = uuid4().hex
     lazy = {
-        name: LazyWindow(VolumeReader(asked, name, checked_shape), Window.whole(checked_shape), volume.dtype_of(name))
+        name: LazyWindow(
+            VolumeReader(asked, name, checked_shape, opening), Window.whole(checked_shape), volume.dtype_of(name)
+        )
         for name in (volume.RAW, *volume.check_labels(labels))
     }
     return lazy, block, volume.attributes(asked.url, voxel_size_nm)
@@ -240,6 +252,16 @@ def _at_least_one(name: str, value: Any) -> int:
         number = 0
     if number < 1:
         raise InvalidArgumentError(f"{name}={value!r} must be a whole number of at least 1.")
+    return number
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0
+    if not 0 < number < float("inf"):
+        raise InvalidArgumentError(f"{name}={value!r} must be a number of seconds above 0.")
     return number
 
 

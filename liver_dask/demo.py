@@ -28,7 +28,8 @@ from . import volume
 from .dataset import open_human_liver_em
 from .errors import LiverDaskError
 from .remote import traffic
-from .zarr_export import read_record, to_zarr
+from .store import read_record
+from .zarr_export import to_zarr
 
 DEMO_SHAPE = (16, 1024, 1024)
 DEMO_BOX = (200, 856, 120, 632, 2, 14)
@@ -317,8 +318,9 @@ def run_demo(out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     crop = out / "crop.zarr"
-    if read_record(crop):  # an earlier demo's
-        shutil.rmtree(crop)
+    for earlier in (crop, out / "crop.zarr.partial"):
+        if read_record(earlier):  # a demo's own, of an archive that is no longer there
+            shutil.rmtree(earlier)
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         print(f"Making an archive of {DEMO_SHAPE[0]} slices of {DEMO_SHAPE[1]} x {DEMO_SHAPE[2]} pixels ...")

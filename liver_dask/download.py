@@ -37,7 +37,8 @@ def get_human_liver_em_data(
         InvalidArgumentError: The box is empty, reversed or leaves the volume. (ValueError)
         StoreExistsError: Something else has the store's name. (FileExistsError)
     """
-    whole = volume.BoundingBox(0, shape[2], 0, shape[1], 0, shape[0])
+    z, y, x = volume.check_shape(shape)
+    whole = volume.BoundingBox(0, x, 0, y, 0, z)
     box = volume.check_bounding_box(bounding_box, whole)
     digest = hashlib.md5("_".join(map(str, box)).encode(), usedforsecurity=False).hexdigest()[:12]
     return _store(Path(path) / f"{digest}.zarr", box, download, source, shape)

@@ -12,6 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from .errors import InvalidArgumentError
+from .volume import check_lengths
 
 CHUNKS = (8, 256, 256)
 SHARDS = (64, 4096, 4096)
@@ -104,8 +105,9 @@ def plan_layout(
     Raises:
         InvalidArgumentError: A shard is not a whole number of chunks, or a length is not positive.
     """
+    chunks, shards = check_lengths("chunks", chunks), check_lengths("shards", shards)
     for shard, chunk in zip(shards, chunks, strict=True):
-        if chunk < 1 or shard < chunk or shard % chunk:
+        if shard < chunk or shard % chunk:
             raise InvalidArgumentError(
                 f"shards={tuple(shards)} must be a whole number of chunks={tuple(chunks)} on each axis (z, y, x)."
             )

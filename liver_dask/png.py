@@ -131,12 +131,13 @@ class PngSlice:
         self._layout: _Layout | None = None
         self._checkpoints: list[_Checkpoint] = []
         self._latest: _Checkpoint | None = None
+        self.is_from_folder = False  # and may be of an older version of the file
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the file kept, and of the checkpoints."""
-        return len(self._chunks.prefix) + (len(self._checkpoints) + 1) * (self._width + (40 << 10))
+        return self._file.nbytes + len(self._chunks.prefix) + (len(self._checkpoints) + 1) * (self._width + (40 << 10))
 
     def read(self, rows: npt.NDArray[np.intp], columns: slice) -> Bytes2D:
         """Pixels of ascending, distinct rows and of columns `start` to `stop`: (rows, columns), uint8, 0 or 255."""
@@ -219,6 +220,7 @@ class PngSlice:
                 self._file.identity, prefix = kept
                 self._chunks.append(prefix)
                 self._stored = len(prefix)
+                self.is_from_folder = True
             else:
                 self._chunks.append(self._file.fetch(0, FIRST_REQUEST))
             while not self._chunks.idat_starts:

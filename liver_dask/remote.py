@@ -17,7 +17,7 @@ import tenacity
 import urllib3
 
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
-from .transport import FsspecTransport, HttpTransport, Identity, Source, Transport, TryAgainError
+from .transport import FsspecTransport, HttpTransport, Identity, Part, Source, Transport, TryAgainError
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,12 @@ class RemoteFile:
         self.source = source
         self.url = f"{source.url}/{path}"
         self.identity: Identity | None = None
+        self._whole = b""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept of it, because the server sends nothing less than all."""
+        return len(self._whole)
 
     def fetch(self, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop`, fewer only where the file ends.
@@ -42,17 +48,21 @@ class RemoteFile:
             RangeNotSupportedError: The server would send all of a large file.
             RemoteError: The source did not answer rightly in `source.attempts` tries.
         """
+        if self._whole:
+            return self._whole[start:stop]
         transport = _process.transport(self.source)
-        data, identity = _with_retries(self.source, self.url, partial(transport.get, self.url, start, stop))
+        part = _with_retries(self.source, self.url, partial(transport.get, self.url, start, stop))
+        traffic.add(requests=1, bytes=len(part.data))
         if self.identity is None:
-            self.identity = identity
-        if identity != self.identity:
+            self.identity = part.identity
+        if part.identity != self.identity:
             raise SourceChangedError(
                 f"{self.url} is not the file it was when it was first read: it had {self.identity.size} bytes "
-                f"({self.identity.tag}), and has {identity.size} ({identity.tag}); open the source again."
+                f"({self.identity.tag}), and has {part.identity.size} ({part.identity.tag}); open the source again."
             )
-        traffic.add(requests=1, bytes=len(data))
-        return data
+        if len(part.data) > stop - start:
+            self._whole = part.data
+        return part.data[start - part.start : stop - part.start]
 
     def fetch_each(self, ranges: Sequence[tuple[int, int]], consume: Callable[[int, bytes], None]) -> None:
         """Fetch ranges side by side and call `consume(i, data)` for each as it arrives, on the thread that fetched it.
@@ -88,6 +98,10 @@ class Traffic:
         with self._lock:
             self._counts.update(counts)
 
+    def forget(self) -> None:
+        """Start anew, in a fork: the lock may be held by a thread of the parent's."""
+        self.__init__()  # type: ignore[misc]
+
     @property
     def requests(self) -> int:
         """Ranges received."""
@@ -117,25 +131,31 @@ def resolve_url(source: str | os.PathLike[str]) -> str:
         InvalidArgumentError: fsspec knows no such protocol, or lacks a package for it.
         SliceNotFoundError: There is no such local folder.
     """
-    text = os.fspath(source)
-    protocol, separator, _ = text.partition("://")
+    try:
+        text = os.fspath(source)
+        protocol, separator, path = text.partition("://")
+        host = urlsplit(text).hostname
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"source={source!r} is neither a URL nor a folder ({error}).") from None
+    if "::" in protocol:
+        raise InvalidArgumentError(f"source={text!r} is a chain of URLs; give one.")
     if not separator:
         folder = Path(text).expanduser().absolute()
         if not text or not folder.is_dir():
             raise SliceNotFoundError(f"There is no folder {text!r}; give a URL or a folder with the archive's layout.")
         return str(folder)
     if protocol in ("http", "https"):
-        if not urlsplit(text).hostname:
+        if not host:
             raise InvalidArgumentError(f"source={text!r} names no host.")
     else:
         try:
-            fsspec.get_filesystem_class(protocol.rpartition("::")[2])
+            fsspec.get_filesystem_class(protocol)
         except (ValueError, ImportError) as error:
             raise InvalidArgumentError(f"source={text!r} cannot be opened: {error}.") from None
-    return text.rstrip("/")
+    return f"{protocol}://{path.rstrip('/')}"
 
 
-def _with_retries(source: Source, url: str, get: Callable[[], tuple[bytes, Identity]]) -> tuple[bytes, Identity]:
+def _with_retries(source: Source, url: str, get: Callable[[], Part]) -> Part:
     began = monotonic()
     back_off = tenacity.wait_random_exponential(multiplier=0.2, max=10)
 
@@ -172,8 +192,10 @@ class _Process:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def transport(self, source: Source) -> Transport:
-        """One pool of connections for all web servers, one fsspec file system a source."""
-        key = replace(source, url=source.url.split("//")[0] if source.is_http else source.url, cache_dir=None)
+        """One pool of connections a web server, one fsspec file system a source."""
+        parts = urlsplit(source.url)
+        url = f"{parts.scheme}://{parts.netloc}" if source.is_http else source.url
+        key = replace(source, url=url, cache_dir=None)
         with self.lock:
             if key not in self.transports:
                 self.transports[key] = HttpTransport(source) if source.is_http else FsspecTransport(source)
@@ -194,3 +216,4 @@ class _Process:
 _process = _Process()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process.forget)
+    os.register_at_fork(after_in_child=traffic.forget)

@@ -5,6 +5,7 @@ or 2, one or many rows a strip with a short last strip. Anything else is a Forma
 """
 
 import io
+import struct
 import sys
 import threading
 import zlib
@@ -19,7 +20,7 @@ import tifffile
 from zlib_ng import zlib_ng
 
 from .cache import FolderCache
-from .errors import FormatError
+from .errors import FormatError, LiverDaskError
 from .remote import RemoteFile
 from .volume import RAW_DTYPE
 
@@ -45,6 +46,8 @@ class StripIndex:
     Attributes:
         offsets: First byte of each strip in the file.
         counts: Bytes of each strip.
+        height: Rows of the slice.
+        width: Columns of the slice.
         rows_per_strip: Rows of a strip; the last may have fewer.
         compression: The TIFF code: 1 (none), 5 (LZW), 8 or 32946 (deflate).
         predictor: 1 (none) or 2 (differences along a row).
@@ -53,6 +56,8 @@ class StripIndex:
 
     offsets: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
+    height: int
+    width: int
     rows_per_strip: int
     compression: int
     predictor: int
@@ -89,12 +94,14 @@ class TiffSlice:
         self._height, self._width = height, width
         self._folder = folder
         self._index: StripIndex | None = None
+        self.is_from_folder = False  # and may be of an older version of the file
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the strip index."""
-        return 0 if self._index is None else self._index.offsets.nbytes + self._index.counts.nbytes
+        """Bytes kept: of the strip index, and of the file where the server sends nothing less."""
+        index = 0 if self._index is None else self._index.offsets.nbytes + self._index.counts.nbytes
+        return index + self._file.nbytes
 
     def read(self, rows: Rows, columns: slice) -> npt.NDArray[Any]:
         """Pixels of ascending, distinct rows and of columns `start` to `stop`: a (rows, columns) uint16 array."""
@@ -160,8 +167,12 @@ class TiffSlice:
         kept = self._folder.load("strips", self._file.url) if self._folder else None
         if kept is None:
             return None
-        self._file.identity, payload = kept
-        return StripIndex.from_bytes(payload)
+        index = StripIndex.from_bytes(kept[1])
+        if (index.height, index.width) != (self._height, self._width):
+            return None  # one of them is wrong: the file says which
+        self._file.identity = kept[0]
+        self.is_from_folder = True
+        return index
 
     def _fetch_index(self) -> StripIndex:
         index = read_strip_index(self._file, self._height, self._width)
@@ -198,8 +209,9 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
     Raises:
         FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` 16-bit grey in strips.
     """
+    sparse = _Sparse(file, height)
     try:
-        with tifffile.TiffFile(cast(IO[bytes], _Sparse(file, height))) as tiff:
+        with tifffile.TiffFile(cast(IO[bytes], sparse)) as tiff:
             page = tiff.pages[0]
             assert isinstance(page, tifffile.TiffPage)
             problem = _difference(page, height, width)
@@ -208,16 +220,20 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
             index = StripIndex(
                 offsets=np.array(page.dataoffsets, np.int64),
                 counts=np.array(page.databytecounts, np.int64),
+                height=height,
+                width=width,
                 rows_per_strip=min(page.rowsperstrip, height),
                 compression=int(page.compression),
                 predictor=int(page.predictor),
                 big_endian=tiff.byteorder == ">",
             )
-    except (tifffile.TiffFileError, IndexError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, FormatError):
-            raise
+        return _checked(index, file)
+    except LiverDaskError:
+        raise
+    except (struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        if sparse.failure:  # not the file is damaged: tifffile takes any failing read for that
+            raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
-    return _checked(index, file, height)
 
 
 def _difference(page: tifffile.TiffPage, height: int, width: int) -> str:
@@ -239,10 +255,10 @@ def _difference(page: tifffile.TiffPage, height: int, width: int) -> str:
     )
 
 
-def _checked(index: StripIndex, file: RemoteFile, height: int) -> StripIndex:
-    strips = -(-height // index.rows_per_strip)
+def _checked(index: StripIndex, file: RemoteFile) -> StripIndex:
+    strips = -(-index.height // index.rows_per_strip)
     if not len(index.offsets) == len(index.counts) == strips:
-        raise FormatError(f"{file.url}: has {len(index.offsets)} strips where its {height} rows need {strips}.")
+        raise FormatError(f"{file.url}: has {len(index.offsets)} strips where its {index.height} rows need {strips}.")
     assert file.identity is not None
     size = file.identity.size
     beyond = np.flatnonzero((index.offsets <= 0) | (index.counts <= 0) | (index.offsets + index.counts > size))
@@ -257,6 +273,8 @@ Decoder = Callable[[memoryview, npt.NDArray[np.uint8]], int]
 
 
 def _decode_lzw(strip: memoryview, target: npt.NDArray[np.uint8]) -> int:
+    if len(strip) < 2 or strip[0] != 0x80 or strip[1] & 0xC0:
+        return 0  # no Clear and then a byte: imagecodecs would read outside its table
     return len(imagecodecs.lzw_decode(strip, out=target))
 
 
@@ -289,6 +307,7 @@ class _Sparse(io.RawIOBase):
         self._size = file.identity.size
         self._fetched = {0: self._head}
         self._position = 0
+        self.failure: LiverDaskError | None = None
 
     def readable(self) -> bool:
         return True
@@ -320,5 +339,9 @@ class _Sparse(io.RawIOBase):
         ahead = 2 * (stop - start) + 4096  # the two arrays of a directory are alike and follow each other
         if self._size - start <= self._near_end:
             ahead = self._size - start
-        self._fetched[start] = self._file.fetch(start, min(start + ahead, self._size))
+        try:
+            self._fetched[start] = self._file.fetch(start, min(start + ahead, self._size))
+        except LiverDaskError as error:
+            self.failure = error
+            raise
         return self._fetched[start][: stop - start]

@@ -44,9 +44,6 @@ from .errors import (
 SMALL_FILE = 32 << 20
 """Bytes. A file up to this size is fetched whole from a server that ignores ranges; a larger one is refused."""
 
-WHOLE_FILES_KEPT = 4 * SMALL_FILE
-"""Bytes of such files kept in memory, so that their next range costs no request."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -79,6 +76,14 @@ class Identity(NamedTuple):
     tag: str
 
 
+class Part(NamedTuple):
+    """Bytes of a file from `start` on: those asked for, or all of it where the server ignores ranges."""
+
+    start: int
+    data: bytes
+    identity: Identity
+
+
 class TryAgainError(RemoteError):
     """A fault that another request may not meet; `wait` is in seconds, None leaves it to the back-off."""
 
@@ -90,8 +95,8 @@ class TryAgainError(RemoteError):
 class Transport(Protocol):
     """Fetches one range, once; a fault that may pass is a TryAgainError."""
 
-    def get(self, url: str, start: int, stop: int) -> tuple[bytes, Identity]:
-        """Bytes `start` to `stop` (or the end of the file), and which file they are of."""
+    def get(self, url: str, start: int, stop: int) -> Part:
+        """Bytes `start` to `stop`, or to the end of the file; or the whole of a small one."""
 
     def folders(self, url: str) -> list[str]:
         """Names of the folders below `url`, as far as the source lists them."""
@@ -103,23 +108,21 @@ class HttpTransport:
     def __init__(self, source: Source) -> None:
         self._pool = _connection_pool(source)
         self._timeout = source.timeout
-        self._whole: dict[str, tuple[bytes, Identity]] = {}
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
-    def get(self, url: str, start: int, stop: int) -> tuple[bytes, Identity]:
+    def get(self, url: str, start: int, stop: int) -> Part:
         """See Transport."""
-        whole = self._whole.get(url)
-        if whole is None:
-            try:
-                whole = self._ask(url, start, stop)
-            except faults.HTTPError as fault:
-                raise _explain(fault, url, self._timeout) from fault
-        data, identity = whole
-        return (data[start:stop] if url in self._whole else data), identity
+        try:
+            return self._ask(url, start, stop)
+        except faults.HTTPError as fault:
+            raise _explain(fault, url, self._timeout) from fault
+        except ValueError as error:  # urllib's own, of an address
+            if isinstance(error, LiverDaskError):
+                raise
+            raise InvalidArgumentError(f"{url} is not a URL that can be opened ({error}).") from error
 
-    def _ask(self, url: str, start: int, stop: int) -> tuple[bytes, Identity]:
-        """The range, or the whole file where the server ignores ranges."""
+    def _ask(self, url: str, start: int, stop: int) -> Part:
         response = self._pool.request(
             "GET",
             url,
@@ -138,22 +141,17 @@ class HttpTransport:
                 response.close()  # what was not read would be taken for the next answer
             response.release_conn()
 
-    def _read_whole(
-        self, response: urllib3.BaseHTTPResponse, url: str, start: int, stop: int
-    ) -> tuple[bytes, Identity]:
-        size = int(response.headers.get("Content-Length", -1))
-        if not 0 <= size <= SMALL_FILE:
-            told = f"{size / 1e6:.0f} MB" if size >= 0 else "of untold size"
+    def _read_whole(self, response: urllib3.BaseHTTPResponse, url: str, start: int, stop: int) -> Part:
+        size = response.length_remaining
+        if size is None or size > SMALL_FILE:
+            told = "of untold size" if size is None else f"{size / 1e6:.0f} MB"
             raise RangeNotSupportedError(
                 f"{url}: the server ignores byte ranges and would send the whole file ({told}) for bytes "
                 f"{start}-{stop - 1}; use a server that supports ranges, or a local copy."
             )
-        whole = _read_exactly(response, size), Identity(size, _tag(response))
+        whole = Part(0, _read_exactly(response, size), Identity(size, _tag(response)))
         with self._lock:
             self._warn_once(urlsplit(url).netloc)
-            while sum(len(data) for data, _ in self._whole.values()) + size > WHOLE_FILES_KEPT:
-                del self._whole[next(iter(self._whole))]
-            self._whole[url] = whole
         return whole
 
     def _warn_once(self, host: str) -> None:
@@ -175,25 +173,32 @@ class FsspecTransport:
     """Ranges of anything else that fsspec opens: folders, memory, s3, ..."""
 
     def __init__(self, source: Source) -> None:
-        self._fs, _ = fsspec.url_to_fs(source.url)
+        try:
+            self._fs, _ = fsspec.url_to_fs(source.url)
+        except Exception as error:  # whatever the file system's package raises where it cannot connect
+            raise RemoteError(f"{source.url} cannot be opened ({error}).") from error
 
-    def get(self, url: str, start: int, stop: int) -> tuple[bytes, Identity]:
+    def get(self, url: str, start: int, stop: int) -> Part:
         """See Transport."""
         path = self._fs._strip_protocol(url)
         try:
             info = self._fs.info(path)
             stop = min(stop, int(info["size"]))
+            if stop < start:
+                raise SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
             data = self._fs.cat_file(path, start=start, end=stop)
         except FileNotFoundError as error:
             raise SliceNotFoundError(f"{url}: there is no such file.") from error
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
             raise RemoteError(f"{url}: cannot be read ({error}).") from error
+        except LiverDaskError:
+            raise
         except OSError as error:
             raise TryAgainError(str(error)) from error
         if len(data) != stop - start:
             raise TryAgainError(f"sent {len(data)} of {stop - start} bytes")
         tag = next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in info), "")
-        return data, Identity(int(info["size"]), tag)
+        return Part(start, data, Identity(int(info["size"]), tag))
 
     def folders(self, url: str) -> list[str]:
         """See Transport."""
@@ -218,7 +223,7 @@ def _connection_pool(source: Source) -> urllib3.PoolManager:
     return urllib3.PoolManager(**options)
 
 
-def _read_range(response: urllib3.BaseHTTPResponse, start: int, stop: int) -> tuple[bytes, Identity]:
+def _read_range(response: urllib3.BaseHTTPResponse, start: int, stop: int) -> Part:
     """The body of a 206, once its headers say that it is the range asked for."""
     told = response.headers.get("Content-Range", "")
     try:
@@ -229,11 +234,13 @@ def _read_range(response: urllib3.BaseHTTPResponse, start: int, stop: int) -> tu
         raise TryAgainError(f"asked for bytes {start}-{stop - 1} of {size}, answered with {first}-{last}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise TryAgainError("answered with compressed bytes")
-    return _read_exactly(response, last + 1 - first), Identity(size, _tag(response))
+    return Part(first, _read_exactly(response, last + 1 - first), Identity(size, _tag(response)))
 
 
 def _read_exactly(response: urllib3.BaseHTTPResponse, count: int) -> bytes:
-    data = response.read()
+    if response.length_remaining not in (count, None):
+        raise TryAgainError(f"would send {response.length_remaining} bytes for {count}")
+    data = response.read() if response.length_remaining else response.read(count + 1)
     if len(data) != count:
         raise TryAgainError(f"sent {len(data)} of {count} bytes")
     return data
@@ -246,6 +253,8 @@ def _explain(fault: faults.HTTPError, url: str, timeout: float) -> LiverDaskErro
         return InvalidArgumentError(f"{url} is not a URL that can be opened.")
     if isinstance(reason, faults.NameResolutionError):
         return TryAgainError(f"there is no host {urlsplit(url).hostname}, or its name cannot be looked up now")
+    if isinstance(reason, faults.NewConnectionError):
+        return TryAgainError(f"no connection to {urlsplit(url).netloc} ({reason.args[-1]})")
     if isinstance(reason, faults.TimeoutError):
         return TryAgainError(f"silent for {timeout:g} s", wait=0)  # it would stay silent; a new request may not
     if isinstance(reason, faults.SSLError) and isinstance(reason.args[0], ssl.SSLCertVerificationError):
@@ -258,8 +267,11 @@ def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
     if status in (404, 410):
         return SliceNotFoundError(f"{url}: there is no such file ({status}).")
     if status == 429 or status >= 500:
-        pause = urllib3.Retry().get_retry_after(response)
-        return TryAgainError(f"answered {status} {response.reason}", wait=pause)
+        try:
+            pause = urllib3.Retry().get_retry_after(response)
+        except (faults.InvalidHeader, ValueError):
+            pause = None
+        return TryAgainError(f"answered {status} {response.reason}", wait=pause or None)
     if status == 416:
         return SourceChangedError(f"{url}: is shorter than when it was first read ({status}); read it again.")
     return RemoteError(f"{url}: the server refuses to send it ({status} {response.reason}).")

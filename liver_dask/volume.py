@@ -16,6 +16,7 @@ SHAPE = (597, 20000, 20000)
 """Voxels of the whole volume (z, y, x)."""
 
 DIMS = ("z", "y", "x")
+LONGEST_AXIS = 2**31 - 1
 RAW = "raw"
 RAW_DTYPE = np.dtype("uint16")
 MASK_DTYPE = np.dtype("uint8")
@@ -78,18 +79,23 @@ def dtype_of(variable: str) -> np.dtype[Any]:
 
 def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return `shape` as three positive integers (z, y, x), or raise InvalidArgumentError."""
-    numbers = _integers("shape", shape, 3, "(z, y, x)")
-    if min(numbers) < 1:
-        raise InvalidArgumentError(
-            f"shape={tuple(numbers)} has an axis without voxels; give (z, y, x), each at least 1."
-        )
-    z, y, x = numbers
+    return check_lengths("shape", shape)
+
+
+def check_lengths(name: str, lengths: Sequence[int]) -> tuple[int, int, int]:
+    """Return three positive integers (z, y, x), or raise InvalidArgumentError naming the argument."""
+    z, y, x = numbers = _integers(name, lengths, 3, "(z, y, x)")
+    if min(numbers) < 1 or max(numbers) > LONGEST_AXIS:
+        raise InvalidArgumentError(f"{name}={tuple(numbers)} has an axis without voxels, or one that is too long.")
     return z, y, x
 
 
 def check_labels(labels: str | Iterable[str]) -> tuple[str, ...]:
     """Return the labels as a tuple without repeats, or raise InvalidArgumentError naming those that exist."""
-    names = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels))
+    try:
+        names = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels))
+    except TypeError:
+        raise InvalidArgumentError(f"labels={labels!r} must be names of {', '.join(MEANING_OF_LABEL)}.") from None
     unknown = [name for name in names if name not in MEANING_OF_LABEL]
     if unknown:
         raise InvalidArgumentError(f"Unknown label {unknown[0]!r}; the classes are {', '.join(MEANING_OF_LABEL)}.")

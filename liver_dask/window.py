@@ -132,11 +132,25 @@ class LazyWindow:
         return self.describe(), self.window.kept
 
 
-class VolumeArray(da.Array):
+class _AsDaskArray(type(da.Array)):  # type: ignore[misc]  # dask's Array has no types
+    """Makes a subclass equal to dask's own class.
+
+    Xarray refuses to put arrays of two chunked types into one operation, and compares the types: to it, and to all but
+    an index, a VolumeArray is a dask array.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is da.Array
+
+    def __hash__(cls) -> int:
+        return hash(da.Array)
+
+
+class VolumeArray(da.Array, metaclass=_AsDaskArray):
     """A dask array that composes further indexing with its own window, see the module's text."""
 
     __slots__ = ()
-    lazy: LazyWindow
+    _of_window: tuple[str, LazyWindow]
 
     @classmethod
     def of(cls, lazy: LazyWindow, chunks: tuple[tuple[int, ...], ...]) -> "VolumeArray":
@@ -146,30 +160,40 @@ class VolumeArray(da.Array):
             chunks=chunks,
             name=f"liver-{tokenize(lazy, chunks)}",
             asarray=False,
-            inline_array=True,
             meta=np.empty((0,) * lazy.ndim, lazy.dtype),
         )
         array = cls(plain.dask, plain.name, plain.chunks, meta=plain._meta)
-        array.lazy = lazy
+        array._of_window = plain.name, lazy
         return array
+
+    @property
+    def lazy(self) -> LazyWindow | None:
+        """The window it stands for; None once it was assigned to, which dask does by changing the graph in place."""
+        name, lazy = self._of_window
+        return lazy if self.name == name else None
 
     def __getitem__(self, index: Any) -> da.Array:
         """As dask's; the result knows its window where the index is of a kind that Window takes."""
+        if self.lazy is None:
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
         try:
             key = _full_key(index, self.ndim)
             window = self.lazy.window[key]
         except (NotImplementedError, ValueError):
-            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # dask has none
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
         indexed = [(self.chunks[axis], of_axis) for axis, of_axis in enumerate(key) if not _is_number(of_axis)]
         chunks = tuple(_chunks_of(*cut, length) for cut, length in zip(indexed, window.shape, strict=True))
         return VolumeArray.of(LazyWindow(self.lazy.read, window, self.lazy.dtype), chunks)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.lazy is None:
+            return da.Array, (self.dask, self.name, self.chunks, self.dtype, self._meta)
         return VolumeArray.of, (self.lazy, self.chunks)
 
-    def copy(self) -> "VolumeArray":
-        """Another array of the same window."""
-        return VolumeArray.of(self.lazy, self.chunks)
+    def copy(self) -> da.Array:
+        """Another array of the same voxels."""
+        make, arguments = self.__reduce__()
+        return make(*arguments)
 
 
 def _full_key(index: Any, ndim: int) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from liver_dask import dataset, png, volume
+from liver_dask import dataset, png, remote, volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 SHAPE = (10, 300, 420)
@@ -16,9 +16,10 @@ SHAPE = (10, 300, 420)
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> None:
-    """A port may be given to another test's server; what was kept of the first is not of the second."""
+    """Every test begins as a new process does."""
     dataset._memory._clear()
     png._blocks._clear()
+    remote._process.forget()
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,10 @@ def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str
         ({"voxel_size_nm": (0, 8, 8)}, "above 0"),
         ({"source": "nonsense://x"}, "cannot be opened"),
         ({"source": "http://"}, "names no host"),
+        ({"source": "http://[::1/a"}, "neither a URL nor a folder"),
+        ({"source": None}, "neither a URL nor a folder"),
+        ({"source": "zip://::http://x/y.zip"}, "chain of URLs"),
+        ({"labels": 5}, "must be names"),
     ],
 )
 def test_options_that_make_no_sense(options, told: str) -> None:
@@ -247,6 +251,17 @@ def test_a_damaged_strip_names_its_rows(own_archive: Path) -> None:
     assert opened(own_archive).raw[0, 8:].compute().shape == (HEIGHT - 8, WIDTH)
 
 
+@pytest.mark.parametrize("path", ["", ".", "/", "~nobody-of-this-name/x", "a\0b", "x" * 300, None])
+def test_a_path_that_is_none(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path) -> None:
+    """A wrong path would end in a traceback, or write into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    if path == ".":
+        (tmp_path / "mine").write_text("")
+    with pytest.raises((ld.InvalidArgumentError, ld.StoreExistsError)):
+        ld.to_zarr(ld.open_human_liver_em(archive, shape=SHAPE), path, progress=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == (["mine"] if path == "." else [])
+
+
 @pytest.mark.parametrize("what", ["a file", "a folder", "a zarr of another", "an unfinished other store", "a url"])
 def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path, what: str) -> None:
     """Somebody's data would be overwritten, or taken for ours."""
@@ -279,3 +294,51 @@ def test_an_output_folder_that_cannot_be_made(archive: Path, tmp_path: Path) -> 
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     with pytest.raises(ld.InvalidArgumentError, match="Cannot write"):
         ld.to_zarr(ds, tmp_path / "file" / "crop.zarr", progress=False)
+
+
+def test_a_file_that_was_mended_is_read_anew(own_archive: Path) -> None:
+    """What was kept of a damaged file would be used for ever."""
+    path = own_archive / volume.file_of_slice("er", 0)
+    good = path.read_bytes()
+    ds = opened(own_archive)
+    spoil(path, "cut in the data")
+    with pytest.raises(ld.FormatError):
+        ds.er.compute()
+    path.write_bytes(good)
+    assert ds.er.compute().shape == (1, HEIGHT, WIDTH)
+
+
+def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> None:
+    """Rows beyond the end of a file would be asked for, again and again."""
+    import tifffile
+
+    path = own_archive / volume.file_of_slice("raw", 0)
+    tifffile.imwrite(path, np.ones((HEIGHT, WIDTH), "u2"), rowsperstrip=1)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ld.FormatError, match="is cut short or damaged: row 37"):
+        opened(own_archive).raw.compute()
+
+
+def test_a_changed_byte_of_a_mask_is_noticed(own_archive: Path) -> None:
+    """Where nothing is compressed, a damaged byte decodes as well as any: only the checksum tells."""
+    path = own_archive / volume.file_of_slice("er", 0)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(path, compress_level=0)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ld.FormatError, match="its checksum is wrong"):
+        opened(own_archive).er.compute()
+
+
+def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
+    """Imagecodecs reads outside its table where a strip's first code is none, and takes the process along."""
+    import tifffile
+
+    path = own_archive / volume.file_of_slice("raw", 0)
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].dataoffsets[0]
+    data = bytearray(path.read_bytes())
+    data[offset + 1] |= 0x6B
+    path.write_bytes(data)
+    with pytest.raises(ld.FormatError, match="the strip of rows 0-0"):
+        opened(own_archive).raw[0, 0].compute()

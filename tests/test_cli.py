@@ -43,7 +43,7 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     assert dict(xr.open_zarr(store).sizes) == {"z": 3, "y": 50, "x": 70}
     told = run("info", store)
     assert told.returncode == 0
-    assert "complete store" in told.stdout
+    assert "complete, " in told.stdout
     assert "mito" in told.stdout
     default = run("info")
     assert "z: 597, y: 20000, x: 20000" in default.stdout

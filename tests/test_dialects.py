@@ -231,3 +231,17 @@ def test_pieces_hold_every_strip_once_and_little_else(strips, connections: int, 
         assert all(piece.start <= offsets[i] and offsets[i] + counts[i] <= piece.stop for i in held)
         assert piece.stop - piece.start <= sum(counts[i] for i in held) + GAP * (len(held) - 1)
         assert len(held) == 1 or piece.stop - piece.start <= LARGEST_REQUEST
+
+
+def test_a_window_deep_in_a_mask_fetches_little_more_than_its_prefix(tmp_path: Path) -> None:
+    """The guess of how far a row is in the file would run to its end, or take a hundred requests."""
+    path = tmp_path / volume.file_of_slice("er", 0)
+    path.parent.mkdir()
+    mask = np.random.default_rng(3).integers(0, 2, (6000, 4000), np.uint8) * np.uint8(255)
+    Image.fromarray(mask).save(path)
+    size = path.stat().st_size
+    with serve(tmp_path) as server:
+        er = ld.open_human_liver_em(server.url, shape=(1, 6000, 4000), labels="er").er[0]
+        np.testing.assert_array_equal(er[2000:2100, 7:99], mask[2000:2100, 7:99])
+        assert server.bytes_sent <= size * 2100 / 6000 + 0.03 * size
+        assert len(server.requests) <= 12

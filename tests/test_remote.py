@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import SHAPE
 from hostile import scripted
+from PIL import Image
 
 import liver_dask as ld
 from liver_dask.demo import RangeRequestHandler, serve
@@ -108,3 +109,65 @@ def test_a_failure_does_not_use_up_the_connections(archive: Path, voxels, no_wai
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=1)
         for z in range(4):
             np.testing.assert_array_equal(ds.raw[z], voxels["raw"][z])
+
+
+@pytest.mark.parametrize("fault", ["503", "404", "changed"])
+def test_a_fault_while_the_index_is_read_is_not_called_damage(archive: Path, fault: str) -> None:
+    """An outage would be reported as a damaged file, since tifffile takes any failing read for that."""
+    kind = {"503": ld.RemoteError, "404": ld.SliceNotFoundError, "changed": ld.SourceChangedError}[fault]
+    with serve(archive, scripted(dict.fromkeys(range(2, 50), fault))) as server:
+        with pytest.raises(kind, match="slice 1, rows 0-4"):
+            ld.open_human_liver_em(server.url, shape=SHAPE).raw[1, :5].compute()
+
+
+def test_a_refused_connection_is_told_as_such_and_waited_for(no_waiting: list[float]) -> None:
+    """A server that restarts would fail the whole job within milliseconds, as silent."""
+    with pytest.raises(ld.RemoteError, match="no connection to 127.0.0.1:9"):
+        ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE).raw[0, 0].compute()
+    assert len(no_waiting) == 5
+    assert max(no_waiting) > 0
+
+
+def test_a_body_longer_than_its_range_is_not_read(archive: Path, no_waiting: list[float]) -> None:
+    """A server that sends more than it says would fill the memory."""
+
+    class TooMuch(RangeRequestHandler):
+        def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
+            self.send_response(206)
+            self.send_header("Content-Length", str(10**12))
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            self.end_headers()
+
+    with serve(archive, TooMuch) as server:
+        with pytest.raises(ld.RemoteError, match="would send 1000000000000 bytes for 512"):
+            ld.open_human_liver_em(server.url, shape=SHAPE).raw[0, 0].compute()
+
+
+def test_opening_anew_looks_anew(archive: Path, tmp_path: Path) -> None:
+    """A mask that was replaced would stay the old one for as long as the process lives."""
+    folder = tmp_path / "humanliver_er_mask"
+    folder.mkdir()
+    path = folder / "humanliver_er_mask_000.png"
+    for value in (0, 255):
+        Image.fromarray(np.full((20, 30), value, np.uint8)).save(path)
+        assert ld.open_human_liver_em(tmp_path, shape=(1, 20, 30), labels="er").er.max() == value
+
+
+def test_a_kept_entry_of_an_older_file_is_replaced_without_an_error(tmp_path: Path) -> None:
+    """After a change at the source every cached file would cost one failed run."""
+    (tmp_path / "humanliver_raw_images").mkdir()
+    path = tmp_path / "humanliver_raw_images" / "humanliver_raw_000.tif"
+    for value in (7, 900):
+        Image.fromarray(np.full((20, 30), value, np.uint16)).save(path, compression="tiff_lzw")
+        ds = ld.open_human_liver_em(tmp_path, shape=(1, 20, 30), cache_dir=tmp_path / "kept")
+        assert ds.raw.max() == value
+    with pytest.raises(ld.FormatError, match="expected 20 x 10"):
+        ld.open_human_liver_em(tmp_path, shape=(1, 20, 10), cache_dir=tmp_path / "kept").raw.compute()
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_no_voxel(archive: Path, tmp_path: Path, voxels, caplog) -> None:
+    """A full or read-only disk under the cache would end a read whose voxels are there."""
+    (tmp_path / "file").write_text("")
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, cache_dir=tmp_path / "file" / "kept")
+    np.testing.assert_array_equal(ds.er[0], voxels["er"][0])
+    assert "cannot be kept" in caplog.text

@@ -4,6 +4,7 @@ import copy
 import pickle
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -136,3 +137,43 @@ def test_equal_windows_have_equal_names_and_unequal_ones_have_not() -> None:
     assert first[1, 2:9][3:5].name == second[1, 5:7].name
     names = {first[key].name for key in [(1,), (2,), (slice(1, 2),), (1, slice(0, 9)), ([1],), (slice(None), 1)]}
     assert len(names) == 6
+
+
+def test_blocks_of_a_composed_index_are_cut_where_the_source_is() -> None:
+    """A window across blocks would become one task, or a block read the files of two."""
+    array, _ = volume_array()
+    assert array[1, 5:23].chunks == ((5, 10, 3), (17,))
+    assert array[1:4][:, ::-3].chunks == ((1, 1, 1), (2, 3, 3), (17,))
+    assert array[[0, 0, 3]].chunks[0] == (2, 1)
+
+
+@pytest.mark.parametrize("how", ["slice", "mask", "out", "xarray"])
+def test_an_array_that_was_assigned_to_is_no_longer_its_window(how: str) -> None:
+    """What was assigned would be lost with the next index, copy or pickle."""
+    array, _ = volume_array()
+    expected = WHOLE.copy()
+    if how == "slice":
+        array[0] = expected[0] = 0
+    elif how == "mask":
+        array[array > 100] = 100
+        expected[expected > 100] = 100
+    elif how == "out":
+        da.add(array, 1, out=array)
+        expected += 1
+    else:
+        xr.DataArray(array, dims=("z", "y", "x"))[{"z": 0}] = 0
+        expected[0] = 0
+    for use in (lambda a: a, lambda a: a[:, 3], copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))):
+        np.testing.assert_array_equal(
+            use(array).compute(scheduler="sync"), expected[:, 3] if use(array).ndim == 2 else expected
+        )
+
+
+def test_it_mixes_with_other_dask_arrays_in_one_dataset() -> None:
+    """Xarray refuses chunked arrays of two types."""
+    array, _ = volume_array()
+    ds = xr.Dataset({"raw": (("z", "y", "x"), array)}).assign(half=lambda ds: ds.raw // 2)
+    for done in (ds.compute(), ds.persist().compute(), ds.unify_chunks().compute(), dask.compute(ds)[0]):
+        np.testing.assert_array_equal(done.half, WHOLE // 2)
+    both = xr.apply_ufunc(np.add, ds.raw, ds.half, dask="parallelized", output_dtypes=["u2"])
+    np.testing.assert_array_equal(both.compute(), WHOLE + WHOLE // 2)

@@ -5,7 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask import export_plan, volume, zarr_export
+from liver_dask import export_plan, store, volume
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.export_plan import Shard, plan_layout
 
@@ -265,7 +268,7 @@ def test_chunks_of_zeros_take_no_space_and_are_still_there(archive: Path, tmp_pa
 
 def test_a_damaged_piece_is_not_merged(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bad disk under the pieces would put a broken index into a shard."""
-    write_piece = zarr_export.write_piece
+    write_piece = store.write_piece
 
     def write_badly(path: Path, chunks) -> None:
         write_piece(path, chunks)
@@ -273,7 +276,84 @@ def test_a_damaged_piece_is_not_merged(archive: Path, tmp_path: Path, monkeypatc
             file.seek(-9, os.SEEK_END)
             file.write(b"\xa5")
 
-    monkeypatch.setattr(zarr_export, "write_piece", write_badly)
+    monkeypatch.setattr(store, "write_piece", write_badly)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     with pytest.raises(OSError, match="checksum of its index"):
         ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
+
+
+def test_the_engine_without_chunks_is_written_region_by_region(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """The whole box would be read at once, and again to see that it is there."""
+    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE)
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    check_store(Path(path), voxels, BOX)
+    server.requests.clear()
+    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE)
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    assert server.requests == []
+
+
+def test_a_failure_while_the_region_before_is_written_leaves_no_torn_store(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder would be removed under the writer, who makes it again, without a record, and blocks the next call."""
+    broken = tmp_path / "archive"
+    for folder in archive.iterdir():
+        (broken / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            if not file.name.endswith("raw_003.tif"):
+                (broken / folder.name / file.name).symlink_to(file)
+    write_piece = store.write_piece
+    monkeypatch.setattr(store, "write_piece", lambda *args: (time.sleep(0.05), write_piece(*args)))
+    ds = ld.open_human_liver_em(broken, shape=SHAPE)
+    for _ in range(2):
+        with pytest.raises(ld.SliceNotFoundError, match="slice 3") as told:
+            ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+        assert "regions are kept" in told.value.__notes__[0]
+
+
+def test_two_writers_at_once_and_the_second_is_told(server: ArchiveServer, tmp_path: Path) -> None:
+    """Two processes would write one store, and tear it."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(block: np.ndarray) -> np.ndarray:
+        begun.set()
+        go_on.wait(20)
+        return block
+
+    slowly = ds.assign(raw=ds.raw.copy(data=ds.raw.data.map_blocks(slow, dtype="u2", name="slow")))
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(ld.to_zarr, slowly, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+        assert begun.wait(20)
+        with pytest.raises(ld.StoreExistsError, match="is being written by another process"):
+            ld.to_zarr(slowly, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+        go_on.set()
+        first.result()
+    ld.to_zarr(slowly, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+
+
+def test_a_store_that_lost_a_shard_is_not_complete(server: ArchiveServer, tmp_path: Path) -> None:
+    """Voxels that were deleted would be taken for zeros."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False))
+    (path / "mito" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(ld.StoreExistsError, match=r"lost shard \(0, 0, 0\) of mito"):
+        ld.to_zarr(ds, path, bounding_box=BOX, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ds: ds.rename(raw="liver_dask"), "cannot be kept"),
+        (lambda ds: ds.rename(raw="a/b"), "cannot be kept"),
+        (lambda ds: ds.rename(raw=5), "cannot be kept"),
+        (lambda ds: ds.assign(raw=ds.raw.astype("M8[ns]")), "only numbers"),
+        (lambda ds: ds.assign(raw=ds.raw.assign_attrs(scale_factor=2)), "readers would change"),
+    ],
+)
+def test_variables_that_would_be_read_back_as_something_else(archive: Path, tmp_path: Path, change, told: str) -> None:
+    """A variable would vanish, or come back scaled, masked or under another name."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.to_zarr(change(ld.open_human_liver_em(archive, shape=SHAPE)), tmp_path / "a.zarr", progress=False)
+    assert list(tmp_path.iterdir()) == []
