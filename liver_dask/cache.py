@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import cachetools
 
@@ -69,6 +69,12 @@ class MemoryCache(Generic[T]):
         """Forget one item."""
         with self._lock:
             self._kept.pop(key, None)
+
+    def drop_where(self, is_stale: Callable[[Any], bool]) -> None:
+        """Forget all items of the keys that `is_stale` says."""
+        with self._lock:
+            for key in [key for key in self._kept if is_stale(key)]:
+                del self._kept[key]
 
     def _put(self, key: Hashable, item: T) -> None:
         if item.nbytes <= self._limit:  # a larger one is used and not kept

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +39,11 @@ class VolumeReader:
         source: The archive.
         variable: `raw` or a label.
         shape: Voxels (z, y, x) of the whole volume.
-        opening: Which call opened the source: what is kept in memory of its files is for that call alone, so that
-            opening anew looks anew.
     """
 
     source: Source
     variable: str
     shape: tuple[int, int, int]
-    opening: str
 
     def __call__(self, z: Selection, y: Selection, x: Selection) -> npt.NDArray[Any]:
         """Voxels of the given indexes, none of them empty, as an array of (len(z), len(y), len(x))."""
@@ -67,7 +63,7 @@ class VolumeReader:
 
     def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice) -> npt.NDArray[Any]:
         path = volume.file_of_slice(self.variable, z)
-        key = (self.opening, path)
+        key = (self.source, self.shape, path)
         item = _memory.get_or_make(key, lambda: self._open_slice(path))
         try:
             pixels = item.read(rows, columns)
@@ -231,13 +227,12 @@ def _prepare(
         cache_dir=os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir else None,
     )
     block = (1, min(_at_least_one("chunk_rows", setting("chunk-rows", chunk_rows)), height), width)
-    opening = uuid4().hex
+    whole = Window.whole(checked_shape)
     lazy = {
-        name: LazyWindow(
-            VolumeReader(asked, name, checked_shape, opening), Window.whole(checked_shape), volume.dtype_of(name)
-        )
+        name: LazyWindow(VolumeReader(asked, name, checked_shape), whole, volume.dtype_of(name))
         for name in (volume.RAW, *volume.check_labels(labels))
     }
+    _memory.drop_where(lambda key: key[0].url == asked.url)  # opening anew looks anew
     return lazy, block, volume.attributes(asked.url, voxel_size_nm)
 
 

@@ -186,7 +186,7 @@ class PngSlice:
 
     def _next_rows(self, layout: _Layout, state: _Checkpoint, count: int, stop: int) -> Bytes2D:
         """Inflate and unfilter the next rows, leaving a checkpoint where a new block begins."""
-        inflated = self._inflate(state, count * (1 + layout.row_bytes), stop)
+        inflated = self._inflate(state, count, count * (1 + layout.row_bytes), stop)
         block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
         if block[:, 0].max() > LAST_FILTER:
             raise self._damaged(f"rows {state.row}-{state.row + count - 1} have a filter that does not exist")
@@ -197,13 +197,15 @@ class PngSlice:
             self._checkpoints.append(state.copy())
         return plain
 
-    def _inflate(self, state: _Checkpoint, count: int, stop: int) -> bytearray:
-        """The next `count` bytes of the image, fetching more of the file where needed to reach row `stop`."""
+    def _inflate(self, state: _Checkpoint, rows: int, count: int, stop: int) -> bytearray:
+        """The next `rows` rows, which take `count` bytes; fetches more of the file where needed to reach `stop`."""
         inflated = bytearray()
         while len(inflated) < count:
             piece = self._chunks.compressed(state.position)
-            if not piece and self._fetch_more(state, stop):
-                continue
+            if not piece:
+                rows_done = state.row + len(inflated) * rows // count
+                if self._fetch_more(state.position, rows_done, stop):
+                    continue
             try:
                 part = state.inflater.decompress(piece, count - len(inflated))
             except zlib_ng.error as error:
@@ -231,12 +233,12 @@ class PngSlice:
             self._checkpoints = [_Checkpoint(0, zlib_ng.decompressobj(), 0, above_first)]
         return self._layout
 
-    def _fetch_more(self, state: _Checkpoint, stop: int) -> bool:
+    def _fetch_more(self, position: int, rows_done: int, stop: int) -> bool:
         """Fetch about as much as the rows up to `stop` will take; False where the image has ended."""
         assert self._file.identity is not None
         expected = self._file.identity.size / self._height
-        rate = (state.position + PRIOR_ROWS * expected) / (state.row + PRIOR_ROWS)
-        return self._fetch_range(max(int((stop - state.row) * rate) + MARGIN, FIRST_REQUEST))
+        rate = (position + PRIOR_ROWS * expected) / (rows_done + PRIOR_ROWS)
+        return self._fetch_range(int((stop - rows_done) * rate) + MARGIN)
 
     def _fetch_range(self, count: int) -> bool:
         """Fetch the next `count` bytes of the file, over several connections."""

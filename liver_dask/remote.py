@@ -137,7 +137,7 @@ def resolve_url(source: str | os.PathLike[str]) -> str:
         host = urlsplit(text).hostname
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"source={source!r} is neither a URL nor a folder ({error}).") from None
-    if "::" in protocol:
+    if separator and "::" in text:
         raise InvalidArgumentError(f"source={text!r} is a chain of URLs; give one.")
     if not separator:
         folder = Path(text).expanduser().absolute()

@@ -182,7 +182,9 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
     try:
         text = os.fspath(path)
         target = Path(text).expanduser().absolute()
-        usable = "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
+        usable = (
+            bool(text) and "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
+        )
     except (TypeError, RuntimeError, ValueError):
         usable = False
     if not usable:

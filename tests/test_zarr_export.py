@@ -322,7 +322,7 @@ def test_two_writers_at_once_and_the_second_is_told(server: ArchiveServer, tmp_p
         go_on.wait(20)
         return block
 
-    slowly = ds.assign(raw=ds.raw.copy(data=ds.raw.data.map_blocks(slow, dtype="u2", name="slow")))
+    slowly = ds.assign(raw=ds.raw.copy(data=ds.raw.data.map_blocks(slow, dtype="u2", meta=np.empty((0, 0, 0), "u2"))))
     with ThreadPoolExecutor(1) as other:
         first = other.submit(ld.to_zarr, slowly, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
         assert begun.wait(20)
