@@ -57,7 +57,7 @@ def test_all_that_is_public_is_documented() -> None:
         thing = getattr(liver_dask, name)
         if inspect.isfunction(thing):
             for parameter in inspect.signature(thing).parameters:
-                assert f"\n        {parameter}: " in thing.__doc__, f"{name} does not document {parameter}"
+                assert f"\n    {parameter}: " in inspect.getdoc(thing), f"{name} does not document {parameter}"
 
 
 def test_imports_go_one_way() -> None:
