@@ -8,7 +8,7 @@ from pathlib import Path
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import InvalidArgumentError, NotDownloadedError
-from .zarr_export import is_written, to_zarr
+from .zarr_export import Export, to_zarr
 
 
 def get_human_liver_em_data(
@@ -108,6 +108,6 @@ def _store(
     ds = open_human_liver_em(source, shape=shape)
     if download:
         return to_zarr(ds, store, bounding_box=box)
-    if is_written(ds, store, bounding_box=box):
+    if Export.plan(ds, store, box).store.is_written():
         return str(store)
     raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it from {source}.")

@@ -72,22 +72,6 @@ def to_zarr(
     return str(export.store.target)
 
 
-def is_written(
-    ds: xr.Dataset,
-    path: str | os.PathLike[str],
-    *,
-    bounding_box: Sequence[int] | None = None,
-    chunks: Sequence[int] = CHUNKS,
-    shards: Sequence[int] = SHARDS,
-) -> bool:
-    """Whether `to_zarr` with these arguments has nothing left to do.
-
-    Raises:
-        StoreExistsError: `path` holds something else than this call would write. (FileExistsError)
-    """
-    return Export.plan(ds, path, bounding_box, chunks, shards).store.is_written()
-
-
 class Export:
     """The making of one store: what is to be written, and where."""
 
@@ -101,9 +85,9 @@ class Export:
         cls,
         ds: xr.Dataset,
         path: str | os.PathLike[str],
-        bounding_box: Sequence[int] | None,
-        chunks: Sequence[int],
-        shards: Sequence[int],
+        bounding_box: Sequence[int] | None = None,
+        chunks: Sequence[int] = CHUNKS,
+        shards: Sequence[int] = SHARDS,
     ) -> "Export":
         """Check all arguments of `to_zarr`; nothing is touched."""
         target = _local_path(path)
