@@ -227,7 +227,8 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         self.wfile.write(body)
 
     def _note(self, start: int, stop: int, status: int) -> None:
-        self.server.archive.requests.append(Request(self.path, start, stop, status))  # type: ignore[attr-defined]
+        archive = self.server.archive  # type: ignore[attr-defined]  # `serve` gives its server one
+        archive.requests.append(Request(self.path, start, stop, status))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent; requests are in `ArchiveServer.requests`."""

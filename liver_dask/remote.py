@@ -100,7 +100,7 @@ class Traffic:
 
     def forget(self) -> None:
         """Start anew, in a fork: the lock may be held by a thread of the parent's."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__()  # type: ignore[misc]  # as new, and the same object: others hold it
 
     @property
     def requests(self) -> int:
@@ -210,7 +210,7 @@ class _Process:
 
     def forget(self) -> None:
         """Start anew, in a fork that has none of the parent's threads and must not share its sockets."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__()  # type: ignore[misc]  # as new, and the same object: others hold it
 
 
 _process = _Process()

@@ -175,12 +175,12 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
     def __getitem__(self, index: Any) -> da.Array:
         """As dask's; the result knows its window where the index is of a kind that Window takes."""
         if self.lazy is None:
-            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # dask's has no types
         try:
             key = _full_key(index, self.ndim)
             window = self.lazy.window[key]
         except (NotImplementedError, ValueError):
-            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # dask's has no types
         indexed = [(self.chunks[axis], of_axis) for axis, of_axis in enumerate(key) if not _is_number(of_axis)]
         chunks = tuple(_chunks_of(*cut, length) for cut, length in zip(indexed, window.shape, strict=True))
         return VolumeArray.of(LazyWindow(self.lazy.read, window, self.lazy.dtype), chunks)

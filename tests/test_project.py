@@ -30,7 +30,9 @@ def test_environment_yml_is_in_step_with_pyproject() -> None:
     given = {spec for spec in environment["dependencies"] if isinstance(spec, str)}
     needed = {f"python {PROJECT['requires-python']}", "pip"}
     for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["view"]:
-        name, version = re.fullmatch(r"([\w\-\[\]]+)(>=[\d.]+)", requirement).groups()  # type: ignore[union-attr]
+        match = re.fullmatch(r"([\w\-\[\]]+)(>=[\d.]+)", requirement)
+        assert match, f"{requirement} has no lower bound that environment.yml could repeat"
+        name, version = match.groups()
         needed.add(f"{CONDA_NAME_OF.get(name, name)} {version}")
     assert {re.sub(r"\s+", " ", spec) for spec in given} == needed
 
