@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import cachetools
 
@@ -37,7 +38,10 @@ T = TypeVar("T", bound=Sized)
 
 
 class MemoryCache(Generic[T]):
-    """Items by key, as many as fit into `limit` bytes; the least recently used goes first. A fork starts with none."""
+    """Items by key, as many as fit into `limit` bytes; the least recently used goes first. A fork starts with none.
+
+    An item that somebody holds is found all the same: it takes no more memory for that.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -48,12 +52,12 @@ class MemoryCache(Generic[T]):
     def get(self, key: Hashable) -> T | None:
         """The item, or None."""
         with self._lock:
-            return self._kept.get(key)
+            return self._find(key)
 
     def get_or_make(self, key: Hashable, make: Callable[[], T]) -> T:
         """The item, or else what `make` returns; `make` must be quick, it runs under the lock."""
         with self._lock:
-            item = self._kept.get(key)
+            item = self._find(key)
             if item is None:
                 item = make()
                 self._put(key, item)
@@ -69,19 +73,27 @@ class MemoryCache(Generic[T]):
         """Forget one item."""
         with self._lock:
             self._kept.pop(key, None)
+            self._held.pop(key, None)
 
     def drop_where(self, is_stale: Callable[[Any], bool]) -> None:
         """Forget all items of the keys that `is_stale` says."""
         with self._lock:
-            for key in [key for key in self._kept if is_stale(key)]:
-                del self._kept[key]
+            for known in (self._kept, self._held):
+                for key in [key for key in known if is_stale(key)]:
+                    known.pop(key, None)
+
+    def _find(self, key: Hashable) -> T | None:
+        item = self._kept.get(key)
+        return self._held.get(key) if item is None else item
 
     def _put(self, key: Hashable, item: T) -> None:
+        self._held[key] = item
         if item.nbytes <= self._limit:  # a larger one is used and not kept
             self._kept[key] = item
 
     def _clear(self) -> None:
         self._lock = threading.Lock()
+        self._held: WeakValueDictionary[Hashable, T] = WeakValueDictionary()
         self._kept: cachetools.LRUCache[Hashable, T] = cachetools.LRUCache(self._limit, lambda item: item.nbytes)
 
 

@@ -5,7 +5,7 @@ Nothing is asked of the archive until voxels are needed.
 
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from .remote import RemoteFile, list_folders, resolve_url
 from .settings import setting
 from .tiff import TiffSlice
 from .transport import Source
-from .window import LazyWindow, Selection, VolumeArray, Window
+from .window import LazyWindow, Selection, VolumeArray, Window, leaves_of
 
 MEMORY_LIMIT = 256 << 20
 """Bytes of strip indexes, mask files and checkpoints that a process keeps."""
@@ -61,20 +61,44 @@ class VolumeReader:
         """Which variable of which source; how the source is asked does not change its voxels."""
         return f"{self.variable} of {self.shape} at {self.source.url}"
 
+    def origin(self) -> dict[str, Any]:
+        """The same, as JSON; see `open_origin`."""
+        return {"source": self.source.url, "shape": list(self.shape), "variable": self.variable}
+
+    @property
+    def files(self) -> str:
+        """How the URLs of the slices begin."""
+        return f"{self.source.url}/{volume.folder_of(self.variable)}/"
+
+    def foresee(self, z: Selection, y: Selection) -> list[Any]:
+        """Say that these rows of these slices will be read, a part at a time: what they need is then fetched at once.
+
+        Returns:
+            What is to be held until they are read, so that it is not forgotten in between.
+        """
+        items = [self._item(int(number)) for number in z]
+        for item in items:
+            item.foreseen = int(max(y)) + 1
+        return items
+
+    def _key(self, z: int) -> tuple[Source, tuple[int, int, int], str]:
+        return self.source, self.shape, volume.file_of_slice(self.variable, z)
+
+    def _item(self, z: int) -> TiffSlice | PngSlice:
+        return _memory.get_or_make(self._key(z), lambda: self._open_slice(self._key(z)[-1]))
+
     def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice) -> npt.NDArray[Any]:
-        path = volume.file_of_slice(self.variable, z)
-        key = (self.source, self.shape, path)
-        item = _memory.get_or_make(key, lambda: self._open_slice(path))
+        item = self._item(z)
         try:
             pixels = item.read(rows, columns)
         except LiverDaskError as error:
-            _memory.drop(key)  # what was kept of a file that failed or changed is not used again
+            _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
             if isinstance(error, SourceChangedError) and self.source.cache_dir:
-                FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{path}")
+                FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{self._key(z)[-1]}")
                 if item.is_from_folder:  # it changed since an earlier run, not under this one
                     return self._read_slice(z, rows, columns)
             raise self._located(error, z, rows) from error
-        _memory.put(key, item)
+        _memory.put(self._key(z), item)
         return pixels
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
@@ -88,7 +112,7 @@ class VolumeReader:
         text = f"{self.variable}, slice {z}, rows {rows[0]}-{rows[-1]}: {error}"
         if isinstance(error, SliceNotFoundError):
             there = list_folders(self.source)
-            if there and volume.file_of_slice(self.variable, z).split("/")[0] not in there:
+            if there and volume.folder_of(self.variable) not in there:
                 text += f" The archive has these folders: {', '.join(there)}."
         return type(error)(text)
 
@@ -136,6 +160,19 @@ def open_human_liver_em(
         for name, window in lazy.items()
     }
     return xr.Dataset(variables, _coordinates(lazy[volume.RAW].shape), attrs)
+
+
+def open_origin(origin: Mapping[str, Any], like: xr.Dataset) -> xr.DataArray:
+    """Open again the voxels that `LazyWindow.origin` told, from the Dataset of their source."""
+    ranges = [range(*origin[dim]) for dim in volume.DIMS]
+    z, y, x = (slice(r.start, None if r.stop < 0 else r.stop, r.step) for r in ranges)
+    return like[origin["variable"]][z, y, x]
+
+
+def readers_of(array: Any) -> set[VolumeReader]:
+    """The variables of the archive that a dask array is made of, as far as its graph shows them."""
+    windows = [leaf for leaf in map(_innermost, leaves_of(array)) if isinstance(leaf, LazyWindow)]
+    return {window.read for window in windows if isinstance(window.read, VolumeReader)}
 
 
 class LiverBackend(BackendEntrypoint):
@@ -194,16 +231,16 @@ class _BackendWindow(BackendArray):
     """A lazy window as xarray's backends want it."""
 
     def __init__(self, lazy: LazyWindow) -> None:
-        self._lazy = lazy
+        self.lazy = lazy
         self.shape = lazy.shape
         self.dtype = lazy.dtype
 
     def __dask_tokenize__(self) -> Any:
-        return self._lazy.__dask_tokenize__()
+        return self.lazy.__dask_tokenize__()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
         return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._lazy.__getitem__
+            key, self.shape, indexing.IndexingSupport.OUTER, self.lazy.__getitem__
         )
 
 
@@ -234,6 +271,16 @@ def _prepare(
     }
     _memory.drop_where(lambda key: key[0].url == asked.url)  # opening anew looks anew
     return lazy, block, volume.attributes(asked.url, voxel_size_nm)
+
+
+def _innermost(leaf: Any) -> Any:
+    """What xarray has wrapped, which does not say so in its types."""
+    while not isinstance(leaf, LazyWindow):
+        inner = getattr(leaf, "lazy" if isinstance(leaf, _BackendWindow) else "array", None)
+        if inner is None:
+            return leaf
+        leaf = inner
+    return leaf
 
 
 def _coordinates(shape: Sequence[int]) -> dict[str, pd.RangeIndex]:

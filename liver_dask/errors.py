@@ -11,8 +11,13 @@ that a caller would catch without knowing this package::
     │   ├── RangeNotSupportedError                 the server would send a whole large file for a few rows
     │   └── SourceChangedError                     a file is not the one that was read before
     ├── StoreExistsError        FileExistsError    the output path holds something else
+    ├── DamagedError            OSError            what was written is not on the disk any more as it was
+    ├── ExportError             RuntimeError       parts of a store could not be written; says which
     └── NotDownloadedError      RuntimeError       no complete store is there and none was asked for
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class LiverDaskError(Exception):
@@ -45,6 +50,25 @@ class SourceChangedError(RemoteError):
 
 class StoreExistsError(LiverDaskError, FileExistsError):
     """The output path holds something that this call did not write."""
+
+
+class DamagedError(LiverDaskError, OSError):
+    """What was written is not on the disk any more as it was: a bad disk, or something else wrote to it."""
+
+
+class ExportError(LiverDaskError, RuntimeError):
+    """Parts of a store could not be written. All others are kept, and the same call goes on from them.
+
+    Attributes:
+        failures: What could not be written, one text a part.
+    """
+
+    def __init__(self, message: str, failures: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.failures)
 
 
 class NotDownloadedError(LiverDaskError, RuntimeError):

@@ -1,12 +1,15 @@
 """What a store looks like and in which order it is written. Pure: integers in, a plan out; no file, no network.
 
 A **region** is the unit of work and of loss: one chunk deep (8 slices), a band of rows, and the whole width, because a
-strip of the source spans the whole width. Its encoded chunks are written as one **piece** for each shard that they
-belong to; when all pieces of a shard are there, their bytes are put together to make the shard. So no voxel is fetched,
-decoded or encoded twice, and memory holds regions, not shards.
+strip of the source spans the whole width. The encoded chunks of a region are kept as one **slab** for each variable;
+when all slabs of a **row of shards** are there (those side by side along x), their bytes are put together to make the
+shards. So no voxel is fetched, decoded or encoded twice, and memory holds regions, not shards.
+
+A task writes a **run**: some regions of the same slices, from top to bottom. Where rows can be read in any order (raw),
+a run is a few regions; where they cannot (a mask has to be inflated from its first row), it is all of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -18,6 +21,9 @@ CHUNKS = (8, 256, 256)
 SHARDS = (64, 4096, 4096)
 REGION_BYTES = 64 << 20
 """A band of rows is made as high as fits into this, and at least one chunk high."""
+
+REGIONS_OF_A_RUN = 4
+"""Enough that one is read while the one before is encoded; few, so that tasks end often and share the cores evenly."""
 
 Shape = tuple[int, int, int]
 
@@ -37,6 +43,36 @@ class Region(NamedTuple):
     z_stop: int
     y_start: int
     y_stop: int
+
+
+class ShardRow(NamedTuple):
+    """All shards of one variable that lie side by side along x: they are put together from the same slabs."""
+
+    name: str
+    z: int
+    y: int
+
+
+class Group(NamedTuple):
+    """Variables that are read together, because they are made of the same files.
+
+    Attributes:
+        names: The variables.
+        cuts: Rows between which reading may stop and go on without reading anything twice, ascending, the first 0 and
+            the last the height; None if that is between any two rows.
+        from_the_top: Whether a slice must be read in one go, from top to bottom.
+    """
+
+    names: tuple[str, ...]
+    cuts: tuple[int, ...] | None = None
+    from_the_top: bool = False
+
+
+class Run(NamedTuple):
+    """What one task writes: regions of the same slices, from top to bottom, of the variables of a group."""
+
+    group: Group
+    regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True)
@@ -67,19 +103,35 @@ class Layout:
         z, y, x = (shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True))
         return z, y, x
 
+    def slab_grid(self, region: Region) -> tuple[int, int]:
+        """Chunks (y, x) of a region's slab."""
+        return -(-(region.y_stop - region.y_start) // self.chunks[1]), -(-self.shape[2] // self.chunks[2])
+
     def regions(self) -> Iterator[Region]:
-        """All regions, down the rows first: a mask is read from top to bottom, and not looked at again."""
+        """All regions, those of the same slices together, from top to bottom."""
         return self._regions_within((0, self.shape[0]), (0, self.shape[1]))
 
-    def regions_of(self, shard: Shard) -> Iterator[Region]:
-        """The regions that a shard is put together from."""
-        z, y = shard.z * self.shards[0], shard.y * self.shards[1]
+    def regions_of(self, row: ShardRow) -> Iterator[Region]:
+        """The regions that a row of shards is put together from."""
+        z, y = row.z * self.shards[0], row.y * self.shards[1]
         return self._regions_within((z, z + self.shards[0]), (y, y + self.shards[1]))
 
-    def shards_of(self, region: Region) -> list[Shard]:
-        """The shards that hold a region, from left to right."""
-        z, y = region.z_start // self.shards[0], region.y_start // self.shards[1]
-        return [Shard(z, y, x) for x in range(self.shards_along[2])]
+    def row_of(self, name: str, region: Region) -> ShardRow:
+        """The row of shards that a region of a variable belongs to."""
+        return ShardRow(name, region.z_start // self.shards[0], region.y_start // self.shards[1])
+
+    def shards_of(self, row: ShardRow) -> list[Shard]:
+        """The shards of a row, from left to right."""
+        return [Shard(row.z, row.y, x) for x in range(self.shards_along[2])]
+
+    def shard_rows(self, names: Iterable[str]) -> list[ShardRow]:
+        """All rows of shards of some variables."""
+        z, y, _ = self.shards_along
+        return [ShardRow(*place) for place in product(names, range(z), range(y))]
+
+    def voxels_of(self, region: Region) -> int:
+        """Voxels of a region."""
+        return (region.z_stop - region.z_start) * (region.y_stop - region.y_start) * self.shape[2]
 
     def _regions_within(self, z_range: tuple[int, int], y_range: tuple[int, int]) -> Iterator[Region]:
         depth, height = min(z_range[1], self.shape[0]), min(y_range[1], self.shape[1])
@@ -118,6 +170,36 @@ def plan_layout(
     rows = clipped[1] // chunks[1]
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * chunks[1] * row_bytes <= REGION_BYTES]
     return Layout(_triple(shape), _triple(chunks), _triple(clipped), max(fitting, default=1) * chunks[1])
+
+
+def plan_runs(layout: Layout, groups: Sequence[Group], written: Collection[tuple[str, Region]]) -> Iterator[Run]:
+    """The runs that write what is not written yet, slices by slices, so that shards are complete as early as can be.
+
+    Of the same slices the longest runs come first: then all tasks end at about the same time.
+
+    Args:
+        layout: The grids of the store.
+        groups: Its variables, each in one group.
+        written: Regions that are there, by variable.
+    """
+    bands = -(-layout.shape[1] // layout.band)
+    for regions in _parts(list(layout.regions()), bands):
+        for group in sorted(groups, key=lambda group: not group.from_the_top):
+            missing = [region for region in regions if any((name, region) not in written for name in group.names)]
+            length = bands if group.from_the_top else REGIONS_OF_A_RUN
+            for part in _parts(missing, length):
+                yield Run(group, tuple(part))
+
+
+def rows_at_once(layout: Layout, group: Group) -> int:
+    """The most rows of a group that a task holds at once: those of a region, or up to a cut that lies further."""
+    if group.cuts is None:
+        return layout.band
+    return layout.band + max(b - a for a, b in zip(group.cuts[:-1], group.cuts[1:], strict=True))
+
+
+def _parts(regions: list[Region], length: int) -> list[list[Region]]:
+    return [regions[i : i + length] for i in range(0, len(regions), length)]
 
 
 def _triple(numbers: Sequence[int]) -> Shape:

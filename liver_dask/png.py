@@ -132,6 +132,7 @@ class PngSlice:
         self._checkpoints: list[_Checkpoint] = []
         self._latest: _Checkpoint | None = None
         self.is_from_folder = False  # and may be of an older version of the file
+        self.foreseen = 0  # rows up to this one will be read, so that what they take may be fetched at once
         self._lock = threading.Lock()
 
     @property
@@ -219,7 +220,8 @@ class PngSlice:
     def _load_layout(self) -> _Layout:
         if self._layout is None:
             if self._folder and (kept := self._folder.load("masks", self._file.url)):
-                self._file.identity, prefix = kept
+                identity, prefix = kept
+                self._file.identify(identity)
                 self._chunks.append(prefix)
                 self._stored = len(prefix)
                 self.is_from_folder = True
@@ -238,7 +240,7 @@ class PngSlice:
         assert self._file.identity is not None
         expected = self._file.identity.size / self._height
         rate = (position + PRIOR_ROWS * expected) / (rows_done + PRIOR_ROWS)
-        return self._fetch_range(int((stop - rows_done) * rate) + MARGIN)
+        return self._fetch_range(int((max(stop, self.foreseen) - rows_done) * rate) + MARGIN)
 
     def _fetch_range(self, count: int) -> bool:
         """Fetch the next `count` bytes of the file, over several connections."""

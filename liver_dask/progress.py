@@ -1,9 +1,12 @@
 """How far a long piece of work is: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -21,7 +24,7 @@ def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
     console = Console(file=sys.stderr)
     if not shown:
         yield lambda count, remark: None
-    elif console.is_terminal:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):
         columns = (
             BarColumn(),
             DownloadColumn(),
@@ -42,18 +45,21 @@ class _Lines:
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
         self._began = self._printed = time.monotonic()
+        self._lock = threading.Lock()
 
     def advance(self, count: int, remark: str) -> None:
-        self._done += count
-        now = time.monotonic()
-        if now - self._printed < SECONDS_BETWEEN_LINES and self._done < self._total:
-            return
-        self._printed = now
+        with self._lock:  # reports come on several threads
+            self._done += count
+            now = time.monotonic()
+            if now - self._printed >= SECONDS_BETWEEN_LINES or (count and self._done == self._total):
+                self._printed = now
+                self._print(now, remark)
+
+    def _print(self, now: float, remark: str) -> None:
         rate = self._done / max(now - self._began, 1e-9)
-        left = (self._total - self._done) / rate
+        left = f"{timedelta(seconds=round((self._total - self._done) / rate))} left, " if rate else ""
         print(
-            f"{self._title}: {decimal(self._done)} of {decimal(self._total)}, {decimal(int(rate))}/s, "
-            f"{left:.0f} s left, {remark}",
+            f"{self._title}: {decimal(self._done)} of {decimal(self._total)}, {decimal(int(rate))}/s, {left}{remark}",
             file=sys.stderr,
             flush=True,
         )

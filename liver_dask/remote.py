@@ -4,10 +4,10 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from urllib.parse import urlsplit
@@ -34,6 +34,20 @@ class RemoteFile:
         self.identity: Identity | None = None
         self._whole = b""
 
+    def identify(self, identity: Identity) -> None:
+        """Take note of which version of the file is read.
+
+        Raises:
+            SourceChangedError: It is not the one that was read before.
+        """
+        if self.identity is None:
+            self.identity = versions[self.url] = identity
+        if identity != self.identity:
+            raise SourceChangedError(
+                f"{self.url} is not the file it was when it was first read: it had {self.identity.size} bytes "
+                f"({self.identity.tag}), and has {identity.size} ({identity.tag}); open the source again."
+            )
+
     @property
     def nbytes(self) -> int:
         """Bytes kept of it, because the server sends nothing less than all."""
@@ -51,15 +65,14 @@ class RemoteFile:
         if self._whole:
             return self._whole[start:stop]
         transport = _process.transport(self.source)
-        part = _with_retries(self.source, self.url, partial(transport.get, self.url, start, stop))
+
+        def get() -> Part:
+            with _process.allowance:
+                return transport.get(self.url, start, stop)
+
+        part = _with_retries(self.source, self.url, get)
         traffic.add(requests=1, bytes=len(part.data))
-        if self.identity is None:
-            self.identity = part.identity
-        if part.identity != self.identity:
-            raise SourceChangedError(
-                f"{self.url} is not the file it was when it was first read: it had {self.identity.size} bytes "
-                f"({self.identity.tag}), and has {part.identity.size} ({part.identity.tag}); open the source again."
-            )
+        self.identify(part.identity)
         if len(part.data) > stop - start:
             self._whole = part.data
         return part.data[start - part.start : stop - part.start]
@@ -91,7 +104,15 @@ class Traffic:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    def take(self) -> dict[str, int]:
+        """What was counted since the last call, whoever made it."""
+        with self._lock:
+            new = self._counts - self._taken
+            self._taken = self._counts.copy()
+            return dict(new)
 
     def add(self, **counts: int) -> None:
         """Count what one request brought."""
@@ -114,6 +135,48 @@ class Traffic:
 
 
 traffic = Traffic()
+
+versions: dict[str, Identity] = {}
+"""By URL, the version of each file that this process read last."""
+
+
+class Allowance:
+    """How many requests may be under way in this process, where others of a cluster share the archive with it.
+
+    While nobody has allowed any, `Source.connections` alone is the limit.
+    """
+
+    def __init__(self) -> None:
+        self._allowed = self._under_way = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, connections: int) -> Iterator[None]:
+        """Let so many more requests be under way, and at the end so many fewer.
+
+        Connections that were kept alive are closed then: others may open as many.
+        """
+        self._allow(connections)
+        try:
+            yield
+        finally:
+            self._allow(-connections)
+            _process.close_idle()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._allowed or self._under_way < self._allowed)
+            self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._under_way -= 1
+            self._changed.notify()
+
+    def _allow(self, more: int) -> None:
+        with self._changed:
+            self._allowed += more
+            self._changed.notify_all()
 
 
 def list_folders(source: Source) -> list[str]:
@@ -190,6 +253,14 @@ class _Process:
     transports: dict[Source, Transport] = field(default_factory=dict)
     executors: dict[int, ThreadPoolExecutor] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    allowance: Allowance = field(default_factory=Allowance)
+
+    def close_idle(self) -> None:
+        """Close the connections that are kept alive."""
+        with self.lock:
+            transports = list(self.transports.values())
+        for transport in transports:
+            transport.close_idle()
 
     def transport(self, source: Source) -> Transport:
         """One pool of connections a web server, one fsspec file system a source."""
@@ -214,6 +285,13 @@ class _Process:
 
 
 _process = _Process()
+
+
+def allow(connections: int | None) -> AbstractContextManager[None]:
+    """Let this process have so many requests under way meanwhile, see Allowance; None leaves it as it is."""
+    return _process.allowance.of(connections) if connections else nullcontext()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process.forget)
     os.register_at_fork(after_in_child=traffic.forget)

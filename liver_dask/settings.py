@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "timeout": 8.0,  # seconds without a byte; the archive answers nine requests in ten within two
     "attempts": 6,
     "cache-dir": None,
+    "check-room": True,  # whether an export that seems too large for disk or memory is refused
 }
 
 

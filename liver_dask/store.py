@@ -1,31 +1,52 @@
-"""A store on disk while it is made: its record, its lock, its pieces and shards, and the step that completes it.
+"""A store on disk while it is made: its record, its claim, its slabs and shards, and the step that completes it.
 
-A store is `NAME.partial` until it is complete, and then gets its name in one step. It carries a record of what it is,
-as attributes of its group `liver_dask`: only a store with the record of the same call is gone on with, or returned.
+Until it is complete a store lies in the folder `NAME.partial`:
+
+=====================================  =========================================================================
+`lock`                                 held by the process that writes the store, and by no other
+`store/`                               the store itself: metadata and finished shards
+`progress/run`                         which run is at it; tasks of a run that ended see that and stop
+`progress/slabs/VARIABLE/Z-Y`          a region's encoded chunks: when the file is there, the region is written
+`progress/shards/VARIABLE/Z-Y-X.json`  size and checksum of a shard: when the file is there, the shard is finished
+`progress/sources/...`                 size and ETag of a source file, from before the first slab that was made of it
+=====================================  =========================================================================
+
+Each file appears under its name when its bytes are on the disk. In the end `store/` gets the store's own name in one
+step. It carries a record of what it is, as attributes of its group `liver_dask`: only a store with the record of the
+same call is gone on with, or returned; and beside each array's chunks the checksums of its shards (`manifest.json`).
 """
 
+import errno
 import fcntl
+import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import zarr
 
-from .errors import InvalidArgumentError, StoreExistsError
-from .export_plan import Layout, Region, Shard
-from .shards import PART, DurableFile, Piece, merge_pieces, write_piece
+from .errors import DamagedError, InvalidArgumentError, LiverDaskError, SourceChangedError, StoreExistsError
+from .export_plan import Layout, Region, Shard, ShardRow
+from .slabs import Checksum, DurableFile, Slab, merge_slabs, sync_folder, write_slab
+from .transport import Identity
+
+log = logging.getLogger(__name__)
 
 RECORD = "liver_dask"
 """The group whose attributes say what a store is."""
 
-PIECES = ".pieces"
-FORMAT = 1
+MANIFEST = "manifest.json"
+"""In an array's folder: size and CRC-32C of each shard, and size and ETag of each file that it was made of."""
+
+FORMAT = 2
+CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def read_record(store: Path) -> dict[str, Any] | None:
@@ -37,8 +58,27 @@ def read_record(store: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
+def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
+    """The recorded checksums of a variable's shards.
+
+    Raises:
+        DamagedError: They are not there.
+    """
+    path = store / name / MANIFEST
+    try:
+        shards = json.loads(path.read_bytes())["shards"]
+        return {Shard(*map(int, place.split("/"))): Checksum(*found) for place, found in shards.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path}, which has the checksums of the shards of {name}, cannot be read.") from error
+
+
+def shard_path(store: Path, name: str, shard: Shard) -> Path:
+    """The file of a shard."""
+    return store / name / "c" / str(shard.z) / str(shard.y) / str(shard.x)
+
+
 class Store:
-    """The files of one store.
+    """The files of one store; small, and the same in every process that writes it.
 
     Args:
         target: Where the complete store is to be.
@@ -48,173 +88,308 @@ class Store:
 
     def __init__(self, target: Path, layout: Layout, content: dict[str, Any]) -> None:
         self.target = target
-        self._layout = layout
+        self.layout = layout
         self._content = content
-        self._partial = target.with_name(target.name + ".partial")
+        self.partial = target.with_name(target.name + ".partial")
+        self._unfinished = self.partial / "store"
+        self._progress = self.partial / "progress"
 
     @property
     def names(self) -> list[str]:
         """Its variables."""
         return list(self._content["variables"])
 
+    @property
+    def _files(self) -> dict[str, list[str]]:
+        """By variable, how the URLs of the files begin that it is made of."""
+        return {name: variable["files"] for name, variable in self._content["variables"].items()}
+
     def is_written(self) -> bool:
         """Whether the very store is there, complete; StoreExistsError if something else is."""
         if not self.target.exists() or (self.target.is_dir() and not any(self.target.iterdir())):
             return False
         found = read_record(self.target)
-        if not self._is_of(found) or not (found and found.get("complete")):
+        if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, source or layout" if found else "something that liver_dask did not write"
             raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.")
-        for name, shard in self._every_shard():
-            if not _shard_path(self.target, name, shard).exists():
-                raise StoreExistsError(
-                    f"{self.target} has lost shard {tuple(shard)} of {name}; remove it to begin anew."
-                )
+        for name in self.names:
+            for shard, expected in read_checksums(self.target, name).items():
+                path = shard_path(self.target, name, shard)
+                if not path.exists() or path.stat().st_size != expected.size:
+                    what = "damaged" if path.exists() else "lost"
+                    raise StoreExistsError(
+                        f"{self.target} has {what} shard {tuple(shard)} of {name}; remove it to begin anew."
+                    )
         return True
 
     @contextmanager
-    def claimed(self, write_metadata: Callable[[Path], None]) -> Iterator[bool]:
+    def claimed(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:
         """Begin the store, or go on with it, and keep others from it meanwhile.
 
         Args:
             write_metadata: Writes all of the store but its shards into a folder.
 
         Yields:
-            Whether there is anything left to do: another process may have completed the store a moment ago.
+            The name of this run; empty if another process completed the store a moment ago.
 
         Raises:
             StoreExistsError: Another process is at it, or it is the unfinished store of another call.
             InvalidArgumentError: The folder cannot be written.
         """
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.target.parent, wait=True):  # of two that begin now, one finds what the other began
-                unfinished = not self.is_written()
-                if unfinished:
-                    self._begin(write_metadata)
-                claim = _locked(self._partial if unfinished else self.target, wait=False)
-                claim.__enter__()
-        except BlockingIOError:
-            raise StoreExistsError(f"{self.target} is being written by another process; wait for it to end.") from None
-        except OSError as error:
-            if isinstance(error, StoreExistsError):
+        with self._locked():
+            try:
+                run = "" if self.is_written() else self._begin(write_metadata)
+            except BaseException as error:
+                self._remove_empty()
+                if isinstance(error, OSError) and not isinstance(error, LiverDaskError):
+                    raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
                 raise
-            raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
+            try:
+                yield run
+            finally:
+                self.end_run()
+                self._remove_empty()
+
+    def is_current(self, run: str) -> bool:
+        """Whether `run` is still at it; a task of a run that was stopped, killed or followed by another is to end."""
         try:
-            yield unfinished
-        finally:
-            claim.__exit__(None, None, None)
+            return (self._progress / "run").read_text() == run
+        except FileNotFoundError:
+            return False
 
-    def is_region_written(self, region: Region) -> bool:
-        """Whether all pieces of a region are there, or the shards that were made of them."""
-        return all(
-            self._piece_path(name, region, shard).exists() or _shard_path(self._partial, name, shard).exists()
-            for name, shard in product(self.names, self._layout.shards_of(region))
-        )
+    def end_run(self) -> None:
+        """Let the tasks of this run see that it has ended."""
+        (self._progress / "run").unlink(missing_ok=True)
 
-    def write_region(self, region: Region, name: str, rows: Sequence[Sequence[bytes]]) -> None:
-        """Write one variable's encoded chunks of a region, and each shard whose last piece that was.
+    def written(self) -> set[tuple[str, Region]]:
+        """By variable, the regions that are written: their slabs are there, or the shards that were made of them."""
+        found: set[tuple[str, Region]] = set()
+        if not self._is_of(read_record(self._unfinished)):
+            return found
+        for name in self.names:
+            slabs = {path.name for path in (self._progress / "slabs" / name).iterdir()}
+            found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
+        for row in self.layout.shard_rows(self.names):
+            if self.is_merged(row):
+                found |= {(row.name, region) for region in self.layout.regions_of(row)}
+        return found
 
-        Args:
-            region: The region.
-            name: The variable.
-            rows: Its chunks, a list for each row of chunks, from left to right.
+    def note_versions(self, names: Iterable[str], versions: Mapping[str, Identity]) -> None:
+        """Keep which versions of the files that some variables are made of were read.
+
+        Raises:
+            SourceChangedError: Parts of the store, of this run or an earlier one, were made of another version.
         """
-        across = self._layout.chunks_per_shard[2]
-        for shard in self._layout.shards_of(region):
-            piece: list[bytes] = []
-            for row in rows:
-                there = row[shard.x * across : (shard.x + 1) * across]
-                piece += [*there, *[b""] * (across - len(there))]  # a shard has chunks beyond the array's end, too
-            write_piece(self._piece_path(name, region, shard), piece)
-            if all(self._piece_path(name, part, shard).exists() for part in self._layout.regions_of(shard)):
-                self._merge(name, shard)
+        prefixes = tuple({prefix for name in names for prefix in self._files[name]})
+        for url in [url for url in list(versions) if url.startswith(prefixes)]:
+            identity, known = versions[url], self._note_once(url, versions[url])
+            if known != identity:
+                raise SourceChangedError(
+                    f"{url} is not the file that parts of {self.target} were made of: it had {known.size} bytes "
+                    f"({known.tag}), and has {identity.size} ({identity.tag}); remove {self.partial} to begin anew."
+                )
+
+    def write_slab(self, name: str, region: Region, chunks: Sequence[bytes]) -> None:
+        """Keep the encoded chunks of a region of a variable, row by row."""
+        write_slab(self._slab_path(name, region), chunks)
+
+    def is_merged(self, row: ShardRow) -> bool:
+        """Whether all shards of a row are finished."""
+        return all(self._checksum_path(row.name, shard).exists() for shard in self.layout.shards_of(row))
+
+    def merge(self, row: ShardRow) -> None:
+        """Make the shards of a row of their slabs, and remove those."""
+        for shard in self.layout.shards_of(row):
+            try:
+                self._merge(row, shard)
+            except FileNotFoundError:
+                if not self._checksum_path(row.name, shard).exists():  # else a task of a run before has just made it
+                    raise
+        for region in self.layout.regions_of(row):
+            self._slab_path(row.name, region).unlink(missing_ok=True)
 
     def complete(self) -> None:
-        """Make the shards that a kill left in pieces, record that all is there, and give the store its name."""
-        for name, shard in self._every_shard():
-            if not _shard_path(self._partial, name, shard).exists():
-                self._merge(name, shard)
-        shutil.rmtree(self._partial / PIECES, ignore_errors=True)
-        for part in self._partial.rglob("*" + PART):  # of a run that was killed
-            part.unlink()
-        metadata = self._partial / RECORD / "zarr.json"
+        """Record that all is there, and give the store its name."""
+        sources = [json.loads(path.read_bytes()) for path in (self._progress / "sources").glob("*.json")]
+        for name in self.names:
+            shards: dict[str, Any] = {}
+            for path in (self._progress / "shards" / name).glob("*.json"):
+                shards |= json.loads(path.read_bytes())
+            of_variable = [source for source in sources if source["url"].startswith(tuple(self._files[name]))]
+            manifest = {
+                "shards": dict(sorted(shards.items())),
+                "sources": sorted(of_variable, key=lambda source: source["url"]),
+            }
+            self._check_shards(name, shards)
+            self._write_json(self._unfinished / name / MANIFEST, manifest)
+        metadata = self._unfinished / RECORD / "zarr.json"
         document = json.loads(metadata.read_bytes())
         document["attributes"]["complete"] = True
-        with DurableFile(metadata) as file:
-            file.write(json.dumps(document, indent=2).encode())
+        self._write_json(metadata, document)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification as yet ...
-            zarr.consolidate_metadata(self._partial)  # ... but xarray warns of stores without
-        self._partial.replace(self.target)
+            zarr.consolidate_metadata(self._unfinished)  # ... but xarray warns of stores without
+        _sync_metadata(self._unfinished)
+        self._unfinished.replace(self.target)
+        sync_folder(self.target.parent)
 
     def tidy_after(self, error: BaseException) -> None:
         """Leave nothing where nothing was finished; else say what is kept."""
-        regions = list(self._layout.regions())
-        kept = sum(map(self.is_region_written, regions))
+        kept = len(self.written())
         if kept:
+            total = len(self.names) * sum(1 for _ in self.layout.regions())
             error.add_note(
-                f"{kept} of {len(regions)} regions are kept in {self._partial}; the same call goes on from them."
+                f"{kept / total:.0%} of it ({kept} of {total} regions) is kept in {self.partial}; "
+                "the same call goes on from there."
             )
         else:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _begin(self, write_metadata: Callable[[Path], None]) -> None:
-        """Make the unfinished store, without a shard, unless this same call has left one."""
-        if self._partial.exists():
-            if not self._is_of(read_record(self._partial)):
-                raise StoreExistsError(
-                    f"{self._partial} is the unfinished store of another call (another box, source or layout); "
-                    "finish that call, remove the folder, or choose another path."
-                )
-            return
-        new = self._partial.with_name(f".{self._partial.name}.new")
-        shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the store's lock, which the system gives back however this process ends."""
+        path = self.partial / "lock"
+        while True:
+            descriptor = self._open_lock(path)
+            try:
+                if _is_same_file(descriptor, path):  # not one that another process has just removed with the folder
+                    yield
+                    return
+            finally:
+                os.close(descriptor)
+
+    def _open_lock(self, path: Path) -> int:
         try:
+            if self.partial.exists() and any(self.partial.iterdir()) and not path.exists():
+                raise StoreExistsError(f"{self.partial} is something that liver_dask did not write; remove it.")
+            self.partial.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if isinstance(error, LiverDaskError):
+                raise
+            raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StoreExistsError(f"{self.target} is being written by another process; wait for it to end.") from None
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                raise
+            log.warning("%s: this file system has no locks; see that no other process writes the store", self.target)
+        return descriptor
+
+    def _begin(self, write_metadata: Callable[[Path], None]) -> str:
+        """Make the unfinished store, without a shard, unless this same call has left one."""
+        if not self._unfinished.exists():
+            new = self.partial / "store.new"
+            shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(self._progress, ignore_errors=True)
             new.mkdir()
             write_metadata(new)
             zarr.open_group(new, mode="a").create_group(
                 RECORD, attributes={"format": FORMAT, "complete": False, **self._content}
             )
-            new.replace(self._partial)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            for row in self.layout.shard_rows(self.names):
+                shard_path(new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
+            for folder in ("sources", *(f"{kind}/{name}" for kind in ("slabs", "shards") for name in self.names)):
+                (self._progress / folder).mkdir(parents=True)
+            _sync_metadata(new)
+            new.replace(self._unfinished)
+            sync_folder(self.partial)
+        elif not self._is_of(read_record(self._unfinished)):
+            raise StoreExistsError(
+                f"{self.partial} is the unfinished store of another call (another box, source or layout); "
+                "finish that call, remove the folder, or choose another path."
+            )
+        run = secrets.token_hex(8)
+        with DurableFile(self._progress / "run") as file:
+            file.write(run.encode())
+        return run
+
+    def _remove_empty(self) -> None:
+        """Remove the folder of an unfinished store where there is none in it, or no more."""
+        if not self._unfinished.exists():
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def _is_of(self, record: dict[str, Any] | None) -> bool:
         return record is not None and {name: record.get(name) for name in self._content} == self._content
 
-    def _merge(self, name: str, shard: Shard) -> None:
-        """Make a shard of its pieces, and remove them."""
-        chunks, grid = self._layout.chunks, self._layout.chunks_per_shard
-        pieces = [
-            Piece(
-                self._piece_path(name, region, shard),
-                first=(region.z_start // chunks[0] % grid[0], region.y_start // chunks[1] % grid[1], 0),
-                grid=(1, -(-(region.y_stop - region.y_start) // chunks[1]), grid[2]),
+    def _note_once(self, url: str, identity: Identity) -> Identity:
+        """The version of a file that was noted first, which is this one if there is none."""
+        path = self._progress / "sources" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+        if not path.exists():
+            part = path.with_suffix(f".{secrets.token_hex(4)}")
+            self._write_json(part, {"url": url, **identity._asdict()})
+            try:
+                os.link(part, path)  # unlike a rename, it does not replace what another has just noted
+            except FileExistsError:
+                pass
+            finally:
+                part.unlink()
+            sync_folder(path.parent)
+        noted = json.loads(path.read_bytes())
+        return Identity(noted["size"], noted["tag"])
+
+    def _merge(self, row: ShardRow, shard: Shard) -> None:
+        """Make one shard of its slabs, unless it is there."""
+        record = self._checksum_path(row.name, shard)
+        if record.exists():
+            return
+        (_, rows, _), grid = self.layout.chunks, self.layout.chunks_per_shard
+        slabs = [
+            Slab(
+                self._slab_path(row.name, region),
+                z=region.z_start // self.layout.chunks[0] % grid[0],
+                y=region.y_start // rows % grid[1],
+                grid=self.layout.slab_grid(region),
             )
-            for region in self._layout.regions_of(shard)
+            for region in self.layout.regions_of(row)
         ]
-        merge_pieces(_shard_path(self._partial, name, shard), grid, pieces)
-        for piece in pieces:
-            piece.path.unlink()
+        x_chunks = slice(shard.x * grid[2], (shard.x + 1) * grid[2])
+        checksum = merge_slabs(
+            shard_path(self._unfinished, row.name, shard), record.with_suffix(".shard"), grid, slabs, x_chunks
+        )
+        self._write_json(record, {"/".join(map(str, shard)): checksum})
 
-    def _every_shard(self) -> Iterator[tuple[str, Shard]]:
-        z, y, x = map(range, self._layout.shards_along)
-        return ((name, Shard(*place)) for name, place in product(self.names, product(z, y, x)))
+    def _check_shards(self, name: str, shards: Mapping[str, Sequence[int]]) -> None:
+        """Nothing but this process and its workers should have touched them; but a store is made once, and kept."""
+        for row in self.layout.shard_rows([name]):
+            for shard in self.layout.shards_of(row):
+                path = shard_path(self._unfinished, name, shard)
+                size = shards.get("/".join(map(str, shard)), [-1])[0]
+                if not path.exists() or path.stat().st_size != size:
+                    raise DamagedError(
+                        f"{path} is not as it was written; remove {self.partial} and begin anew, on another disk."
+                    )
 
-    def _piece_path(self, name: str, region: Region, shard: Shard) -> Path:
-        return self._partial / PIECES / name / f"{region.z_start}-{region.y_start}-{shard.x}"
+    def _write_json(self, path: Path, content: Any) -> None:
+        with DurableFile(path) as file:
+            file.write(json.dumps(content, indent=1).encode())
+
+    def _slab_path(self, name: str, region: Region) -> Path:
+        return self._progress / "slabs" / name / _slab_name(region)
+
+    def _checksum_path(self, name: str, shard: Shard) -> Path:
+        return self._progress / "shards" / name / f"{'-'.join(map(str, shard))}.json"
 
 
-def _shard_path(store: Path, name: str, shard: Shard) -> Path:
-    return store / name / "c" / str(shard.z) / str(shard.y) / str(shard.x)
+def _slab_name(region: Region) -> str:
+    return f"{region.z_start}-{region.y_start}"
 
 
-@contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock of a folder, which the system gives back however this process ends; BlockingIOError if taken."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sync_metadata(store: Path) -> None:
+    """Make all of a store but its shards durable: zarr and xarray write without."""
+    for folder, folders, files in os.walk(store):
+        for name in files:
+            if name.endswith(".json"):
+                with Path(folder, name).open("rb") as file:
+                    os.fsync(file.fileno())
+        if folders or files:  # a folder of shards alone was made durable with each of them
+            sync_folder(Path(folder))

@@ -34,6 +34,9 @@ SMALLEST_REQUEST = 1 << 20
 LARGEST_REQUEST = 4 << 20
 """A window is split over the connections, but into no smaller and no larger ranges than these (bytes)."""
 
+INDEX_BYTES_PER_ROW = 8
+"""What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
+
 LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED = 5, 8, 32946, 1
 
 Rows = npt.NDArray[np.intp]
@@ -95,6 +98,7 @@ class TiffSlice:
         self._folder = folder
         self._index: StripIndex | None = None
         self.is_from_folder = False  # and may be of an older version of the file
+        self.foreseen = 0  # rows can be read in any order, and no strip is fetched before it is needed
         self._lock = threading.Lock()
 
     @property
@@ -170,7 +174,7 @@ class TiffSlice:
         index = StripIndex.from_bytes(kept[1])
         if (index.height, index.width) != (self._height, self._width):
             return None  # one of them is wrong: the file says which
-        self._file.identity = kept[0]
+        self._file.identify(kept[0])
         self.is_from_folder = True
         return index
 
@@ -192,7 +196,7 @@ def plan_pieces(offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], c
     Returns:
         The pieces; together they hold every strip once.
     """
-    share = int(np.clip(-(-int(counts.sum()) // connections), SMALLEST_REQUEST, LARGEST_REQUEST))
+    share = request_bytes(int(counts.sum()), connections)
     pieces: list[Piece] = []
     for i, (offset, count) in enumerate(zip(offsets.tolist(), counts.tolist(), strict=True)):
         last = pieces[-1] if pieces else None
@@ -201,6 +205,11 @@ def plan_pieces(offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], c
         else:
             pieces.append(Piece(i, i + 1, offset, offset + count))
     return pieces
+
+
+def request_bytes(total: int, connections: int) -> int:
+    """The most bytes of one range, where `total` bytes of a file are needed."""
+    return min(max(-(-total // connections), SMALLEST_REQUEST), LARGEST_REQUEST)
 
 
 def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:

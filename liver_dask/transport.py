@@ -101,6 +101,9 @@ class Transport(Protocol):
     def folders(self, url: str) -> list[str]:
         """Names of the folders below `url`, as far as the source lists them."""
 
+    def close_idle(self) -> None:
+        """Close what is kept open for the next request."""
+
 
 class HttpTransport:
     """Ranges over http(s), on kept-alive connections."""
@@ -126,7 +129,7 @@ class HttpTransport:
         response = self._pool.request(
             "GET",
             url,
-            headers={"Range": f"bytes={start}-{stop - 1}"},
+            headers={**self._pool.headers, "Range": f"bytes={start}-{stop - 1}"},  # given ones replace the pool's
             preload_content=False,  # nothing is read before status and headers have been checked
             retries=urllib3.Retry(5, connect=0, read=0, status=0, other=0, respect_retry_after_header=False),
         )
@@ -168,6 +171,10 @@ class HttpTransport:
         listing.feed(response.data.decode(errors="replace"))
         return listing.folders
 
+    def close_idle(self) -> None:
+        """See Transport; a connection in use is closed at its end."""
+        self._pool.clear()
+
 
 class FsspecTransport:
     """Ranges of anything else that fsspec opens: folders, memory, s3, ..."""
@@ -204,6 +211,9 @@ class FsspecTransport:
         """See Transport."""
         entries = self._fs.ls(self._fs._strip_protocol(url), detail=True)
         return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+
+    def close_idle(self) -> None:
+        """See Transport; fsspec keeps its own connections, and has no way to close the idle ones."""
 
 
 def _connection_pool(source: Source) -> urllib3.PoolManager:

@@ -15,6 +15,9 @@ EMPIAR_URL = "https://ftp.ebi.ac.uk/empiar/world_availability/13356/data"
 SHAPE = (597, 20000, 20000)
 """Voxels of the whole volume (z, y, x)."""
 
+RAW_FILE_BYTES_PER_PIXEL = 2.2
+"""A raw slice of 20000 x 20000 pixels is a file of about 880 MB (reference): LZW makes this data longer."""
+
 DIMS = ("z", "y", "x")
 LONGEST_AXIS = 2**31 - 1
 RAW = "raw"
@@ -65,11 +68,16 @@ TISSUE_BOX = BoundingBox(1195, 18890, 469, 19570, 0, 597)
 """Outside this box the image is empty (torch_em 0.10.9)."""
 
 
+def folder_of(variable: str) -> str:
+    """The folder below the archive's root that has the slices of `raw` or of a label's mask."""
+    return "humanliver_raw_images" if variable == RAW else f"humanliver_{variable}_mask"
+
+
 def file_of_slice(variable: str, z: int) -> str:
     """The path below the archive's root of one slice of `raw` or of a label's mask."""
     if variable == RAW:
-        return f"humanliver_raw_images/humanliver_raw_{z:03d}.tif"
-    return f"humanliver_{variable}_mask/humanliver_{variable}_mask_{z:03d}.png"
+        return f"{folder_of(variable)}/humanliver_raw_{z:03d}.tif"
+    return f"{folder_of(variable)}/humanliver_{variable}_mask_{z:03d}.png"
 
 
 def dtype_of(variable: str) -> np.dtype[Any]:

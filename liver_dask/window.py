@@ -15,6 +15,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
+from dask.highlevelgraph import MaterializedLayer
 
 Selection = range | npt.NDArray[np.intp]
 """Indexes along one axis of the volume: a range where they are one (it pickles in a few bytes), else an array."""
@@ -93,6 +94,12 @@ class Reader(Protocol):
     def describe(self) -> str:
         """Which variable of which source, the same in every process."""
 
+    def origin(self) -> dict[str, Any]:
+        """The same, as JSON from which it can be opened again."""
+
+    def foresee(self, z: Selection, y: Selection) -> list[Any]:
+        """Say what will be read, a part at a time; what is returned is to be held until then."""
+
 
 @dataclass(frozen=True)
 class LazyWindow:
@@ -126,6 +133,14 @@ class LazyWindow:
             for s in self.window.selections
         )
         return f"{self.read.describe()} [{', '.join(selections)}]"
+
+    def origin(self) -> dict[str, Any] | None:
+        """Which voxels these are, as JSON from which they can be opened again; None of a list of indexes."""
+        ranges = [selection for selection in self.window.selections if isinstance(selection, range)]
+        if len(ranges) < 3:
+            return None
+        at = {dim: [r.start, r.stop, r.step] for dim, r in zip("zyx", ranges, strict=True)}
+        return self.read.origin() | at
 
     def __dask_tokenize__(self) -> Any:
         """One name for the same voxels."""
@@ -194,6 +209,14 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
         """Another array of the same voxels."""
         make, arguments = self.__reduce__()
         return make(*arguments)
+
+
+def leaves_of(array: da.Array) -> list[Any]:
+    """What a dask array is made of at bottom: the objects that its blocks are cut from."""
+    if isinstance(array, VolumeArray) and array.lazy:
+        return [array.lazy]
+    layers = [layer for layer in array.dask.layers.values() if isinstance(layer, MaterializedLayer)]
+    return [value for layer in layers for key, value in layer.items() if isinstance(key, str)]
 
 
 def _full_key(index: Any, ndim: int) -> tuple[Any, ...]:

@@ -1,32 +1,36 @@
-"""`to_zarr`: keep what a Dataset holds as a sharded Zarr v3 store, region by region.
+"""`to_zarr`: keep what a Dataset holds as a sharded Zarr v3 store, on threads of this process or over a cluster.
 
-Regions are read one after the other; while one is read, the one before is encoded and written. What a store is on disk,
-and how a run goes on after a kill, is in `store`.
+Here a call is checked and planned. How the work is driven is in `export_run`, what a worker does in `export_work`, what
+a store is on disk, and how a run goes on after a kill, in `store`.
 """
 
 import os
-from collections.abc import Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
-from dask.base import compute, tokenize
+from dask.base import tokenize
 
 from . import volume
+from .dataset import VolumeReader, readers_of
 from .errors import InvalidArgumentError
-from .export_plan import CHUNKS, SHARDS, Layout, Region, plan_layout
+from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, FilesRead, estimate
+from .export_checks import check_call, check_disk, check_memory, check_workers
+from .export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout
+from .export_run import Driver
+from .export_work import in_blocks
 from .progress import show_progress
-from .remote import traffic
-from .shards import codec_of, encode_chunk
+from .settings import setting
+from .slabs import codec_of
 from .store import RECORD, Store
+from .team import gather
 from .window import VolumeArray
 
-READERS = 8
-"""Files of a region that are read side by side, on however few cores: far from the archive, most of them wait."""
+if TYPE_CHECKING:
+    from distributed import Client
 
 LONGEST_NAME = 240
 """Bytes of a store's name; the file system's limit is 255, and names beside it are longer."""
@@ -38,47 +42,65 @@ def to_zarr(
     ds: xr.Dataset,
     path: str | os.PathLike[str],
     *,
+    client: "Client | None" = None,
     bounding_box: Sequence[int] | None = None,
     chunks: Sequence[int] = CHUNKS,
     shards: Sequence[int] = SHARDS,
+    on_error: Literal["raise", "continue"] = "raise",
     progress: bool = True,
 ) -> str:
     """Write a Dataset, or a box of it, as a sharded Zarr v3 store; `xr.open_zarr(path)` gives it back.
 
-    Memory is bounded by regions (8 slices of a band of rows), whatever the size of the box. The store appears under
-    `path` when it is complete; until then it is `path` + `.partial`, and the same call goes on with what that holds. A
-    store that is there already and was made by the same call is returned as it is, without a request.
+    Every strip and every mask is fetched and decoded once, every chunk encoded once. Memory is bounded by regions (8
+    slices of a band of rows), whatever the size of the box or of the shards. The store appears under `path` when it is
+    complete; until then it is `path` + `.partial`, and the same call goes on with what that holds, however the last one
+    ended. A store that is there already and was made by the same call is returned as it is, without a request.
 
     Args:
         ds: What `open_human_liver_em` gave, cropped or changed lazily or not: variables of dims (z, y, x).
-        path: The store to write, on a local file system. Missing folders above it are made.
+        path: The store to write, on a file system that this process and all workers share. Missing folders above it
+            are made.
+        client: The cluster to work on, of whatever kind; threads of this process if None. All its processes together
+            have no more requests under way than `connections` of `open_human_liver_em` says.
         bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each max exclusive; all
             that `ds` holds if None.
         chunks: Voxels (z, y, x) of an inner chunk, which is the least that a reader decodes.
         shards: Voxels (z, y, x) of a shard, which is one file; clipped to the box.
+        on_error: `raise` stops at the first region that cannot be written; `continue` writes all others first. Either
+            way nothing is filled in, the store stays unfinished, and the same call tries the rest again.
         progress: Whether to report on standard error.
 
     Returns:
         The path of the store.
 
     Raises:
-        InvalidArgumentError: The box leaves the Dataset or is empty; shards are not whole chunks. (ValueError)
-        StoreExistsError: `path` holds something else than this call would write. (FileExistsError)
+        InvalidArgumentError: The box leaves the Dataset or is empty; shards are not whole chunks; there is not enough
+            disk, or memory for a worker. (ValueError)
+        StoreExistsError: `path` holds something else than this call would write, or is being written. (FileExistsError)
+        ExportError: Some regions could not be written; `.failures` lists them. (RuntimeError)
         LiverDaskError: The source could not be read; the message names the file, the slice and the rows.
     """
     export = Export.plan(ds, path, bounding_box, chunks, shards)
-    if not export.store.is_written():
-        export.run(progress)
+    export.run(client, on_error, progress)
     return str(export.store.target)
 
 
 class Export:
-    """The making of one store: what is to be written, and where."""
+    """The making of one store: what is to be written, and where.
+
+    Attributes:
+        store: The store.
+        fetched: Bytes fetched by `run`, in all processes.
+        requests: Requests for them.
+    """
 
     def __init__(self, ds: xr.Dataset, layout: Layout, target: Path) -> None:
-        self.store = Store(target, layout, _content_of(ds, layout))
+        blocks = in_blocks(ds, layout)
         self._ds = ds
-        self._layout = layout
+        self._readers = {str(name): readers_of(variable.data) for name, variable in blocks.data_vars.items()}
+        self._groups = _groups_of(blocks, self._readers)
+        self.store = Store(target, layout, _content_of(blocks, layout, self._readers))
+        self.fetched = self.requests = 0
 
     @classmethod
     def plan(
@@ -94,65 +116,77 @@ class Export:
         crop = _crop(ds, bounding_box)
         sizes = {str(name): variable.dtype.itemsize for name, variable in crop.data_vars.items()}
         layout = plan_layout([crop.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
-        return cls(_in_blocks(crop, layout), layout, target)
+        return cls(crop, layout, target)
 
-    def run(self, progress: bool) -> None:
-        """Write every region that is not there yet, then complete the store."""
-        with self.store.claimed(self._write_metadata) as unfinished:
-            if not unfinished:
+    @property
+    def connections(self) -> int:
+        """How many requests may be under way at once."""
+        every = [reader.source.connections for readers in self._readers.values() for reader in readers]
+        return max(every, default=setting("connections"))
+
+    def estimate(self) -> Estimate:
+        """What it will cost, from known facts; of an unfinished store, what is left."""
+        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self._ds.data_vars.items()}
+        return estimate(self.store.layout, self._groups, sizes, self._files_read(), frozenset(self.store.written()))
+
+    def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
+        """Write what is not there yet, then complete the store."""
+        check_call(client, on_error)
+        if self.store.is_written():
+            return
+        expected = self.estimate()
+        if setting("check-room"):
+            check_disk(self.store, expected)
+            check_memory(client, expected)
+        with self.store.claimed(self._write_metadata) as run_name:
+            if not run_name:
                 return
             try:
-                self._write_remaining(progress)
+                if client:
+                    check_workers(client, self.store)
+                self._write(client, run_name, on_error == "continue", progress)
             except BaseException as error:
                 self.store.tidy_after(error)
                 raise
             self.store.complete()
 
-    def _write_remaining(self, progress: bool) -> None:
-        remaining = [region for region in self._layout.regions() if not self.store.is_region_written(region)]
-        total = sum(map(self._bytes_of, remaining))
-        already = traffic.bytes
-        with (
-            show_progress(f"Writing {self.store.target.name}", total, progress and bool(remaining)) as advance,
-            ThreadPoolExecutor(READERS) as readers,
-            ThreadPoolExecutor(os.cpu_count()) as encoders,
-            ThreadPoolExecutor(1) as writer,
-        ):
-            before: tuple[Region, Future[None]] | None = None
-            for region in [*remaining, None]:  # one region is read while the one before is encoded and written
-                arrays = self._read(region, readers) if region else {}
-                if before:
-                    before[1].result()
-                    advance(self._bytes_of(before[0]), f"{(traffic.bytes - already) / 1e6:.0f} MB fetched")
-                before = (region, writer.submit(self._write, region, arrays, encoders)) if region else None
+    def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
+        written = self.store.written()
+        total = sum(
+            self.store.layout.voxels_of(region) * self._ds[name].dtype.itemsize
+            for name in self.store.names
+            for region in self.store.layout.regions()
+            if (name, region) not in written
+        )
+        with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
+            driver = Driver(self._ds, self.store, run_name, self._groups, self.connections, goes_on, advance)
+            try:
+                with gather(client, driver.report) as team:
+                    driver.write(written, team)
+            finally:
+                self.fetched, self.requests = driver.fetched, driver.requests
 
-    def _read(self, region: Region, readers: ThreadPoolExecutor) -> dict[str, npt.NDArray[Any]]:
-        part = self._ds.isel(z=slice(region.z_start, region.z_stop), y=slice(region.y_start, region.y_stop))
-        blocks = {str(name): variable.data for name, variable in part.data_vars.items()}
-        return compute(blocks, scheduler="threads", pool=readers)[0]
-
-    def _write(self, region: Region, arrays: dict[str, npt.NDArray[Any]], encoders: ThreadPoolExecutor) -> None:
-        for name, voxels in arrays.items():
-            rows = list(encoders.map(self._encode_row, _cut(voxels, 1, self._layout.chunks[1])))
-            self.store.write_region(region, name, rows)
-
-    def _encode_row(self, voxels: npt.NDArray[Any]) -> list[bytes]:
-        return [encode_chunk(chunk, self._layout.chunks) for chunk in _cut(voxels, 2, self._layout.chunks[2])]
-
-    def _bytes_of(self, region: Region) -> int:
-        voxels = (region.z_stop - region.z_start) * (region.y_stop - region.y_start) * self._layout.shape[2]
-        return voxels * sum(variable.dtype.itemsize for variable in self._ds.data_vars.values())
+    def _files_read(self) -> dict[Group, list[FilesRead]]:
+        z, y, _ = self.store.layout.shape
+        return {
+            group: [
+                _part_read(reader, self._ds, z, y)
+                for reader in {r for name in group.names for r in self._readers[name]}
+            ]
+            for group in self._groups
+        }
 
     def _write_metadata(self, folder: Path) -> None:
         """All of the store but its shards, as xarray writes it."""
+        layout = self.store.layout
         variables = {
-            str(name): (volume.DIMS, da.zeros(self._layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
+            str(name): (volume.DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
             for name, variable in self._ds.data_vars.items()
         }
         encoding = {
             str(name): {
-                "chunks": self._layout.chunks,
-                "shards": self._layout.shards,
+                "chunks": layout.chunks,
+                "shards": layout.shards,
                 "compressors": [codec_of(variable.dtype)],
             }
             for name, variable in self._ds.data_vars.items()
@@ -215,14 +249,6 @@ def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
         )
 
 
-def _in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
-    """Variables that are not of dask (of the engine without `chunks`, or in memory) as dask arrays, for `_read`."""
-    block = dict(zip(volume.DIMS, (1, layout.band, layout.shape[2]), strict=True))
-    return ds.assign(
-        {name: variable.chunk(block) for name, variable in ds.data_vars.items() if variable.chunks is None}
-    )
-
-
 def held_box(ds: xr.Dataset) -> volume.BoundingBox:
     """The box of the volume that a Dataset holds, by its coordinates, which must run one by one."""
     bounds = {}
@@ -236,25 +262,59 @@ def held_box(ds: xr.Dataset) -> volume.BoundingBox:
     return volume.BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
 
 
-def _content_of(ds: xr.Dataset, layout: Layout) -> dict[str, Any]:
+def _groups_of(blocks: xr.Dataset, readers: Mapping[str, set[VolumeReader]]) -> list[Group]:
+    """Variables that are made of the same files in one group: read together, each file is read once."""
+    sets: list[tuple[set[str], set[VolumeReader]]] = []
+    for name, of_name in readers.items():
+        names, files = {name}, set(of_name)
+        for known in [known for known in sets if known[1] & files]:
+            sets.remove(known)
+            names, files = names | known[0], files | known[1]
+        sets.append((names, files))
+    return [_group(tuple(name for name in readers if name in names), blocks, files) for names, files in sets]
+
+
+def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader]) -> Group:
+    arrays = [blocks[name].data for name in names]
+    if all(isinstance(array, VolumeArray) and array.lazy for array in arrays):
+        return Group(names, None, any(reader.variable != volume.RAW for reader in readers))
+    edges = [set(np.cumsum((0, *array.chunks[1])).tolist()) for array in arrays]
+    return Group(names, tuple(sorted(set.intersection(*edges))), True)
+
+
+def _part_read(reader: VolumeReader, ds: xr.Dataset, depth: int, height: int) -> FilesRead:
+    """What is read of a variable's files: the rows and slices of the store, by its coordinates if they tell."""
+    _, rows, width = reader.shape
+    last = min(rows, int(ds.y[-1]) + 1) if "y" in ds.indexes and ds.y.dtype.kind in "iu" else rows
+    return FilesRead(reader.variable, depth, min(height, rows), max(last, 1), rows, width, reader.source.connections)
+
+
+def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
+    """In memory and, about, on disk."""
+    size = variable.dtype.itemsize
+    if size == 1 and "flag_values" in variable.attrs:
+        return size, STORED_BYTES_PER_VOXEL["mask"]
+    return size, STORED_BYTES_PER_VOXEL["raw"] if variable.dtype == volume.RAW_DTYPE else STORED_SHARE * size
+
+
+def _content_of(blocks: xr.Dataset, layout: Layout, readers: Mapping[str, set[VolumeReader]]) -> dict[str, Any]:
     """What makes two calls the same: the same voxels in the same layout."""
     return {
         "shape": list(layout.shape),
         "chunks": list(layout.chunks),
         "shards": list(layout.shards),
         "variables": {
-            str(name): {"dtype": variable.dtype.str, "voxels": _describe(variable.data)}
-            for name, variable in ds.data_vars.items()
+            str(name): {
+                "dtype": variable.dtype.str,
+                "voxels": _origin(variable.data),
+                "files": sorted({reader.files for reader in readers[str(name)]}),
+            }
+            for name, variable in blocks.data_vars.items()
         },
     }
 
 
-def _describe(array: Any) -> str:
+def _origin(array: Any) -> Any:
     """Which voxels an array stands for, the same in every process; of a changed one, dask's name for it."""
     lazy = array.lazy if isinstance(array, VolumeArray) else None
-    return lazy.describe() if lazy else f"computed {tokenize(array)}"
-
-
-def _cut(voxels: npt.NDArray[Any], axis: int, step: int) -> list[npt.NDArray[Any]]:
-    """Parts of `step` along an axis, the last as long as there is."""
-    return np.split(voxels, range(step, voxels.shape[axis], step), axis=axis)
+    return (lazy.origin() or lazy.describe()) if lazy else f"computed {tokenize(array)}"

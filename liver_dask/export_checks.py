@@ -1,0 +1,90 @@
+"""What is asked before an export begins: whether it has room on the disk and in the workers' memory, and who works."""
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from rich.filesize import decimal
+
+from .errors import ExportError, InvalidArgumentError
+from .estimate import PROCESS_BYTES, Estimate
+from .store import Store
+from .team import LOCAL_JOBS
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+USABLE_SHARE = 0.7
+"""Of a worker's memory limit: at 80 % dask pauses a worker."""
+
+HOW_TO_SKIP = "liver-dask.check-room: false in dask's configuration skips this."
+
+
+def check_call(client: Any, on_error: str) -> None:
+    """Refuse what cannot be a cluster, or another way to take errors."""
+    if on_error not in ("raise", "continue"):
+        raise InvalidArgumentError(f"on_error={on_error!r} must be 'raise' or 'continue'.")
+    if client is None:
+        return
+    if not all(hasattr(client, name) for name in ("get_executor", "subscribe_topic", "nthreads")):
+        raise InvalidArgumentError(
+            f"client={client!r} is not a distributed.Client; of a cluster, give Client(cluster)."
+        )
+    if client.asynchronous or client.status != "running":
+        state = "asynchronous" if client.asynchronous else client.status
+        raise InvalidArgumentError(f"The client is {state}; give one that is running, and not asynchronous.")
+
+
+def check_disk(store: Store, expected: Estimate) -> None:
+    """Refuse what would fill the disk, as far as can be told."""
+    folder = next(parent for parent in store.partial.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < expected.disk:
+        raise InvalidArgumentError(
+            f"{store.target} needs about {decimal(expected.disk)} of disk, and {folder} has {decimal(free)} free. "
+            f"Make room, or choose a smaller box; {HOW_TO_SKIP}"
+        )
+
+
+def check_memory(client: "Client | None", expected: Estimate) -> None:
+    """Refuse what would take more memory than a process has."""
+    if client is None:
+        available = psutil.virtual_memory().available
+        _refuse_memory("this process", LOCAL_JOBS, available, available, expected)
+        return
+    limits = client.run(_memory_limit)
+    for address, threads in client.nthreads().items():
+        limit = limits.get(address) or 0
+        if limit:
+            _refuse_memory(f"worker {address}", threads, limit, USABLE_SHARE * limit, expected)
+
+
+def _refuse_memory(who: str, threads: int, limit: float, usable: float, expected: Estimate) -> None:
+    needed = PROCESS_BYTES + threads * expected.memory
+    if needed > usable:
+        raise InvalidArgumentError(
+            f"{who} has {decimal(int(limit))} of memory, of which {decimal(int(usable))} can be used, and needs "
+            f"{decimal(needed)}: {decimal(PROCESS_BYTES)}, and {decimal(expected.memory)} for each of its {threads} "
+            f"threads. Give it more memory or fewer threads, or choose smaller chunks; {HOW_TO_SKIP}"
+        )
+
+
+def _memory_limit(dask_worker: Any) -> int | None:
+    limit: int | None = dask_worker.memory_manager.memory_limit
+    return limit
+
+
+def check_workers(client: "Client", store: Store) -> None:
+    """Refuse a folder that a worker does not see; one that comes later fails at its first region, and says why."""
+    try:
+        blind = [
+            address for address, sees in client.run(os.path.exists, str(store.partial / "lock")).items() if not sees
+        ]
+    except Exception as error:  # whatever the workers raise who cannot even import what they are given
+        raise ExportError(f"The workers cannot begin ({error}); is the same liver_dask installed there?") from error
+    if blind:
+        raise InvalidArgumentError(
+            f"{len(blind)} workers, {blind[0]} for one, do not see {store.partial}; "
+            "choose a folder that all machines share."
+        )

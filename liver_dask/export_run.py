@@ -1,0 +1,161 @@
+"""The driver of an export: which jobs there are, what became of them, and what is tried again."""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import xarray as xr
+from rich.filesize import decimal
+
+from .errors import ExportError, LiverDaskError
+from .export_plan import Group, Region, Run, ShardRow, plan_runs
+from .export_work import Failure, Outcome, Task, merge
+from .progress import Advance
+from .store import Store
+from .team import Job, Report, Team
+
+TRIES = 2
+"""How often a region is tried that failed for a reason which may pass; each try asks `attempts` times already."""
+
+
+class Driver:
+    """One run of an export.
+
+    Args:
+        ds: What is written, all of it.
+        store: Where.
+        run_name: The store's name for this run.
+        groups: Its variables, by what they are read together with.
+        connections: How many requests may be under way at once, in all processes together.
+        goes_on: Whether a failure is no reason to stop.
+        advance: Is told of each region that is written.
+
+    Attributes:
+        failures: Regions that could not be written.
+        fetched: Bytes fetched, in all processes.
+        requests: Requests for them.
+    """
+
+    def __init__(
+        self,
+        ds: xr.Dataset,
+        store: Store,
+        run_name: str,
+        groups: Sequence[Group],
+        connections: int,
+        goes_on: bool,
+        advance: Advance,
+    ) -> None:
+        self._ds = ds.drop_vars(list(ds.coords))
+        self._store = store
+        self._run_name = run_name
+        self._groups = groups
+        self._connections = connections
+        self._goes_on = goes_on
+        self._merges: deque[ShardRow] = deque()
+        self._again: deque[Run] = deque()
+        self._tries: dict[tuple[tuple[str, ...], Region], int] = {}
+        self._advance = advance
+        self.failures: list[Failure] = []
+        self.fetched = self.requests = 0
+
+    def report(self, done: Report) -> None:
+        """Take what a task reports, on whatever thread."""
+        self.fetched += done.fetched
+        self.requests += done.requests
+        self._advance(done.voxel_bytes, self._remark())
+
+    def write(self, written: Collection[tuple[str, Region]], team: Team) -> None:
+        """Write all regions that are not written, and put all shards together.
+
+        Raises:
+            LiverDaskError, OSError: A region could not be written, and `goes_on` is False: the first such error.
+            ExportError: The cluster is gone; or `goes_on` is True, and some regions could not be written.
+        """
+        self._missing = self._find_missing(written)
+        self._merges.extend(row for row, left in self._missing.items() if not left and not self._store.is_merged(row))
+        self._runs = plan_runs(self._store.layout, self._groups, written)
+        self._threads = team.threads
+        try:
+            team.work_off(self._connections, self._next_job, self._take)
+        except BaseException:
+            self._store.end_run()  # jobs that run already end after the region they are at
+            raise
+        if self.failures:
+            raise self._told_failures()
+
+    def _find_missing(self, written: Collection[tuple[str, Region]]) -> dict[ShardRow, set[Region]]:
+        """For each row of shards, the regions whose slabs are still to be written."""
+        layout = self._store.layout
+        return {
+            row: {region for region in layout.regions_of(row) if (row.name, region) not in written}
+            for row in layout.shard_rows(self._store.names)
+        }
+
+    def _next_job(self) -> Job | None:
+        if self._merges:
+            row = self._merges.popleft()
+            return Job(row, merge, (self._store, row), fetches=False)
+        run = self._again.popleft() if self._again else next(self._runs, None)
+        if run is None:
+            return None
+        part = self._ds[list(run.group.names)].isel(z=slice(run.regions[0].z_start, run.regions[0].z_stop))
+        return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._goes_on).write)
+
+    def _take(self, what: Run | ShardRow, future: Future[Any]) -> None:
+        """Note what became of a job."""
+        try:
+            result = future.result()
+        except Exception as error:  # the worker died several times, or cannot even begin
+            result = self._lost(what, error)
+        if isinstance(what, ShardRow):
+            if result is not None:
+                raise result
+            return
+        for region in result.written:
+            for name in what.group.names:
+                row = self._store.layout.row_of(name, region)
+                self._missing[row].discard(region)
+                if not self._missing[row]:
+                    self._merges.append(row)
+        for failure in result.failures:
+            self._note(what, failure)
+
+    def _note(self, run: Run, failure: Failure) -> None:
+        """Try a region again, or stop, or go on without it."""
+        key = failure.names, failure.region
+        self._tries[key] = self._tries.get(key, 1) + 1
+        if failure.may_pass and self._tries[key] <= TRIES:
+            rest = (failure.region,) if self._goes_on else run.regions[run.regions.index(failure.region) :]
+            self._again.append(Run(run.group, rest))
+            return
+        self.failures.append(failure)
+        if not self._goes_on:
+            raise failure.error
+
+    def _lost(self, what: Run | ShardRow, error: Exception) -> Any:
+        """The outcome of a task that did not come back."""
+        told = ExportError(
+            f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
+            f"or the folder {self._store.partial}; look at their logs."
+        )
+        if isinstance(what, ShardRow):
+            return told
+        return Outcome((), tuple(Failure(what.group.names, region, told, False) for region in what.regions))
+
+    def _remark(self) -> str:
+        failed = f", {len(self.failures)} regions failed" if self.failures else ""
+        return f"{decimal(self.fetched)} fetched{failed}"
+
+    def _told_failures(self) -> LiverDaskError:
+        texts = [f"{_name_of(Run(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
+        shown = "\n".join(["", *texts[:20], *(["..."] if len(texts) > 20 else [])])
+        return ExportError(f"{len(texts)} regions could not be written; all others are.{shown}", texts)
+
+
+def _name_of(what: Run | ShardRow) -> str:
+    if isinstance(what, ShardRow):
+        return f"The row of shards z {what.z}, y {what.y} of {what.name}"
+    first, last = what.regions[0], what.regions[-1]
+    return f"{', '.join(what.group.names)}, z {first.z_start}-{first.z_stop - 1}, y {first.y_start}-{last.y_stop - 1}"

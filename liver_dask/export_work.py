@@ -1,0 +1,198 @@
+"""What a worker does for an export: read regions, encode them, keep them as slabs; put slabs together.
+
+The same runs on threads of this process and on the workers of a cluster. A task says what it did and what failed; it
+raises nothing, so that one bad slice costs its own regions alone.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.base import compute
+
+from . import volume
+from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
+from .export_plan import Layout, Region, Run, ShardRow
+from .remote import allow, traffic, versions
+from .slabs import encode_chunk
+from .store import Store
+from .team import Report
+from .window import VolumeArray
+
+READERS = 8
+"""Files of a region that are read side by side, on however few cores: far from the archive, most of them wait."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Failure(NamedTuple):
+    """A region that could not be written.
+
+    Attributes:
+        names: Its variables.
+        region: The region.
+        error: Why.
+        may_pass: Whether another try may do better.
+    """
+
+    names: tuple[str, ...]
+    region: Region
+    error: Exception
+    may_pass: bool
+
+
+class Outcome(NamedTuple):
+    """What became of a run: the regions that are written, and those that are not."""
+
+    written: tuple[Region, ...]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, as it is sent to a worker.
+
+    Attributes:
+        store: Where the regions are written.
+        run_name: The run of the store that the task belongs to.
+        part: The run's variables and slices; all rows.
+        run: What to write.
+        threads: Threads that encode.
+        goes_on: Whether to go on with the next region after one that failed.
+    """
+
+    store: Store
+    run_name: str
+    part: xr.Dataset
+    run: Run
+    threads: int
+    goes_on: bool
+
+    def write(self, connections: int | None, report: Callable[[Report], None]) -> Outcome:
+        """Write the regions, one after the other; while one is encoded, the next is read.
+
+        Args:
+            connections: How many requests may be under way for it; None if the process is not limited.
+            report: Is told of each region.
+        """
+        written: list[Region] = []
+        failures: list[Failure] = []
+        with allow(connections), ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(self.threads) as encoders:
+            for region, reading in self._read_ahead(readers):
+                try:
+                    done = self._keep(region, reading.result(), encoders)
+                except Exception as error:  # of whatever kind: the driver tells it, and goes on or stops
+                    failures.append(Failure(self.run.group.names, region, as_told(error), _may_pass(error)))
+                    if not self.goes_on:
+                        break
+                else:
+                    written.append(region)
+                    fetched = traffic.take()
+                    report(Report(done, fetched.get("bytes", 0), fetched.get("requests", 0)))
+        return Outcome(tuple(written), tuple(failures))
+
+    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[tuple[Region, Future[Arrays]]]:
+        rows = _Rows(in_blocks(self.part, self.store.layout), self.run.group.cuts, readers)
+        with ThreadPoolExecutor(1) as ahead:
+            held = [_foresee(variable.data) for variable in self.part.data_vars.values() if self.run.group.from_the_top]
+            coming: list[tuple[Region, Future[Arrays]]] = []
+            for region in self.run.regions:
+                if not self.store.is_current(self.run_name):
+                    break
+                coming.append((region, ahead.submit(rows.read, region)))
+                if len(coming) == 2:
+                    yield coming.pop(0)
+            yield from coming
+            del held
+
+    def _keep(self, region: Region, arrays: Arrays, encoders: ThreadPoolExecutor) -> int:
+        """Write a region; how many bytes of voxels it has."""
+        self.store.note_versions(self.run.group.names, versions)
+        _, height, width = chunk = self.store.layout.chunks
+        for name, voxels in arrays.items():
+            rows = encoders.map(
+                lambda row: [encode_chunk(voxels, chunk) for voxels in _cut(row, 2, width)], _cut(voxels, 1, height)
+            )
+            self.store.write_slab(name, region, [data for row in rows for data in row])
+        return sum(voxels.nbytes for voxels in arrays.values())
+
+
+def merge(store: Store, row: ShardRow) -> Exception | None:
+    """Put the slabs of a row of shards together; what went wrong, if anything."""
+    try:
+        store.merge(row)
+    except Exception as error:  # see Task.write
+        return as_told(error)
+    return None
+
+
+def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
+    """Variables that are not of dask (of the engine without `chunks`, or in memory) as dask arrays."""
+    block = dict(zip(volume.DIMS, (1, layout.band, layout.shape[2]), strict=True))
+    return ds.assign(
+        {name: variable.chunk(block) for name, variable in ds.data_vars.items() if variable.chunks is None}
+    )
+
+
+def as_told(error: Exception) -> Exception:
+    """An error that any process can unpickle and any user can read."""
+    if isinstance(error, (LiverDaskError, OSError)):
+        return error
+    if isinstance(error, MemoryError):
+        return ExportError(f"There was not enough memory ({error}); use workers with more, or fewer threads.")
+    return ExportError(f"{type(error).__name__}: {error}")
+
+
+def _foresee(array: Any) -> Any:
+    """Let the readers of a window know that all of it will be read."""
+    lazy = array.lazy if isinstance(array, VolumeArray) else None
+    return lazy.read.foresee(*lazy.window.selections[:2]) if lazy else None
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, RemoteError) and not isinstance(error, (RangeNotSupportedError, SourceChangedError))
+
+
+class _Rows:
+    """Reads regions from top to bottom; where they cut a dask block in two, that is computed once all the same."""
+
+    def __init__(self, part: xr.Dataset, cuts: tuple[int, ...] | None, readers: ThreadPoolExecutor) -> None:
+        self._part = part
+        self._cuts = cuts
+        self._readers = readers
+        self._held: Arrays = {}
+        self._start = self._stop = 0  # the rows that are held
+
+    def read(self, region: Region) -> Arrays:
+        """All voxels of a region, by variable."""
+        if self._cuts is None:
+            return self._compute(region.y_start, region.y_stop)
+        cuts = np.array(self._cuts)
+        first = int(cuts[cuts <= region.y_start][-1])
+        last = int(cuts[cuts >= region.y_stop][0])
+        if not self._start <= region.y_start <= self._stop:  # the first, or one after some that are written or failed
+            self._held, self._start, self._stop = {}, first, first
+        if last > self._stop:
+            new = self._compute(self._stop, last)
+            if self._held:
+                skipped = region.y_start - self._start
+                new = {name: np.concatenate([self._held[name][:, skipped:], new[name]], 1) for name in new}
+                self._start = region.y_start
+            self._held, self._stop = new, last
+        rows = slice(region.y_start - self._start, region.y_stop - self._start)
+        return {name: array[:, rows] for name, array in self._held.items()}
+
+    def _compute(self, start: int, stop: int) -> Arrays:
+        blocks = {
+            str(name): variable.data for name, variable in self._part.isel(y=slice(start, stop)).data_vars.items()
+        }
+        return compute(blocks, scheduler="threads", pool=self._readers)[0]
+
+
+def _cut(voxels: npt.NDArray[Any], axis: int, step: int) -> list[npt.NDArray[Any]]:
+    """Parts of `step` along an axis, the last as long as there is."""
+    return np.split(voxels, range(step, voxels.shape[axis], step), axis=axis)
