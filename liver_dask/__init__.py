@@ -3,6 +3,8 @@
 from .dataset import open_human_liver_em
 from .download import get_human_liver_em_data, get_human_liver_em_full_volume, get_human_liver_em_paths
 from .errors import (
+    DamagedError,
+    ExportError,
     FormatError,
     InvalidArgumentError,
     LiverDaskError,
@@ -13,9 +15,12 @@ from .errors import (
     SourceChangedError,
     StoreExistsError,
 )
+from .verify import VerifyReport, verify
 from .zarr_export import to_zarr
 
 __all__ = [
+    "DamagedError",
+    "ExportError",
     "FormatError",
     "InvalidArgumentError",
     "LiverDaskError",
@@ -25,9 +30,11 @@ __all__ = [
     "SliceNotFoundError",
     "SourceChangedError",
     "StoreExistsError",
+    "VerifyReport",
     "get_human_liver_em_data",
     "get_human_liver_em_full_volume",
     "get_human_liver_em_paths",
     "open_human_liver_em",
     "to_zarr",
+    "verify",
 ]

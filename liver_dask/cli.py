@@ -1,8 +1,11 @@
-"""The command `liver-dask`: demo, info, download. Exit code 0, 1 (failed) or 2 (used wrongly); no tracebacks."""
+"""The command `liver-dask`. Exit code 0, 1 (failed) or 2 (used wrongly); no tracebacks."""
 
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import xarray as xr
@@ -12,9 +15,15 @@ from . import volume
 from .dataset import open_human_liver_em
 from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
-from .remote import traffic
+from .estimate import PROCESS_BYTES
 from .store import read_record
-from .zarr_export import to_zarr
+from .verify import verify as verify_store
+from .zarr_export import Export
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+CONNECT_SECONDS = 10
 
 
 class OneSentenceGroup(click.Group):
@@ -36,6 +45,13 @@ source_option = click.option(
 shape_option = click.option(
     "--shape", type=int, nargs=3, default=volume.SHAPE, show_default=True, metavar="Z Y X", help="Voxels of the volume."
 )
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where the work runs."""
+    scheduler = click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster of this scheduler.")
+    workers = click.option("--workers", type=click.IntRange(1), help="Work in so many processes of this machine.")
+    return scheduler(workers(command))
 
 
 @click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -73,8 +89,8 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
             raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({error}).") from error
         click.echo(f"\n{store}: {'complete' if record['complete'] else 'unfinished'}, {_size_of(store)} on disk,")
         click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
-        for variable in record["variables"].values():
-            click.echo(f"  {variable['voxels']}")
+        for name, variable in record["variables"].items():
+            click.echo(f"  {name}: {variable['voxels']}")
         return
     ds = open_human_liver_em(target, shape=shape)
     click.echo(ds)
@@ -91,10 +107,10 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     "--bbox",
     type=int,
     nargs=6,
-    required=True,
     metavar="X0 X1 Y0 Y1 Z0 Z1",
     help="The box in voxels; each second number is exclusive.",
 )
+@click.option("--full", is_flag=True, help="The whole volume: of EMPIAR-13356 the box that holds tissue.")
 @source_option
 @shape_option
 @click.option(
@@ -105,28 +121,103 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     show_default=True,
     help="A mask to keep; may be repeated.",
 )
-@click.option("--connections", type=int, help="The most requests at once.  [default: 16]")
+@click.option("--connections", type=int, help="The most requests at once, of all workers.  [default: 16]")
 @click.option("--cache-dir", type=click.Path(), help="Folder that keeps strip indexes and masks between runs.")
+@cluster_options
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "continue"]),
+    default="raise",
+    show_default=True,
+    help="Stop at the first region that cannot be written, or write all others first.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and fetch nothing.")
 def download(
     out: Path,
-    bbox: tuple[int, ...],
+    bbox: tuple[int, ...] | None,
+    full: bool,
     source: str,
     shape: tuple[int, int, int],
     labels: tuple[str, ...],
     connections: int | None,
     cache_dir: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    on_error: str,
+    dry_run: bool,
 ) -> None:
-    """Keep a box of the volume as a Zarr store.
+    """Keep a box of the volume, or all of it, as a Zarr store.
 
     OUT is the sharded Zarr v3 store to write. After an interruption the same command goes on from what is finished.
     """
+    if (bbox is None) != full:
+        raise click.UsageError("Give either --bbox X0 X1 Y0 Y1 Z0 Z1 or --full.")
     began = time.monotonic()
     ds = open_human_liver_em(source, shape=shape, labels=labels, connections=connections, cache_dir=cache_dir)
-    to_zarr(ds, out, bounding_box=bbox)
+    export = Export.plan(ds, out, bounding_box=volume.full_box(shape) if full else bbox)
+    if dry_run:
+        click.echo(plan_text(export))
+        return
+    with cluster(scheduler, workers) as client:
+        export.run(client, on_error)
     click.echo(
-        f"{out} is complete: {_size_of(out)} on disk, {decimal(traffic.bytes)} fetched in {traffic.requests} requests, "
+        f"{out} is complete: {_size_of(out)} on disk, {decimal(export.fetched)} fetched in {export.requests} requests, "
         f"{time.monotonic() - began:.1f} s. Open it with xr.open_zarr({str(out)!r})."
     )
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--full", is_flag=True, help="Compare every voxel, not only some of every shard.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another one looks at other voxels.")
+@cluster_options
+def verify(store: Path, full: bool, seed: int, scheduler: str | None, workers: int | None) -> None:
+    """Compare a store with its recorded checksums and with its source.
+
+    The exit code is 1 if anything is wrong.
+    """
+    with cluster(scheduler, workers) as client:
+        report = verify_store(store, full=full, seed=seed, client=client)
+    click.echo(report)
+    if not report.ok:
+        sys.exit(1)
+
+
+def plan_text(export: Export) -> str:
+    """What an export would do and cost."""
+    layout, cost = export.store.layout, export.estimate()
+    voxels = " x ".join(map(str, layout.shape))
+    one = f"{layout.chunks[0]} slices x {layout.band} rows"
+    lines = [
+        f"{export.store.target}: {', '.join(export.store.names)} of {voxels} voxels (z, y, x),",
+        f"chunks of {layout.chunks} in shards of {layout.shards}.",
+        f"  to write    {cost.regions} regions of {one}, in {cost.tasks} tasks",
+        f"  to fetch    {decimal(cost.fetched)} in {cost.requests} requests, at most {export.connections} at once",
+        f"  on disk     {decimal(cost.stored)}, and up to {decimal(cost.disk - cost.stored)} more on the way",
+        f"  in memory   {decimal(PROCESS_BYTES)} a worker, and {decimal(cost.memory)} for each of its threads",
+    ]
+    lines += [f"  {hours:9.1f} hours of fetching at {decimal(int(rate))}/s" for rate, hours in cost.hours.items()]
+    lines.append("Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source.")
+    return "\n".join(lines)
+
+
+@contextmanager
+def cluster(scheduler: str | None, workers: int | None) -> Iterator["Client | None"]:
+    """The cluster that was asked for; None if none was."""
+    if scheduler is None and workers is None:
+        yield None
+        return
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("Give either --scheduler or --workers.")
+    from distributed import Client, LocalCluster
+
+    with ExitStack() as stack:
+        try:
+            where = scheduler or stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1))
+            client = stack.enter_context(Client(where, timeout=CONNECT_SECONDS))
+        except (OSError, ValueError) as error:
+            raise click.ClickException(f"There is no cluster at {scheduler or 'this machine'} ({error}).") from error
+        yield client
 
 
 def _size_of(store: Path) -> str:

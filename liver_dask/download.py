@@ -4,11 +4,15 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import InvalidArgumentError, NotDownloadedError
 from .zarr_export import Export, to_zarr
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def get_human_liver_em_data(
@@ -18,6 +22,7 @@ def get_human_liver_em_data(
     *,
     source: str | os.PathLike[str] = volume.EMPIAR_URL,
     shape: Sequence[int] = volume.SHAPE,
+    client: "Client | None" = None,
 ) -> str:
     """Keep a box of raw and of the masks of mito, er and nucleus as one Zarr v3 store.
 
@@ -28,6 +33,7 @@ def get_human_liver_em_data(
         download: Whether to fetch the box if it is not there.
         source: Where to fetch it from, see `open_human_liver_em`.
         shape: Voxels (z, y, x) of the whole volume at `source`.
+        client: The cluster to work on, see `to_zarr`.
 
     Returns:
         The path of the store.
@@ -41,7 +47,7 @@ def get_human_liver_em_data(
     whole = volume.BoundingBox(0, x, 0, y, 0, z)
     box = volume.check_bounding_box(bounding_box, whole)
     digest = hashlib.md5("_".join(map(str, box)).encode(), usedforsecurity=False).hexdigest()[:12]
-    return _store(Path(path) / f"{digest}.zarr", box, download, source, shape)
+    return _store(Path(path) / f"{digest}.zarr", box, download, source, shape, client)
 
 
 def get_human_liver_em_full_volume(
@@ -50,14 +56,19 @@ def get_human_liver_em_full_volume(
     *,
     source: str | os.PathLike[str] = volume.EMPIAR_URL,
     shape: Sequence[int] = volume.SHAPE,
+    client: "Client | None" = None,
 ) -> str:
     """Keep the whole volume as `full_volume.zarr`: of EMPIAR-13356 the box that holds tissue, of another shape all.
+
+    That is hundreds of GB and days from far away, on however many machines: `liver-dask download OUT --full --dry-run`
+    tells. It may be interrupted, in whatever way; the same call goes on.
 
     Args:
         path: Folder for the store.
         download: Whether to fetch what is not there.
         source: Where to fetch it from, see `open_human_liver_em`.
         shape: Voxels (z, y, x) of the whole volume at `source`.
+        client: The cluster to work on, see `to_zarr`.
 
     Returns:
         The path of the store.
@@ -65,9 +76,7 @@ def get_human_liver_em_full_volume(
     Raises:
         NotDownloadedError: The store is not there, or not complete, and `download` is False. (RuntimeError)
     """
-    z, y, x = volume.check_shape(shape)
-    box = volume.TISSUE_BOX if (z, y, x) == volume.SHAPE else volume.BoundingBox(0, x, 0, y, 0, z)
-    return _store(Path(path) / "full_volume.zarr", box, download, source, shape)
+    return _store(Path(path) / "full_volume.zarr", volume.full_box(shape), download, source, shape, client)
 
 
 def get_human_liver_em_paths(
@@ -78,6 +87,7 @@ def get_human_liver_em_paths(
     *,
     source: str | os.PathLike[str] = volume.EMPIAR_URL,
     shape: Sequence[int] = volume.SHAPE,
+    client: "Client | None" = None,
 ) -> list[str]:
     """Keep several boxes, or the whole volume, and give the paths of the stores.
 
@@ -88,6 +98,7 @@ def get_human_liver_em_paths(
         full_volume: Whether to keep the whole volume instead.
         source: Where to fetch from, see `open_human_liver_em`.
         shape: Voxels (z, y, x) of the whole volume at `source`.
+        client: The cluster to work on, see `to_zarr`.
 
     Returns:
         One path a box, in their order.
@@ -96,18 +107,26 @@ def get_human_liver_em_paths(
         InvalidArgumentError: Neither boxes nor `full_volume` are given. (ValueError)
     """
     if full_volume:
-        return [get_human_liver_em_full_volume(path, download, source=source, shape=shape)]
+        return [get_human_liver_em_full_volume(path, download, source=source, shape=shape, client=client)]
     if bounding_boxes is None:
         raise InvalidArgumentError("Give bounding_boxes, or full_volume=True.")
-    return [get_human_liver_em_data(path, box, download, source=source, shape=shape) for box in bounding_boxes]
+    return [
+        get_human_liver_em_data(path, box, download, source=source, shape=shape, client=client)
+        for box in bounding_boxes
+    ]
 
 
 def _store(
-    store: Path, box: volume.BoundingBox, download: bool, source: str | os.PathLike[str], shape: Sequence[int]
+    store: Path,
+    box: volume.BoundingBox,
+    download: bool,
+    source: str | os.PathLike[str],
+    shape: Sequence[int],
+    client: "Client | None",
 ) -> str:
     ds = open_human_liver_em(source, shape=shape)
     if download:
-        return to_zarr(ds, store, bounding_box=box)
+        return to_zarr(ds, store, bounding_box=box, client=client)
     if Export.plan(ds, store, box).store.is_written():
         return str(store)
     raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it from {source}.")

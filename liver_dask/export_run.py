@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from .errors import ExportError, LiverDaskError
 from .export_plan import Group, Region, Run, ShardRow, plan_runs
-from .export_work import Failure, Outcome, Task, merge
+from .export_work import Failure, Outcome, Task, merge, part_of
 from .progress import Advance
 from .store import Store
 from .team import Job, Report, Team
@@ -47,7 +47,7 @@ class Driver:
         goes_on: bool,
         advance: Advance,
     ) -> None:
-        self._ds = ds.drop_vars(list(ds.coords))
+        self._ds = ds
         self._store = store
         self._run_name = run_name
         self._groups = groups
@@ -100,7 +100,7 @@ class Driver:
         run = self._again.popleft() if self._again else next(self._runs, None)
         if run is None:
             return None
-        part = self._ds[list(run.group.names)].isel(z=slice(run.regions[0].z_start, run.regions[0].z_stop))
+        part = part_of(self._ds, run)
         return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._goes_on).write)
 
     def _take(self, what: Run | ShardRow, future: Future[Any]) -> None:

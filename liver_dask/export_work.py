@@ -91,14 +91,13 @@ class Task:
                         break
                 else:
                     written.append(region)
-                    fetched = traffic.take()
-                    report(Report(done, fetched.get("bytes", 0), fetched.get("requests", 0)))
+                    report(report_of(done))
         return Outcome(tuple(written), tuple(failures))
 
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[tuple[Region, Future[Arrays]]]:
-        rows = _Rows(in_blocks(self.part, self.store.layout), self.run.group.cuts, readers)
+        rows = Rows(in_blocks(self.part, self.store.layout), self.run.group.cuts, readers)
         with ThreadPoolExecutor(1) as ahead:
-            held = [_foresee(variable.data) for variable in self.part.data_vars.values() if self.run.group.from_the_top]
+            held = [foresee(variable.data) for variable in self.part.data_vars.values() if self.run.group.from_the_top]
             coming: list[tuple[Region, Future[Arrays]]] = []
             for region in self.run.regions:
                 if not self.store.is_current(self.run_name):
@@ -138,6 +137,12 @@ def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
     )
 
 
+def part_of(ds: xr.Dataset, run: Run) -> xr.Dataset:
+    """The variables and slices of a run, all rows, without coordinates: what a job needs of a Dataset."""
+    slices = slice(run.regions[0].z_start, run.regions[0].z_stop)
+    return ds[list(run.group.names)].drop_vars(list(ds.coords)).isel(z=slices)
+
+
 def as_told(error: Exception) -> Exception:
     """An error that any process can unpickle and any user can read."""
     if isinstance(error, (LiverDaskError, OSError)):
@@ -147,7 +152,13 @@ def as_told(error: Exception) -> Exception:
     return ExportError(f"{type(error).__name__}: {error}")
 
 
-def _foresee(array: Any) -> Any:
+def report_of(voxel_bytes: int) -> Report:
+    """A report of so many bytes of voxels, and of what this process has fetched since the last one."""
+    fetched = traffic.take()
+    return Report(voxel_bytes, fetched.get("bytes", 0), fetched.get("requests", 0))
+
+
+def foresee(array: Any) -> Any:
     """Let the readers of a window know that all of it will be read."""
     lazy = array.lazy if isinstance(array, VolumeArray) else None
     return lazy.read.foresee(*lazy.window.selections[:2]) if lazy else None
@@ -157,7 +168,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, RemoteError) and not isinstance(error, (RangeNotSupportedError, SourceChangedError))
 
 
-class _Rows:
+class Rows:
     """Reads regions from top to bottom; where they cut a dask block in two, that is computed once all the same."""
 
     def __init__(self, part: xr.Dataset, cuts: tuple[int, ...] | None, readers: ThreadPoolExecutor) -> None:

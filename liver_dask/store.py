@@ -89,7 +89,7 @@ class Store:
     def __init__(self, target: Path, layout: Layout, content: dict[str, Any]) -> None:
         self.target = target
         self.layout = layout
-        self._content = content
+        self.content = content
         self.partial = target.with_name(target.name + ".partial")
         self._unfinished = self.partial / "store"
         self._progress = self.partial / "progress"
@@ -97,12 +97,12 @@ class Store:
     @property
     def names(self) -> list[str]:
         """Its variables."""
-        return list(self._content["variables"])
+        return list(self.content["variables"])
 
     @property
     def _files(self) -> dict[str, list[str]]:
         """By variable, how the URLs of the files begin that it is made of."""
-        return {name: variable["files"] for name, variable in self._content["variables"].items()}
+        return {name: variable["files"] for name, variable in self.content["variables"].items()}
 
     def is_written(self) -> bool:
         """Whether the very store is there, complete; StoreExistsError if something else is."""
@@ -287,7 +287,7 @@ class Store:
             new.mkdir()
             write_metadata(new)
             zarr.open_group(new, mode="a").create_group(
-                RECORD, attributes={"format": FORMAT, "complete": False, **self._content}
+                RECORD, attributes={"format": FORMAT, "complete": False, **self.content}
             )
             for row in self.layout.shard_rows(self.names):
                 shard_path(new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
@@ -312,7 +312,7 @@ class Store:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def _is_of(self, record: dict[str, Any] | None) -> bool:
-        return record is not None and {name: record.get(name) for name in self._content} == self._content
+        return record is not None and {name: record.get(name) for name in self.content} == self.content
 
     def _note_once(self, url: str, identity: Identity) -> Identity:
         """The version of a file that was noted first, which is this one if there is none."""

@@ -68,6 +68,12 @@ TISSUE_BOX = BoundingBox(1195, 18890, 469, 19570, 0, 597)
 """Outside this box the image is empty (torch_em 0.10.9)."""
 
 
+def full_box(shape: Sequence[int]) -> BoundingBox:
+    """What a full volume holds: the tissue of EMPIAR-13356, and of another shape everything."""
+    z, y, x = check_shape(shape)
+    return TISSUE_BOX if (z, y, x) == SHAPE else BoundingBox(0, x, 0, y, 0, z)
+
+
 def folder_of(variable: str) -> str:
     """The folder below the archive's root that has the slices of `raw` or of a label's mask."""
     return "humanliver_raw_images" if variable == RAW else f"humanliver_{variable}_mask"

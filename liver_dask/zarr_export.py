@@ -90,6 +90,7 @@ class Export:
 
     Attributes:
         store: The store.
+        groups: Its variables, by what they are read together with.
         fetched: Bytes fetched by `run`, in all processes.
         requests: Requests for them.
     """
@@ -98,7 +99,7 @@ class Export:
         blocks = in_blocks(ds, layout)
         self._ds = ds
         self._readers = {str(name): readers_of(variable.data) for name, variable in blocks.data_vars.items()}
-        self._groups = _groups_of(blocks, self._readers)
+        self.groups = _groups_of(blocks, self._readers)
         self.store = Store(target, layout, _content_of(blocks, layout, self._readers))
         self.fetched = self.requests = 0
 
@@ -127,7 +128,7 @@ class Export:
     def estimate(self) -> Estimate:
         """What it will cost, from known facts; of an unfinished store, what is left."""
         sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self._ds.data_vars.items()}
-        return estimate(self.store.layout, self._groups, sizes, self._files_read(), frozenset(self.store.written()))
+        return estimate(self.store.layout, self.groups, sizes, self._files_read(), frozenset(self.store.written()))
 
     def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
         """Write what is not there yet, then complete the store."""
@@ -159,7 +160,7 @@ class Export:
             if (name, region) not in written
         )
         with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
-            driver = Driver(self._ds, self.store, run_name, self._groups, self.connections, goes_on, advance)
+            driver = Driver(self._ds, self.store, run_name, self.groups, self.connections, goes_on, advance)
             try:
                 with gather(client, driver.report) as team:
                     driver.write(written, team)
@@ -173,7 +174,7 @@ class Export:
                 _part_read(reader, self._ds, z, y)
                 for reader in {r for name in group.names for r in self._readers[name]}
             ]
-            for group in self._groups
+            for group in self.groups
         }
 
     def _write_metadata(self, folder: Path) -> None:

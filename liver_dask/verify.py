@@ -1,0 +1,349 @@
+"""`verify`: whether a store is what was written, and whether that is what the source has."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+import xarray as xr
+import zarr
+from rich.filesize import decimal
+
+from . import volume
+from .dataset import open_human_liver_em, open_origin
+from .errors import DamagedError, InvalidArgumentError, NotDownloadedError
+from .export_plan import Group, Layout, Region, Run, Shard, plan_layout, plan_runs
+from .export_work import READERS, Rows, as_told, foresee, in_blocks, part_of, report_of
+from .progress import show_progress
+from .remote import allow
+from .settings import setting
+from .slabs import EMPTY, Checksum, decode_chunk, read_shard_index
+from .store import read_checksums, read_record, shard_path
+from .team import Job, Report, gather
+from .zarr_export import Export
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SLICES_OF_A_LAYER = 2
+"""Slices of each layer of shards that are looked at, unless all are."""
+
+ROWS_OF_A_WINDOW = 4
+READ_AT_ONCE = 16 << 20
+
+
+@dataclass
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        path: The store.
+        shards: Shards whose bytes were all read and compared with their checksums.
+        bytes: Bytes of those.
+        voxels: Voxels that were compared with the source.
+        unchecked: Variables that could not be compared, because the store does not tell what they were computed of.
+        problems: What is wrong, one sentence each.
+    """
+
+    path: str
+    shards: int = 0
+    bytes: int = 0
+    voxels: int = 0
+    unchecked: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.path}: {'all right' if self.ok else f'{len(self.problems)} problems'}. {self.shards} shards "
+            f"({decimal(self.bytes)}) were compared with their checksums, {self.voxels:,} voxels with the source."
+        ]
+        if self.unchecked:
+            lines.append(f"Not compared, since they were computed: {', '.join(self.unchecked)} (give the Dataset).")
+        return "\n".join([*lines, *self.problems])
+
+
+def verify(
+    path: str | os.PathLike[str],
+    ds: xr.Dataset | None = None,
+    *,
+    full: bool = False,
+    seed: int = 0,
+    client: "Client | None" = None,
+    progress: bool = True,
+) -> VerifyReport:
+    """Compare a store with what was recorded when it was written, and with its source.
+
+    Always: the metadata; that every shard is there, with the size and the CRC-32C that were recorded, an index that is
+    sound, and a chunk that can be decoded. So a changed byte is found wherever it is. Then voxels, as zarr-python reads
+    them, against the source: by default rows of some slices of every shard, the first and last of the store among them;
+    or every voxel.
+
+    Args:
+        path: A complete store.
+        ds: What the store was made of; if None it is opened anew from the source that the store recorded. Variables
+            that were computed are compared only if it is given.
+        full: Whether to decode every chunk and compare every voxel, which fetches all of the source again.
+        seed: Which slices and rows are looked at; another one looks at others.
+        client: The cluster to work on; threads of this process if None.
+        progress: Whether to report on standard error.
+
+    Returns:
+        What was compared, and what is wrong.
+
+    Raises:
+        NotDownloadedError: There is no complete store. (RuntimeError)
+        InvalidArgumentError: `ds` is not what the store was made of. (ValueError)
+        LiverDaskError: The source could not be read.
+    """
+    store = Path(path).expanduser().absolute()
+    record = read_record(store)
+    if record is None or not record.get("complete"):
+        partial = store.with_name(store.name + ".partial")
+        there = f"; {partial} is an unfinished one, finish it first" if partial.exists() else ""
+        raise NotDownloadedError(f"There is no complete store of liver_dask at {store}{there}.")
+    layout = _layout_of(record)
+    report = VerifyReport(str(store), problems=_metadata_problems(store, record))
+    checks = list(_shard_checks(store, record, layout, np.random.default_rng(seed), full, report))
+    comparisons = list(_comparisons(store, record, ds, layout, np.random.default_rng(seed), full, report))
+    jobs = [Job("shard", check.run, (), fetches=False) for check in checks]
+    jobs += [Job("voxels", comparison.compare) for comparison in comparisons]
+    total = sum(check.nbytes for check in checks) + sum(comparison.nbytes for comparison in comparisons)
+    with show_progress(f"Verifying {store.name}", total, progress) as advance:
+
+        def tell(done: Report) -> None:
+            advance(done.voxel_bytes, f"{len(report.problems)} problems")
+
+        def take(what: str, future: Future[Any]) -> None:
+            try:
+                count, problems = future.result()
+            except Exception as error:  # of whatever kind, from whatever process
+                raise as_told(error) from error
+            report.problems += problems
+            if what == "shard":
+                report.shards += 1
+                report.bytes += count
+                advance(count, f"{len(report.problems)} problems")
+            else:
+                report.voxels += count
+
+        with gather(client, tell) as team:
+            left = iter(jobs)
+            team.work_off(setting("connections"), lambda: next(left, None), take)
+    report.problems.sort()
+    return report
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """Whether one shard is as it was written.
+
+    Attributes:
+        store: The store.
+        name: The variable.
+        shard: The shard.
+        dtype: Of the variable.
+        layout: The grids of the store.
+        expected: The recorded checksum; None if there is none.
+        chosen: Picks the chunk that is decoded, among those that are not empty; None decodes all.
+    """
+
+    store: Path
+    name: str
+    shard: Shard
+    dtype: str
+    layout: Layout
+    expected: Checksum | None
+    chosen: float | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read."""
+        return self.expected.size if self.expected else 0
+
+    def run(self) -> tuple[int, list[str]]:
+        """Bytes read, and what is wrong."""
+        where = f"shard {'/'.join(map(str, self.shard))} of {self.name}"
+        try:
+            path = shard_path(self.store, self.name, self.shard)
+            found = _checksum(path)
+            self._decode_chunks(path)
+        except FileNotFoundError:
+            return 0, [f"{where} is missing"]
+        except (DamagedError, OSError) as error:
+            return 0, [f"{where} is damaged: {error}"]
+        if self.expected and found != self.expected:
+            return found.size, [f"{where} is not what was written: {found}, recorded {self.expected}"]
+        return found.size, []
+
+    def _decode_chunks(self, path: Path) -> None:
+        with path.open("rb") as file:
+            index = read_shard_index(file, self.layout.chunks_per_shard).reshape(-1, 2)
+            filled = index[index[:, 1] != EMPTY]
+            if self.chosen is not None and len(filled):
+                filled = filled[int(self.chosen * len(filled)), None]
+            for offset, length in filled.tolist():
+                file.seek(offset)
+                decode_chunk(file.read(length), np.dtype(self.dtype), self.layout.chunks)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Windows of a store next to the same of its source.
+
+    Attributes:
+        store: The store.
+        part: The source: the variables and slices of `run`, all rows.
+        run: The windows, of the same slices, from top to bottom.
+        layout: The grids of the store.
+    """
+
+    store: Path
+    part: xr.Dataset
+    run: Run
+    layout: Layout
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of voxels to compare."""
+        itemsize = sum(variable.dtype.itemsize for variable in self.part.data_vars.values())
+        return itemsize * sum(map(self.layout.voxels_of, self.run.regions))
+
+    def compare(self, connections: int | None, report: Callable[[Report], None]) -> tuple[int, list[str]]:
+        """Voxels compared, and what is wrong; see Task.write."""
+        voxels, problems = 0, []
+        with allow(connections), ThreadPoolExecutor(READERS) as readers:
+            rows = Rows(in_blocks(self.part, self.layout), self.run.group.cuts, readers)
+            held = [foresee(variable.data) for variable in self.part.data_vars.values() if self.run.group.from_the_top]
+            for region in self.run.regions:
+                arrays = rows.read(region)
+                for name, expected in arrays.items():
+                    voxels += expected.size
+                    problems += self._difference(name, region, expected)
+                report(report_of(sum(array.nbytes for array in arrays.values())))
+            del held
+        return voxels, problems
+
+    def _difference(self, name: str, region: Region, expected: Any) -> list[str]:
+        z, y = slice(region.z_start, region.z_stop), slice(region.y_start, region.y_stop)
+        where = f"{name}[{z.start}:{z.stop}, {y.start}:{y.stop}]"
+        try:
+            found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
+        except Exception as error:  # whatever zarr makes of a damaged store
+            return [f"{where} cannot be read ({type(error).__name__}: {error})"]
+        different = np.argwhere(found != expected)
+        if not len(different):
+            return []
+        at = map(str, different[0] + (z.start, y.start, 0))
+        return [f"{where} has {len(different)} voxels that are not the source's; the first is {name}[{', '.join(at)}]"]
+
+
+def _metadata_problems(store: Path, record: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, variable in record["variables"].items():
+        expected = tuple(record["shape"]), tuple(record["chunks"]), variable["dtype"]
+        try:
+            array = zarr.open_array(store / name, mode="r")
+            found = array.shape, array.chunks, array.dtype.str
+        except Exception as error:  # whatever zarr makes of damaged metadata
+            problems.append(f"{name} cannot be opened ({type(error).__name__}: {error})")
+            continue
+        if found != expected:
+            problems.append(f"{name} is {found} (shape, chunks, dtype) and was written as {expected}")
+    return problems
+
+
+def _layout_of(record: Mapping[str, Any]) -> Layout:
+    sizes = {name: np.dtype(variable["dtype"]).itemsize for name, variable in record["variables"].items()}
+    return plan_layout(record["shape"], sizes, record["chunks"], record["shards"])
+
+
+def _shard_checks(
+    store: Path,
+    record: Mapping[str, Any],
+    layout: Layout,
+    chance: np.random.Generator,
+    full: bool,
+    report: VerifyReport,
+) -> Iterator[ShardCheck]:
+    for name, variable in record["variables"].items():
+        try:
+            expected = read_checksums(store, name)
+        except DamagedError as error:
+            report.problems.append(str(error))
+            expected = {}
+        for row in layout.shard_rows([name]):
+            for shard in layout.shards_of(row):
+                chosen = None if full else chance.random()
+                yield ShardCheck(store, name, shard, variable["dtype"], layout, expected.get(shard), chosen)
+
+
+def _comparisons(
+    store: Path,
+    record: Mapping[str, Any],
+    ds: xr.Dataset | None,
+    layout: Layout,
+    chance: np.random.Generator,
+    full: bool,
+    report: VerifyReport,
+) -> Iterator[Comparison]:
+    if ds is None:
+        ds = _opened_again(record)
+        report.unchecked = [name for name in record["variables"] if name not in ds]
+    if not ds.data_vars:
+        return
+    export = Export.plan(ds, store, chunks=record["chunks"], shards=record["shards"])
+    known = {name: record["variables"].get(name) for name in export.store.names}
+    if export.store.layout.shape != layout.shape or export.store.content["variables"] != known:
+        raise InvalidArgumentError(f"The Dataset is not what {store} was made of: another box, source or computation.")
+    runs = plan_runs(layout, export.groups, ()) if full else _sampled_runs(layout, export.groups, chance)
+    for run in runs:
+        yield Comparison(store, part_of(ds, run), run, layout)
+
+
+def _opened_again(record: Mapping[str, Any]) -> xr.Dataset:
+    """The variables that were not computed, from the source that the store recorded."""
+    variables = {}
+    for name, variable in record["variables"].items():
+        origin = variable["voxels"]
+        if isinstance(origin, dict):
+            labels = [origin["variable"]] if origin["variable"] != volume.RAW else []
+            whole = open_human_liver_em(origin["source"], shape=origin["shape"], labels=labels)
+            variables[name] = open_origin(origin, whole).variable
+    return xr.Dataset(variables)
+
+
+def _sampled_runs(layout: Layout, groups: Sequence[Group], chance: np.random.Generator) -> Iterator[Run]:
+    """Rows of some slices of every layer of shards: in each, some of every row of shards; and the store's edges.
+
+    Few slices and many rows of each, since the strip index of a slice and the masks down to a row are fetched for any.
+    """
+    depth, height, _ = layout.shape
+    slices = {0, depth - 1}
+    for z in range(0, depth, layout.shards[0]):
+        of_layer = range(z, min(z + layout.shards[0], depth))
+        slices |= set(chance.choice(of_layer, min(SLICES_OF_A_LAYER, len(of_layer)), replace=False).tolist())
+    for z in sorted(slices):
+        starts = {0, max(0, height - ROWS_OF_A_WINDOW)}
+        starts |= {
+            int(chance.integers(y, min(y + layout.shards[1], height))) for y in range(0, height, layout.shards[1])
+        }
+        regions = [Region(z, z + 1, y, min(y + ROWS_OF_A_WINDOW, height)) for y in sorted(starts)]
+        for group in groups:
+            yield Run(group, tuple(regions))
+
+
+def _checksum(path: Path) -> Checksum:
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while data := file.read(READ_AT_ONCE):
+            size, crc = size + len(data), google_crc32c.extend(crc, data)
+    return Checksum(size, crc)
