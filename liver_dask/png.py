@@ -4,33 +4,26 @@ A PNG has no random access, but it has prefixes, and the state of an inflater ca
 checkpoint every 256 rows (the inflater, its place in the file, the row before), about 60 kB each at full width, and a
 later read goes on from the nearest one above it. dask reads blocks in any order: those decoded on the way to another
 are kept for a while, a bit a pixel. So reading a mask block by block costs one decode in all, in whatever order.
-
-Undoing PNG's row filters is left to libpng: a block of inflated rows, with the row before it on top, is itself a small
-uncompressed PNG.
 """
 
 import bisect
 import struct
 import threading
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError
+from .png_filters import LAST_FILTER, SIGNATURE, unfilter
 from .remote import RemoteFile
 from .volume import FOREGROUND, MASK_DTYPE
 
 BLOCK_ROWS = 256
 """Rows from one checkpoint to the next."""
-
-UNFILTERED_ROWS = 64
-"""Rows of the small PNG: few enough that it and its copies stay in the processor's cache."""
 
 BLOCKS_LIMIT = 64 << 20
 """Bytes of decoded blocks that a process keeps, a bit a pixel: one whole mask and some."""
@@ -46,11 +39,8 @@ MARGIN = 16 << 10
 PRIOR_ROWS = 512
 """How much of a file some rows take is guessed from the rows so far, and from this many average ones."""
 
-LAST_FILTER = 4
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SAMPLES_OF_COLOUR = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
-COLOUR_OF_SAMPLES = {1: GREY, 2: GREY_ALPHA, 3: RGB, 4: RGBA}
 
 Bytes2D = npt.NDArray[np.uint8]
 
@@ -72,24 +62,8 @@ class _Layout:
     def row_bytes(self) -> int:
         return (self.width * self.samples * self.bits + 7) // 8
 
-    def unfilter(self, rows: Bytes2D, above: npt.NDArray[np.uint8]) -> Bytes2D:
-        """Undo the row filters of (rows, 1 + row_bytes), given the bytes of the row above the first."""
-        if not rows[:, 0].any():
-            return rows[:, 1:]
-        plain = np.empty((len(rows), self.row_bytes), np.uint8)
-        colour, width = COLOUR_OF_SAMPLES[self.samples], self.row_bytes // self.samples
-        for first in range(0, len(rows), UNFILTERED_ROWS):
-            some = rows[first : first + UNFILTERED_ROWS]
-            block = np.zeros((len(some) + 1, rows.shape[1]), np.uint8)
-            block[0, 1:] = above if first == 0 else plain[first - 1]
-            block[1:] = some
-            plain[first : first + len(some)] = imagecodecs.png_decode(_png_of(block, colour, width)).reshape(
-                len(block), self.row_bytes
-            )[1:]
-        return plain
-
-    def to_mask(self, rows: Bytes2D, columns: slice) -> Bytes2D:
-        """Columns `start` to `stop` of unfiltered rows as 0 / 255: foreground is whatever has a colour but black."""
+    def to_bits(self, rows: Bytes2D, columns: slice) -> Bytes2D:
+        """Columns `start` to `stop` of unfiltered rows as 0 / 1: foreground is whatever has a colour but black."""
         if self.bits < 8:
             per_byte = 8 // self.bits
             first, last = columns.start // per_byte, -(-columns.stop // per_byte)
@@ -103,7 +77,7 @@ class _Layout:
             pixels = rows.reshape(len(rows), self.width, self.samples)[:, columns]
             samples = pixels[..., : 3 if self.samples > 2 else 1].max(axis=-1)
         foreground = samples > 0 if self.coloured_entries is None else self.coloured_entries[samples]
-        return foreground.view(np.uint8) * np.uint8(FOREGROUND)
+        return foreground.view(np.uint8)
 
 
 @dataclass
@@ -150,20 +124,20 @@ class PngSlice:
                 here = slice(*np.searchsorted(rows, (block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)))
                 wanted = rows[here]
                 if len(wanted):
-                    first, pixels = self._read_block(layout, block, wanted, columns, stop)
-                    out[here] = pixels if len(wanted) == len(pixels) else pixels[wanted - first]
+                    first, bits = self._read_block(layout, block, wanted, columns, stop)
+                    bits = bits if len(wanted) == len(bits) else bits[wanted - first]
+                    np.multiply(bits, np.uint8(FOREGROUND), out=out[here])
             self._keep_in_folder()
         return out
 
     def _read_block(
         self, layout: _Layout, block: int, wanted: npt.NDArray[np.intp], columns: slice, stop: int
     ) -> tuple[int, Bytes2D]:
-        """Some rows of a block that hold the wanted ones, and the number of the first."""
+        """The number of the first of some rows that hold the wanted ones of a block, and their pixels as 0 / 1."""
         packed = _blocks.get((self._file.url, self._file.identity, block))
         if packed is not None:
             first, last = int(wanted[0]) - block * BLOCK_ROWS, int(wanted[-1]) + 1 - block * BLOCK_ROWS
-            bits = np.unpackbits(packed[first:last], axis=1, count=columns.stop)[:, columns]
-            return int(wanted[0]), bits * np.uint8(FOREGROUND)
+            return int(wanted[0]), np.unpackbits(packed[first:last], axis=1, count=columns.stop)[:, columns]
         state = self._nearest(int(wanted[0]))
         end = min((block + 1) * BLOCK_ROWS, stop, self._height)
         while state.row < end:
@@ -171,14 +145,17 @@ class PngSlice:
             rows = self._next_rows(layout, state, count, stop)
             all_wanted = state.row == end and len(wanted) == count and columns == slice(0, self._width)
             if count == BLOCK_ROWS and not all_wanted:
-                self._keep_block(layout, state.row // BLOCK_ROWS - 1, rows)
+                bits = layout.to_bits(rows, slice(0, self._width))
+                self._keep_block(state.row // BLOCK_ROWS - 1, bits)
+                bits = bits[:, columns]
+            else:
+                bits = layout.to_bits(rows, columns)
         self._latest = state
-        return end - len(rows), layout.to_mask(rows, columns)
+        return end - len(rows), bits
 
-    def _keep_block(self, layout: _Layout, block: int, rows: Bytes2D) -> None:
+    def _keep_block(self, block: int, bits: Bytes2D) -> None:
         """A block on the way to another, or of which only a part was asked for, may be asked for next."""
-        packed = np.packbits(layout.to_mask(rows, slice(0, self._width)), axis=1)
-        _blocks.put((self._file.url, self._file.identity, block), packed)
+        _blocks.put((self._file.url, self._file.identity, block), np.packbits(bits, axis=1))
 
     def _nearest(self, row: int) -> _Checkpoint:
         """A copy of the last checkpoint at or above `row`."""
@@ -191,7 +168,7 @@ class PngSlice:
         block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
         if block[:, 0].max() > LAST_FILTER:
             raise self._damaged(f"rows {state.row}-{state.row + count - 1} have a filter that does not exist")
-        plain = layout.unfilter(block, state.above)
+        plain = unfilter(block, state.above, layout.samples)
         state.above = plain[-1].copy()
         state.row += count
         if state.row == self._checkpoints[-1].row + BLOCK_ROWS:
@@ -348,15 +325,3 @@ def _layout_of(chunks: _Chunks, height: int, width: int) -> _Layout:
     entries = np.frombuffer(chunks.headers.get(b"PLTE", b""), np.uint8)
     coloured_entries[: len(entries) // 3] = entries.reshape(-1, 3).any(axis=1)
     return _Layout(width, bits, colour, coloured_entries)
-
-
-def _png_of(rows: Bytes2D, colour: int, width: int) -> bytes:
-    """Filtered 8-bit rows as a PNG, stored rather than compressed."""
-
-    def chunk(kind: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-        crc = zlib_ng.crc32(data, zlib_ng.crc32(kind))
-        return struct.pack(">I", len(data)), kind, data, struct.pack(">I", crc)
-
-    header = struct.pack(">IIBBBBB", width, len(rows), 8, colour, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib_ng.compress(rows, 0)), chunk(b"IEND", b"")
-    return b"".join([SIGNATURE, *chain.from_iterable(parts)])
