@@ -70,6 +70,13 @@ class VolumeReader:
         """How the URLs of the slices begin."""
         return f"{self.source.url}/{volume.folder_of(self.variable)}/"
 
+    def look(self, z: int) -> None:
+        """Find out whether the file of a slice is there and as expected, without reading a pixel."""
+        try:
+            self._item(z).look()
+        except LiverDaskError as error:
+            raise self._located(error, z, np.arange(self.shape[1])) from error
+
     def foresee(self, z: Selection, y: Selection) -> list[Any]:
         """Say that these rows of these slices will be read, a part at a time: what they need is then fetched at once.
 

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from .errors import ExportError, LiverDaskError
 from .export_plan import Group, Region, Run, ShardRow, plan_runs
-from .export_work import Failure, Outcome, Task, merge, part_of
+from .export_work import Failure, Outcome, Task, look, merge, part_of
 from .progress import Advance
 from .store import Store
 from .team import Job, Report, Team
@@ -77,6 +77,9 @@ class Driver:
         self._merges.extend(row for row, left in self._missing.items() if not left and not self._store.is_merged(row))
         self._runs = plan_runs(self._store.layout, self._groups, written)
         self._threads = team.threads
+        if not written:  # a wrong address, shape or label is told before anything is kept
+            first = iter([Job(None, look, (self._ds.isel(z=slice(1)),))])
+            team.work_off(self._connections, lambda: next(first, None), self._take)
         try:
             team.work_off(self._connections, self._next_job, self._take)
         except BaseException:
@@ -103,13 +106,13 @@ class Driver:
         part = part_of(self._ds, run)
         return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._goes_on).write)
 
-    def _take(self, what: Run | ShardRow, future: Future[Any]) -> None:
+    def _take(self, what: Run | ShardRow | None, future: Future[Any]) -> None:
         """Note what became of a job."""
         try:
             result = future.result()
         except Exception as error:  # the worker died several times, or cannot even begin
             result = self._lost(what, error)
-        if isinstance(what, ShardRow):
+        if not isinstance(what, Run):
             if result is not None:
                 raise result
             return
@@ -134,13 +137,13 @@ class Driver:
         if not self._goes_on:
             raise failure.error
 
-    def _lost(self, what: Run | ShardRow, error: Exception) -> Any:
+    def _lost(self, what: Run | ShardRow | None, error: Exception) -> Any:
         """The outcome of a task that did not come back."""
         told = ExportError(
             f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
             f"or the folder {self._store.partial}; look at their logs."
         )
-        if isinstance(what, ShardRow):
+        if not isinstance(what, Run):
             return told
         return Outcome((), tuple(Failure(what.group.names, region, told, False) for region in what.regions))
 
@@ -154,7 +157,9 @@ class Driver:
         return ExportError(f"{len(texts)} regions could not be written; all others are.{shown}", texts)
 
 
-def _name_of(what: Run | ShardRow) -> str:
+def _name_of(what: Run | ShardRow | None) -> str:
+    if what is None:
+        return "The first slice"
     if isinstance(what, ShardRow):
         return f"The row of shards z {what.z}, y {what.y} of {what.name}"
     first, last = what.regions[0], what.regions[-1]

@@ -120,6 +120,20 @@ class Task:
         return sum(voxels.nbytes for voxels in arrays.values())
 
 
+def look(part: xr.Dataset, connections: int | None, report: Callable[[Report], None]) -> Exception | None:
+    """Find out whether the first slice of each variable is there and as expected; what is wrong, if anything."""
+    try:
+        with allow(connections):
+            for variable in part.data_vars.values():
+                lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
+                if lazy:
+                    lazy.read.look(int(lazy.window.selections[0][0]))
+    except Exception as error:  # see Task.write
+        return as_told(error)
+    report(report_of(0))
+    return None
+
+
 def merge(store: Store, row: ShardRow) -> Exception | None:
     """Put the slabs of a row of shards together; what went wrong, if anything."""
     try:

@@ -114,6 +114,11 @@ class PngSlice:
         """Bytes of the file kept, and of the checkpoints."""
         return self._file.nbytes + len(self._chunks.prefix) + (len(self._checkpoints) + 1) * (self._width + (40 << 10))
 
+    def look(self) -> None:
+        """Find out whether the file is there and as expected, by its header."""
+        with self._lock:
+            self._load_layout()
+
     def read(self, rows: npt.NDArray[np.intp], columns: slice) -> Bytes2D:
         """Pixels of ascending, distinct rows and of columns `start` to `stop`: (rows, columns), uint8, 0 or 255."""
         out = np.empty((len(rows), columns.stop - columns.start), MASK_DTYPE)

@@ -1,5 +1,6 @@
 """Files of an archive below any URL: their byte ranges verified, retried, several at once, capped, counted."""
 
+import functools
 import logging
 import os
 import threading
@@ -220,30 +221,47 @@ def resolve_url(source: str | os.PathLike[str]) -> str:
 
 def _with_retries(source: Source, url: str, get: Callable[[], Part]) -> Part:
     began = monotonic()
-    back_off = tenacity.wait_random_exponential(multiplier=0.2, max=10)
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        fault = state.outcome.exception() if state.outcome else None
-        asked_for = fault.wait if isinstance(fault, TryAgainError) else None
-        return back_off(state) if asked_for is None else min(asked_for, LONGEST_WAIT)
-
-    def tell(state: tenacity.RetryCallState) -> None:
-        log.info("%s: %s; asking again", url, state.outcome.exception() if state.outcome else "")
-
-    tries = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TryAgainError),
-        stop=tenacity.stop_after_attempt(source.attempts),
-        wait=wait,
-        before_sleep=tell,
-        reraise=True,
-    )
     try:
-        return tries(get)
+        return _retrying(source.attempts)(_get_of, url, get)
     except TryAgainError as fault:
         raise RemoteError(
             f"{url}: gave up after {source.attempts} tries in {monotonic() - began:.0f} s; the last time: {fault}. "
             "Check the address and the connection, or try again later."
         ) from fault
+
+
+@functools.cache
+def _retrying(attempts: int) -> tenacity.Retrying:
+    """One for all requests, not one for each.
+
+    Each has a `threading.local`. Where one becomes garbage while a dask worker's profiler lists the threads, older
+    CPythons (3.11.7 for one; gh-106883) wait for themselves, for ever.
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TryAgainError),
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=_wait,
+        before_sleep=_tell,
+        reraise=True,
+    )
+
+
+def _get_of(url: str, get: Callable[[], Part]) -> Part:
+    """`url` is for `_tell`."""
+    return get()
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    fault = state.outcome.exception() if state.outcome else None
+    asked_for = fault.wait if isinstance(fault, TryAgainError) else None
+    return _back_off(state) if asked_for is None else min(asked_for, LONGEST_WAIT)
+
+
+def _tell(state: tenacity.RetryCallState) -> None:
+    log.info("%s: %s; asking again", state.args[0], state.outcome.exception() if state.outcome else "")
+
+
+_back_off = tenacity.wait_random_exponential(multiplier=0.2, max=10)
 
 
 @dataclass

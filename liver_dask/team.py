@@ -59,6 +59,7 @@ class Team:
         executor: Runs the jobs.
         places: How many jobs can run side by side now; it may change while workers come and go.
         report: Given to each job that fetches.
+        hear: Is called here with what they report, and once in a while with nothing.
         shares: Whether requests are to be shared out with the jobs, because these run in several processes.
         threads: Threads that a job may compute on.
     """
@@ -66,6 +67,7 @@ class Team:
     executor: Executor
     places: Callable[[], int]
     report: Callable[[Report], None]
+    hear: Callable[[Report], None]
     shares: bool
     threads: int
 
@@ -103,7 +105,7 @@ class Team:
                         raise ExportError(GONE)
                     take(what, future)
                 job = job or next_job()
-                self.report(Report(0, 0, 0))
+                self.hear(Report(0, 0, 0))
         finally:
             for future in running:
                 future.cancel()
@@ -116,24 +118,25 @@ class Team:
 
 
 @contextmanager
-def gather(client: "Client | None", report: Callable[[Report], None]) -> Iterator[Team]:
+def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[Team]:
     """The workers of a cluster, or threads of this process where there is none.
 
     Args:
         client: The cluster.
-        report: Is called with what the jobs report, on some thread.
+        hear: Is called with what the jobs report, on some thread.
     """
     if client is None:
         with ThreadPoolExecutor(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as executor:
-            yield Team(executor, lambda: LOCAL_JOBS, report, shares=False, threads=os.cpu_count() or 1)
+            yield Team(executor, lambda: LOCAL_JOBS, hear, hear, shares=False, threads=os.cpu_count() or 1)
         return
     topic = f"liver_dask-{os.urandom(8).hex()}"
-    client.subscribe_topic(topic, lambda event: report(Report(*event[1])))
+    client.subscribe_topic(topic, lambda event: hear(Report(*event[1])))
     try:
         yield Team(
             client.get_executor(pure=False),
             lambda: sum(client.nthreads().values()),
             partial(_send, topic),
+            hear,
             shares=True,
             threads=1,
         )

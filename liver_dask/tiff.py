@@ -107,6 +107,10 @@ class TiffSlice:
         index = 0 if self._index is None else self._index.offsets.nbytes + self._index.counts.nbytes
         return index + self._file.nbytes
 
+    def look(self) -> None:
+        """Find out whether the file is there and as expected, by its directory."""
+        self._load_index()
+
     def read(self, rows: Rows, columns: slice) -> npt.NDArray[Any]:
         """Pixels of ascending, distinct rows and of columns `start` to `stop`: a (rows, columns) uint16 array."""
         index = self._load_index()

@@ -97,6 +97,9 @@ class Reader(Protocol):
     def origin(self) -> dict[str, Any]:
         """The same, as JSON from which it can be opened again."""
 
+    def look(self, z: int) -> None:
+        """Find out whether a slice is there and as expected, without reading it."""
+
     def foresee(self, z: Selection, y: Selection) -> list[Any]:
         """Say what will be read, a part at a time; what is returned is to be held until then."""
 

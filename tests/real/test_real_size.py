@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tifffile
 import xarray as xr
 from build_archive import SIZE, build_archive
+from nginx import Nginx
 from PIL import Image
 
 import liver_dask as ld
@@ -32,20 +32,6 @@ SLICES = 4
 SHAPE = (SLICES, SIZE, SIZE)
 BOX = (2219, 4267, 1493, 3541, 0, SLICES)
 
-NGINX_CONF = """
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-  sendfile on;
-  log_format sent "$request_method $body_bytes_sent";
-  access_log {folder}/access.log sent;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-  server {{ listen 127.0.0.1:{port}; root {archive}; autoindex on; keepalive_requests 100000; }}
-}}
-"""
-
 OURS = """
 import liver_dask as ld
 ds = ld.open_human_liver_em({url!r}, shape={shape})
@@ -57,37 +43,6 @@ import torch_em.data.datasets.electron_microscopy.human_liver_em as theirs
 theirs.EMPIAR_BASE = {url!r}
 print(theirs.get_human_liver_em_data({out!r}, {box}, download=True))
 """
-
-
-class Sent(NamedTuple):
-    """What nginx sent: requests, and bytes of their bodies."""
-
-    requests: int
-    bytes: int
-
-
-class Nginx:
-    """The archive behind nginx on loopback."""
-
-    def __init__(self, archive: Path, folder: Path, port: int = 8765) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self._log = folder / "access.log"
-        conf = folder / "nginx.conf"
-        conf.write_text(NGINX_CONF.format(folder=folder, archive=archive, port=port))
-        self._process = subprocess.Popen(["nginx", "-c", str(conf), "-g", "daemon off;"])
-        time.sleep(0.5)
-        assert self._process.poll() is None, (folder / "error.log").read_text()
-
-    def sent(self) -> Sent:
-        """All since the last call."""
-        time.sleep(0.2)
-        lines = [line.split() for line in self._log.read_text().splitlines()]
-        os.truncate(self._log, 0)
-        return Sent(len(lines), sum(int(size) for _, size in lines))
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
 
 
 @pytest.fixture(scope="module")
