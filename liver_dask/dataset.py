@@ -45,17 +45,17 @@ class VolumeReader:
     variable: str
     shape: tuple[int, int, int]
 
-    def __call__(self, z: Selection, y: Selection, x: Selection) -> npt.NDArray[Any]:
-        """Voxels of the given indexes, none of them empty, as an array of (len(z), len(y), len(x))."""
+    def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
+        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
         rows, place_of_row = np.unique(np.asarray(y, np.intp), return_inverse=True)
         first, last = int(min(x)), int(max(x)) + 1
         every_pixel = _is_run(y) and _is_run(x)
         picked = np.ix_(place_of_row, np.asarray(x, np.intp) - first)
-        out = np.empty((len(z), len(y), len(x)), volume.dtype_of(self.variable))
         for i, number in enumerate(z):
-            pixels = self._read_slice(int(number), rows, slice(first, last))
-            out[i] = pixels if every_pixel else pixels[picked]
-        return out
+            pixels = out[i] if every_pixel else np.empty((len(rows), last - first), out.dtype)
+            self._read_slice(int(number), rows, slice(first, last), pixels)
+            if not every_pixel:
+                out[i] = pixels[picked]
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
@@ -94,19 +94,19 @@ class VolumeReader:
     def _item(self, z: int) -> TiffSlice | PngSlice:
         return _memory.get_or_make(self._key(z), lambda: self._open_slice(self._key(z)[-1]))
 
-    def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice) -> npt.NDArray[Any]:
+    def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any]) -> None:
         item = self._item(z)
         try:
-            pixels = item.read(rows, columns)
+            item.read(rows, columns, out)
         except LiverDaskError as error:
             _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
             if isinstance(error, SourceChangedError) and self.source.cache_dir:
                 FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{self._key(z)[-1]}")
                 if item.is_from_folder:  # it changed since an earlier run, not under this one
-                    return self._read_slice(z, rows, columns)
+                    self._read_slice(z, rows, columns, out)
+                    return
             raise self._located(error, z, rows) from error
         _memory.put(self._key(z), item)
-        return pixels
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
         file = RemoteFile(self.source, path)

@@ -15,9 +15,10 @@ import xarray as xr
 from dask.base import compute
 
 from . import volume
+from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
-from .export_plan import Layout, Region, Run, ShardRow
-from .remote import allow, traffic, versions
+from .export_plan import Layout, Region, Run, Shape, ShardRow
+from .remote import limited, traffic, versions
 from .slabs import encode_chunk
 from .store import Store
 from .team import Report
@@ -81,7 +82,11 @@ class Task:
         """
         written: list[Region] = []
         failures: list[Failure] = []
-        with allow(connections), ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(self.threads) as encoders:
+        with (
+            limited(connections, self.threads),
+            ThreadPoolExecutor(READERS) as readers,
+            ThreadPoolExecutor(self.threads) as encoders,
+        ):
             for region, reading in self._read_ahead(readers):
                 try:
                     done = self._keep(region, reading.result(), encoders)
@@ -113,17 +118,15 @@ class Task:
         self.store.note_versions(self.run.group.names, versions)
         _, height, width = chunk = self.store.layout.chunks
         for name, voxels in arrays.items():
-            rows = encoders.map(
-                lambda row: [encode_chunk(voxels, chunk) for voxels in _cut(row, 2, width)], _cut(voxels, 1, height)
-            )
-            self.store.write_slab(name, region, [data for row in rows for data in row])
+            chunks = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
+            self.store.write_slab(name, region, list(encoders.map(lambda part: _encode(part, chunk), chunks)))
         return sum(voxels.nbytes for voxels in arrays.values())
 
 
 def look(part: xr.Dataset, connections: int | None, report: Callable[[Report], None]) -> Exception | None:
     """Find out whether the first slice of each variable is there and as expected; what is wrong, if anything."""
     try:
-        with allow(connections):
+        with limited(connections, 1):
             for variable in part.data_vars.values():
                 lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
                 if lazy:
@@ -149,6 +152,11 @@ def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
     return ds.assign(
         {name: variable.chunk(block) for name, variable in ds.data_vars.items() if variable.chunks is None}
     )
+
+
+def _encode(voxels: npt.NDArray[Any], chunk: Shape) -> bytes:
+    with cores:
+        return encode_chunk(voxels, chunk)
 
 
 def part_of(ds: xr.Dataset, run: Run) -> xr.Dataset:
@@ -212,10 +220,14 @@ class Rows:
         return {name: array[:, rows] for name, array in self._held.items()}
 
     def _compute(self, start: int, stop: int) -> Arrays:
-        blocks = {
-            str(name): variable.data for name, variable in self._part.isel(y=slice(start, stop)).data_vars.items()
-        }
-        return compute(blocks, scheduler="threads", pool=self._readers)[0]
+        arrays, computed = {}, {}
+        for name, variable in self._part.data_vars.items():
+            lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
+            if lazy:  # without dask, which would put the slices together by another copy
+                arrays[str(name)] = lazy.read_slices(slice(start, stop), self._readers)
+            else:
+                computed[str(name)] = variable.data[:, start:stop]
+        return arrays | compute(computed, scheduler="threads", pool=self._readers)[0]
 
 
 def _cut(voxels: npt.NDArray[Any], axis: int, step: int) -> list[npt.NDArray[Any]]:

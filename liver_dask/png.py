@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
+from .allowance import cores
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError
 from .png_filters import LAST_FILTER, SIGNATURE, unfilter
 from .remote import RemoteFile
-from .volume import FOREGROUND, MASK_DTYPE
+from .volume import FOREGROUND
 
 BLOCK_ROWS = 256
 """Rows from one checkpoint to the next."""
@@ -119,9 +120,8 @@ class PngSlice:
         with self._lock:
             self._load_layout()
 
-    def read(self, rows: npt.NDArray[np.intp], columns: slice) -> Bytes2D:
-        """Pixels of ascending, distinct rows and of columns `start` to `stop`: (rows, columns), uint8, 0 or 255."""
-        out = np.empty((len(rows), columns.stop - columns.start), MASK_DTYPE)
+    def read(self, rows: npt.NDArray[np.intp], columns: slice, out: Bytes2D) -> None:
+        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
         stop = int(rows[-1]) + 1
         with self._lock:
             layout = self._load_layout()
@@ -133,7 +133,6 @@ class PngSlice:
                     bits = bits if len(wanted) == len(bits) else bits[wanted - first]
                     np.multiply(bits, np.uint8(FOREGROUND), out=out[here])
             self._keep_in_folder()
-        return out
 
     def _read_block(
         self, layout: _Layout, block: int, wanted: npt.NDArray[np.intp], columns: slice, stop: int
@@ -173,7 +172,8 @@ class PngSlice:
         block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
         if block[:, 0].max() > LAST_FILTER:
             raise self._damaged(f"rows {state.row}-{state.row + count - 1} have a filter that does not exist")
-        plain = unfilter(block, state.above, layout.samples)
+        with cores:
+            plain = unfilter(block, state.above, layout.samples)
         state.above = plain[-1].copy()
         state.row += count
         if state.row == self._checkpoints[-1].row + BLOCK_ROWS:
@@ -190,7 +190,8 @@ class PngSlice:
                 if self._fetch_more(state.position, rows_done, stop):
                     continue
             try:
-                part = state.inflater.decompress(piece, count - len(inflated))
+                with cores:
+                    part = state.inflater.decompress(piece, count - len(inflated))
             except zlib_ng.error as error:
                 raise self._damaged(f"cannot be inflated below row {state.row} ({error})") from error
             if not part and not piece:

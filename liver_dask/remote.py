@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -17,6 +17,7 @@ import fsspec
 import tenacity
 import urllib3
 
+from . import allowance
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
 from .transport import FsspecTransport, HttpTransport, Identity, Part, Source, Transport, TryAgainError
 
@@ -68,7 +69,7 @@ class RemoteFile:
         transport = _process.transport(self.source)
 
         def get() -> Part:
-            with _process.allowance:
+            with allowance.connections:
                 return transport.get(self.url, start, stop)
 
         part = _with_retries(self.source, self.url, get)
@@ -139,45 +140,6 @@ traffic = Traffic()
 
 versions: dict[str, Identity] = {}
 """By URL, the version of each file that this process read last."""
-
-
-class Allowance:
-    """How many requests may be under way in this process, where others of a cluster share the archive with it.
-
-    While nobody has allowed any, `Source.connections` alone is the limit.
-    """
-
-    def __init__(self) -> None:
-        self._allowed = self._under_way = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def of(self, connections: int) -> Iterator[None]:
-        """Let so many more requests be under way, and at the end so many fewer.
-
-        Connections that were kept alive are closed then: others may open as many.
-        """
-        self._allow(connections)
-        try:
-            yield
-        finally:
-            self._allow(-connections)
-            _process.close_idle()
-
-    def __enter__(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._allowed or self._under_way < self._allowed)
-            self._under_way += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._under_way -= 1
-            self._changed.notify()
-
-    def _allow(self, more: int) -> None:
-        with self._changed:
-            self._allowed += more
-            self._changed.notify_all()
 
 
 def list_folders(source: Source) -> list[str]:
@@ -271,7 +233,6 @@ class _Process:
     transports: dict[Source, Transport] = field(default_factory=dict)
     executors: dict[int, ThreadPoolExecutor] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    allowance: Allowance = field(default_factory=Allowance)
 
     def close_idle(self) -> None:
         """Close the connections that are kept alive."""
@@ -305,9 +266,18 @@ class _Process:
 _process = _Process()
 
 
-def allow(connections: int | None) -> AbstractContextManager[None]:
-    """Let this process have so many requests under way meanwhile, see Allowance; None leaves it as it is."""
-    return _process.allowance.of(connections) if connections else nullcontext()
+@contextmanager
+def limited(connections: int | None, threads: int) -> Iterator[None]:
+    """Let a job have so many requests under way, and so many threads at work; None leaves both as they are.
+
+    Connections that were kept alive are closed in the end: other processes may open as many.
+    """
+    if connections is None:
+        yield
+        return
+    with allowance.connections.of(connections), allowance.cores.of(threads):
+        yield
+    _process.close_idle()
 
 
 if hasattr(os, "register_at_fork"):

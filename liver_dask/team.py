@@ -6,6 +6,7 @@ asking anybody for leave (a `distributed.Semaphore` would be asked twice a reque
 leases for half a minute).
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 LOCAL_JOBS = 4
 """Jobs side by side in this process: one for raw and one for each mask are what a box has."""
+
+MALLOC_OPTIONS = {-3: 32 << 20, -1: 512 << 20}
+"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: blocks up to the first are reused, and so much is kept for that."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
 GONE = "The cluster is gone: its scheduler ended, or was restarted."
@@ -57,6 +61,7 @@ class Team:
 
     Attributes:
         executor: Runs the jobs.
+        start: Calls a job with its arguments, where it runs.
         places: How many jobs can run side by side now; it may change while workers come and go.
         report: Given to each job that fetches.
         hear: Is called here with what they report, and once in a while with nothing.
@@ -65,6 +70,7 @@ class Team:
     """
 
     executor: Executor
+    start: Callable[..., Any]
     places: Callable[[], int]
     report: Callable[[Report], None]
     hear: Callable[[Report], None]
@@ -93,7 +99,7 @@ class Team:
                 while job and len(running) < places and (free or not job.fetches):
                     share = max(1, min(free, connections // places)) if self.shares and job.fetches else 0
                     options = {"connections": share or None, "report": self.report} if job.fetches else {}
-                    running[self.executor.submit(job.call, *job.arguments, **options)] = job.what, share
+                    running[self.executor.submit(self.start, job.call, *job.arguments, **options)] = job.what, share
                     free -= share
                     job = next_job()
                 if not running:  # no worker has come yet, or none is left
@@ -127,13 +133,14 @@ def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[
     """
     if client is None:
         with ThreadPoolExecutor(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as executor:
-            yield Team(executor, lambda: LOCAL_JOBS, hear, hear, shares=False, threads=os.cpu_count() or 1)
+            yield Team(executor, _start_here, lambda: LOCAL_JOBS, hear, hear, shares=False, threads=os.cpu_count() or 1)
         return
     topic = f"liver_dask-{os.urandom(8).hex()}"
     client.subscribe_topic(topic, lambda event: hear(Report(*event[1])))
     try:
         yield Team(
             client.get_executor(pure=False),
+            _start_on_worker,
             lambda: sum(client.nthreads().values()),
             partial(_send, topic),
             hear,
@@ -143,6 +150,25 @@ def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[
     finally:
         if client.status == "running":
             client.unsubscribe_topic(topic)
+
+
+def _start_here(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return call(*arguments, **options)
+
+
+def _start_on_worker(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a job, in a process that does not give back to the system what it will need again at once.
+
+    dask starts workers with MALLOC_TRIM_THRESHOLD_=65536. By that glibc asks the system for every array and every
+    context of the compressor, page by page: zstd then runs at a quarter of its rate, and an export at less than half.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        for parameter, value in MALLOC_OPTIONS.items():
+            libc.mallopt(parameter, value)
+    except (OSError, AttributeError):
+        pass  # not glibc, and so not concerned
+    return call(*arguments, **options)
 
 
 def _send(topic: str, report: Report) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tifffile
 from zlib_ng import zlib_ng
 
+from .allowance import cores
 from .cache import FolderCache
 from .errors import FormatError, LiverDaskError
 from .remote import RemoteFile
@@ -111,30 +112,36 @@ class TiffSlice:
         """Find out whether the file is there and as expected, by its directory."""
         self._load_index()
 
-    def read(self, rows: Rows, columns: slice) -> npt.NDArray[Any]:
-        """Pixels of ascending, distinct rows and of columns `start` to `stop`: a (rows, columns) uint16 array."""
+    def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
+        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
         index = self._load_index()
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
-        out = np.empty((len(rows), columns.stop - columns.start), RAW_DTYPE)
         pieces = plan_pieces(index.offsets[strips], index.counts[strips], self._file.source.connections)
+        straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
 
         def decode_piece(i: int, data: bytes) -> None:
             piece = pieces[i]
             here = slice(*np.searchsorted(strip_of_row, (piece.first, piece.last)))
             row_in_strip = rows[here] % index.rows_per_strip
-            block = self._decode(index, strips[piece.first : piece.last], data, piece.start, row_in_strip, columns.stop)
-            out[here] = block[strip_of_row[here] - piece.first, row_in_strip, columns]
+            deep = int(row_in_strip.max()) + 1
+            wide = columns.stop if deep == 1 else self._width  # nothing right of it is decoded in the last row needed
+            shape = piece.last - piece.first, deep, wide
+            block = out[here].reshape(shape) if straight else np.empty(shape, RAW_DTYPE)
+            with cores:
+                self._decode(index, strips[piece.first : piece.last], data, piece.start, columns.stop, block)
+                if not straight:
+                    out[here] = block[strip_of_row[here] - piece.first, row_in_strip, columns]
 
         self._file.fetch_each([(piece.start, piece.stop) for piece in pieces], decode_piece)
-        return out
 
     def _decode(
-        self, index: StripIndex, strips: Rows, data: bytes, start: int, row_in_strip: Rows, x_stop: int
-    ) -> npt.NDArray[np.uint16]:
-        """Strips as (strips, rows of a strip, columns); beyond the last row and column needed it holds anything."""
-        deep = int(row_in_strip.max()) + 1
-        wide = x_stop if deep == 1 else self._width  # nothing right of x_stop is decoded in the last row needed
-        block = np.empty((len(strips), deep, wide), RAW_DTYPE)
+        self, index: StripIndex, strips: Rows, data: bytes, start: int, x_stop: int, block: npt.NDArray[np.uint16]
+    ) -> None:
+        """Decode strips into `block`: (strips, rows of a strip, columns); below and right of what is needed, anything.
+
+        `data` are the file's bytes from `start` on.
+        """
+        _, deep, wide = block.shape
         decode = _DECODER_OF_COMPRESSION[index.compression]
         view = memoryview(data)
         for number, strip in enumerate(strips):
@@ -146,7 +153,6 @@ class TiffSlice:
             block.byteswap(inplace=True)
         if index.predictor == 2:
             imagecodecs.delta_decode(block, axis=-1, out=block)
-        return block
 
     def _decode_strip(
         self, decode: "Decoder", strip: memoryview, target: npt.NDArray[np.uint8], number: int, index: StripIndex

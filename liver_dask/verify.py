@@ -19,7 +19,7 @@ from .errors import DamagedError, InvalidArgumentError, NotDownloadedError
 from .export_plan import Group, Layout, Region, Run, Shard, plan_layout, plan_runs
 from .export_work import READERS, Rows, as_told, foresee, in_blocks, part_of, report_of
 from .progress import show_progress
-from .remote import allow
+from .remote import limited
 from .settings import setting
 from .slabs import EMPTY, Checksum, decode_chunk, read_shard_index
 from .store import read_checksums, read_record, shard_path
@@ -220,7 +220,7 @@ class Comparison:
     def compare(self, connections: int | None, report: Callable[[Report], None]) -> tuple[int, list[str]]:
         """Voxels compared, and what is wrong; see Task.write."""
         voxels, problems = 0, []
-        with allow(connections), ThreadPoolExecutor(READERS) as readers:
+        with limited(connections, 1), ThreadPoolExecutor(READERS) as readers:
             rows = Rows(in_blocks(self.part, self.layout), self.run.group.cuts, readers)
             held = [foresee(variable.data) for variable in self.part.data_vars.values() if self.run.group.from_the_top]
             for region in self.run.regions:

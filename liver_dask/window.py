@@ -7,6 +7,7 @@ only what the last one asks for. Whatever else is done with it (arithmetic, rech
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -88,8 +89,8 @@ def _integers(index: Any) -> npt.NDArray[Any]:
 class Reader(Protocol):
     """Reads voxels of one variable; small and picklable."""
 
-    def __call__(self, z: Selection, y: Selection, x: Selection) -> npt.NDArray[Any]:
-        """Voxels of the given indexes, none of them empty, as an array of (len(z), len(y), len(x))."""
+    def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
+        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
 
     def describe(self) -> str:
         """Which variable of which source, the same in every process."""
@@ -125,9 +126,18 @@ class LazyWindow:
     def __getitem__(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
         """Read what `key` selects, see Window."""
         window = self.window[key]
-        if 0 in map(len, window.selections):
-            return np.empty(window.shape, self.dtype)
-        return self.read(*window.selections).reshape(window.shape)
+        out = np.empty([len(selection) for selection in window.selections], self.dtype)
+        if out.size:
+            self.read(*window.selections, out)
+        return out.reshape(window.shape)
+
+    def read_slices(self, rows: slice, pool: Executor) -> npt.NDArray[Any]:
+        """Some rows of all slices, read side by side into one array; of a window that keeps all axes."""
+        z, y, x = self.window.selections
+        out = np.empty((len(z), len(y[rows]), len(x)), self.dtype)
+        for _ in pool.map(lambda i: self.read(z[i : i + 1], y[rows], x, out[i : i + 1]), range(len(z))):
+            pass
+        return out
 
     def describe(self) -> str:
         """Which voxels these are: the same text for the same voxels of the same source, in every process."""
