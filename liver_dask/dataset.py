@@ -5,7 +5,8 @@ Nothing is asked of the archive until voxels are needed.
 
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,16 +78,20 @@ class VolumeReader:
         except LiverDaskError as error:
             raise self._located(error, z, np.arange(self.shape[1])) from error
 
-    def foresee(self, z: Selection, y: Selection) -> list[Any]:
-        """Say that these rows of these slices will be read, a part at a time: what they need is then fetched at once.
+    @contextmanager
+    def foreseeing(self, z: Selection, y: Selection) -> Iterator[None]:
+        """Meanwhile these rows of these slices will be read, all slices side by side, a part at a time.
 
-        Returns:
-            What is to be held until they are read, so that it is not forgotten in between.
+        So more is fetched with a request, and nothing that is known of the files is forgotten in between.
         """
         items = [self._item(int(number)) for number in z]
         for item in items:
             item.foreseen = int(max(y)) + 1
-        return items
+        try:
+            yield
+        finally:
+            for item in items:
+                item.foreseen = 0
 
     def _key(self, z: int) -> tuple[Source, tuple[int, int, int], str]:
         return self.source, self.shape, volume.file_of_slice(self.variable, z)

@@ -54,9 +54,8 @@ class FilesRead:
         if self.variable == volume.RAW:
             strip = volume.RAW_FILE_BYTES_PER_PIXEL * self.width
             index = tiff.INDEX_BYTES_PER_ROW * self.height
-            ranges = bands * ceil(
-                self.rows / bands * strip / tiff.request_bytes(int(self.rows / bands * strip), self.connections)
-            )
+            band = int(self.rows / bands * strip)
+            ranges = bands * ceil(band / tiff.request_bytes(band, 1))
             return self.slices * (2 + ranges), int(self.slices * (self.rows * strip + index))
         prefix = MASK_FILE_BYTES_PER_PIXEL * self.width * self.last_row
         ranges = 1 + min(ceil(prefix / png.SMALLEST_REQUEST), self.connections)

@@ -6,6 +6,7 @@ raises nothing, so that one bad slice costs its own regions alone.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -101,8 +102,7 @@ class Task:
 
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[tuple[Region, Future[Arrays]]]:
         rows = Rows(in_blocks(self.part, self.store.layout), self.run.group.cuts, readers)
-        with ThreadPoolExecutor(1) as ahead:
-            held = [foresee(variable.data) for variable in self.part.data_vars.values() if self.run.group.from_the_top]
+        with foreseeing(self.part), ThreadPoolExecutor(1) as ahead:
             coming: list[tuple[Region, Future[Arrays]]] = []
             for region in self.run.regions:
                 if not self.store.is_current(self.run_name):
@@ -111,7 +111,6 @@ class Task:
                 if len(coming) == 2:
                     yield coming.pop(0)
             yield from coming
-            del held
 
     def _keep(self, region: Region, arrays: Arrays, encoders: ThreadPoolExecutor) -> int:
         """Write a region; how many bytes of voxels it has."""
@@ -180,10 +179,15 @@ def report_of(voxel_bytes: int) -> Report:
     return Report(voxel_bytes, fetched.get("bytes", 0), fetched.get("requests", 0))
 
 
-def foresee(array: Any) -> Any:
-    """Let the readers of a window know that all of it will be read."""
-    lazy = array.lazy if isinstance(array, VolumeArray) else None
-    return lazy.read.foresee(*lazy.window.selections[:2]) if lazy else None
+@contextmanager
+def foreseeing(part: xr.Dataset) -> Iterator[None]:
+    """Let the readers of windows know that all of `part` will be read, from top to bottom."""
+    with ExitStack() as stack:
+        for variable in part.data_vars.values():
+            lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
+            if lazy:
+                stack.enter_context(lazy.read.foreseeing(*lazy.window.selections[:2]))
+        yield
 
 
 def _may_pass(error: Exception) -> bool:

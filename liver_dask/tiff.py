@@ -99,7 +99,7 @@ class TiffSlice:
         self._folder = folder
         self._index: StripIndex | None = None
         self.is_from_folder = False  # and may be of an older version of the file
-        self.foreseen = 0  # rows can be read in any order, and no strip is fetched before it is needed
+        self.foreseen = 0  # rows up to this one will be read, with other slices: each need not use every connection
         self._lock = threading.Lock()
 
     @property
@@ -116,7 +116,8 @@ class TiffSlice:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
         index = self._load_index()
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
-        pieces = plan_pieces(index.offsets[strips], index.counts[strips], self._file.source.connections)
+        side_by_side = 1 if self.foreseen else self._file.source.connections
+        pieces = plan_pieces(index.offsets[strips], index.counts[strips], side_by_side)
         straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
 
         def decode_piece(i: int, data: bytes) -> None:

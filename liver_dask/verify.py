@@ -17,7 +17,7 @@ from . import volume
 from .dataset import open_human_liver_em, open_origin
 from .errors import DamagedError, InvalidArgumentError, NotDownloadedError
 from .export_plan import Group, Layout, Region, Run, Shard, plan_layout, plan_runs
-from .export_work import READERS, Rows, as_told, foresee, in_blocks, part_of, report_of
+from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
 from .progress import show_progress
 from .remote import limited
 from .settings import setting
@@ -220,16 +220,14 @@ class Comparison:
     def compare(self, connections: int | None, report: Callable[[Report], None]) -> tuple[int, list[str]]:
         """Voxels compared, and what is wrong; see Task.write."""
         voxels, problems = 0, []
-        with limited(connections, 1), ThreadPoolExecutor(READERS) as readers:
+        with limited(connections, 1), foreseeing(self.part), ThreadPoolExecutor(READERS) as readers:
             rows = Rows(in_blocks(self.part, self.layout), self.run.group.cuts, readers)
-            held = [foresee(variable.data) for variable in self.part.data_vars.values() if self.run.group.from_the_top]
             for region in self.run.regions:
                 arrays = rows.read(region)
                 for name, expected in arrays.items():
                     voxels += expected.size
                     problems += self._difference(name, region, expected)
                 report(report_of(sum(array.nbytes for array in arrays.values())))
-            del held
         return voxels, problems
 
     def _difference(self, name: str, region: Region, expected: Any) -> list[str]:

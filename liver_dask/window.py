@@ -8,6 +8,7 @@ only what the last one asks for. Whatever else is done with it (arithmetic, rech
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -101,8 +102,8 @@ class Reader(Protocol):
     def look(self, z: int) -> None:
         """Find out whether a slice is there and as expected, without reading it."""
 
-    def foresee(self, z: Selection, y: Selection) -> list[Any]:
-        """Say what will be read, a part at a time; what is returned is to be held until then."""
+    def foreseeing(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
+        """Meanwhile all of this will be read, a part at a time."""
 
 
 @dataclass(frozen=True)
