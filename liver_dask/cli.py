@@ -1,5 +1,6 @@
 """The command `liver-dask`. Exit code 0, 1 (failed) or 2 (used wrongly); no tracebacks."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from .verify import verify as verify_store
 from .zarr_export import Export
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 CONNECT_SECONDS = 10
 
@@ -209,15 +210,29 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator["Client | No
         return
     if scheduler is not None and workers is not None:
         raise click.UsageError("Give either --scheduler or --workers.")
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     with ExitStack() as stack:
         try:
-            where = scheduler or stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1))
+            where = scheduler or stack.enter_context(_local_cluster(workers))
             client = stack.enter_context(Client(where, timeout=CONNECT_SECONDS))
         except (OSError, ValueError) as error:
             raise click.ClickException(f"There is no cluster at {scheduler or 'this machine'} ({error}).") from error
         yield client
+
+
+@contextmanager
+def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
+    """Processes of this machine, which leave Ctrl-C to this one: it ends them."""
+    from distributed import LocalCluster
+
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored now, they will ignore
+    try:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with cluster:
+        yield cluster
 
 
 def _size_of(store: Path) -> str:

@@ -72,7 +72,7 @@ def decode_chunk(data: bytes, dtype: np.dtype[Any], chunk: Shape) -> npt.NDArray
     try:
         voxels = imagecodecs.blosc_decode(data) if data else bytes(int(np.prod(chunk)) * dtype.itemsize)
         return np.frombuffer(voxels, dtype.newbyteorder("<")).reshape(chunk)
-    except (imagecodecs.BloscError, ValueError) as error:
+    except (imagecodecs.BloscError, SystemError, ValueError) as error:  # the second of a size below 0
         raise DamagedError(f"a chunk cannot be decoded ({error})") from error
 
 

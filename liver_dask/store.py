@@ -186,7 +186,8 @@ class Store:
             if known != identity:
                 raise SourceChangedError(
                     f"{url} is not the file that parts of {self.target} were made of: it had {known.size} bytes "
-                    f"({known.tag}), and has {identity.size} ({identity.tag}); remove {self.partial} to begin anew."
+                    f"({known.tag}), and has {identity.size} ({identity.tag}). Remove {self.partial} to begin anew, or "
+                    f"{self._version_path(url)} if you know that the same voxels are where they were."
                 )
 
     def write_slab(self, name: str, region: Region, chunks: Sequence[bytes]) -> None:
@@ -316,7 +317,7 @@ class Store:
 
     def _note_once(self, url: str, identity: Identity) -> Identity:
         """The version of a file that was noted first, which is this one if there is none."""
-        path = self._progress / "sources" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+        path = self._version_path(url)
         if not path.exists():
             part = path.with_suffix(f".{secrets.token_hex(4)}")
             self._write_json(part, {"url": url, **identity._asdict()})
@@ -365,6 +366,9 @@ class Store:
     def _write_json(self, path: Path, content: Any) -> None:
         with DurableFile(path) as file:
             file.write(json.dumps(content, indent=1).encode())
+
+    def _version_path(self, url: str) -> Path:
+        return self._progress / "sources" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
 
     def _slab_path(self, name: str, region: Region) -> Path:
         return self._progress / "slabs" / name / _slab_name(region)

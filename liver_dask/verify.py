@@ -175,13 +175,13 @@ class ShardCheck:
         try:
             path = shard_path(self.store, self.name, self.shard)
             found = _checksum(path)
+            if self.expected and found != self.expected:
+                return found.size, [f"{where} is not what was written: {found}, recorded {self.expected}"]
             self._decode_chunks(path)
         except FileNotFoundError:
             return 0, [f"{where} is missing"]
         except (DamagedError, OSError) as error:
             return 0, [f"{where} is damaged: {error}"]
-        if self.expected and found != self.expected:
-            return found.size, [f"{where} is not what was written: {found}, recorded {self.expected}"]
         return found.size, []
 
     def _decode_chunks(self, path: Path) -> None:

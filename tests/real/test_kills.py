@@ -1,0 +1,116 @@
+"""Twenty kills at random moments of a cluster's run of some hundred slabs: `pytest -m real -s tests/real/test_kills.py`.
+
+By turns the whole run (driver, scheduler, workers) and one worker is killed; the same command is given until it
+succeeds. Prints what each kill made be fetched again.
+"""
+
+import filecmp
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from liver_dask import volume
+from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3000)]
+
+SHAPE = (40, 1024, 1024)
+KILLS = 20
+DRIVER = f"""
+import sys
+import liver_dask as ld
+from distributed import Client, LocalCluster
+if __name__ == "__main__":
+    options = dict(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=sys.argv[2] + ".workers")
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        ds = ld.open_human_liver_em(sys.argv[1], shape={SHAPE})
+        ld.to_zarr(ds, sys.argv[2], client=client, chunks=(8, 64, 64), shards=(16, 256, 256), progress=False)
+"""
+
+
+class FarAway(RangeRequestHandler):
+    """Answers after some milliseconds, as no disk nearby does."""
+
+    def answer(self, *args) -> None:
+        time.sleep(0.02)
+        super().answer(*args)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ArchiveServer]:
+    make_archive(tmp_path / "archive", SHAPE)
+    with serve(tmp_path / "archive", FarAway) as running:
+        yield running
+
+
+def begin(script: Path, server: ArchiveServer, store: Path) -> subprocess.Popen[bytes]:
+    with store.with_name(store.name + ".log").open("ab") as log:
+        command = [sys.executable, str(script), server.url, str(store)]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[bytes], store: Path) -> None:
+    assert process.wait(300) == 0, store.with_name(store.name + ".log").read_text()[-3000:]
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def slabs_written(store: Path) -> int:
+    return len(list(Path(f"{store}.partial", "progress").glob("slabs/*/[0-9]*")))
+
+
+def test_twenty_kills(server: ArchiveServer, tmp_path: Path) -> None:
+    """A kill would leave another store, or make more be fetched again than was in flight."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    expected = tmp_path / "expected.zarr"
+    process = begin(script, server, expected)
+    while not slabs_written(expected):
+        time.sleep(0.01)
+    began = time.monotonic()
+    finish(process, expected)
+    takes, once = time.monotonic() - began, server.bytes_sent
+    chosen = random.Random(0)
+    print(f"\nundisturbed: {takes:.1f} s, {once / 1e6:.1f} MB in {len(server.requests)} requests")
+    for number in range(KILLS):
+        server.requests.clear()
+        store = tmp_path / f"{number}.zarr"
+        process = begin(script, server, store)
+        while not slabs_written(store):
+            time.sleep(0.01)
+        time.sleep(chosen.uniform(0, takes))
+        kept = slabs_written(store)
+        whole = number % 2 == 0
+        if whole:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not store.exists():
+                finish(begin(script, server, store), store)
+        else:
+            for worker in workers_of(process)[:1]:
+                worker.kill()
+            finish(process, store)
+        again = server.bytes_sent - once
+        print(f"{number:2}: killed {'all' if whole else 'a worker'}, {kept:3} slabs there, {again / 1e6:6.2f} MB again")
+        assert again < 0.25 * once
+        assert_same_chunks(expected, store)
+        shutil.rmtree(store)
+
+
+def assert_same_chunks(one: Path, other: Path) -> None:
+    for name in ("raw", *volume.LABELS):
+        files = sorted(path.relative_to(one) for path in (one / name).rglob("*") if path.is_file())
+        assert files == sorted(path.relative_to(other) for path in (other / name).rglob("*") if path.is_file())
+        assert filecmp.cmpfiles(one, other, files, shallow=False)[1:] == ([], [])

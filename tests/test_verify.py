@@ -1,0 +1,160 @@
+"""`verify`: what is right passes, and every kind of damage is told, where it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from conftest import SHAPE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_zarr_export import BOX, SMALL
+
+import liver_dask as ld
+from liver_dask import store as stores
+from liver_dask.demo import ArchiveServer
+from liver_dask.export_plan import Shard
+from liver_dask.slabs import Checksum
+
+
+@pytest.fixture
+def kept(archive: Path, tmp_path: Path) -> Path:
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    return Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_good_store_passes(kept: Path, full: bool) -> None:
+    """Nobody could tell a good store from a bad one; or voxels would be said to be compared that were not."""
+    report = ld.verify(kept, full=full, progress=False)
+    assert report.ok, report
+    assert report.shards == 4 * 2 * 3 * 3
+    x0, x1, y0, y1, z0, z1 = BOX
+    voxels = 4 * (x1 - x0) * (y1 - y0) * (z1 - z0)
+    assert report.voxels == voxels if full else 0 < report.voxels < voxels / 5
+    assert report.bytes == sum(path.stat().st_size for path in kept.glob("*/c/*/*/*"))
+    assert "all right" in str(report)
+
+
+def every_shard(store: Path) -> list[Path]:
+    return sorted(store.glob("*/c/*/*/*"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_byte_is_found(kept: Path, data: st.DataObject) -> None:
+    """A byte could change anywhere in a shard, its chunks, its index or between, and pass."""
+    path = data.draw(st.sampled_from(every_shard(kept)))
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    flipped = whole[at] ^ data.draw(st.integers(1, 255))
+    try:
+        path.write_bytes(whole[:at] + bytes([flipped]) + whole[at + 1 :])
+        report = ld.verify(kept, progress=False)
+    finally:
+        path.write_bytes(whole)
+    shard = "/".join(path.parts[-3:])
+    assert any(f"shard {shard} of {path.parts[-5]}" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "longer", "empty"])
+def test_a_shard_that_is_not_whole_is_found(kept: Path, damage: str) -> None:
+    """Zarr takes a missing shard for zeros."""
+    path = every_shard(kept)[7]
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"cut": whole[:-1], "longer": whole + b"\0", "empty": b""}[damage])
+    report = ld.verify(kept, progress=False)
+    where = f"shard {'/'.join(path.parts[-3:])} of {path.parts[-5]} is"
+    assert any(where in problem for problem in report.problems)
+
+
+def test_wrong_voxels_with_right_checksums_are_found_where_they_are_read(kept: Path) -> None:
+    """Whoever wrote wrong voxels at first would record their checksums, too."""
+    array = zarr.open_array(kept / "raw", mode="r+")
+    array[3, 100, 7] += 1
+    checksums = stores.read_checksums(kept, "raw")
+    manifest = json.loads((kept / "raw" / "manifest.json").read_bytes())
+    shard = Shard(0, 0, 0)
+    data = stores.shard_path(kept, "raw", shard).read_bytes()
+    assert checksums[shard] != Checksum(len(data), google_crc32c.value(data))
+    manifest["shards"]["0/0/0"] = Checksum(len(data), google_crc32c.value(data))
+    (kept / "raw" / "manifest.json").write_text(json.dumps(manifest))
+    report = ld.verify(kept, full=True, progress=False)
+    assert len(report.problems) == 1
+    assert "raw[3, 100, 7]" in report.problems[0]
+
+
+def test_lost_records_and_changed_metadata_are_told(kept: Path) -> None:
+    """Without the checksums, or with another shape, the rest would be called right."""
+    (kept / "mito" / "manifest.json").unlink()
+    metadata = kept / "er" / "zarr.json"
+    document = json.loads(metadata.read_bytes())
+    document["data_type"] = "int8"
+    metadata.write_text(json.dumps(document))
+    problems = " ".join(ld.verify(kept, progress=False).problems)
+    assert "manifest.json, which has the checksums of the shards of mito, cannot be read" in problems
+    assert "er is ((8, 269, 364), (2, 64, 64), '|i1')" in problems
+
+
+def test_computed_variables_are_compared_if_the_dataset_is_given(archive: Path, tmp_path: Path) -> None:
+    """A computed variable would pass unseen, or be compared with what it was computed of."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ds = ds.assign(small=(ds.raw // 256).astype("uint8"))[["small", "mito"]]
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL))
+    report = ld.verify(path, progress=False)
+    assert report.ok
+    assert report.unchecked == ["small"]
+    assert "give the Dataset" in str(report)
+    with_it = ld.verify(path, ds, progress=False)
+    assert with_it.ok
+    assert not with_it.unchecked
+    assert with_it.voxels > report.voxels
+    for other in (ds.isel(x=slice(1, None)), ds.assign(small=ds.small + 1)):
+        with pytest.raises(ld.InvalidArgumentError, match="is not what"):
+            ld.verify(path, other, progress=False)
+
+
+def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> None:
+    """An unfinished store would be called wrong, or right."""
+    with pytest.raises(ld.NotDownloadedError, match="no complete store"):
+        ld.verify(tmp_path / "nothing", progress=False)
+    (tmp_path / "b.zarr.partial").mkdir()
+    with pytest.raises(ld.NotDownloadedError, match="finish it first"):
+        ld.verify(tmp_path / "b.zarr", progress=False)
+
+
+def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: ArchiveServer, tmp_path: Path) -> None:
+    """Samples would all fall into one corner; or another seed look at the same."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    path = ld.to_zarr(ds, tmp_path / "b.zarr", progress=False, **SMALL)
+    looked = []
+    for seed in (0, 0, 1):
+        server.requests.clear()
+        assert ld.verify(path, seed=seed, progress=False).ok
+        looked.append({request.path for request in server.requests})
+    assert looked[0] == looked[1] != looked[2]
+    assert {f"/humanliver_raw_images/humanliver_raw_{z:03d}.tif" for z in (0, 9)} <= looked[0]
+
+
+def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
+    """A script could not tell."""
+    command = [str(Path(sys.executable).with_name("liver-dask")), "verify", str(kept)]
+    good = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert good.returncode == 0, good.stderr
+    assert "all right" in good.stdout
+    every_shard(kept)[0].unlink()
+    bad = subprocess.run([*command, "--full"], capture_output=True, text=True, timeout=100)
+    assert bad.returncode == 1
+    assert "is missing" in bad.stdout
+    assert "Traceback" not in bad.stderr
+    assert np.all(xr.open_zarr(kept).er[:4, :128, :128] == 0)  # as zarr has it
+    nothing = subprocess.run([*command[:2], "no.zarr"], capture_output=True, text=True, timeout=100)
+    assert nothing.returncode == 1
+    assert "no complete store" in nothing.stderr
