@@ -93,6 +93,9 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
         for name, variable in record["variables"].items():
             click.echo(f"  {name}: {variable['voxels']}")
         return
+    partial = store.with_name(f"{store.name}.partial") if store.name else store
+    if (partial / "store").is_dir():
+        raise click.ClickException(f"{store} is not complete yet; the command that began it goes on with {partial}.")
     ds = open_human_liver_em(target, shape=shape)
     click.echo(ds)
     if tuple(shape) == volume.SHAPE:

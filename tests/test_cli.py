@@ -1,9 +1,11 @@
 """The command line as a person uses it, rightly and wrongly."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 from conftest import SHAPE
@@ -59,6 +61,13 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
         ("download OUT --bbox 0 9 0 9 0", 2, "'--bbox'"),
         ("download OUT --bbox 0 9 0 9 0 a", 2, "not a valid integer"),
         ("download OUT", 2, "--bbox"),
+        ("download OUT --full --bbox 0 9 0 9 0 1", 2, "either --bbox"),
+        ("download OUT --full --scheduler tcp://127.0.0.1:9", 1, "There is no cluster at tcp://127.0.0.1:9"),
+        ("download OUT --full --scheduler nonsense:x", 1, "There is no cluster at nonsense:x"),
+        ("download OUT --full --scheduler tcp://127.0.0.1:9 --workers 2", 2, "either --scheduler or --workers"),
+        ("download OUT --full --workers 0", 2, "0 is not in the range"),
+        ("download OUT --full --on-error ignore", 2, "'ignore' is not one of"),
+        ("verify OUT", 1, "There is no complete store"),
         ("download OUT --bbox 0 9 0 9 0 1 --label golgi", 2, "Unknown label 'golgi'"),
         ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "has these folders: humanliver_er_mask"),
         (
@@ -88,3 +97,25 @@ def test_used_wrongly_it_says_so_in_one_sentence(
     assert told in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
+    """The README would promise other costs than the command, or a dry run ask the archive or write something."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    shown = readme.split("--full --dry-run\n")[1].split("```")[0]
+    done = run("download", "full_volume.zarr", "--full", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(f"{tmp_path}/", "") == shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_volume_by_processes_of_this_machine(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """The whole could not be kept from the shell, or not with more than one process."""
+    store = str(tmp_path / "full.zarr")
+    done = run("download", store, "--full", "--workers", "2", "--source", server.url, *SHAPE_OPTION)
+    assert done.returncode == 0, done.stderr
+    assert "is complete" in done.stdout
+    assert re.search(r"[1-9]\d* requests", done.stdout), "what the workers fetched is not counted"
+    stored = xr.open_zarr(store)
+    for name, expected in voxels.items():
+        np.testing.assert_array_equal(stored[name], expected)

@@ -45,7 +45,7 @@ def every_shard(store: Path) -> list[Path]:
     return sorted(store.glob("*/c/*/*/*"))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_changed_byte_is_found(kept: Path, data: st.DataObject) -> None:
     """A byte could change anywhere in a shard, its chunks, its index or between, and pass."""

@@ -1,4 +1,4 @@
-"""Twenty kills at random moments of a cluster's run of some hundred slabs: `pytest -m real -s tests/real/test_kills.py`.
+"""Twenty kills at random moments of a run of some hundred slabs: `pytest -m real -s tests/real/test_kills.py`.
 
 By turns the whole run (driver, scheduler, workers) and one worker is killed; the same command is given until it
 succeeds. Prints what each kill made be fetched again.

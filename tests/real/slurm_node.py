@@ -1,0 +1,212 @@
+"""A real Slurm of one node on loopback, for tests that run dask workers as batch jobs.
+
+It needs root and Debian's packages `slurm-wlm` and `munge`. Keys, sockets, logs, state and ports are its own, so
+that neither a Slurm nor a munged that the machine may run already is touched. A test asks for it so:
+
+    if reason := slurm_node.missing():
+        pytest.skip(reason)
+    with slurm_node.slurm_node(tmp_path) as environment:
+        monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+COMMANDS = ("munged", "munge", "slurmctld", "slurmd", "sinfo", "sbatch", "squeue", "scancel")
+CPUS = 4
+"""More than the machine may have: a test's jobs are to run side by side on two cores too."""
+MEGABYTES = 10_000
+"""Four jobs of 2 GB and to spare. Slurm counts with it, but neither takes nor limits memory."""
+START_SECONDS = 30
+STOP_SECONDS = 20
+LONGEST_FOLDER = 80
+"""The sockets of munged and of every job lie in the folder, and Linux allows their paths 107 bytes."""
+
+CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+MailProg=/bin/true
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+ReturnToService=2
+KillWait=5
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={megabytes} State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+"""Jobs are tracked by process group: by `linuxproc`, the children of a job deaf to SIGTERM would outlive it."""
+
+
+def missing() -> str:
+    """Why no node can be brought up here, such as a command that is not installed; empty if one can."""
+    absent = [command for command in COMMANDS if not _find(command)]
+    if absent:
+        return f"Slurm is not installed here (Debian: slurm-wlm, munge): no {', '.join(absent)}"
+    return "" if os.geteuid() == 0 else "Slurm's daemons have to be started as root"
+
+
+@contextmanager
+def slurm_node(folder: Path) -> Iterator[dict[str, str]]:
+    """Run a Slurm of one node in a new or empty `folder`; gives the environment by which its commands find it.
+
+    When left, it cancels the jobs that are still there, and ends the three daemons that it started.
+    """
+    folder = folder.resolve()
+    if len(str(folder)) > LONGEST_FOLDER:
+        raise ValueError(f"{folder}: the path is too long for the sockets of a node; {LONGEST_FOLDER} bytes at most")
+    environment = {"SLURM_CONF": str(_write_conf(folder))}
+    with ExitStack() as running:
+        munged = running.enter_context(_daemon(_munged_command(folder), folder, environment))
+        _wait(lambda: (folder / "munge.socket").is_socket(), START_SECONDS, "munged opens no socket", folder, munged)
+        controller = running.enter_context(_daemon(["slurmctld", "-D"], folder, environment))
+        node = running.enter_context(_daemon(["slurmd", "-D"], folder, environment))
+        _wait(lambda: _is_idle(environment), START_SECONDS, "the node does not become idle", folder, controller, node)
+        running.callback(_end_jobs, folder, environment)
+        yield environment
+
+
+def jobs(environment: dict[str, str], state: str = "pending,running,completing") -> list[str]:
+    """The ids of the jobs in these states, oldest first."""
+    found = _ask("squeue", "--noheader", "--format=%A", f"--states={state}", environment=environment)
+    return sorted(found.split(), key=int)
+
+
+def cancel(job: str, environment: dict[str, str]) -> None:
+    """Take a job away from its worker, as the owner of a queue may at any time."""
+    _ask("scancel", job, environment=environment)
+
+
+def _find(command: str) -> str | None:
+    """Where a command is; daemons lie in `sbin`, which not everybody's PATH has."""
+    return shutil.which(command, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
+
+
+def _ask(command: str, *arguments: str, environment: dict[str, str]) -> str:
+    """What a command of Slurm prints; fails with what it complains of, such as that slurmctld does not answer."""
+    done = subprocess.run(
+        [_find(command) or command, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _is_idle(environment: dict[str, str]) -> bool:
+    """Whether the node takes jobs; while the daemons are starting there may be nobody to say so."""
+    with suppress(RuntimeError):
+        return _ask("sinfo", "--noheader", "--format=%T", environment=environment) == "idle"
+    return False
+
+
+def _write_conf(folder: Path) -> Path:
+    """Write slurm.conf and munged's key, and make the folders that they name."""
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    key = folder / "munge.key"
+    key.touch(mode=0o600)
+    key.write_bytes(secrets.token_bytes(128))
+    controller_port, node_port = _free_ports()
+    conf = folder / "slurm.conf"
+    conf.write_text(
+        CONF.format(
+            host=socket.gethostname().partition(".")[0],
+            folder=folder,
+            controller_port=controller_port,
+            node_port=node_port,
+            cpus=CPUS,
+            megabytes=MEGABYTES,
+        )
+    )
+    return conf
+
+
+def _free_ports() -> tuple[int, int]:
+    """Two ports that nobody listens on."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as one, closing(socket.create_server(("127.0.0.1", 0))) as two:
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+def _munged_command(folder: Path) -> list[str]:
+    """A munged of the folder's own; forced, because a test's folder may be closed to all but its owner."""
+    files = {name: f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "seed", "log")}
+    return ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files.values()]
+
+
+@contextmanager
+def _daemon(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a daemon in the foreground, out of reach of Ctrl-C; it is ended when the context is left."""
+    with (folder / f"{command[0]}.out").open("wb") as out:
+        process = subprocess.Popen(
+            [_find(command[0]) or command[0], *command[1:]],
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End one process that was started here: asked first, then by force."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_jobs(folder: Path, environment: dict[str, str]) -> None:
+    """Cancel every job and wait until none is left: ended without that, slurmd would leave its jobs running."""
+    _ask("scancel", "--user=root", environment=environment)
+    _wait(lambda: not jobs(environment), STOP_SECONDS, "cancelled jobs do not end", folder)
+
+
+def _wait(
+    done: Callable[[], bool], seconds: float, failure: str, folder: Path, *needed: subprocess.Popen[bytes]
+) -> None:
+    """Wait until `done`; when time is up or a needed daemon has ended, fail with what the daemons wrote."""
+    until = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > until or any(process.poll() is not None for process in needed):
+            raise RuntimeError(f"{failure}\n{_logs(folder)}")
+        time.sleep(0.1)
+
+
+def _logs(folder: Path) -> str:
+    """The last lines that each daemon wrote."""
+    files = sorted(folder.glob("*.out"))
+    return "\n".join(f"{file.stem}: {line}" for file in files for line in file.read_text().splitlines()[-10:])
