@@ -24,7 +24,7 @@ from .zarr_export import Export
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 5
 
 
 class OneSentenceGroup(click.Group):

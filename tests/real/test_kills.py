@@ -33,7 +33,7 @@ if __name__ == "__main__":
     options = dict(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=sys.argv[2] + ".workers")
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         ds = ld.open_human_liver_em(sys.argv[1], shape={SHAPE})
-        ld.to_zarr(ds, sys.argv[2], client=client, chunks=(8, 64, 64), shards=(16, 256, 256), progress=False)
+        ld.to_zarr(ds, sys.argv[2], client=client, chunks=(8, 64, 64), shards=(40, 64, 256), progress=False)
 """
 
 
