@@ -123,7 +123,7 @@ def estimate(
         stored += voxels * on_disk
         row = min(layout.shards[0], layout.shape[0]) * min(layout.shards[1], layout.shape[1]) * layout.shape[2]
         disk += share * voxels * on_disk + (row * on_disk if share else 0)
-    merges = len(layout.shard_rows(name for group in groups for name in group.names))
+    merges = len(layout.shard_rows(name for group in groups for name in group.names)) * layout.shards_along[2]
     return Estimate(
         sum(left.values()),
         len(runs) + merges,

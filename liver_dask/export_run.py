@@ -9,7 +9,7 @@ import xarray as xr
 from rich.filesize import decimal
 
 from .errors import ExportError, LiverDaskError
-from .export_plan import Group, Region, Run, ShardRow, plan_runs
+from .export_plan import Group, Region, Run, Shard, ShardRow, plan_runs
 from .export_work import Failure, Outcome, Task, look, merge, part_of
 from .progress import Advance
 from .store import Store
@@ -53,7 +53,7 @@ class Driver:
         self._groups = groups
         self._connections = connections
         self._goes_on = goes_on
-        self._merges: deque[ShardRow] = deque()
+        self._merges: deque[tuple[ShardRow, Shard]] = deque()
         self._again: deque[Run] = deque()
         self._tries: dict[tuple[tuple[str, ...], Region], int] = {}
         self._advance = advance
@@ -74,7 +74,8 @@ class Driver:
             ExportError: The cluster is gone; or `goes_on` is True, and some regions could not be written.
         """
         self._missing = self._find_missing(written)
-        self._merges.extend(row for row, left in self._missing.items() if not left and not self._store.is_merged(row))
+        for row in [row for row, left in self._missing.items() if not left and not self._store.is_merged(row)]:
+            self._add_merges(row)
         self._runs = plan_runs(self._store.layout, self._groups, written)
         self._threads = team.threads
         if not written:  # a wrong address, shape or label is told before anything is kept
@@ -96,10 +97,13 @@ class Driver:
             for row in layout.shard_rows(self._store.names)
         }
 
+    def _add_merges(self, row: ShardRow) -> None:
+        self._merges.extend((row, shard) for shard in self._store.layout.shards_of(row))
+
     def _next_job(self) -> Job | None:
         if self._merges:
-            row = self._merges.popleft()
-            return Job(row, merge, (self._store, row), fetches=False)
+            row, shard = self._merges.popleft()
+            return Job(row, merge, (self._store, row, shard), fetches=False)
         run = self._again.popleft() if self._again else next(self._runs, None)
         if run is None:
             return None
@@ -121,7 +125,7 @@ class Driver:
                 row = self._store.layout.row_of(name, region)
                 self._missing[row].discard(region)
                 if not self._missing[row]:
-                    self._merges.append(row)
+                    self._add_merges(row)
         for failure in result.failures:
             self._note(what, failure)
 

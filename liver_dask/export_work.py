@@ -18,7 +18,7 @@ from dask.base import compute
 from . import volume
 from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
-from .export_plan import Layout, Region, Run, Shape, ShardRow
+from .export_plan import Layout, Region, Run, Shape, Shard, ShardRow
 from .remote import limited, traffic, versions
 from .slabs import encode_chunk
 from .store import Store
@@ -136,10 +136,10 @@ def look(part: xr.Dataset, connections: int | None, report: Callable[[Report], N
     return None
 
 
-def merge(store: Store, row: ShardRow) -> Exception | None:
-    """Put the slabs of a row of shards together; what went wrong, if anything."""
+def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
+    """Put the slabs of a shard together; what went wrong, if anything."""
     try:
-        store.merge(row)
+        store.merge(row, shard)
     except Exception as error:  # see Task.write
         return as_told(error)
     return None

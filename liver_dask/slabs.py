@@ -52,11 +52,11 @@ def codec_of(dtype: np.dtype[Any]) -> BloscCodec:
 
 def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape) -> bytes:
     """Encode what there is of one chunk, filled up with zeros at the array's end; nothing for a chunk of zeros."""
-    if not voxels.any():
-        return b""
     if voxels.shape != chunk:
         voxels = np.pad(voxels, [(0, whole - there) for whole, there in zip(chunk, voxels.shape, strict=True)])
     little = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
+    if not little.any():  # of neighbouring bytes: three times as fast as of a part of a region
+        return b""
     return imagecodecs.blosc_encode(
         little,
         level=LEVEL,
@@ -107,14 +107,14 @@ def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_ch
         for slab in slabs:
             with slab.path.open("rb") as file:
                 for y, row in enumerate(_read_slab_index(file, slab.grid)[:, x_chunks], start=slab.y):
-                    filled = row[:, 1] > 0
-                    data = _read_row(file, row)
-                    here = merged[slab.z, y, : len(row)]
-                    here[filled, 0] = row[filled, 0] - row[0, 0] + np.uint64(offset)
-                    here[filled, 1] = row[filled, 1]
-                    out.write(data)
-                    checksum = google_crc32c.extend(checksum, data)
-                    offset += len(data)
+                    for x, (start, length, crc) in enumerate(row.tolist()):
+                        if not length:
+                            continue
+                        chunk = _read_chunk(file, start, length, crc)
+                        out.write(chunk)
+                        checksum = google_crc32c.extend(checksum, chunk)
+                        merged[slab.z, y, x] = offset, length
+                        offset += length
         end = _with_checksum(merged)
         out.write(end)
     return Checksum(offset + len(end), google_crc32c.extend(checksum, end))
@@ -177,16 +177,12 @@ def _read_slab_index(file: Any, grid: tuple[int, int]) -> Index:
         raise DamagedError(f"{file.name} is damaged: {error}.") from error
 
 
-def _read_row(file: Any, row: Index) -> bytes:
-    """The bytes of neighbouring chunks, each of them checked."""
-    start, stop = int(row[0, 0]), int(row[-1, 0] + row[-1, 1])
+def _read_chunk(file: Any, start: int, length: int, crc: int) -> bytes:
     file.seek(start)
-    data: bytes = file.read(stop - start)
-    with memoryview(data) as view:
-        for offset, length, crc in row.tolist():
-            if google_crc32c.value(bytes(view[offset - start : offset - start + length])) != crc:
-                raise DamagedError(f"{file.name} is damaged: a chunk is not as it was written.")
-    return data
+    chunk: bytes = file.read(length)
+    if google_crc32c.value(chunk) != crc:
+        raise DamagedError(f"{file.name} is damaged: a chunk is not as it was written.")
+    return chunk
 
 
 def _read_index(file: Any, shape: tuple[int, ...]) -> tuple[Index, int]:

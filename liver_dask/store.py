@@ -198,16 +198,16 @@ class Store:
         """Whether all shards of a row are finished."""
         return all(self._checksum_path(row.name, shard).exists() for shard in self.layout.shards_of(row))
 
-    def merge(self, row: ShardRow) -> None:
-        """Make the shards of a row of their slabs, and remove those."""
-        for shard in self.layout.shards_of(row):
-            try:
-                self._merge(row, shard)
-            except FileNotFoundError:
-                if not self._checksum_path(row.name, shard).exists():  # else a task of a run before has just made it
-                    raise
-        for region in self.layout.regions_of(row):
-            self._slab_path(row.name, region).unlink(missing_ok=True)
+    def merge(self, row: ShardRow, shard: Shard) -> None:
+        """Make a shard of a row of its slabs; and remove those, if it is the last that is made of them."""
+        try:
+            self._merge(row, shard)
+        except FileNotFoundError:
+            if not self._checksum_path(row.name, shard).exists():  # else a job of a run before has just made it
+                raise
+        if self.is_merged(row):
+            for region in self.layout.regions_of(row):
+                self._slab_path(row.name, region).unlink(missing_ok=True)
 
     def complete(self) -> None:
         """Record that all is there, and give the store its name."""
