@@ -21,7 +21,7 @@ may well take less, hardly more."""
 STORED_SHARE = 0.9
 """Of any other variable."""
 
-PROCESS_BYTES = 400 << 20
+PROCESS_BYTES = 600 << 20
 """What a process takes before it does anything, and what it keeps: strip indexes, checkpoints of masks."""
 
 RATES = (1.5e6, 10e6, 100e6)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -53,7 +54,7 @@ def check_memory(client: "Client | None", expected: Estimate) -> None:
         available = psutil.virtual_memory().available
         _refuse_memory("this process", LOCAL_JOBS, available, available, expected)
         return
-    limits = client.run(_memory_limit)
+    limits = _ask_workers(client, _memory_limit)
     for address, threads in client.nthreads().items():
         limit = limits.get(address) or 0
         if limit:
@@ -77,14 +78,19 @@ def _memory_limit(dask_worker: Any) -> int | None:
 
 def check_workers(client: "Client", store: Store) -> None:
     """Refuse a folder that a worker does not see; one that comes later fails at its first region, and says why."""
-    try:
-        blind = [
-            address for address, sees in client.run(os.path.exists, str(store.partial / "lock")).items() if not sees
-        ]
-    except Exception as error:  # whatever the workers raise who cannot even import what they are given
-        raise ExportError(f"The workers cannot begin ({error}); is the same liver_dask installed there?") from error
+    seen = _ask_workers(client, os.path.exists, str(store.partial / "lock"))
+    blind = [address for address, sees in seen.items() if not sees]
     if blind:
         raise InvalidArgumentError(
             f"{len(blind)} workers, {blind[0]} for one, do not see {store.partial}; "
             "choose a folder that all machines share."
         )
+
+
+def _ask_workers(client: "Client", call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """What each worker answers."""
+    try:
+        answers: dict[str, Any] = client.run(call, *arguments)
+    except Exception as error:  # whatever workers raise who cannot even import what they are given
+        raise ExportError(f"The workers cannot begin ({error}); is the same liver_dask installed there?") from error
+    return answers

@@ -304,7 +304,7 @@ def _comparisons(
         raise InvalidArgumentError(f"The Dataset is not what {store} was made of: another box, source or computation.")
     runs = plan_runs(layout, export.groups, ()) if full else _sampled_runs(layout, export.groups, chance)
     for run in runs:
-        yield Comparison(store, part_of(ds, run), run, layout)
+        yield Comparison(store, part_of(export.shared, run), run, layout)
 
 
 def _opened_again(record: Mapping[str, Any]) -> xr.Dataset:

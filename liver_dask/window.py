@@ -219,6 +219,10 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
             return da.Array, (self.dask, self.name, self.chunks, self.dtype, self._meta)
         return VolumeArray.of, (self.lazy, self.chunks)
 
+    def plain(self) -> da.Array:
+        """The same blocks without the window, as any further indexing sees them that is not ours."""
+        return da.Array(self.dask, self.name, self.chunks, meta=self._meta)
+
     def copy(self) -> da.Array:
         """Another array of the same voxels."""
         make, arguments = self.__reduce__()

@@ -23,6 +23,7 @@ from .export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout
 from .export_run import Driver
 from .export_work import in_blocks
 from .progress import show_progress
+from .remote import traffic
 from .settings import setting
 from .slabs import codec_of
 from .store import RECORD, Store
@@ -91,16 +92,17 @@ class Export:
     Attributes:
         store: The store.
         groups: Its variables, by what they are read together with.
+        shared: What is read: the Dataset, in such blocks that nothing is read twice.
         fetched: Bytes fetched by `run`, in all processes.
         requests: Requests for them.
     """
 
-    def __init__(self, ds: xr.Dataset, layout: Layout, target: Path) -> None:
-        blocks = in_blocks(ds, layout)
-        self._ds = ds
+    def __init__(self, ds: xr.Dataset, shared: xr.Dataset, layout: Layout, target: Path) -> None:
+        blocks = in_blocks(shared, layout)
+        self.shared = shared
         self._readers = {str(name): readers_of(variable.data) for name, variable in blocks.data_vars.items()}
         self.groups = _groups_of(blocks, self._readers)
-        self.store = Store(target, layout, _content_of(blocks, layout, self._readers))
+        self.store = Store(target, layout, _content_of(in_blocks(ds, layout), layout, self._readers))
         self.fetched = self.requests = 0
 
     @classmethod
@@ -117,7 +119,7 @@ class Export:
         crop = _crop(ds, bounding_box)
         sizes = {str(name): variable.dtype.itemsize for name, variable in crop.data_vars.items()}
         layout = plan_layout([crop.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
-        return cls(crop, layout, target)
+        return cls(crop, _crop(_with_shared_blocks(ds), bounding_box), layout, target)
 
     @property
     def connections(self) -> int:
@@ -127,7 +129,7 @@ class Export:
 
     def estimate(self) -> Estimate:
         """What it will cost, from known facts; of an unfinished store, what is left."""
-        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self._ds.data_vars.items()}
+        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self.shared.data_vars.items()}
         return estimate(self.store.layout, self.groups, sizes, self._files_read(), frozenset(self.store.written()))
 
     def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
@@ -152,15 +154,16 @@ class Export:
             self.store.complete()
 
     def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
+        traffic.take()  # what was fetched before is not this run's
         written = self.store.written()
         total = sum(
-            self.store.layout.voxels_of(region) * self._ds[name].dtype.itemsize
+            self.store.layout.voxels_of(region) * self.shared[name].dtype.itemsize
             for name in self.store.names
             for region in self.store.layout.regions()
             if (name, region) not in written
         )
         with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
-            driver = Driver(self._ds, self.store, run_name, self.groups, self.connections, goes_on, advance)
+            driver = Driver(self.shared, self.store, run_name, self.groups, self.connections, goes_on, advance)
             try:
                 with gather(client, driver.report) as team:
                     driver.write(written, team)
@@ -171,7 +174,7 @@ class Export:
         z, y, _ = self.store.layout.shape
         return {
             group: [
-                _part_read(reader, self._ds, z, y)
+                _part_read(reader, self.shared, z, y)
                 for reader in {r for name in group.names for r in self._readers[name]}
             ]
             for group in self.groups
@@ -182,7 +185,7 @@ class Export:
         layout = self.store.layout
         variables = {
             str(name): (volume.DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
-            for name, variable in self._ds.data_vars.items()
+            for name, variable in self.shared.data_vars.items()
         }
         encoding = {
             str(name): {
@@ -190,10 +193,10 @@ class Export:
                 "shards": layout.shards,
                 "compressors": [codec_of(variable.dtype)],
             }
-            for name, variable in self._ds.data_vars.items()
+            for name, variable in self.shared.data_vars.items()
         }
-        coordinates = self._ds.coords.to_dataset().compute().coords
-        template = xr.Dataset(variables, coordinates, self._ds.attrs)
+        coordinates = self.shared.coords.to_dataset().compute().coords
+        template = xr.Dataset(variables, coordinates, self.shared.attrs)
         template.to_zarr(folder, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
 
 
@@ -261,6 +264,22 @@ def held_box(ds: xr.Dataset) -> volume.BoundingBox:
             )
         bounds[dim] = int(index[0]), int(index[-1]) + 1
     return volume.BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
+
+
+def _with_shared_blocks(ds: xr.Dataset) -> xr.Dataset:
+    """The same voxels; what a computed variable is made of is read as the blocks that it is computed of, not anew."""
+    arrays = {name: variable.data for name, variable in ds.data_vars.items() if variable.chunks is not None}
+    computed = set()
+    for array in arrays.values():
+        if not (isinstance(array, VolumeArray) and array.lazy):
+            computed |= readers_of(array)
+    return ds.assign(
+        {
+            name: ds[name].copy(data=array.plain())
+            for name, array in arrays.items()
+            if isinstance(array, VolumeArray) and array.lazy and array.lazy.read in computed
+        }
+    )
 
 
 def _groups_of(blocks: xr.Dataset, readers: Mapping[str, set[VolumeReader]]) -> list[Group]:
