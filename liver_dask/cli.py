@@ -231,7 +231,7 @@ def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
 
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored now, they will ignore
     try:
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
     finally:
         signal.signal(signal.SIGINT, handler)
     with cluster:

@@ -159,7 +159,7 @@ def test_a_dask_cluster_reads_it(server: ArchiveServer, voxels) -> None:
     from distributed import Client
 
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
-    with Client(n_workers=1, threads_per_worker=2, dashboard_address=None, processes=False) as client:
+    with Client(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0", processes=False) as client:
         total = client.compute(ds.raw.sum(dtype="int64")).result(timeout=60)
     assert int(total) == voxels["raw"].sum(dtype=int)
 
