@@ -30,7 +30,8 @@ import sys
 import liver_dask as ld
 from distributed import Client, LocalCluster
 if __name__ == "__main__":
-    options = dict(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=sys.argv[2] + ".workers")
+    options = dict(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    options["local_directory"] = sys.argv[2] + ".workers"
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         ds = ld.open_human_liver_em(sys.argv[1], shape={SHAPE})
         ld.to_zarr(ds, sys.argv[2], client=client, chunks=(8, 64, 64), shards=(40, 64, 256), progress=False)
