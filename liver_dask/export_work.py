@@ -130,7 +130,7 @@ def look(part: xr.Dataset, connections: int | None, report: Callable[[Report], N
                 lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
                 if lazy:
                     lazy.read.look(int(lazy.window.selections[0][0]))
-    except Exception as error:  # see Task.write
+    except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
         return as_told(error)
     report(report_of(0))
     return None
@@ -140,7 +140,7 @@ def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
     """Put the slabs of a shard together; what went wrong, if anything."""
     try:
         store.merge(row, shard)
-    except Exception as error:  # see Task.write
+    except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
         return as_told(error)
     return None
 

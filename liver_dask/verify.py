@@ -125,7 +125,7 @@ def verify(
         def take(what: str, future: Future[Any]) -> None:
             try:
                 count, problems = future.result()
-            except Exception as error:  # of whatever kind, from whatever process
+            except Exception as error:  # whatever a source or a lost worker raises: it is told as one of ours
                 raise as_told(error) from error
             report.problems += problems
             if what == "shard":
