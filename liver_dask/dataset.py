@@ -48,15 +48,17 @@ class VolumeReader:
 
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
         """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
+        if _is_run(y) and _is_run(x):
+            for i, number in enumerate(z):
+                self._read_slice(int(number), np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1), out[i])
+            return
         rows, place_of_row = np.unique(np.asarray(y, np.intp), return_inverse=True)
-        first, last = int(min(x)), int(max(x)) + 1
-        every_pixel = _is_run(y) and _is_run(x)
-        picked = np.ix_(place_of_row, np.asarray(x, np.intp) - first)
+        columns = slice(int(min(x)), int(max(x)) + 1)
+        picked = np.ix_(place_of_row, np.asarray(x, np.intp) - columns.start)
         for i, number in enumerate(z):
-            pixels = out[i] if every_pixel else np.empty((len(rows), last - first), out.dtype)
-            self._read_slice(int(number), rows, slice(first, last), pixels)
-            if not every_pixel:
-                out[i] = pixels[picked]
+            pixels = np.empty((len(rows), columns.stop - columns.start), out.dtype)
+            self._read_slice(int(number), rows, columns, pixels)
+            out[i] = pixels[picked]
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""

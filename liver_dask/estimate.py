@@ -136,6 +136,6 @@ def estimate(
 
 
 def task_memory(layout: Layout, group: Group, sizes: Mapping[str, tuple[int, float]]) -> int:
-    """Bytes that one thread needs for a group: a region that is read, and one that is encoded, with its chunks."""
+    """Bytes that one thread needs for a group: of a region that is read, one that is encoded, and two's chunks."""
     row = layout.chunks[0] * layout.shape[2] * sum(sizes[name][0] for name in group.names)
-    return 3 * row * rows_at_once(layout, group)
+    return 4 * row * rows_at_once(layout, group)

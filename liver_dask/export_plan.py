@@ -22,7 +22,7 @@ SHARDS = (64, 4096, 4096)
 REGION_BYTES = 64 << 20
 """A band of rows is made as high as fits into this, and at least one chunk high."""
 
-REGIONS_OF_A_RUN = 4
+REGIONS_OF_A_RUN = 8
 """Enough that one is read while the one before is encoded; few, so that tasks end often and share the cores evenly."""
 
 Shape = tuple[int, int, int]

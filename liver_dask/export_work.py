@@ -4,11 +4,12 @@ The same runs on threads of this process and on the workers of a cluster. A task
 raises nothing, so that one bad slice costs its own regions alone.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ READERS = 8
 """Files of a region that are read side by side, on however few cores: far from the archive, most of them wait."""
 
 Arrays = dict[str, npt.NDArray[Any]]
+Encoded = dict[str, list[bytes]]
+T = TypeVar("T")
 
 
 class Failure(NamedTuple):
@@ -75,7 +78,7 @@ class Task:
     goes_on: bool
 
     def write(self, connections: int | None, report: Callable[[Report], None]) -> Outcome:
-        """Write the regions, one after the other; while one is encoded, the next is read.
+        """Write the regions, one after the other; while one is kept, the next is encoded, and the one after it read.
 
         Args:
             connections: How many requests may be under way for it; None if the process is not limited.
@@ -83,14 +86,10 @@ class Task:
         """
         written: list[Region] = []
         failures: list[Failure] = []
-        with (
-            limited(connections, self.threads),
-            ThreadPoolExecutor(READERS) as readers,
-            ThreadPoolExecutor(self.threads) as encoders,
-        ):
-            for region, reading in self._read_ahead(readers):
+        with limited(connections, self.threads), foreseeing(self.part), ExitStack() as stack:
+            for region, keeping in _ahead(self._begin(stack), 2):
                 try:
-                    done = self._keep(region, reading.result(), encoders)
+                    done = keeping.result()
                 except Exception as error:  # of whatever kind: the driver tells it, and goes on or stops
                     failures.append(Failure(self.run.group.names, region, as_told(error), _may_pass(error)))
                     if not self.goes_on:
@@ -100,26 +99,44 @@ class Task:
                     report(report_of(done))
         return Outcome(tuple(written), tuple(failures))
 
-    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[tuple[Region, Future[Arrays]]]:
+    def _begin(self, stack: ExitStack) -> Iterator[tuple[Region, Future[int]]]:
+        """Begin one region after the other; the voxels of two are held at a time."""
+        readers, encoders = (stack.enter_context(ThreadPoolExecutor(n)) for n in (READERS, self.threads))
+        reader, encoder, writer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         rows = Rows(in_blocks(self.part, self.store.layout), self.run.group.cuts, readers)
-        with foreseeing(self.part), ThreadPoolExecutor(1) as ahead:
-            coming: list[tuple[Region, Future[Arrays]]] = []
-            for region in self.run.regions:
-                if not self.store.is_current(self.run_name):
-                    break
-                coming.append((region, ahead.submit(rows.read, region)))
-                if len(coming) == 2:
-                    yield coming.pop(0)
-            yield from coming
 
-    def _keep(self, region: Region, arrays: Arrays, encoders: ThreadPoolExecutor) -> int:
-        """Write a region; how many bytes of voxels it has."""
-        self.store.note_versions(self.run.group.names, versions)
+        def read(region: Region, after: Future[Encoded] | None) -> Arrays:
+            if after:
+                wait([after])
+            return rows.read(region)
+
+        def encode(reading: Future[Arrays]) -> Encoded:
+            arrays = reading.result()
+            try:
+                return {name: self._encode(voxels, encoders) for name, voxels in arrays.items()}
+            finally:
+                rows.free(arrays)
+
+        under_way: deque[Future[Encoded]] = deque(maxlen=2)
+        for region in self.run.regions:
+            if not self.store.is_current(self.run_name):
+                break
+            reading = reader.submit(read, region, under_way[0] if len(under_way) == 2 else None)
+            under_way.append(encoder.submit(encode, reading))
+            yield region, writer.submit(self._keep, region, under_way[-1])
+
+    def _encode(self, voxels: npt.NDArray[Any], encoders: ThreadPoolExecutor) -> list[bytes]:
         _, height, width = chunk = self.store.layout.chunks
-        for name, voxels in arrays.items():
-            chunks = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
-            self.store.write_slab(name, region, list(encoders.map(lambda part: _encode(part, chunk), chunks)))
-        return sum(voxels.nbytes for voxels in arrays.values())
+        parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
+        return list(encoders.map(lambda part: _encode(part, chunk), parts))
+
+    def _keep(self, region: Region, encoding: Future[Encoded]) -> int:
+        """Write the slabs of a region; how many bytes of voxels it has."""
+        encoded = encoding.result()
+        self.store.note_versions(self.run.group.names, versions)
+        for name, chunks in encoded.items():
+            self.store.write_slab(name, region, chunks)
+        return self.store.layout.voxels_of(region) * sum(self.part[name].dtype.itemsize for name in encoded)
 
 
 def look(part: xr.Dataset, connections: int | None, report: Callable[[Report], None]) -> Exception | None:
@@ -195,7 +212,10 @@ def _may_pass(error: Exception) -> bool:
 
 
 class Rows:
-    """Reads regions from top to bottom; where they cut a dask block in two, that is computed once all the same."""
+    """Reads regions from top to bottom; where they cut a dask block in two, that is computed once all the same.
+
+    The memory of regions that are done with is used again: of fresh memory each page is a fault, and is zeroed first.
+    """
 
     def __init__(self, part: xr.Dataset, cuts: tuple[int, ...] | None, readers: ThreadPoolExecutor) -> None:
         self._part = part
@@ -203,6 +223,7 @@ class Rows:
         self._readers = readers
         self._held: Arrays = {}
         self._start = self._stop = 0  # the rows that are held
+        self._spare: list[npt.NDArray[np.uint8]] = []
 
     def read(self, region: Region) -> Arrays:
         """All voxels of a region, by variable."""
@@ -223,15 +244,38 @@ class Rows:
         rows = slice(region.y_start - self._start, region.y_stop - self._start)
         return {name: array[:, rows] for name, array in self._held.items()}
 
+    def free(self, arrays: Arrays) -> None:
+        """Say that nobody will look at some arrays again that `read` gave."""
+        if self._cuts is None:
+            self._spare += [array.reshape(-1).view(np.uint8) for array in arrays.values()]
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        size = int(np.prod(shape)) * dtype.itemsize
+        fitting = next((i for i, spare in enumerate(self._spare) if spare.nbytes >= size), None)
+        flat = np.empty(size, np.uint8) if fitting is None else self._spare.pop(fitting)
+        return flat[:size].view(dtype).reshape(shape)
+
     def _compute(self, start: int, stop: int) -> Arrays:
         arrays, computed = {}, {}
         for name, variable in self._part.data_vars.items():
             lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
             if lazy:  # without dask, which would put the slices together by another copy
-                arrays[str(name)] = lazy.read_slices(slice(start, stop), self._readers)
+                depth, _, width = lazy.shape
+                arrays[str(name)] = out = self._room((depth, stop - start, width), lazy.dtype)
+                lazy.read_slices(slice(start, stop), self._readers, out)
             else:
                 computed[str(name)] = variable.data[:, start:stop]
         return arrays | compute(computed, scheduler="threads", pool=self._readers)[0]
+
+
+def _ahead(begun: Iterator[T], count: int) -> Iterator[T]:
+    """The same, when so many more have begun."""
+    coming: deque[T] = deque()
+    for item in begun:
+        coming.append(item)
+        if len(coming) > count:
+            yield coming.popleft()
+    yield from coming
 
 
 def _cut(voxels: npt.NDArray[Any], axis: int, step: int) -> list[npt.NDArray[Any]]:

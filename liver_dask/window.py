@@ -132,13 +132,11 @@ class LazyWindow:
             self.read(*window.selections, out)
         return out.reshape(window.shape)
 
-    def read_slices(self, rows: slice, pool: Executor) -> npt.NDArray[Any]:
-        """Some rows of all slices, read side by side into one array; of a window that keeps all axes."""
+    def read_slices(self, rows: slice, pool: Executor, out: npt.NDArray[Any]) -> None:
+        """Read some rows of all slices, side by side, into `out`, (z, y, x); of a window that keeps all axes."""
         z, y, x = self.window.selections
-        out = np.empty((len(z), len(y[rows]), len(x)), self.dtype)
         for _ in pool.map(lambda i: self.read(z[i : i + 1], y[rows], x, out[i : i + 1]), range(len(z))):
             pass
-        return out
 
     def describe(self) -> str:
         """Which voxels these are: the same text for the same voxels of the same source, in every process."""

@@ -24,6 +24,8 @@ from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, se
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3000)]
 
 SHAPE = (40, 1024, 1024)
+CHUNKS, SHARDS = (8, 64, 64), (40, 64, 256)
+SLABS = 4 * (SHAPE[0] // CHUNKS[0]) * (SHAPE[1] // CHUNKS[1])
 KILLS = 20
 DRIVER = f"""
 import sys
@@ -34,7 +36,7 @@ if __name__ == "__main__":
     options["local_directory"] = sys.argv[2] + ".workers"
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         ds = ld.open_human_liver_em(sys.argv[1], shape={SHAPE})
-        ld.to_zarr(ds, sys.argv[2], client=client, chunks=(8, 64, 64), shards=(40, 64, 256), progress=False)
+        ld.to_zarr(ds, sys.argv[2], client=client, chunks={CHUNKS}, shards={SHARDS}, progress=False)
 """
 
 
@@ -68,8 +70,15 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
-def slabs_written(store: Path) -> int:
-    return len(list(Path(f"{store}.partial", "progress").glob("slabs/*/[0-9]*")))
+def wait_for_slabs(process: subprocess.Popen[bytes], store: Path, count: int) -> int:
+    """Until so many slabs were written, in all; how many of them are there now, and not yet put together."""
+    seen: set[Path] = set()
+    while len(seen) < count:
+        there = set(Path(f"{store}.partial", "progress").glob("slabs/*/[0-9]*"))
+        seen |= there
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    return len(there)
 
 
 def test_twenty_kills(server: ArchiveServer, tmp_path: Path) -> None:
@@ -77,34 +86,28 @@ def test_twenty_kills(server: ArchiveServer, tmp_path: Path) -> None:
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     expected = tmp_path / "expected.zarr"
-    process = begin(script, server, expected)
-    while not slabs_written(expected):
-        time.sleep(0.01)
-    began = time.monotonic()
-    finish(process, expected)
-    takes, once = time.monotonic() - began, server.bytes_sent
+    finish(begin(script, server, expected), expected)
+    once = server.bytes_sent
     chosen = random.Random(0)
-    print(f"\nundisturbed: {takes:.1f} s, {once / 1e6:.1f} MB in {len(server.requests)} requests")
+    print(f"\nundisturbed: {SLABS} slabs of {once / 1e6:.1f} MB in {len(server.requests)} requests")
     for number in range(KILLS):
         server.requests.clear()
         store = tmp_path / f"{number}.zarr"
         process = begin(script, server, store)
-        while not slabs_written(store):
-            time.sleep(0.01)
-        time.sleep(chosen.uniform(0, takes))
-        kept = slabs_written(store)
+        moment = chosen.randrange(1, SLABS)
+        kept = wait_for_slabs(process, store, moment)
         whole = number % 2 == 0
         if whole:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if not store.exists():
-                finish(begin(script, server, store), store)
+            assert not store.exists()
+            finish(begin(script, server, store), store)
         else:
             for worker in workers_of(process)[:1]:
                 worker.kill()
             finish(process, store)
         again = server.bytes_sent - once
-        print(f"{number:2}: killed {'all' if whole else 'a worker'}, {kept:3} slabs there, {again / 1e6:6.2f} MB again")
+        print(f"{number:2}: killed {'all' if whole else 'a worker'} at slab {moment:3}, {kept:3} there, {again / 1e6:6.2f} MB again")
         assert again < 0.25 * once
         assert_same_chunks(expected, store)
         shutil.rmtree(store)
