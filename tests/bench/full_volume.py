@@ -150,9 +150,12 @@ def main(archive: Path, scratch: Path) -> None:
             with tiff.open("rb") as file:
                 while file.read(1 << 24):
                     pass
-        codecs = bound(links)
+        before = bound(links)
+        told: dict[str, Any] = {"ours": measured(ours, nginx, scratch / "ours.zarr", scratch, ROWS)}
+        after = bound(links)  # machines are faster at times: the mean is of the same time as the run between
+        codecs = {name: round((before[name] + after[name]) / 2, 2) for name in before}
         least = codecs["LZW"] + codecs["raw to Blosc"] + codecs["masks to Blosc"]
-        told = {"codecs, s": codecs, "ours": measured(ours, nginx, scratch / "ours.zarr", scratch, ROWS)}
+        told["codecs before, s"], told["codecs after, s"] = before, after
         told["naive, a box of an eighth"] = measured(naive, nginx, scratch / "naive.zarr", scratch, NAIVE_ROWS)
         told["share of the bound (LZW and Blosc)"] = round(least / told["ours"]["seconds"], 3)
         told["share of the bound with PNG"] = round((least + codecs["PNG"]) / told["ours"]["seconds"], 3)

@@ -107,7 +107,8 @@ def test_twenty_kills(server: ArchiveServer, tmp_path: Path) -> None:
                 worker.kill()
             finish(process, store)
         again = server.bytes_sent - once
-        print(f"{number:2}: killed {'all' if whole else 'a worker'} at slab {moment:3}, {kept:3} there, {again / 1e6:6.2f} MB again")
+        victim = "all" if whole else "a worker"
+        print(f"{number:2}: killed {victim} at slab {moment:3}, {kept:3} there, {again / 1e6:6.2f} MB again")
         assert again < 0.25 * once
         assert_same_chunks(expected, store)
         shutil.rmtree(store)
