@@ -8,14 +8,16 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SHUT_RDWR, socket
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
+from uuid import uuid4
 from weakref import WeakSet
 
 import numpy as np
@@ -35,6 +37,9 @@ DEMO_SHAPE = (16, 1024, 1024)
 DEMO_BOX = (200, 856, 120, 632, 2, 14)
 TIFF_TAGS = {317: 2, 278: 1}
 """Predictor 2, one row a strip."""
+
+LONGEST_RANGE_HEADER = (8 << 10) - len("Range: \r\n")
+"""What nginx takes: 8 kB for one line of a request."""
 
 COLOUR_OF_LABEL = {"mito": (230, 75, 60), "er": (60, 170, 235), "nucleus": (250, 200, 60)}
 OTHER_COLOUR = (160, 90, 220)
@@ -155,12 +160,21 @@ def _noise(random: np.random.Generator, depth: int, grain: int) -> Field:
 
 
 class Request(NamedTuple):
-    """One request as a server saw it: the range is (0, size) where none was asked for."""
+    """One request as a server saw it.
+
+    Attributes:
+        path: Of the file.
+        start: First byte that was asked for; 0 where no range was.
+        stop: Just after the last byte; several ranges lie between `start` and `stop`.
+        status: Of the answer.
+        sent: Bytes of the file in the answer.
+    """
 
     path: str
     start: int
     stop: int
     status: int
+    sent: int
 
 
 @dataclass
@@ -177,61 +191,91 @@ class ArchiveServer:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of all bodies so far."""
-        return sum(request.stop - request.start for request in self.requests)
+        """Bytes of files in all answers so far."""
+        return sum(request.sent for request in self.requests)
 
 
 class RangeRequestHandler(SimpleHTTPRequestHandler):
-    """Serves a folder with byte ranges, ETags, kept-alive connections and HTML listings."""
+    """Serves a folder with byte ranges (one or several a request), ETags, kept-alive connections and HTML listings."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        """Answer with a range (206) or the whole file (200)."""
+        """Answer with one range or several (206), or the whole file (200)."""
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             super().do_GET()  # a listing, or 404
             self._note(0, 0, HTTPStatus.OK if path.is_dir() else HTTPStatus.NOT_FOUND)
             return
-        size = path.stat().st_size
-        start, stop = self.asked_range(size)
-        if start >= size:
-            self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
-            self.send_header("Content-Range", f"bytes */{size}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+        if len(self.headers.get("Range", "")) > LONGEST_RANGE_HEADER:
+            self.refuse(HTTPStatus.BAD_REQUEST, {"Connection": "close"})
             return
+        size = path.stat().st_size
+        ranges = [(start, stop) for start, stop in self.asked_ranges(size) if start < size]
+        if not ranges:
+            self.refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"})
+            return
+        etag = f'"{path.stat().st_mtime_ns:x}-{size:x}"'
         with path.open("rb") as file:
-            file.seek(start)
-            self.answer(file.read(stop - start), start, stop, size, f'"{path.stat().st_mtime_ns:x}-{size:x}"')
+            parts = [(start, read_at(file, start, stop)) for start, stop in ranges]
+        if len(parts) > 1:
+            self.answer_parts(parts, size, etag)
+        else:
+            (start, stop), (_, body) = ranges[0], parts[0]
+            self.answer(body, start, stop, size, etag)
 
-    def asked_range(self, size: int) -> tuple[int, int]:
-        """The range of the request, cut to the file; all of the file if none is asked for."""
-        first, dash, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
-        if not dash:
-            return 0, size
-        return int(first), min(int(last) + 1, size) if last else size
+    def asked_ranges(self, size: int) -> list[tuple[int, int]]:
+        """The ranges of the request, cut to the file; all of the file if none is asked for."""
+        if "Range" not in self.headers:
+            return [(0, size)]
+        ranges = (asked.partition("-") for asked in self.headers["Range"].removeprefix("bytes=").split(","))
+        return [(int(first), min(int(last) + 1, size) if last.strip() else size) for first, _, last in ranges]
 
     def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
         """Send one range."""
         status = HTTPStatus.PARTIAL_CONTENT if "Range" in self.headers else HTTPStatus.OK
         self._note(start, stop, status)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", etag)
+        headers = {"Accept-Ranges": "bytes", "ETag": etag}
         if status == HTTPStatus.PARTIAL_CONTENT:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        self.send(status, headers, body)
+
+    def answer_parts(self, parts: Sequence[tuple[int, bytes]], size: int, etag: str) -> None:
+        """Send several ranges, each as its first byte and its bytes, as nginx does."""
+        last, data = parts[-1]
+        self._note(parts[0][0], last + len(data), HTTPStatus.PARTIAL_CONTENT, sum(len(data) for _, data in parts))
+        boundary = uuid4().hex
+        head = f"\r\n--{boundary}\r\nContent-Type: {self.guess_type(self.path)}\r\nContent-Range: bytes "
+        pieces = [f"{head}{start}-{start + len(data) - 1}/{size}\r\n\r\n".encode() + data for start, data in parts]
+        headers = {"Content-Type": f"multipart/byteranges; boundary={boundary}", "Accept-Ranges": "bytes", "ETag": etag}
+        self.send(HTTPStatus.PARTIAL_CONTENT, headers, b"".join([*pieces, f"\r\n--{boundary}--\r\n".encode()]))
+
+    def refuse(self, status: int, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Send nothing of the file."""
+        self._note(0, 0, status)
+        self.send(status, headers, b"")
+
+    def send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Send an answer of any kind; its length is that of the body, unless the headers say another."""
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def _note(self, start: int, stop: int, status: int) -> None:
+    def _note(self, start: int, stop: int, status: int, sent: int | None = None) -> None:
         archive = self.server.archive  # type: ignore[attr-defined]  # `serve` gives its server one
-        archive.requests.append(Request(self.path, start, stop, status))
+        archive.requests.append(Request(self.path, start, stop, status, stop - start if sent is None else sent))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent; requests are in `ArchiveServer.requests`."""
+
+
+def read_at(file: BinaryIO, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of a file."""
+    file.seek(start)
+    return file.read(stop - start)
 
 
 @contextmanager

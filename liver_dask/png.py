@@ -9,6 +9,7 @@ are kept for a while, a bit a pixel. So reading a mask block by block costs one 
 import bisect
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,19 @@ import numpy.typing as npt
 from zlib_ng import zlib_ng
 
 from .allowance import cores
+from .byteranges import Span
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError
 from .png_filters import LAST_FILTER, SIGNATURE, unfilter
 from .remote import RemoteFile
+from .transport import Identity
 from .volume import FOREGROUND
 
 BLOCK_ROWS = 256
 """Rows from one checkpoint to the next."""
+
+STEP_ROWS = 64
+"""Rows that are decoded at once: a divisor of those of a block, and few, since many masks are read side by side."""
 
 BLOCKS_LIMIT = 64 << 20
 """Bytes of decoded blocks that a process keeps, a bit a pixel: one whole mask and some."""
@@ -126,48 +132,58 @@ class PngSlice:
         with self._lock:
             layout = self._load_layout()
             for block in range(int(rows[0]) // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
-                here = slice(*np.searchsorted(rows, (block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)))
-                wanted = rows[here]
-                if len(wanted):
-                    first, bits = self._read_block(layout, block, wanted, columns, stop)
-                    bits = bits if len(wanted) == len(bits) else bits[wanted - first]
-                    np.multiply(bits, np.uint8(FOREGROUND), out=out[here])
+                wanted = rows[slice(*np.searchsorted(rows, (block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)))]
+                for first, bits in self._read_block(layout, block, wanted, columns, stop) if len(wanted) else ():
+                    here = slice(*np.searchsorted(rows, (first, first + len(bits))))
+                    some = bits if len(rows[here]) == len(bits) else bits[rows[here] - first]
+                    np.multiply(some, np.uint8(FOREGROUND), out=out[here])
             self._keep_in_folder()
 
     def _read_block(
         self, layout: _Layout, block: int, wanted: npt.NDArray[np.intp], columns: slice, stop: int
-    ) -> tuple[int, Bytes2D]:
-        """The number of the first of some rows that hold the wanted ones of a block, and their pixels as 0 / 1."""
-        packed = _blocks.get((self._file.url, self._file.identity, block))
+    ) -> Iterator[tuple[int, Bytes2D]]:
+        """Some rows at a time, the number of the first and their pixels as 0 / 1: all that are wanted of a block."""
+        packed = _blocks.get(self._key(block))
+        if packed is None:
+            state = self._nearest(int(wanted[0]))
+            end = min((block + 1) * BLOCK_ROWS, stop, self._height)
+            nothing_else = len(wanted) == BLOCK_ROWS and columns == slice(0, self._width)
+            while state.row < end:
+                number, row = divmod(state.row, BLOCK_ROWS)
+                packed = None
+                if row == 0 and state.row + BLOCK_ROWS <= end and not (number == block and nothing_else):
+                    packed = self._pack_block(layout, state, stop)
+                    continue
+                first, plain = state.row, self._next_rows(layout, state, end, stop)
+                if number == block:
+                    yield first, layout.to_bits(plain, columns)
+            self._latest = state
         if packed is not None:
             first, last = int(wanted[0]) - block * BLOCK_ROWS, int(wanted[-1]) + 1 - block * BLOCK_ROWS
-            return int(wanted[0]), np.unpackbits(packed[first:last], axis=1, count=columns.stop)[:, columns]
-        state = self._nearest(int(wanted[0]))
-        end = min((block + 1) * BLOCK_ROWS, stop, self._height)
-        while state.row < end:
-            count = min(BLOCK_ROWS - state.row % BLOCK_ROWS, end - state.row)
-            rows = self._next_rows(layout, state, count, stop)
-            all_wanted = state.row == end and len(wanted) == count and columns == slice(0, self._width)
-            if count == BLOCK_ROWS and not all_wanted:
-                bits = layout.to_bits(rows, slice(0, self._width))
-                self._keep_block(state.row // BLOCK_ROWS - 1, bits)
-                bits = bits[:, columns]
-            else:
-                bits = layout.to_bits(rows, columns)
-        self._latest = state
-        return end - len(rows), bits
+            yield int(wanted[0]), np.unpackbits(packed[first:last], axis=1, count=columns.stop)[:, columns]
 
-    def _keep_block(self, block: int, bits: Bytes2D) -> None:
-        """A block on the way to another, or of which only a part was asked for, may be asked for next."""
-        _blocks.put((self._file.url, self._file.identity, block), np.packbits(bits, axis=1))
+    def _pack_block(self, layout: _Layout, state: _Checkpoint, stop: int) -> Bytes2D:
+        """Decode and keep a block that is on the way to another, or of which only a part was asked for."""
+        number, end = state.row // BLOCK_ROWS, state.row + BLOCK_ROWS
+        parts = []
+        while state.row < end:
+            bits = layout.to_bits(self._next_rows(layout, state, end, stop), slice(0, self._width))
+            parts.append(np.packbits(bits, axis=1))
+        packed = np.concatenate(parts)
+        _blocks.put(self._key(number), packed)
+        return packed
+
+    def _key(self, block: int) -> tuple[str, Identity | None, int]:
+        return self._file.url, self._file.identity, block
 
     def _nearest(self, row: int) -> _Checkpoint:
         """A copy of the last checkpoint at or above `row`."""
         known = [*self._checkpoints, *([self._latest] if self._latest else [])]
         return max((point for point in known if point.row <= row), key=lambda point: point.row).copy()
 
-    def _next_rows(self, layout: _Layout, state: _Checkpoint, count: int, stop: int) -> Bytes2D:
-        """Inflate and unfilter the next rows, leaving a checkpoint where a new block begins."""
+    def _next_rows(self, layout: _Layout, state: _Checkpoint, end: int, stop: int) -> Bytes2D:
+        """Inflate and unfilter the next rows, not beyond `end`, leaving a checkpoint where a new block begins."""
+        count = min(STEP_ROWS - state.row % STEP_ROWS, end - state.row)
         inflated = self._inflate(state, count, count * (1 + layout.row_bytes), stop)
         block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
         if block[:, 0].max() > LAST_FILTER:
@@ -233,10 +249,10 @@ class PngSlice:
         if count <= 0 or self._chunks.ended:
             return False
         step = max(SMALLEST_REQUEST, -(-count // self._file.source.connections))
-        ranges = [(start, min(start + step, first + count)) for start in range(first, first + count, step)]
-        parts: dict[int, bytes] = {}
-        self._file.fetch_each(ranges, parts.__setitem__)
-        self._chunks.append(b"".join(parts[i] for i in range(len(ranges))))
+        requests = [[Span(start, min(start + step, first + count))] for start in range(first, first + count, step)]
+        parts: dict[int, list[memoryview]] = {}
+        self._file.fetch_each(requests, parts.__setitem__)
+        self._chunks.append(b"".join(part for i in range(len(requests)) for part in parts[i]))
         return True
 
     def _keep_in_folder(self) -> None:
@@ -267,7 +283,7 @@ class _Chunks:
         self._url = url
         self._next = len(SIGNATURE)
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         """Add what follows in the file."""
         self.prefix += data
         if not self.prefix.startswith(SIGNATURE):

@@ -18,13 +18,24 @@ import tenacity
 import urllib3
 
 from . import allowance
+from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
-from .transport import FsspecTransport, HttpTransport, Identity, Part, Source, Transport, TryAgainError
+from .transport import FsspecTransport, HttpTransport, Identity, OneRangeOnlyError, Source, Transport, TryAgainError
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 60.0
-"""Seconds; a server that asks for a longer pause (Retry-After) is asked again after this one."""
+"""Seconds; for a byte, and before a request that the server asked to be made later (Retry-After)."""
+
+LONGEST_TRYING = 600.0
+"""Seconds after which a range is not asked for again."""
+
+LARGEST_RANGE = 4 << 20
+GAP = 512
+"""Bytes between two ranges that are fetched along: a further range in the same answer takes some 150."""
+
+WIDE_GAP = 256 << 10
+"""The same where each range takes a request: from far away the archive would send as much meanwhile."""
 
 
 class RemoteFile:
@@ -55,8 +66,12 @@ class RemoteFile:
         """Bytes kept of it, because the server sends nothing less than all."""
         return len(self._whole)
 
-    def fetch(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`, fewer only where the file ends.
+    def fetch(self, start: int, stop: int) -> memoryview:
+        """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_spans`."""
+        return self.fetch_spans([Span(start, stop)])[0]
+
+    def fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
+        """Ranges, ascending and none of them empty: all in one request where the server takes that, else in few.
 
         Raises:
             SliceNotFoundError: There is no such file.
@@ -64,41 +79,100 @@ class RemoteFile:
             RangeNotSupportedError: The server would send all of a large file.
             RemoteError: The source did not answer rightly in `source.attempts` tries.
         """
-        if self._whole:
-            return self._whole[start:stop]
-        transport = _process.transport(self.source)
+        if not self._whole and _process.transport(self.source).takes_several:
+            try:
+                return self._fetch_merged(spans, merge_spans(spans, GAP, LARGEST_RANGE), MOST_OF_A_REQUEST)
+            except OneRangeOnlyError as refusal:
+                log.info("%s It is asked for one range at a time from now on.", refusal)
+        return self._fetch_merged(spans, merge_spans(spans, WIDE_GAP, LARGEST_RANGE), 1)
 
-        def get() -> Part:
-            with allowance.connections:
-                return transport.get(self.url, start, stop)
+    def _fetch_merged(self, spans: Sequence[Span], merged: Sequence[Span], most: int) -> list[memoryview]:
+        """Fetch the merged ranges, up to `most` with a request, and cut those asked for out of them."""
+        found: list[memoryview] = []
+        for i in range(0, len(merged), most):
+            asked = merged[i : i + most]
+            here = [span for span in spans if asked[0].start <= span.start < asked[-1].stop]
+            if self._whole:
+                found += [memoryview(self._whole)[span.start : span.stop] for span in here]
+            else:
+                found += _Request(self, asked).fetch().cut(here)
+        return found
 
-        part = _with_retries(self.source, self.url, get)
-        traffic.add(requests=1, bytes=len(part.data))
-        self.identify(part.identity)
-        if len(part.data) > stop - start:
-            self._whole = part.data
-        return part.data[start - part.start : stop - part.start]
+    def receive(self, identity: Identity, start: int, data: bytes) -> None:
+        """Take note of what came of it; SourceChangedError if that is of another version of the file."""
+        traffic.add(bytes=len(data))
+        self.identify(identity)
+        if start == 0 and len(data) == identity.size:
+            self._whole = data
 
-    def fetch_each(self, ranges: Sequence[tuple[int, int]], consume: Callable[[int, bytes], None]) -> None:
-        """Fetch ranges side by side and call `consume(i, data)` for each as it arrives, on the thread that fetched it.
+    def fetch_each(self, requests: Sequence[Sequence[Span]], consume: Callable[[int, list[memoryview]], None]) -> None:
+        """Fetch side by side; call `consume(i, parts)` when the ranges of `requests[i]` came, on their thread.
 
         The first error cancels what has not begun, and is raised.
         """
-        if len(ranges) == 1:  # no other thread can help
-            consume(0, self.fetch(*ranges[0]))
+        if len(requests) == 1:  # no other thread can help
+            consume(0, self.fetch_spans(requests[0]))
             return
 
         def fetch_one(i: int) -> None:
-            consume(i, self.fetch(*ranges[i]))
+            consume(i, self.fetch_spans(requests[i]))
 
         threads = _process.threads(self.source.connections)
-        futures = [threads.submit(fetch_one, i) for i in range(len(ranges))]
+        futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
         try:
             for future in as_completed(futures):
                 future.result()
         finally:
             for future in futures:
                 future.cancel()
+
+
+class _Request:
+    """Ranges that are asked for until all of them have come: what came before a fault is not asked for again."""
+
+    def __init__(self, file: RemoteFile, spans: Sequence[Span]) -> None:
+        self._file = file
+        self._received = Received(spans)
+        self._faults: Counter[str] = Counter()
+        self.url = file.url
+
+    def fetch(self) -> Received:
+        began = monotonic()
+        source = self._file.source
+        try:
+            _retrying(source.attempts)(_Request._ask, self)
+        except TryAgainError as fault:
+            told = ", ".join(f"{reason} ({count} x)" for reason, count in self._faults.items())
+            raise RemoteError(
+                f"{self.url}: gave up after {self._faults.total()} tries in {monotonic() - began:.0f} s: {told}. "
+                "Check the address and the connection, or try again later."
+            ) from fault
+        return self._received
+
+    def _ask(self) -> None:
+        source = self._file.source
+        tries = self._faults.total()
+        try:
+            missing = self._missing()
+            if missing:
+                with allowance.connections:
+                    traffic.add(requests=1, retries=int(tries > 0))
+                    patience = min(source.timeout * 2**tries, LONGEST_WAIT)
+                    _process.transport(source).get(self.url, missing, patience, self._receive)
+            if self._missing():
+                raise TryAgainError("sent fewer bytes than asked for")
+        except TryAgainError as fault:
+            self._faults[str(fault)] += 1
+            traffic.add(stalls=int(fault.is_stall))
+            raise
+
+    def _receive(self, identity: Identity, start: int, data: bytes) -> None:
+        self._file.receive(identity, start, data)
+        if not self._received.add(start, data):
+            raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
+
+    def _missing(self) -> list[Span]:
+        return self._received.missing(self._file.identity.size if self._file.identity else None)
 
 
 class Traffic:
@@ -181,17 +255,6 @@ def resolve_url(source: str | os.PathLike[str]) -> str:
     return f"{protocol}://{path.rstrip('/')}"
 
 
-def _with_retries(source: Source, url: str, get: Callable[[], Part]) -> Part:
-    began = monotonic()
-    try:
-        return _retrying(source.attempts)(_get_of, url, get)
-    except TryAgainError as fault:
-        raise RemoteError(
-            f"{url}: gave up after {source.attempts} tries in {monotonic() - began:.0f} s; the last time: {fault}. "
-            "Check the address and the connection, or try again later."
-        ) from fault
-
-
 @functools.cache
 def _retrying(attempts: int) -> tenacity.Retrying:
     """One for all requests, not one for each.
@@ -201,16 +264,11 @@ def _retrying(attempts: int) -> tenacity.Retrying:
     """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TryAgainError),
-        stop=tenacity.stop_after_attempt(attempts),
+        stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
         wait=_wait,
         before_sleep=_tell,
         reraise=True,
     )
-
-
-def _get_of(url: str, get: Callable[[], Part]) -> Part:
-    """`url` is for `_tell`."""
-    return get()
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -220,7 +278,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 
 def _tell(state: tenacity.RetryCallState) -> None:
-    log.info("%s: %s; asking again", state.args[0], state.outcome.exception() if state.outcome else "")
+    log.info("%s: %s; asking again", state.args[0].url, state.outcome.exception() if state.outcome else "")
 
 
 _back_off = tenacity.wait_random_exponential(multiplier=0.2, max=10)

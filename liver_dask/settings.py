@@ -10,7 +10,7 @@ import dask
 DEFAULTS: dict[str, Any] = {
     "chunk-rows": 1024,
     "connections": 16,
-    "timeout": 8.0,  # seconds without a byte; the archive answers nine requests in ten within two
+    "timeout": 4.0,  # seconds without a byte, at first; the archive answers nine requests in ten within two
     "attempts": 6,
     "cache-dir": None,
     "check-room": True,  # whether an export that seems too large for disk or memory is refused

@@ -10,8 +10,9 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, cast
 
 import imagecodecs
 import numpy as np
@@ -20,16 +21,15 @@ import tifffile
 from zlib_ng import zlib_ng
 
 from .allowance import cores
+from .byteranges import MOST_OF_A_REQUEST, Span
 from .cache import FolderCache
 from .errors import FormatError, LiverDaskError
+from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
 from .volume import RAW_DTYPE
 
 HEAD = 512
 """Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
-
-GAP = 8 << 10
-"""Bytes between two strips that are fetched along rather than asked around."""
 
 SMALLEST_REQUEST = 1 << 20
 LARGEST_REQUEST = 4 << 20
@@ -37,6 +37,8 @@ LARGEST_REQUEST = 4 << 20
 
 INDEX_BYTES_PER_ROW = 8
 """What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
+
+DECODING_ERRORS = (imagecodecs.LzwError, zlib.error, zlib_ng.error)
 
 LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED = 5, 8, 32946, 1
 
@@ -81,15 +83,6 @@ class StripIndex:
             return cls(offsets=kept["offsets"], counts=kept["counts"], **scalars)
 
 
-class Piece(NamedTuple):
-    """Neighbouring strips that one request fetches: `strips[first:last]`, in bytes `start` to `stop`."""
-
-    first: int
-    last: int
-    start: int
-    stop: int
-
-
 class TiffSlice:
     """One slice of raw; keeps its strip index."""
 
@@ -116,55 +109,95 @@ class TiffSlice:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
         index = self._load_index()
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
-        side_by_side = 1 if self.foreseen else self._file.source.connections
-        pieces = plan_pieces(index.offsets[strips], index.counts[strips], side_by_side)
+        offsets, wanted = index.offsets[strips], self._bytes_wanted(index, strips, columns.stop)
+        spans = list(map(Span, offsets.tolist(), (offsets + wanted).tolist()))
+        pieces = plan_pieces(offsets, wanted, 1 if self.foreseen else self._file.source.connections)
         straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
 
-        def decode_piece(i: int, data: bytes) -> None:
-            piece = pieces[i]
-            here = slice(*np.searchsorted(strip_of_row, (piece.first, piece.last)))
+        def decode_piece(i: int, parts: list[memoryview]) -> None:
+            here = slice(*np.searchsorted(strip_of_row, (pieces[i].start, pieces[i].stop)))
             row_in_strip = rows[here] % index.rows_per_strip
             deep = int(row_in_strip.max()) + 1
             wide = columns.stop if deep == 1 else self._width  # nothing right of it is decoded in the last row needed
-            shape = piece.last - piece.first, deep, wide
+            shape = len(parts), deep, wide
             block = out[here].reshape(shape) if straight else np.empty(shape, RAW_DTYPE)
-            with cores:
-                self._decode(index, strips[piece.first : piece.last], data, piece.start, columns.stop, block)
-                if not straight:
-                    out[here] = block[strip_of_row[here] - piece.first, row_in_strip, columns]
+            self._decode(index, strips[pieces[i]], parts, columns.stop, block)
+            if not straight:
+                with cores:
+                    out[here] = block[strip_of_row[here] - pieces[i].start, row_in_strip, columns]
 
-        self._file.fetch_each([(piece.start, piece.stop) for piece in pieces], decode_piece)
+        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+
+    def _bytes_wanted(self, index: StripIndex, strips: Rows, x_stop: int) -> npt.NDArray[np.int64]:
+        """How many bytes to fetch of each strip; all of a deep one, whose rows' places are not learnt."""
+        counts = index.counts[strips]
+        if index.rows_per_strip > 1:
+            return counts
+        return prefix_shares.bytes_wanted(self._file.source.url, self._width, x_stop, counts)
 
     def _decode(
-        self, index: StripIndex, strips: Rows, data: bytes, start: int, x_stop: int, block: npt.NDArray[np.uint16]
+        self, index: StripIndex, strips: Rows, parts: list[memoryview], x_stop: int, block: npt.NDArray[np.uint16]
     ) -> None:
         """Decode strips into `block`: (strips, rows of a strip, columns); below and right of what is needed, anything.
 
-        `data` are the file's bytes from `start` on.
+        `parts` are the first bytes of each strip; where they are too few, more are fetched.
         """
         _, deep, wide = block.shape
-        decode = _DECODER_OF_COMPRESSION[index.compression]
-        view = memoryview(data)
-        for number, strip in enumerate(strips):
-            first = int(index.offsets[strip]) - start
-            there = min(deep, self._height - int(strip) * index.rows_per_strip)  # the last strip may be short
-            target = block[number].reshape(-1)[: (there - 1) * wide + x_stop].view(np.uint8)
-            self._decode_strip(decode, view[first : first + int(index.counts[strip])], target, int(strip), index)
-        if index.big_endian != (sys.byteorder == "big"):
-            block.byteswap(inplace=True)
-        if index.predictor == 2:
-            imagecodecs.delta_decode(block, axis=-1, out=block)
+        there = np.minimum(deep, self._height - strips * index.rows_per_strip)  # the last strip may be short
+        lengths = ((there - 1) * wide + x_stop).tolist()
+        targets = [rows.reshape(-1)[:n].view(np.uint8) for rows, n in zip(block, lengths, strict=True)]
+        with cores:
+            decoded = [self._decode_strip(index, *one) for one in zip(strips.tolist(), parts, targets, strict=True)]
+        short = [i for i, target in enumerate(targets) if decoded[i] < len(target)]
+        while short:
+            self._fetch_more(index, strips, parts, targets, decoded, short)
+            short = [i for i in short if decoded[i] < len(targets[i])]
+        with cores:
+            if x_stop < self._width and index.rows_per_strip == 1:
+                self._learn(index, int(strips[0]), parts[0], x_stop)
+            if index.big_endian != (sys.byteorder == "big"):
+                block.byteswap(inplace=True)
+            if index.predictor == 2:
+                imagecodecs.delta_decode(block, axis=-1, out=block)
 
-    def _decode_strip(
-        self, decode: "Decoder", strip: memoryview, target: npt.NDArray[np.uint8], number: int, index: StripIndex
+    def _fetch_more(
+        self,
+        index: StripIndex,
+        strips: Rows,
+        parts: list[memoryview],
+        targets: list[npt.NDArray[np.uint8]],
+        decoded: list[int],
+        short: list[int],
     ) -> None:
+        """Fetch more of the strips of which too little was fetched, and decode them again."""
+        spans = []
+        for i in short:
+            start, count = int(index.offsets[strips[i]]), int(index.counts[strips[i]])
+            stop = bytes_for(count, len(parts[i]), decoded[i], len(targets[i]))
+            spans.append(Span(start + len(parts[i]), start + stop))
+        for i, more in zip(short, self._file.fetch_spans(spans), strict=True):
+            parts[i] = memoryview(b"".join((parts[i], more)))
+        with cores:
+            for i in short:
+                decoded[i] = self._decode_strip(index, int(strips[i]), parts[i], targets[i])
+
+    def _learn(self, index: StripIndex, strip: int, part: memoryview, x_stop: int) -> None:
+        """Find out how far the first bytes of a strip go, and so how many its columns up to `x_stop` take."""
+        row = np.empty(self._width, RAW_DTYPE).view(np.uint8)
+        with suppress(*DECODING_ERRORS):  # beyond what is needed
+            decoded = _DECODER_OF_COMPRESSION[index.compression](part, row)
+            needed = len(part) * x_stop * RAW_DTYPE.itemsize / decoded
+            prefix_shares.learn(self._file.source.url, self._width, x_stop, needed / int(index.counts[strip]))
+
+    def _decode_strip(self, index: StripIndex, number: int, part: memoryview, target: npt.NDArray[np.uint8]) -> int:
+        """Decode the first bytes of a strip; how many of the target they gave, all of them if the strip is whole."""
         try:
-            count = decode(strip, target)
-        except (imagecodecs.LzwError, zlib.error, zlib_ng.error) as error:
+            count = _DECODER_OF_COMPRESSION[index.compression](part, target)
+        except DECODING_ERRORS as error:
             problem = f"cannot be decoded ({error})"
         else:
-            if count == len(target):
-                return
+            if count == len(target) or len(part) < index.counts[number]:
+                return count
             problem = f"holds {count} of {len(target)} bytes"
         first = number * index.rows_per_strip
         raise FormatError(
@@ -196,31 +229,36 @@ class TiffSlice:
         return index
 
 
-def plan_pieces(offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], connections: int) -> list[Piece]:
-    """Group strips into ranges: neighbours together, and about one range a connection.
+def plan_pieces(offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], connections: int) -> list[slice]:
+    """Group strips into requests, about one a connection, and no more ranges than a request may ask for.
 
     Args:
         offsets: First byte of each strip that is needed, in the order of the rows.
-        counts: Bytes of each.
-        connections: How many ranges are fetched side by side.
+        wanted: Bytes of each that are needed.
+        connections: How many requests are made side by side.
 
     Returns:
-        The pieces; together they hold every strip once.
+        Which strips each request is for: neighbours, ascending in the file; together they hold every strip once.
     """
-    share = request_bytes(int(counts.sum()), connections)
-    pieces: list[Piece] = []
-    for i, (offset, count) in enumerate(zip(offsets.tolist(), counts.tolist(), strict=True)):
-        last = pieces[-1] if pieces else None
-        if last and 0 <= offset - last.stop <= GAP and offset + count - last.start <= share:
-            pieces[-1] = Piece(last.first, i + 1, last.start, offset + count)
-        else:
-            pieces.append(Piece(i, i + 1, offset, offset + count))
-    return pieces
+    share = request_bytes(int(wanted.sum()), connections)
+    pieces: list[slice] = []
+    first = count = ranges = 0
+    reached = -1
+    for i, (offset, length) in enumerate(zip(offsets.tolist(), wanted.tolist(), strict=True)):
+        apart = offset != reached
+        if i > first and (offset < reached or count + length > share or ranges + apart > MOST_OF_A_REQUEST):
+            pieces.append(slice(first, i))
+            first, count, ranges, apart = i, 0, 0, True
+        count, ranges, reached = count + length, ranges + apart, offset + length
+    return [*pieces, slice(first, len(offsets))]
 
 
 def request_bytes(total: int, connections: int) -> int:
     """The most bytes of one range, where `total` bytes of a file are needed."""
     return min(max(-(-total // connections), SMALLEST_REQUEST), LARGEST_REQUEST)
+
+
+prefix_shares = PrefixShares()
 
 
 def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
@@ -352,7 +390,7 @@ class _Sparse(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
-    def _bytes(self, start: int, stop: int) -> bytes:
+    def _bytes(self, start: int, stop: int) -> memoryview:
         for first, data in self._fetched.items():
             if first <= start and stop <= first + len(data):
                 return data[start - first : stop - first]

@@ -1,4 +1,4 @@
-"""One byte range of one file, asked for once: by urllib3 over http(s), by fsspec over anything else.
+"""Byte ranges of one file, asked for once: by urllib3 over http(s), by fsspec over anything else.
 
 urllib3 was chosen by measurement (`tests/bench/transport.py`: nginx on loopback, 16 threads, two cores):
 
@@ -13,18 +13,20 @@ httpx      197 MB/s      27 MB/s       4.6 s
 requests   143 MB/s      21 MB/s       6.1 s
 ========  ============  =============  =========================
 
-A window's ranges are large. On those urllib3 costs no more than obstore; it shows status and headers before the body
-(so a server that ignores ranges is refused before it sends 880 MB), and it has no event loop or runtime thread that a
-fork would lose.
+Requests are large: small ranges are asked for many at once. So urllib3 costs no more than obstore; it shows status and
+headers before the body (so a server that ignores ranges is refused before it sends 880 MB), and the body as it comes
+(so one that breaks off is continued); and it has no event loop or runtime thread that a fork would lose.
 """
 
 import ssl
 import threading
 import urllib.request
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib.metadata import version
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +34,7 @@ import fsspec
 import urllib3
 from urllib3 import exceptions as faults
 
+from .byteranges import Span, range_header, read_content_range, read_parts
 from .errors import (
     InvalidArgumentError,
     LiverDaskError,
@@ -44,6 +47,13 @@ from .errors import (
 SMALL_FILE = 32 << 20
 """Bytes. A file up to this size is fetched whole from a server that ignores ranges; a larger one is refused."""
 
+BLOCK = 256 << 10
+SLOWEST = 20_000
+"""Bytes a second. The archive sends a connection 1.5 MB/s; what is slower than this for seconds will not recover."""
+
+REFUSALS_OF_SEVERAL = {200, 400, 413, 414, 416, 431, 501}
+"""How servers answer that take one range a request: all of the file, a complaint about the header, or about a range."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -52,7 +62,7 @@ class Source:
     Attributes:
         url: The archive's root: an http(s) URL, any other fsspec URL, or a local folder; no slash at the end.
         connections: The most requests under way at once from this process.
-        timeout: Seconds without a byte after which a request is given up and asked again.
+        timeout: Seconds without a byte after which a request is given up and asked again, with more patience each time.
         attempts: How often one range is asked for before that is an error.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None.
     """
@@ -76,27 +86,46 @@ class Identity(NamedTuple):
     tag: str
 
 
-class Part(NamedTuple):
-    """Bytes of a file from `start` on: those asked for, or all of it where the server ignores ranges."""
-
-    start: int
-    data: bytes
-    identity: Identity
+Receive = Callable[[Identity, int, bytes], None]
+"""Is given some bytes of a file as they come: which version of it they are of, where they begin, and they."""
 
 
 class TryAgainError(RemoteError):
-    """A fault that another request may not meet; `wait` is in seconds, None leaves it to the back-off."""
+    """A fault that another request may not meet.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    Attributes:
+        wait: Seconds to wait before; None leaves it to the back-off.
+        is_stall: Whether the server was silent, or nearly so.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, is_stall: bool = False) -> None:
         super().__init__(reason)
         self.wait = wait
+        self.is_stall = is_stall
+
+
+class OneRangeOnlyError(RemoteError):
+    """The server does not answer requests for several ranges; it may answer one for each."""
 
 
 class Transport(Protocol):
-    """Fetches one range, once; a fault that may pass is a TryAgainError."""
+    """Asks for ranges, once; a fault that may pass is a TryAgainError.
 
-    def get(self, url: str, start: int, stop: int) -> Part:
-        """Bytes `start` to `stop`, or to the end of the file; or the whole of a small one."""
+    Attributes:
+        takes_several: Whether a request may be for several ranges, as far as is known.
+    """
+
+    takes_several: bool
+
+    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
+        """Fetch ranges, each at most to the end of the file; or the whole of a small one.
+
+        Args:
+            url: The file.
+            spans: The ranges, ascending; one, or where the server takes that, several.
+            patience: Seconds without a byte, or with hardly any, after which the request is given up.
+            receive: Gets the bytes in the order in which they come.
+        """
 
     def folders(self, url: str) -> list[str]:
         """Names of the folders below `url`, as far as the source lists them."""
@@ -109,53 +138,76 @@ class HttpTransport:
     """Ranges over http(s), on kept-alive connections."""
 
     def __init__(self, source: Source) -> None:
+        self.takes_several = True
         self._pool = _connection_pool(source)
-        self._timeout = source.timeout
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
-    def get(self, url: str, start: int, stop: int) -> Part:
+    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         """See Transport."""
         try:
-            return self._ask(url, start, stop)
+            self._ask(url, spans, patience, receive)
+        except OneRangeOnlyError:
+            self.takes_several = False
+            raise
         except faults.HTTPError as fault:
-            raise _explain(fault, url, self._timeout) from fault
+            raise _explain(fault, url, patience) from fault
         except ValueError as error:  # urllib's own, of an address
             if isinstance(error, LiverDaskError):
                 raise
             raise InvalidArgumentError(f"{url} is not a URL that can be opened ({error}).") from error
 
-    def _ask(self, url: str, start: int, stop: int) -> Part:
+    def _ask(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         response = self._pool.request(
             "GET",
             url,
-            headers={**self._pool.headers, "Range": f"bytes={start}-{stop - 1}"},  # given ones replace the pool's
+            headers={**self._pool.headers, "Range": range_header(spans)},  # given ones replace the pool's
+            timeout=urllib3.Timeout(connect=patience, read=patience),
             preload_content=False,  # nothing is read before status and headers have been checked
             retries=urllib3.Retry(5, connect=0, read=0, status=0, other=0, respect_retry_after_header=False),
         )
         try:
-            if response.status == 206:
-                return _read_range(response, start, stop)
-            if response.status == 200:
-                return self._read_whole(response, url, start, stop)
-            raise _refusal(response, url)
+            self._read(response, url, spans, patience, receive)
         finally:
-            if response.length_remaining != 0:
+            if not response.closed:
                 response.close()  # what was not read would be taken for the next answer
             response.release_conn()
 
-    def _read_whole(self, response: urllib3.BaseHTTPResponse, url: str, start: int, stop: int) -> Part:
+    def _read(
+        self, response: urllib3.BaseHTTPResponse, url: str, spans: Sequence[Span], patience: float, receive: Receive
+    ) -> None:
+        if response.status == 206:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise TryAgainError("answered with compressed bytes")
+            if response.headers.get("Content-Type", "").lower().startswith("multipart/byteranges"):
+                _read_several(response, patience, receive)
+            elif len(spans) > 1:
+                raise OneRangeOnlyError(f"{url}: one range was sent where {len(spans)} were asked for.")
+            else:
+                _read_one(response, spans[0], patience, receive)
+        elif len(spans) > 1 and response.status in REFUSALS_OF_SEVERAL:
+            raise OneRangeOnlyError(f"{url}: answered {response.status} to a request for {len(spans)} ranges.")
+        elif response.status == 200:
+            self._read_whole(response, url, spans[0], patience, receive)
+        else:
+            raise _refusal(response, url)
+
+    def _read_whole(
+        self, response: urllib3.BaseHTTPResponse, url: str, span: Span, patience: float, receive: Receive
+    ) -> None:
         size = response.length_remaining
         if size is None or size > SMALL_FILE:
             told = "of untold size" if size is None else f"{size / 1e6:.0f} MB"
             raise RangeNotSupportedError(
                 f"{url}: the server ignores byte ranges and would send the whole file ({told}) for bytes "
-                f"{start}-{stop - 1}; use a server that supports ranges, or a local copy."
+                f"{span.start}-{span.stop - 1}; use a server that supports ranges, or a local copy."
             )
-        whole = Part(0, _read_exactly(response, size), Identity(size, _tag(response)))
+        whole = b"".join(_blocks(response, patience))
+        if len(whole) != size:
+            raise TryAgainError(f"sent {len(whole)} of {size} bytes")
+        receive(Identity(size, _tag(response)), 0, whole)
         with self._lock:
             self._warn_once(urlsplit(url).netloc)
-        return whole
 
     def _warn_once(self, host: str) -> None:
         if host not in self._warned:
@@ -179,14 +231,17 @@ class HttpTransport:
 class FsspecTransport:
     """Ranges of anything else that fsspec opens: folders, memory, s3, ..."""
 
+    takes_several = False
+
     def __init__(self, source: Source) -> None:
         try:
             self._fs, _ = fsspec.url_to_fs(source.url)
         except Exception as error:  # whatever the file system's package raises where it cannot connect
             raise RemoteError(f"{source.url} cannot be opened ({error}).") from error
 
-    def get(self, url: str, start: int, stop: int) -> Part:
-        """See Transport."""
+    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
+        """See Transport; the file system has its own patience."""
+        (start, stop), *_ = spans
         path = self._fs._strip_protocol(url)
         try:
             info = self._fs.info(path)
@@ -205,7 +260,7 @@ class FsspecTransport:
         if len(data) != stop - start:
             raise TryAgainError(f"sent {len(data)} of {stop - start} bytes")
         tag = next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in info), "")
-        return Part(start, data, Identity(int(info["size"]), tag))
+        receive(Identity(int(info["size"]), tag), start, data)
 
     def folders(self, url: str) -> list[str]:
         """See Transport."""
@@ -220,7 +275,7 @@ def _connection_pool(source: Source) -> urllib3.PoolManager:
     options: dict[str, Any] = {
         "maxsize": source.connections,
         "block": True,  # the cap: a further request waits for a connection
-        "timeout": urllib3.Timeout(connect=source.timeout, read=source.timeout),
+        "timeout": source.timeout,
         "headers": {
             "User-Agent": f"liver_dask/{version('liver_dask')}",
             "Accept-Encoding": "identity",  # a range of a compressed answer would not be a range of the file
@@ -233,30 +288,51 @@ def _connection_pool(source: Source) -> urllib3.PoolManager:
     return urllib3.PoolManager(**options)
 
 
-def _read_range(response: urllib3.BaseHTTPResponse, start: int, stop: int) -> Part:
-    """The body of a 206, once its headers say that it is the range asked for."""
-    told = response.headers.get("Content-Range", "")
+def _read_one(response: urllib3.BaseHTTPResponse, span: Span, patience: float, receive: Receive) -> None:
+    """The body of a 206, once its headers say that it is the range asked for, or the first bytes of it."""
+    told = read_content_range(response.headers.get("Content-Range", ""))
+    if told is None:
+        found = response.headers.get("Content-Range", "")
+        raise TryAgainError(f"asked for bytes {span.start}-{span.stop - 1}, answered with Content-Range {found!r}")
+    (start, stop), size = told
+    if start != span.start or stop > span.stop:
+        raise TryAgainError(f"asked for bytes {span.start}-{span.stop - 1} of {size}, answered with {start}-{stop - 1}")
+    if response.length_remaining not in (stop - start, None):
+        raise TryAgainError(f"would send {response.length_remaining} bytes for {stop - start}")
+    identity = Identity(size, _tag(response))
+    for block in _blocks(response, patience):
+        receive(identity, start, block)
+        start += len(block)
+        if start > stop:
+            raise TryAgainError(f"sent more than the {stop - span.start} bytes of its range")
+
+
+def _read_several(response: urllib3.BaseHTTPResponse, patience: float, receive: Receive) -> None:
+    """The body of a 206 of several parts, whichever they are."""
+    tag = _tag(response)
     try:
-        first, last, size = (int(number) for number in told.removeprefix("bytes ").replace("/", "-").split("-"))
-    except ValueError:
-        raise TryAgainError(f"asked for bytes {start}-{stop - 1}, answered with Content-Range {told!r}") from None
-    if (first, last + 1) != (start, min(stop, size)):
-        raise TryAgainError(f"asked for bytes {start}-{stop - 1} of {size}, answered with {first}-{last}")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise TryAgainError("answered with compressed bytes")
-    return Part(first, _read_exactly(response, last + 1 - first), Identity(size, _tag(response)))
+        for piece in read_parts(_blocks(response, patience)):
+            receive(Identity(piece.size, tag), piece.start, piece.data)
+    except ValueError as error:
+        if isinstance(error, LiverDaskError):
+            raise
+        raise TryAgainError(f"answered with several ranges that cannot be read ({error})") from error
 
 
-def _read_exactly(response: urllib3.BaseHTTPResponse, count: int) -> bytes:
-    if response.length_remaining not in (count, None):
-        raise TryAgainError(f"would send {response.length_remaining} bytes for {count}")
-    data = response.read() if response.length_remaining else response.read(count + 1)
-    if len(data) != count:
-        raise TryAgainError(f"sent {len(data)} of {count} bytes")
-    return data
+def _blocks(response: urllib3.BaseHTTPResponse, patience: float) -> Iterator[bytes]:
+    """A body as it comes; TryAgainError if hardly anything comes for `patience` seconds."""
+    since, count = monotonic(), 0
+    while block := response.read1(BLOCK):
+        yield block
+        count += len(block)
+        passed = monotonic() - since
+        if passed > patience:
+            if count < SLOWEST * passed:
+                raise TryAgainError(f"sent {count} bytes in {passed:.1f} s", wait=0, is_stall=True)
+            since, count = monotonic(), 0
 
 
-def _explain(fault: faults.HTTPError, url: str, timeout: float) -> LiverDaskError:
+def _explain(fault: faults.HTTPError, url: str, patience: float) -> LiverDaskError:
     """One of our errors for one of urllib3's."""
     reason = getattr(fault, "reason", None) or fault
     if isinstance(reason, faults.LocationValueError):
@@ -266,7 +342,8 @@ def _explain(fault: faults.HTTPError, url: str, timeout: float) -> LiverDaskErro
     if isinstance(reason, faults.NewConnectionError):
         return TryAgainError(f"no connection to {urlsplit(url).netloc} ({reason.args[-1]})")
     if isinstance(reason, faults.TimeoutError):
-        return TryAgainError(f"silent for {timeout:g} s", wait=0)  # it would stay silent; a new request may not
+        told = f"silent for {patience:g} s"
+        return TryAgainError(told, wait=0, is_stall=True)  # it would stay silent; a new request may not
     if isinstance(reason, faults.SSLError) and isinstance(reason.args[0], ssl.SSLCertVerificationError):
         return RemoteError(f"{url}: the server's certificate is not trusted ({reason.args[0]}).")
     return TryAgainError(str(reason))
