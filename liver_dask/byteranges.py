@@ -17,7 +17,7 @@ _CONTENT_RANGE = re.compile(rb"(?i)\bbytes (\d+)-(\d+)/(\d+)")
 
 
 class Span(NamedTuple):
-    """Bytes `start` to `stop` of a file."""
+    """Bytes `start` to `stop` of a file; only to ask for: of a start below 0, that many at its end."""
 
     start: int
     stop: int
@@ -51,7 +51,9 @@ def merge_spans(spans: Iterable[Span], gap: int, most_bytes: int) -> list[Span]:
 
 def range_header(spans: Iterable[Span]) -> str:
     """The value of a request's Range header."""
-    return "bytes=" + ",".join(f"{span.start}-{span.stop - 1}" for span in spans)
+    return "bytes=" + ",".join(
+        f"{span.start}-{span.stop - 1}" if span.start >= 0 else str(span.start) for span in spans
+    )
 
 
 def read_content_range(text: str | bytes) -> tuple[Span, int] | None:

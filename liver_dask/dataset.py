@@ -24,7 +24,7 @@ from .errors import InvalidArgumentError, LiverDaskError, SliceNotFoundError, So
 from .png import PngSlice
 from .remote import RemoteFile, list_folders, resolve_url
 from .settings import setting
-from .tiff import TiffSlice
+from .tiff import TiffSlice, kept_rows
 from .transport import Source
 from .window import LazyWindow, Selection, VolumeArray, Window, leaves_of
 
@@ -284,6 +284,7 @@ def _prepare(
         for name in (volume.RAW, *volume.check_labels(labels))
     }
     _memory.drop_where(lambda key: key[0].url == asked.url)  # opening anew looks anew
+    kept_rows.drop_where(lambda key: key[0].startswith(f"{asked.url}/"))
     return lazy, block, volume.attributes(asked.url, voxel_size_nm)
 
 

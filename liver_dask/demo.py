@@ -229,8 +229,12 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         """The ranges of the request, cut to the file; all of the file if none is asked for."""
         if "Range" not in self.headers:
             return [(0, size)]
-        ranges = (asked.partition("-") for asked in self.headers["Range"].removeprefix("bytes=").split(","))
-        return [(int(first), min(int(last) + 1, size) if last.strip() else size) for first, _, last in ranges]
+        ranges = []
+        for asked in self.headers["Range"].removeprefix("bytes=").split(","):
+            first, _, last = asked.strip().partition("-")
+            start = int(first) if first else max(size - int(last), 0)  # without a first byte, so many at the end
+            ranges.append((start, min(int(last) + 1, size) if first and last else size))
+        return ranges
 
     def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
         """Send one range."""

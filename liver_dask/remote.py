@@ -79,11 +79,13 @@ class RemoteFile:
             RangeNotSupportedError: The server would send all of a large file.
             RemoteError: The source did not answer rightly in `source.attempts` tries.
         """
-        if not self._whole and _process.transport(self.source).takes_several:
+        transport = _process.transport(self.source)
+        if not self._whole and transport.takes_several:
             try:
                 return self._fetch_merged(spans, merge_spans(spans, GAP, LARGEST_RANGE), MOST_OF_A_REQUEST)
             except OneRangeOnlyError as refusal:
-                log.info("%s It is asked for one range at a time from now on.", refusal)
+                transport.takes_several = False
+                log.info("%s: %s; it is asked for one range at a time from now on", self.url, refusal)
         return self._fetch_merged(spans, merge_spans(spans, WIDE_GAP, LARGEST_RANGE), 1)
 
     def _fetch_merged(self, spans: Sequence[Span], merged: Sequence[Span], most: int) -> list[memoryview]:
@@ -97,6 +99,30 @@ class RemoteFile:
             else:
                 found += _Request(self, asked).fetch().cut(here)
         return found
+
+    def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
+        """Bytes at the beginning and at the end, with where they begin, as far as one request brings them."""
+        ends: list[tuple[int, bytearray]] = []
+
+        def receive(identity: Identity, start: int, data: bytes) -> None:
+            self.receive(identity, start, data)
+            if ends and start == ends[-1][0] + len(ends[-1][1]):
+                ends[-1][1].extend(data)
+            else:
+                ends.append((start, bytearray(data)))
+
+        transport = _process.transport(self.source)
+        if transport.takes_several and not self._whole:
+            try:
+                with allowance.connections:
+                    traffic.add(requests=1)
+                    transport.get(self.url, [Span(0, head), Span(-tail, 0)], self.source.timeout, receive)
+            except OneRangeOnlyError:
+                transport.takes_several = False
+            except TryAgainError as fault:  # what lacks is asked for as anything else
+                log.info("%s: %s", self.url, fault)
+                traffic.add(stalls=int(fault.is_stall))
+        return [(start, bytes(data)) for start, data in ends]
 
     def receive(self, identity: Identity, start: int, data: bytes) -> None:
         """Take note of what came of it; SourceChangedError if that is of another version of the file."""

@@ -22,7 +22,7 @@ from zlib_ng import zlib_ng
 
 from .allowance import cores
 from .byteranges import MOST_OF_A_REQUEST, Span
-from .cache import FolderCache
+from .cache import FolderCache, MemoryCache
 from .errors import FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
@@ -31,9 +31,17 @@ from .volume import RAW_DTYPE
 HEAD = 512
 """Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
 
-SMALLEST_REQUEST = 1 << 20
+SMALLEST_REQUEST = 256 << 10
 LARGEST_REQUEST = 4 << 20
 """A window is split over the connections, but into no smaller and no larger ranges than these (bytes)."""
+
+BOTH_ENDS_FROM = 1 << 22
+"""Pixels. Of a slice of so many, beginning and end are fetched at once; of a small file they might be all of it, and
+more, which servers refuse."""
+
+LARGEST_LOOK = 24 << 20
+ROWS_LIMIT = 96 << 20
+"""Reads of up to so many bytes are kept, so many in all, for whoever comes back to a place; whole slices are not."""
 
 INDEX_BYTES_PER_ROW = 8
 """What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
@@ -83,6 +91,18 @@ class StripIndex:
             return cls(offsets=kept["offsets"], counts=kept["counts"], **scalars)
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """Neighbouring pixels of a row, from column `start` on."""
+
+    start: int
+    pixels: npt.NDArray[np.uint16]
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
+
+
 class TiffSlice:
     """One slice of raw; keeps its strip index."""
 
@@ -108,6 +128,26 @@ class TiffSlice:
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
         index = self._load_index()
+        if self.foreseen or out.nbytes > LARGEST_LOOK or not (self._file.identity and self._file.identity.tag):
+            self._read_strips(index, rows, columns, out)
+            return
+        lacking = [i for i, row in enumerate(rows.tolist()) if not self._copy_kept(row, columns, out[i])]
+        if lacking:
+            pixels = np.empty((len(lacking), out.shape[1]), RAW_DTYPE)
+            self._read_strips(index, rows[lacking], columns, pixels)
+            out[lacking] = pixels
+            for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
+                kept_rows.put((self._file.url, self._file.identity, row), _Stretch(columns.start, kept.copy()))
+
+    def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[np.uint16]) -> bool:
+        """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
+        kept = kept_rows.get((self._file.url, self._file.identity, row))
+        if kept is None or columns.start < kept.start or columns.stop > kept.start + len(kept.pixels):
+            return False
+        out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
+        return True
+
+    def _read_strips(self, index: StripIndex, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         offsets, wanted = index.offsets[strips], self._bytes_wanted(index, strips, columns.stop)
         spans = list(map(Span, offsets.tolist(), (offsets + wanted).tolist()))
@@ -260,6 +300,8 @@ def request_bytes(total: int, connections: int) -> int:
 
 prefix_shares = PrefixShares()
 
+kept_rows: MemoryCache[_Stretch] = MemoryCache(ROWS_LIMIT)
+
 
 def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
     """Parse the directory of a TIFF, fetching only the bytes that hold it (two or three requests).
@@ -267,7 +309,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
     Raises:
         FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` 16-bit grey in strips.
     """
-    sparse = _Sparse(file, height)
+    sparse = _Sparse(file, height, width)
     try:
         with tifffile.TiffFile(cast(IO[bytes], sparse)) as tiff:
             page = tiff.pages[0]
@@ -357,13 +399,15 @@ _DECODER_OF_COMPRESSION: dict[int, Decoder] = {
 class _Sparse(io.RawIOBase):
     """The file as tifffile wants it, fetching only what is looked at, with the bytes likely to be looked at next."""
 
-    def __init__(self, file: RemoteFile, height: int) -> None:
+    def __init__(self, file: RemoteFile, height: int, width: int) -> None:
         self._file = file
         self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
-        self._head = file.fetch(0, HEAD)
+        large = height * width >= BOTH_ENDS_FROM
+        self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
+        if 0 not in self._fetched:
+            self._fetched[0] = bytes(file.fetch(0, HEAD))
         assert file.identity is not None
         self._size = file.identity.size
-        self._fetched = {0: self._head}
         self._position = 0
         self.failure: LiverDaskError | None = None
 
@@ -390,7 +434,7 @@ class _Sparse(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
-    def _bytes(self, start: int, stop: int) -> memoryview:
+    def _bytes(self, start: int, stop: int) -> bytes:
         for first, data in self._fetched.items():
             if first <= start and stop <= first + len(data):
                 return data[start - first : stop - first]
@@ -398,7 +442,7 @@ class _Sparse(io.RawIOBase):
         if self._size - start <= self._near_end:
             ahead = self._size - start
         try:
-            self._fetched[start] = self._file.fetch(start, min(start + ahead, self._size))
+            self._fetched[start] = bytes(self._file.fetch(start, min(start + ahead, self._size)))
         except LiverDaskError as error:
             self.failure = error
             raise

@@ -112,7 +112,8 @@ class Transport(Protocol):
     """Asks for ranges, once; a fault that may pass is a TryAgainError.
 
     Attributes:
-        takes_several: Whether a request may be for several ranges, as far as is known.
+        takes_several: Whether a request may be for several ranges, as far as is known; whoever gets a OneRangeOnlyError
+            may set it.
     """
 
     takes_several: bool
@@ -139,6 +140,7 @@ class HttpTransport:
 
     def __init__(self, source: Source) -> None:
         self.takes_several = True
+        self._took_one = self._took_several = False
         self._pool = _connection_pool(source)
         self._warned: set[str] = set()
         self._lock = threading.Lock()
@@ -147,9 +149,6 @@ class HttpTransport:
         """See Transport."""
         try:
             self._ask(url, spans, patience, receive)
-        except OneRangeOnlyError:
-            self.takes_several = False
-            raise
         except faults.HTTPError as fault:
             raise _explain(fault, url, patience) from fault
         except ValueError as error:  # urllib's own, of an address
@@ -176,21 +175,31 @@ class HttpTransport:
     def _read(
         self, response: urllib3.BaseHTTPResponse, url: str, spans: Sequence[Span], patience: float, receive: Receive
     ) -> None:
+        several = len(spans) > 1
         if response.status == 206:
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise TryAgainError("answered with compressed bytes")
             if response.headers.get("Content-Type", "").lower().startswith("multipart/byteranges"):
                 _read_several(response, patience, receive)
-            elif len(spans) > 1:
-                raise OneRangeOnlyError(f"{url}: one range was sent where {len(spans)} were asked for.")
+                self._took_several = True
+            elif several:
+                raise self._unlike(spans, "one range")
             else:
                 _read_one(response, spans[0], patience, receive)
-        elif len(spans) > 1 and response.status in REFUSALS_OF_SEVERAL:
-            raise OneRangeOnlyError(f"{url}: answered {response.status} to a request for {len(spans)} ranges.")
+                self._took_one = True
+        elif several and response.status in REFUSALS_OF_SEVERAL:
+            raise self._unlike(spans, str(response.status))
+        elif response.status == 200 and self._took_one:
+            raise TryAgainError("answered with the whole file, unlike before")
         elif response.status == 200:
             self._read_whole(response, url, spans[0], patience, receive)
         else:
             raise _refusal(response, url)
+
+    def _unlike(self, spans: Sequence[Span], answer: str) -> LiverDaskError:
+        """What it means that several ranges were not sent: a passing fault only of a server that has sent some."""
+        told = f"asked for {len(spans)} ranges, answered with {answer}"
+        return TryAgainError(told) if self._took_several else OneRangeOnlyError(told)
 
     def _read_whole(
         self, response: urllib3.BaseHTTPResponse, url: str, span: Span, patience: float, receive: Receive

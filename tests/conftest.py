@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from liver_dask import dataset, png, remote, volume
+from liver_dask import dataset, png, remote, tiff, volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 SHAPE = (10, 300, 420)
@@ -19,6 +19,7 @@ def nothing_kept() -> None:
     """Every test begins as a new process does."""
     dataset._memory._clear()
     png._blocks._clear()
+    tiff.kept_rows._clear()
     remote._process.forget()
 
 

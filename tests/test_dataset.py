@@ -72,8 +72,11 @@ def test_a_window_fetches_its_strips_and_the_index_and_nothing_else(server: Arch
     assert server.bytes_sent <= needed * 1.05
     assert len(server.requests) <= 4
     before = len(server.requests)
-    ds.raw.isel(z=4, y=slice(100, 228), x=slice(20, 90)).compute()
+    ds.raw.isel(z=4, y=slice(90, 220), x=slice(30, 60)).compute()
     assert len(server.requests) - before == 1, "the index was fetched again"
+    assert server.requests[-1].sent <= strip_bytes(archive, 4, range(90, 100)), "or rows that were looked at"
+    ds.raw.isel(z=4, y=slice(90, 228), x=slice(30, 60)).compute()
+    assert len(server.requests) - before == 1, "a place that was looked at was fetched again"
 
 
 def test_a_stride_fetches_only_the_strips_it_needs(server: ArchiveServer, archive: Path) -> None:
