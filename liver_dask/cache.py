@@ -8,22 +8,34 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Hashable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import cachetools
+import numpy as np
 
+from .byteranges import Span
 from .transport import Identity
 
 log = logging.getLogger(__name__)
 
-KINDS = ("strips", "masks")
-"""What a folder keeps: strip indexes, and masks as far as they were fetched."""
+RAW = "raw"
+KINDS = ("strips", "masks", RAW)
+"""What a folder keeps: strip indexes, masks as far as they were fetched, and strips if that is asked for."""
+
+BLOCK_BYTES = 4 << 20
+"""Ranges that begin in the same part of so many bytes of a file are one entry."""
+
+SPARE = 16
+"""Oldest entries are dropped when all but this part of the limit is taken."""
 
 
 class Sized(Protocol):
@@ -103,10 +115,10 @@ class FolderCache:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder).expanduser()
 
-    def load(self, kind: str, url: str) -> tuple[Identity, bytes] | None:
+    def load(self, kind: str, url: str, part: str = "") -> tuple[Identity, bytes] | None:
         """The entry, or None where there is none or it is damaged."""
         try:
-            header, _, payload = self._path(kind, url).read_bytes().partition(b"\n")
+            header, _, payload = self._path(kind, url, part).read_bytes().partition(b"\n")
             told = json.loads(header)
         except (OSError, ValueError):
             return None
@@ -114,12 +126,12 @@ class FolderCache:
             return None
         return Identity(told["size"], told["tag"]), payload
 
-    def store(self, kind: str, url: str, identity: Identity, payload: bytes) -> None:
+    def store(self, kind: str, url: str, identity: Identity, payload: bytes, part: str = "") -> None:
         """Write the entry in one step; another process's entry for the same file is replaced.
 
         A folder that cannot be written is logged, and no error: the voxels are there without it.
         """
-        path = self._path(kind, url)
+        path = self._path(kind, url, part)
         header = {"url": url, "size": identity.size, "tag": identity.tag, "crc32": zlib.crc32(payload)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,9 +142,101 @@ class FolderCache:
             log.warning("%s cannot be kept in %s: %s", url, self._folder, error)
 
     def drop(self, url: str) -> None:
-        """Forget all entries of one file."""
+        """Forget all of one file."""
         for kind in KINDS:
-            self._path(kind, url).unlink(missing_ok=True)
+            if kind == RAW:
+                shutil.rmtree(self._path(kind, url), ignore_errors=True)
+            else:
+                self._path(kind, url).unlink(missing_ok=True)
 
-    def _path(self, kind: str, url: str) -> Path:
-        return self._folder / kind / hashlib.sha256(url.encode()).hexdigest()[:32]
+    def touch(self, kind: str, url: str, part: str) -> None:
+        """Take note that an entry was used."""
+        with suppress(OSError):
+            os.utime(self._path(kind, url, part))
+
+    def entries(self, kind: str) -> list[tuple[float, int, Path]]:
+        """When each entry was used, its bytes and its file; what a killed process left counts as one."""
+        found = []
+        for folder, _, names in os.walk(self._folder / kind):
+            for path in [Path(folder, name) for name in names]:
+                with suppress(FileNotFoundError):  # another process may have dropped it
+                    found.append((path.stat().st_mtime, path.stat().st_size, path))
+        return found
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for kind in KINDS:
+            shutil.rmtree(self._folder / kind, ignore_errors=True)
+
+    def _path(self, kind: str, url: str, part: str = "") -> Path:
+        return self._folder / kind / hashlib.sha256(url.encode()).hexdigest()[:32] / part
+
+
+class SpanCache:
+    """Ranges of files, in a folder, up to `limit` bytes of disk; those used longest ago go first."""
+
+    def __init__(self, folder: str, limit: int) -> None:
+        self._folder = FolderCache(folder)
+        self._limit = limit
+
+    def find(self, url: str, identity: Identity, spans: Sequence[Span]) -> list[memoryview | None]:
+        """The bytes of each range of this version of a file; None for those that are not kept."""
+        blocks = {number: self._load(url, identity, number) for number in {_block_of(span) for span in spans}}
+        found: list[memoryview | None] = []
+        for span in spans:
+            kept = blocks[_block_of(span)].get(span.start, memoryview(b""))
+            found.append(kept[: span.stop - span.start] if len(kept) >= span.stop - span.start else None)
+        for number in {_block_of(span) for span, part in zip(spans, found, strict=True) if part is not None}:
+            self._folder.touch(RAW, url, number)
+        return found
+
+    def keep(self, url: str, identity: Identity, spans: Sequence[Span], parts: Sequence[memoryview]) -> None:
+        """Keep ranges; what another process keeps of the same part of the file at the same moment may be lost."""
+        new: defaultdict[str, dict[int, memoryview]] = defaultdict(dict)
+        for span, part in zip(spans, parts, strict=True):
+            new[_block_of(span)][span.start] = part
+        with _keeping:
+            for number, of_block in new.items():
+                all_parts = self._load(url, identity, number) | of_block
+                head = np.array([[start, len(part)] for start, part in all_parts.items()], "<i8")
+                payload = b"".join([len(head).to_bytes(8, "little"), head.tobytes(), *all_parts.values()])
+                self._folder.store(RAW, url, identity, payload, number)
+            self._trim()
+
+    def _load(self, url: str, identity: Identity, number: str) -> dict[int, memoryview]:
+        loaded = self._folder.load(RAW, url, number)
+        if loaded is None or loaded[0] != identity:
+            return {}
+        payload = memoryview(loaded[1])
+        count = int.from_bytes(payload[:8], "little")
+        head = np.frombuffer(payload[8 : 8 + 16 * count], "<i8").reshape(count, 2)
+        stops = 8 + 16 * count + np.cumsum(head[:, 1])
+        return {
+            start: payload[stop - length : stop]
+            for (start, length), stop in zip(head.tolist(), stops.tolist(), strict=True)
+        }
+
+    def _trim(self) -> None:
+        entries = sorted(self._folder.entries(RAW))
+        room = self._limit - sum(size for _, size, _ in entries)
+        for _, size, path in entries if room < self._limit // SPARE else ():
+            if room >= 2 * self._limit // SPARE:
+                break
+            path.unlink(missing_ok=True)
+            room += size
+
+
+_keeping = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _keeping
+    _keeping = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # the parent's thread that holds it is not there to release it
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+def _block_of(span: Span) -> str:
+    return str(span.start // BLOCK_BYTES)

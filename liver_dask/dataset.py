@@ -20,7 +20,7 @@ from xarray.core import indexing
 
 from . import volume
 from .cache import FolderCache, MemoryCache
-from .errors import InvalidArgumentError, LiverDaskError, SliceNotFoundError, SourceChangedError
+from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError, SourceChangedError
 from .png import PngSlice
 from .remote import RemoteFile, list_folders, resolve_url
 from .settings import setting
@@ -101,19 +101,29 @@ class VolumeReader:
     def _item(self, z: int) -> TiffSlice | PngSlice:
         return _memory.get_or_make(self._key(z), lambda: self._open_slice(self._key(z)[-1]))
 
-    def _read_slice(self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any]) -> None:
+    def _read_slice(
+        self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any], *, anew: bool = False
+    ) -> None:
         item = self._item(z)
         try:
             item.read(rows, columns, out)
         except LiverDaskError as error:
             _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
-            if isinstance(error, SourceChangedError) and self.source.cache_dir:
-                FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{self._key(z)[-1]}")
-                if item.is_from_folder:  # it changed since an earlier run, not under this one
-                    self._read_slice(z, rows, columns, out)
-                    return
+            if self._may_pass(error, z, item) and not anew:
+                self._read_slice(z, rows, columns, out, anew=True)
+                return
             raise self._located(error, z, rows) from error
         _memory.put(self._key(z), item)
+
+    def _may_pass(self, error: LiverDaskError, z: int, item: TiffSlice | PngSlice) -> bool:
+        """Forget what is kept of a file that failed; whether it may be read when all of it is fetched anew."""
+        if not isinstance(error, (SourceChangedError, FormatError)):
+            return False
+        if self.source.cache_dir:
+            FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{self._key(z)[-1]}")
+        if isinstance(error, SourceChangedError):
+            return item.is_from_folder  # it changed since an earlier run, not under this one
+        return self.source.is_http  # the line, or something on it, may have changed a byte
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
         file = RemoteFile(self.source, path)
@@ -139,6 +149,7 @@ def open_human_liver_em(
     chunk_rows: int | None = None,
     connections: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    cache_raw_gb: float | None = None,
     voxel_size_nm: Sequence[float] | None = None,
 ) -> xr.Dataset:
     """Open the human-liver EM volume EMPIAR-13356, or an archive laid out like it, without asking it for anything.
@@ -157,6 +168,8 @@ def open_human_liver_em(
         connections: The most requests under way at once from a process; 16, or `liver-dask.connections`.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None; `liver-dask.cache-dir`. It is
             not looked up at the source whether a kept mask is still the current one.
+        cache_raw_gb: GB (10^9 bytes) of disk that `cache_dir` may take for strips of raw, those used longest ago going
+            first; 0, or `liver-dask.cache-raw-gb`.
         voxel_size_nm: Size of a voxel (z, y, x) in nm, recorded in the attributes. The size in z is disputed, so there
             is no default; `ds.attrs["voxel_size_source"]` says what is known.
 
@@ -168,7 +181,9 @@ def open_human_liver_em(
         InvalidArgumentError: A label that does not exist, a shape or number that makes no sense. (ValueError)
         SliceNotFoundError: `source` is a local folder that does not exist. (FileNotFoundError)
     """
-    lazy, block, attrs = _prepare(source, shape, labels, chunk_rows, connections, cache_dir, voxel_size_nm)
+    lazy, block, attrs = _prepare(
+        source, shape, labels, chunk_rows, connections, cache_dir, cache_raw_gb, voxel_size_nm
+    )
     variables = {
         name: (volume.DIMS, VolumeArray.of(window, normalize_chunks(block, window.shape)), volume.attributes_of(name))
         for name, window in lazy.items()
@@ -206,6 +221,7 @@ class LiverBackend(BackendEntrypoint):
         "chunk_rows",
         "connections",
         "cache_dir",
+        "cache_raw_gb",
         "voxel_size_nm",
     )
 
@@ -219,11 +235,12 @@ class LiverBackend(BackendEntrypoint):
         chunk_rows: int | None = None,
         connections: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_raw_gb: float | None = None,
         voxel_size_nm: Sequence[float] | None = None,
     ) -> xr.Dataset:
         """See `open_human_liver_em`."""
         lazy, block, attrs = _prepare(
-            filename_or_obj, shape, labels, chunk_rows, connections, cache_dir, voxel_size_nm
+            filename_or_obj, shape, labels, chunk_rows, connections, cache_dir, cache_raw_gb, voxel_size_nm
         )  # fmt: skip
         preferred = {"preferred_chunks": dict(zip(volume.DIMS, block, strict=True))}
         variables = {
@@ -265,6 +282,7 @@ def _prepare(
     chunk_rows: int | None,
     connections: int | None,
     cache_dir: str | os.PathLike[str] | None,
+    cache_raw_gb: float | None,
     voxel_size_nm: Sequence[float] | None,
 ) -> tuple[dict[str, LazyWindow], tuple[int, int, int], dict[str, Any]]:
     """Check every argument; give the whole volume of each variable, the shape of a block, the attributes."""
@@ -276,6 +294,7 @@ def _prepare(
         timeout=_seconds("timeout", setting("timeout")),
         attempts=_at_least_one("attempts", setting("attempts")),
         cache_dir=os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir else None,
+        cache_raw_bytes=_raw_bytes(setting("cache-raw-gb", cache_raw_gb), cache_dir),
     )
     block = (1, min(_at_least_one("chunk_rows", setting("chunk-rows", chunk_rows)), height), width)
     whole = Window.whole(checked_shape)
@@ -320,6 +339,18 @@ def _seconds(name: str, value: Any) -> float:
     if not 0 < number < float("inf"):
         raise InvalidArgumentError(f"{name}={value!r} must be a number of seconds above 0.")
     return number
+
+
+def _raw_bytes(gigabytes: Any, cache_dir: Any) -> int:
+    try:
+        count = float(gigabytes) * 1e9
+    except (TypeError, ValueError):
+        count = -1
+    if not 0 <= count < float("inf"):
+        raise InvalidArgumentError(f"cache_raw_gb={gigabytes!r} must be a number of gigabytes, or 0.")
+    if count and not cache_dir:
+        raise InvalidArgumentError(f"cache_raw_gb={gigabytes!r} needs a folder to keep strips in: give cache_dir.")
+    return int(count)
 
 
 def _is_run(selection: Selection) -> bool:

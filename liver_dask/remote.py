@@ -19,6 +19,7 @@ import urllib3
 
 from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
+from .cache import SpanCache
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
 from .transport import FsspecTransport, HttpTransport, Identity, OneRangeOnlyError, Source, Transport, TryAgainError
 
@@ -42,9 +43,11 @@ class RemoteFile:
     """One file of the archive; all its ranges are of the same version of it, or SourceChangedError is raised."""
 
     def __init__(self, source: Source, path: str) -> None:
+        """`kept`, if it is set, has ranges that were fetched with `fetch_spans`, of this process and others."""
         self.source = source
         self.url = f"{source.url}/{path}"
         self.identity: Identity | None = None
+        self.kept: SpanCache | None = None
         self._whole = b""
 
     def identify(self, identity: Identity) -> None:
@@ -68,7 +71,7 @@ class RemoteFile:
 
     def fetch(self, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_spans`."""
-        return self.fetch_spans([Span(start, stop)])[0]
+        return self._fetch_spans([Span(start, stop)])[0]
 
     def fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
         """Ranges, ascending and none of them empty: all in one request where the server takes that, else in few.
@@ -79,6 +82,17 @@ class RemoteFile:
             RangeNotSupportedError: The server would send all of a large file.
             RemoteError: The source did not answer rightly in `source.attempts` tries.
         """
+        if self.kept is None or self.identity is None or not self.identity.tag:
+            return self._fetch_spans(spans)
+        found = self.kept.find(self.url, self.identity, spans)
+        lacking = [span for span, part in zip(spans, found, strict=True) if part is None]
+        fetched = self._fetch_spans(lacking) if lacking else []
+        if lacking:
+            self.kept.keep(self.url, self.identity, lacking, fetched)
+        rest = iter(fetched)
+        return [next(rest) if part is None else part for part in found]
+
+    def _fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
         transport = _process.transport(self.source)
         if not self._whole and transport.takes_several:
             try:
@@ -329,7 +343,7 @@ class _Process:
         """One pool of connections a web server, one fsspec file system a source."""
         parts = urlsplit(source.url)
         url = f"{parts.scheme}://{parts.netloc}" if source.is_http else source.url
-        key = replace(source, url=url, cache_dir=None)
+        key = replace(source, url=url, cache_dir=None, cache_raw_bytes=0)
         with self.lock:
             if key not in self.transports:
                 self.transports[key] = HttpTransport(source) if source.is_http else FsspecTransport(source)

@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "timeout": 4.0,  # seconds without a byte, at first; the archive answers nine requests in ten within two
     "attempts": 6,
     "cache-dir": None,
+    "cache-raw-gb": 0,
     "check-room": True,  # whether an export that seems too large for disk or memory is refused
 }
 

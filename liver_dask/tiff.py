@@ -22,7 +22,7 @@ from zlib_ng import zlib_ng
 
 from .allowance import cores
 from .byteranges import MOST_OF_A_REQUEST, Span
-from .cache import FolderCache, MemoryCache
+from .cache import FolderCache, MemoryCache, SpanCache
 from .errors import FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
@@ -110,6 +110,8 @@ class TiffSlice:
         self._file = file
         self._height, self._width = height, width
         self._folder = folder
+        if file.source.cache_dir and file.source.cache_raw_bytes:
+            file.kept = SpanCache(file.source.cache_dir, file.source.cache_raw_bytes)
         self._index: StripIndex | None = None
         self.is_from_folder = False  # and may be of an older version of the file
         self.foreseen = 0  # rows up to this one will be read, with other slices: each need not use every connection

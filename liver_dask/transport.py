@@ -65,6 +65,7 @@ class Source:
         timeout: Seconds without a byte after which a request is given up and asked again, with more patience each time.
         attempts: How often one range is asked for before that is an error.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None.
+        cache_raw_bytes: How many bytes of strips it keeps besides.
     """
 
     url: str
@@ -72,6 +73,7 @@ class Source:
     timeout: float
     attempts: int
     cache_dir: str | None = None
+    cache_raw_bytes: int = 0
 
     @property
     def is_http(self) -> bool:
