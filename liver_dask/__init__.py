@@ -15,6 +15,7 @@ from .errors import (
     SourceChangedError,
     StoreExistsError,
 )
+from .traffic import Trace, trace
 from .verify import VerifyReport, verify
 from .zarr_export import to_zarr
 
@@ -30,11 +31,13 @@ __all__ = [
     "SliceNotFoundError",
     "SourceChangedError",
     "StoreExistsError",
+    "Trace",
     "VerifyReport",
     "get_human_liver_em_data",
     "get_human_liver_em_full_volume",
     "get_human_liver_em_paths",
     "open_human_liver_em",
     "to_zarr",
+    "trace",
     "verify",
 ]

@@ -28,8 +28,8 @@ from .transport import Identity
 log = logging.getLogger(__name__)
 
 RAW = "raw"
-KINDS = ("strips", "masks", RAW)
-"""What a folder keeps: strip indexes, masks as far as they were fetched, and strips if that is asked for."""
+WHAT_IS_KEPT = {"strips": "strip indexes", "masks": "masks, as far as they were fetched", RAW: "strips of raw"}
+"""By kind, what a folder keeps; the last only if it was asked for."""
 
 BLOCK_BYTES = 4 << 20
 """Ranges that begin in the same part of so many bytes of a file are one entry."""
@@ -143,7 +143,7 @@ class FolderCache:
 
     def drop(self, url: str) -> None:
         """Forget all of one file."""
-        for kind in KINDS:
+        for kind in WHAT_IS_KEPT:
             if kind == RAW:
                 shutil.rmtree(self._path(kind, url), ignore_errors=True)
             else:
@@ -165,7 +165,7 @@ class FolderCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        for kind in KINDS:
+        for kind in WHAT_IS_KEPT:
             shutil.rmtree(self._folder / kind, ignore_errors=True)
 
     def _path(self, kind: str, url: str, part: str = "") -> Path:

@@ -13,10 +13,12 @@ import xarray as xr
 from rich.filesize import decimal
 
 from . import volume
+from .cache import WHAT_IS_KEPT, FolderCache
 from .dataset import open_human_liver_em
 from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
+from .settings import setting
 from .store import read_record
 from .verify import verify as verify_store
 from .zarr_export import Export
@@ -185,6 +187,41 @@ def verify(store: Path, full: bool, seed: int, scheduler: str | None, workers: i
     click.echo(report)
     if not report.ok:
         sys.exit(1)
+
+
+@main.group(cls=OneSentenceGroup)
+def cache() -> None:
+    """Look at, or empty, a folder that was given as a cache (`cache_dir`)."""
+
+
+def folder_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument of the commands on a cache, checked."""
+
+    def checked(_context: click.Context, _parameter: click.Parameter, given: Path | None) -> Path:
+        folder = given or setting("cache-dir")
+        if not folder:
+            raise click.UsageError("Give the folder, or set `liver-dask.cache-dir` in dask's configuration.")
+        if not Path(folder).expanduser().is_dir():
+            raise click.BadParameter(f"There is no folder {folder}.")
+        return Path(folder).expanduser()
+
+    return click.argument("folder", type=click.Path(path_type=Path), required=False, callback=checked)(command)
+
+
+@cache.command("info")
+@folder_argument
+def cache_info(folder: Path) -> None:
+    """Say what FOLDER keeps; that of dask's configuration (`liver-dask.cache-dir`) if left out."""
+    for kind, what in WHAT_IS_KEPT.items():
+        sizes = [size for _, size, _ in FolderCache(str(folder)).entries(kind)]
+        click.echo(f"{decimal(sum(sizes)):>10}  {what} ({len(sizes)} files)")
+
+
+@cache.command("clear")
+@folder_argument
+def cache_clear(folder: Path) -> None:
+    """Empty FOLDER of what this package keeps in it, and of nothing else."""
+    FolderCache(str(folder)).clear()
 
 
 def plan_text(export: Export) -> str:

@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw, ImageFont
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import LiverDaskError
-from .remote import traffic
 from .store import read_record
+from .traffic import traffic
 from .zarr_export import to_zarr
 
 DEMO_SHAPE = (16, 1024, 1024)

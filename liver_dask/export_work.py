@@ -20,10 +20,11 @@ from . import volume
 from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from .export_plan import Layout, Region, Run, Shape, Shard, ShardRow
-from .remote import limited, traffic, versions
+from .remote import limited, versions
 from .slabs import encode_chunk
 from .store import Store
 from .team import Report
+from .traffic import traffic
 from .window import VolumeArray
 
 READERS = 8

@@ -21,6 +21,7 @@ from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .cache import SpanCache
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
+from .traffic import traffic
 from .transport import FsspecTransport, HttpTransport, Identity, OneRangeOnlyError, Source, Transport, TryAgainError
 
 log = logging.getLogger(__name__)
@@ -215,43 +216,6 @@ class _Request:
         return self._received.missing(self._file.identity.size if self._file.identity else None)
 
 
-class Traffic:
-    """Ranges asked for and bytes received by this process since it started."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._taken: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def take(self) -> dict[str, int]:
-        """What was counted since the last call, whoever made it."""
-        with self._lock:
-            new = self._counts - self._taken
-            self._taken = self._counts.copy()
-            return dict(new)
-
-    def add(self, **counts: int) -> None:
-        """Count what one request brought."""
-        with self._lock:
-            self._counts.update(counts)
-
-    def forget(self) -> None:
-        """Start anew, in a fork: the lock may be held by a thread of the parent's."""
-        self.__init__()  # type: ignore[misc]  # as new, and the same object: others hold it
-
-    @property
-    def requests(self) -> int:
-        """Ranges received."""
-        return self._counts["requests"]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of those ranges."""
-        return self._counts["bytes"]
-
-
-traffic = Traffic()
-
 versions: dict[str, Identity] = {}
 """By URL, the version of each file that this process read last."""
 
@@ -380,4 +344,3 @@ def limited(connections: int | None, threads: int) -> Iterator[None]:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process.forget)
-    os.register_at_fork(after_in_child=traffic.forget)

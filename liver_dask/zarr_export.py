@@ -23,11 +23,11 @@ from .export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout
 from .export_run import Driver
 from .export_work import in_blocks
 from .progress import show_progress
-from .remote import traffic
 from .settings import setting
 from .slabs import codec_of
 from .store import RECORD, Store
 from .team import gather
+from .traffic import traffic
 from .window import VolumeArray
 
 if TYPE_CHECKING:

@@ -200,7 +200,7 @@ def test_the_voxel_size_is_what_was_given_or_said_to_be_unknown() -> None:
 def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveServer, tmp_path: Path) -> None:
     """A second process would fetch strip indexes and masks again."""
     script = (
-        "import liver_dask as ld, sys; from liver_dask.remote import traffic\n"
+        "import liver_dask as ld, sys; from liver_dask.traffic import traffic\n"
         f"ds = ld.open_human_liver_em({server.url!r}, shape={SHAPE}, cache_dir={str(tmp_path / 'kept')!r})\n"
         "print(int(ds.isel(z=1, y=slice(0, 9)).er.sum()), int(ds.raw[1, :9].sum()), traffic.requests)"
     )

@@ -1,0 +1,197 @@
+"""A slow and faulty archive: no hang, no wrong voxel, nothing fetched twice that was kept."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import SHAPE
+from hostile import WORST, Profile, hostile
+
+import liver_dask as ld
+from liver_dask import tiff, volume
+from liver_dask.byteranges import Span
+from liver_dask.cache import FolderCache, SpanCache
+from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
+from liver_dask.transport import Identity
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_worst_archive_gives_the_right_voxels(archive: Path, voxels, tmp_path: Path, seed: int) -> None:
+    """One of the faults would hang a download, end it, or be taken for voxels."""
+    handler = hostile(WORST, seed)
+    with serve(archive, handler) as server, dask.config.set({"liver-dask.timeout": 0.5, "liver-dask.attempts": 12}):
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with ld.trace() as told:
+            ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(30, 300, 20, 280, 0, 10), progress=False)
+    stored = xr.open_zarr(tmp_path / "a.zarr")
+    for name, expected in voxels.items():
+        np.testing.assert_array_equal(stored[name], expected[:, 20:280, 30:300])
+    drawn = [fault for fault in handler.drawn if fault]
+    assert len(drawn) > 5, "hardly a fault was tried"
+    assert told.retries > 0
+
+
+def test_a_changed_byte_that_breaks_a_file_is_fetched_again(archive: Path, voxels) -> None:
+    """A byte that was changed on its way would be called damage of the source, and be kept."""
+    changed = []
+
+    class Changes(RangeRequestHandler):
+        def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
+            if self.path.endswith("er_mask_004.png") and not changed:
+                changed.append(start)
+                body = body[:300] + bytes([body[300] ^ 0xFF]) + body[301:]
+            super().answer(body, start, stop, size, etag)
+
+    with serve(archive, Changes) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        np.testing.assert_array_equal(ds.er[4], voxels["er"][4])
+    assert changed
+
+
+def test_a_stream_that_breaks_off_is_continued(archive: Path, voxels) -> None:
+    """Megabytes would be fetched again for the last kilobyte."""
+    with serve(archive, hostile(Profile(truncate=0.5), seed=4)) as server, ld.trace() as told:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=1)
+        np.testing.assert_array_equal(ds.raw[:4], voxels["raw"][:4])
+    archive_bytes = sum((archive / volume.file_of_slice("raw", z)).stat().st_size for z in range(4))
+    assert told.retries > 5
+    assert told.bytes <= 1.1 * archive_bytes
+
+
+def test_a_trickle_is_abandoned(archive: Path, voxels) -> None:
+    """A connection that sends a byte now and then would never be silent, and hold up the read for hours."""
+    slow = []
+
+    class Trickles(RangeRequestHandler):
+        def send(self, status, headers, body) -> None:
+            if slow or len(body) < 5000:
+                super().send(status, headers, body)
+                return
+            slow.append(len(body))
+            super().send(status, {**headers, "Content-Length": str(len(body))}, body[:100])
+            for i in range(100, len(body)):
+                self.wfile.write(body[i : i + 1])
+                time.sleep(0.005)
+
+    with serve(archive, Trickles) as server, dask.config.set({"liver-dask.timeout": 0.3}), ld.trace() as told:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        np.testing.assert_array_equal(ds.raw[0, :200], voxels["raw"][0, :200])
+    assert slow
+    assert told.stalls >= 1
+    assert told.seconds < 20
+
+
+def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From far away each slice would cost a round trip more before its first voxel."""
+    monkeypatch.setattr(tiff, "BOTH_ENDS_FROM", 0)
+    with serve(archive) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        np.testing.assert_array_equal(ds.raw[7, 10:20], voxels["raw"][7, 10:20])
+        assert len(server.requests) == 2
+
+
+def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user would not know whether the server was silent, overloaded or wrong."""
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    answers = iter(["503", "503", "elsewhere", "503", "503", "503"])
+
+    class Fails(RangeRequestHandler):
+        def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
+            if next(answers) == "503":
+                self.refuse(503)
+            else:
+                super().answer(body[1:], start + 1, stop, size, etag)
+
+    with serve(archive, Fails) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(
+            ld.RemoteError, match=r"6 tries in \d+ s: answered 503 .* \(5 x\), asked for bytes .* \(1 x\)"
+        ):
+            ds.raw[0, 0].compute()
+
+
+def test_a_trace_counts_what_was_fetched(server: ArchiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    """What a read costs could not be seen, or another read's cost be told."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    ds.raw[0, :9].compute()
+    before = len(server.requests), server.bytes_sent
+    with caplog.at_level(logging.INFO, "liver_dask"), ld.trace() as told:
+        ds.raw[1, :9].compute()
+    assert (told.requests, told.bytes) == (len(server.requests) - before[0], server.bytes_sent - before[1])
+    assert str(told) in caplog.text
+    assert (told.retries, told.stalls) == (0, 0)
+
+
+def test_strips_are_kept_for_other_processes(server: ArchiveServer, tmp_path: Path) -> None:
+    """A second process would fetch again what the first kept, or the wrong strips."""
+    script = f"""
+import liver_dask as ld
+ds = ld.open_human_liver_em({server.url!r}, shape={SHAPE}, cache_dir={str(tmp_path)!r}, cache_raw_gb=0.1)
+with ld.trace() as told:
+    sums = [int(ds.raw[z, 20:250, 7:390].sum()) for z in (3, 4)] + [int(ds.raw[3, ::7, :99].sum())]
+print(sums, told.requests)
+"""
+    runs = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True) for _ in range(2)]
+    assert [run.returncode for run in runs] == [0, 0], runs[-1].stderr
+    (first, requests), (again, none) = (run.stdout.rsplit(maxsplit=1) for run in runs)
+    assert first == again
+    assert int(requests) > 3
+    assert int(none) <= 1, "the rows that the stride alone needs"
+
+
+def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, monkeypatch) -> None:
+    """The cache would fill the disk, or drop what was used a moment ago."""
+    monkeypatch.setattr("liver_dask.cache.BLOCK_BYTES", 1000)
+    cache = SpanCache(str(tmp_path), 20_000)
+    identity = Identity(10**6, "v1")
+    for number in range(40):
+        span = Span(number * 1000, number * 1000 + 900)
+        cache.keep("http://a/b.tif", identity, [span], [memoryview(bytes([number]) * 900)])
+        for age, path in enumerate(sorted(tmp_path.rglob("raw/*/*"), key=lambda path: int(path.name))):
+            os.utime(path, (age, age))  # file systems may not tell neighbours in time apart
+        if number == 15:
+            (kept,) = cache.find("http://a/b.tif", identity, [Span(15_100 - 100, 15_500)])
+            assert kept == bytes([15]) * 500
+        assert sum(path.stat().st_size for path in tmp_path.rglob("raw/*/*")) <= 20_000
+    assert cache.find("http://a/b.tif", identity, [Span(39_000, 39_900), Span(0, 900)])[1] is None
+    assert cache.find("http://a/b.tif", identity, [Span(39_000, 39_901)]) == [None], "shorter than asked for"
+    assert cache.find("http://a/b.tif", Identity(10**6, "v2"), [Span(39_000, 39_900)]) == [None], "another version"
+    FolderCache(str(tmp_path)).drop("http://a/b.tif")
+    assert cache.find("http://a/b.tif", identity, [Span(39_000, 39_900)]) == [None]
+
+
+def test_the_shell_tells_and_empties_a_cache(server: ArchiveServer, tmp_path: Path) -> None:
+    """A cache could not be looked at, or other files in its folder would be removed with it."""
+    command = str(Path(sys.executable).with_name("liver-dask"))
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([command, "cache", *args], capture_output=True, text=True, timeout=60)
+
+    kept = tmp_path / "kept"
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, cache_dir=kept, cache_raw_gb=1)
+    ds.isel(z=2, y=slice(9, 99)).compute()
+    (kept / "mine.txt").write_text("")
+    told = run("info", str(kept))
+    assert "strip indexes (1 files)" in told.stdout, told.stderr
+    assert "masks, as far as they were fetched (3 files)" in told.stdout
+    assert "strips of raw (1 files)" in told.stdout
+    assert run("clear", str(kept)).returncode == 0
+    assert [path.name for path in kept.rglob("*")] == ["mine.txt"]
+    wrong = run("info", str(tmp_path / "nothing"))
+    assert wrong.returncode == 2
+    assert "There is no folder" in wrong.stderr
+    assert "Give the folder" in run("clear").stderr
+
+
+@pytest.mark.parametrize("given", [-1, "much", float("nan"), 1])
+def test_a_limit_of_the_cache_that_makes_no_sense(archive: Path, tmp_path: Path, given: object) -> None:
+    """A cache would be without limit, or be asked for and not be there."""
+    with pytest.raises(ld.InvalidArgumentError, match="cache_raw_gb"):
+        ld.open_human_liver_em(archive, shape=SHAPE, cache_raw_gb=given, cache_dir=None if given == 1 else tmp_path)
