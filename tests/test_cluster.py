@@ -76,9 +76,9 @@ class CountsConnections(RangeRequestHandler):
         with self.lock:
             CountsConnections.now -= 1
 
-    def answer(self, *args) -> None:
+    def send(self, *args) -> None:
         time.sleep(0.01)  # so that requests meet
-        super().answer(*args)
+        super().send(*args)
 
 
 def test_all_workers_together_keep_to_one_limit(client: Client, archive: Path, tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ class Waits(RangeRequestHandler):
 
     patience = math.inf
 
-    def answer(self, *args) -> None:
+    def send(self, *args) -> None:
         time.sleep(0.03 if len(self.server.archive.requests) < self.patience else 1)
-        super().answer(*args)
+        super().send(*args)
 
 
 def free_port() -> int:

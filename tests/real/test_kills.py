@@ -43,9 +43,9 @@ if __name__ == "__main__":
 class FarAway(RangeRequestHandler):
     """Answers after some milliseconds, as no disk nearby does."""
 
-    def answer(self, *args) -> None:
+    def send(self, *args) -> None:
         time.sleep(0.02)
-        super().answer(*args)
+        super().send(*args)
 
 
 @pytest.fixture

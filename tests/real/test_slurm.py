@@ -25,9 +25,9 @@ SHAPE = (24, 1024, 1024)
 class FarAway(RangeRequestHandler):
     """Answers after a while, so that there is a midway."""
 
-    def answer(self, *args) -> None:
+    def send(self, *args) -> None:
         time.sleep(0.3)
-        super().answer(*args)
+        super().send(*args)
 
 
 @pytest.fixture
