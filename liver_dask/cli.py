@@ -237,7 +237,9 @@ def plan_text(export: Export) -> str:
         f"  on disk     {decimal(cost.stored)}, and up to {decimal(cost.disk - cost.stored)} more on the way",
         f"  in memory   {decimal(PROCESS_BYTES)} a worker, and {decimal(cost.memory)} for each of its threads",
     ]
-    lines += [f"  {hours:9.1f} hours of fetching at {decimal(int(rate))}/s" for rate, hours in cost.hours.items()]
+    for rate, hours in cost.hours.items():
+        time_taken = f"{hours:9.1f} hours" if hours >= 1 else f"{60 * hours:9.1f} minutes"
+        lines.append(f"  {time_taken} of fetching at {decimal(int(rate))}/s")
     lines.append("Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source.")
     return "\n".join(lines)
 

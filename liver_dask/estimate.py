@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from . import png, tiff, volume
+from .byteranges import MOST_OF_A_REQUEST
 from .export_plan import Group, Layout, Region, plan_runs, rows_at_once
+from .prefixes import WHOLE_FROM
 
 MASK_FILE_BYTES_PER_PIXEL = 0.006
 """Masks of real EM, 20000 x 20000 pixels, are PNGs of 0.5 to 4.8 MB."""
@@ -37,6 +39,7 @@ class FilesRead:
         slices: How many files.
         rows: Rows that are read of each.
         last_row: Rows of a file down to the last that is read.
+        last_column: Columns of a file up to the last that is read.
         height: Rows of a file.
         width: Columns of a file.
         connections: How many ranges are asked for side by side.
@@ -46,6 +49,7 @@ class FilesRead:
     slices: int
     rows: int
     last_row: int
+    last_column: int
     height: int
     width: int
     connections: int
@@ -53,11 +57,13 @@ class FilesRead:
     def traffic(self, bands: int) -> tuple[int, int]:
         """Requests and bytes, where the rows are read in so many bands."""
         if self.variable == volume.RAW:
-            strip = volume.RAW_FILE_BYTES_PER_PIXEL * self.width
+            is_whole = self.last_column / self.width >= WHOLE_FROM
+            strip = volume.RAW_FILE_BYTES_PER_PIXEL * (self.width if is_whole else self.last_column)
             index = tiff.INDEX_BYTES_PER_ROW * self.height
-            band = int(self.rows / bands * strip)
-            ranges = bands * ceil(band / tiff.request_bytes(band, 1))
-            return self.slices * (2 + ranges), int(self.slices * (self.rows * strip + index))
+            rows = self.rows / bands
+            least = 0 if is_whole else rows / MOST_OF_A_REQUEST
+            requests = bands * ceil(max(rows * strip / tiff.request_bytes(int(rows * strip), 1), least))
+            return self.slices * (1 + requests), int(self.slices * (self.rows * strip + index))
         prefix = MASK_FILE_BYTES_PER_PIXEL * self.width * self.last_row
         ranges = 1 + min(ceil(prefix / png.SMALLEST_REQUEST), self.connections)
         return self.slices * ranges, int(self.slices * prefix)

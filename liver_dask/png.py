@@ -35,7 +35,7 @@ STEP_ROWS = 64
 BLOCKS_LIMIT = 64 << 20
 """Bytes of decoded blocks that a process keeps, a bit a pixel: one whole mask and some."""
 
-FIRST_REQUEST = 256 << 10
+FIRST_REQUEST = 128 << 10
 SMALLEST_REQUEST = 256 << 10
 """What follows the first request is split over the connections, but into no smaller ranges (bytes)."""
 

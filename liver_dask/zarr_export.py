@@ -305,8 +305,15 @@ def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader
 def _part_read(reader: VolumeReader, ds: xr.Dataset, depth: int, height: int) -> FilesRead:
     """What is read of a variable's files: the rows and slices of the store, by its coordinates if they tell."""
     _, rows, width = reader.shape
-    last = min(rows, int(ds.y[-1]) + 1) if "y" in ds.indexes and ds.y.dtype.kind in "iu" else rows
-    return FilesRead(reader.variable, depth, min(height, rows), max(last, 1), rows, width, reader.source.connections)
+    connections = reader.source.connections
+    last_row, last_column = _last(ds, "y", rows), _last(ds, "x", width)
+    return FilesRead(reader.variable, depth, min(height, rows), last_row, last_column, rows, width, connections)
+
+
+def _last(ds: xr.Dataset, dim: str, length: int) -> int:
+    """How many indexes of a file there are up to the last of the Dataset."""
+    told = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
+    return max(min(length, told), 1)
 
 
 def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
