@@ -36,7 +36,7 @@ BLOCKS_LIMIT = 64 << 20
 """Bytes of decoded blocks that a process keeps, a bit a pixel: one whole mask and some."""
 
 FIRST_REQUEST = 128 << 10
-SMALLEST_REQUEST = 256 << 10
+SMALLEST_REQUEST = 128 << 10
 """What follows the first request is split over the connections, but into no smaller ranges (bytes)."""
 
 PIECE = 64 << 10
@@ -45,8 +45,8 @@ PIECE = 64 << 10
 MARGIN = 16 << 10
 PRIOR_ROWS = 512
 DENSER = 1.08
-"""How much of a file some rows take is guessed from the rows so far, and from this many average ones; tissue begins
-some rows below the top, so what follows mostly takes more."""
+"""How much of a file some rows take is guessed from the rows so far, and from this many average ones, and a little is
+added: a further request costs more than some bytes."""
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SAMPLES_OF_COLOUR = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
@@ -100,6 +100,10 @@ class _Checkpoint:
 
     def copy(self) -> "_Checkpoint":
         return _Checkpoint(self.row, self.inflater.copy(), self.position, self.above)
+
+
+def _row(point: _Checkpoint) -> int:
+    return point.row
 
 
 class PngSlice:
@@ -181,7 +185,7 @@ class PngSlice:
     def _nearest(self, row: int) -> _Checkpoint:
         """A copy of the last checkpoint at or above `row`."""
         known = [*self._checkpoints, *([self._latest] if self._latest else [])]
-        return max((point for point in known if point.row <= row), key=lambda point: point.row).copy()
+        return max((point for point in known if point.row <= row), key=_row).copy()
 
     def _next_rows(self, layout: _Layout, state: _Checkpoint, end: int, stop: int) -> Bytes2D:
         """Inflate and unfilter the next rows, not beyond `end`, leaving a checkpoint where a new block begins."""
@@ -241,6 +245,11 @@ class PngSlice:
         assert self._file.identity is not None
         expected = self._file.identity.size / self._height
         rate = (position + PRIOR_ROWS * expected) / (rows_done + PRIOR_ROWS)
+        above = max(
+            (point for point in self._checkpoints if point.row <= rows_done - BLOCK_ROWS), key=_row, default=None
+        )
+        if above:  # below the margin without tissue the latest rows tell more than all
+            rate = max(rate, (position - above.position) / (rows_done - above.row))
         return self._fetch_range(int((max(stop, self.foreseen) - rows_done) * rate * DENSER) + MARGIN)
 
     def _fetch_range(self, count: int) -> bool:

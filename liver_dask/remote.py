@@ -27,7 +27,11 @@ from .transport import FsspecTransport, HttpTransport, Identity, OneRangeOnlyErr
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 60.0
-"""Seconds; for a byte, and before a request that the server asked to be made later (Retry-After)."""
+"""Seconds; a server that asks for a longer pause (Retry-After) is asked again after this one."""
+
+MOST_PATIENCE = 4
+"""With each try a byte is waited for twice as long, lest a server under load is never heard, up to so many times the
+first patience: waiting longer does not help where requests hang."""
 
 LONGEST_TRYING = 600.0
 """Seconds after which a range is not asked for again."""
@@ -198,7 +202,7 @@ class _Request:
             if missing:
                 with allowance.connections:
                     traffic.add(requests=1, retries=int(tries > 0))
-                    patience = min(source.timeout * 2**tries, LONGEST_WAIT)
+                    patience = source.timeout * min(2**tries, MOST_PATIENCE)
                     _process.transport(source).get(self.url, missing, patience, self._receive)
             if self._missing():
                 raise TryAgainError("sent fewer bytes than asked for")

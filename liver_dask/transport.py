@@ -18,11 +18,13 @@ headers before the body (so a server that ignores ranges is refused before it se
 (so one that breaks off is continued); and it has no event loop or runtime thread that a fork would lose.
 """
 
+import queue
 import ssl
 import threading
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -235,8 +237,23 @@ class HttpTransport:
         return listing.folders
 
     def close_idle(self) -> None:
-        """See Transport; a connection in use is closed at its end."""
-        self._pool.clear()
+        """See Transport.
+
+        The pools stay: urllib3 would leave those it drops, and their sockets, to the garbage collector, and in one that
+        is closed a thread that waits for a connection waits for ever.
+        """
+        for key in self._pool.pools.keys():  # noqa: SIM118  # it is no dictionary
+            kept = getattr(self._pool.pools.get(key), "pool", None)
+            if kept is None:
+                continue
+            idle: list[Any] = []
+            with suppress(queue.Empty):
+                while True:
+                    idle.append(kept.get_nowait())
+            for connection in idle:
+                if connection:
+                    connection.close()  # it is opened again when it is needed
+                kept.put_nowait(connection)
 
 
 class FsspecTransport:

@@ -2,10 +2,14 @@
 
 import logging
 import os
+import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dask
 import numpy as np
@@ -15,10 +19,10 @@ from conftest import SHAPE
 from hostile import WORST, Profile, hostile
 
 import liver_dask as ld
-from liver_dask import tiff, volume
+from liver_dask import remote, tiff, volume
 from liver_dask.byteranges import Span
 from liver_dask.cache import FolderCache, SpanCache
-from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
+from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 from liver_dask.transport import Identity
 
 
@@ -202,3 +206,57 @@ def test_a_limit_of_the_cache_that_makes_no_sense(archive: Path, tmp_path: Path,
     """A cache would be without limit, or be asked for and not be there."""
     with pytest.raises(ld.InvalidArgumentError, match="cache_raw_gb"):
         ld.open_human_liver_em(archive, shape=SHAPE, cache_raw_gb=given, cache_dir=None if given == 1 else tmp_path)
+
+
+FAULTS = ["stall", "reset", "truncate", "error_500", "error_503", "too_many", "ignore_range", "shorter", "elsewhere"]
+SCHEDULES = int(os.environ.get("LIVER_DASK_FAULT_SCHEDULES", "20"))
+"""How many seeds are tried; 500 were before a release."""
+
+SMALL = (3, 90, 130)
+SECONDS_OF_ONE = 30
+
+
+def random_profile(seed: int) -> Profile:
+    """Up to two thirds of all requests go wrong, each in a way that headers or formats show."""
+    chosen = random.Random(seed)
+    shares = {name: chosen.choice([0, 0, 0.02, 0.1, 0.2]) for name in FAULTS}
+    total = max(sum(shares.values()) * 1.5, 1)
+    return Profile(stall_seconds=2 * SECONDS_OF_ONE, **{name: share / total for name, share in shares.items()})
+
+
+@pytest.mark.timeout(30 + SCHEDULES * 3)
+@pytest.mark.filterwarnings("ignore:.* ignores byte ranges")
+def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path, monkeypatch) -> None:
+    """A schedule of faults that nobody thought of would hang, give a wrong voxel, or leave a connection open."""
+    sleep = time.sleep
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: sleep(min(seconds, 0.01))))
+    make_archive(tmp_path, SMALL)
+    with ld_settings(), serve(tmp_path) as honest:
+        expected = ld.open_human_liver_em(honest.url, shape=SMALL).compute()
+    ends: Counter[str] = Counter()
+    for seed in range(SCHEDULES):
+        chosen = random.Random(seed)
+        handler = hostile(
+            random_profile(seed), seed, chosen.choice(["answered", "answered", "whole", "first", "refused"])
+        )
+        y, x = sorted(chosen.sample(range(91), 2)), sorted(chosen.sample(range(131), 2))
+        box = {"y": slice(*y, chosen.choice([1, 1, 5])), "x": slice(*x)}
+        began = time.monotonic()
+        with ld_settings(), serve(tmp_path, handler) as server:
+            ds = ld.open_human_liver_em(server.url, shape=SMALL, connections=chosen.choice([1, 3, 16])).isel(box)
+            try:
+                xr.testing.assert_equal(ds.compute(), expected.isel(box))
+                ends["right"] += 1
+            except ld.LiverDaskError as error:
+                ends[type(error).__name__] += 1
+            assert time.monotonic() - began < SECONDS_OF_ONE, f"schedule {seed} took too long"
+            while handler.connections and time.monotonic() - began < 2 * SECONDS_OF_ONE:
+                remote._process.close_idle()  # of reads that went on beside the one that failed, too
+                sleep(0.01)
+            assert handler.connections == 0, f"schedule {seed} left a connection open"
+    print(f"\n{SCHEDULES} schedules of faults: {dict(ends)}")
+    assert ends["right"] > SCHEDULES / 3
+
+
+def ld_settings() -> Any:
+    return dask.config.set({"liver-dask.timeout": 0.15, "liver-dask.attempts": 8})

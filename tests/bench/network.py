@@ -58,7 +58,7 @@ import json, sys, time
 import liver_dask as ld
 def look():
     began = time.monotonic()
-    ds = ld.open_human_liver_em({url!r}, shape={shape}, cache_dir={cache!r}) if not kept else kept[0]
+    ds = ld.open_human_liver_em({url!r}, shape={shape}, cache_dir={cache!r}, cache_raw_gb=1) if not kept else kept[0]
     kept[:] = [ds]
     ds.isel(z=2, y=slice({y}, {y} + 512), x=slice({x}, {x} + 512)).compute()
     return round(time.monotonic() - began, 3)
