@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -282,14 +283,16 @@ def _retrying(attempts: int) -> tenacity.Retrying:
 def _wait(state: tenacity.RetryCallState) -> float:
     fault = state.outcome.exception() if state.outcome else None
     asked_for = fault.wait if isinstance(fault, TryAgainError) else None
-    return _back_off(state) if asked_for is None else min(asked_for, LONGEST_WAIT)
+    if asked_for is None:
+        return _jitter.uniform(0, min(0.2 * 2**state.attempt_number, 10))
+    return min(asked_for, LONGEST_WAIT)
 
 
 def _tell(state: tenacity.RetryCallState) -> None:
     log.info("%s: %s; asking again", state.args[0].url, state.outcome.exception() if state.outcome else "")
 
 
-_back_off = tenacity.wait_random_exponential(multiplier=0.2, max=10)
+_jitter = random.Random()  # noqa: S311  # no secret, and not Python's own, whose state is the user's
 
 
 @dataclass

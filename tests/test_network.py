@@ -94,7 +94,7 @@ def test_a_trickle_is_abandoned(archive: Path, voxels) -> None:
 
 def test_a_server_that_takes_its_time_is_waited_for(archive: Path, voxels) -> None:
     """An archive under load would be asked the same again and again, and each time given up too early."""
-    with serve(archive, hostile(Profile(latency=0.5))) as server, dask.config.set({"liver-dask.timeout": 0.1}):
+    with serve(archive, hostile(Profile(latency=0.3))) as server, dask.config.set({"liver-dask.timeout": 0.1}):
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         np.testing.assert_array_equal(ds.er[0, :20], voxels["er"][0, :20])
 
