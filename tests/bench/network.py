@@ -15,6 +15,7 @@ comes from nginx. Bytes are those of bodies, and next to them is the least that 
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import socket
 import statistics
@@ -58,8 +59,9 @@ import json, sys, time
 import liver_dask as ld
 def look():
     began = time.monotonic()
-    ds = ld.open_human_liver_em({url!r}, shape={shape}, cache_dir={cache!r}, cache_raw_gb=1) if not kept else kept[0]
-    kept[:] = [ds]
+    if not kept:
+        kept.append(ld.open_human_liver_em({url!r}, shape={shape}, cache_dir={cache!r}, cache_raw_gb={gigabytes}))
+    ds, = kept
     ds.isel(z=2, y=slice({y}, {y} + 512), x=slice({x}, {x} + 512)).compute()
     return round(time.monotonic() - began, 3)
 kept = []
@@ -202,11 +204,17 @@ def from_far_away(archive: Path, scratch: Path) -> dict[str, Any]:
     return told | {"times longer, each seed": [round(ratio, 2) for ratio in times], "worst": round(max(times), 2)}
 
 
-def look(server: Slow, place: tuple[int, int], cache: Path) -> list[float]:
-    """Seconds of two looks at one window, in a fresh process; imports are not counted."""
+def look(server: Slow, place: tuple[int, int], cache: Path | None, dask_threads: int | None = None) -> list[float]:
+    """Seconds of two looks at one window, in a fresh process; imports are not counted.
+
+    dask has as many threads as the machine has cores, unless it is told otherwise.
+    """
     y, x = place
-    script = WINDOW.format(url=server.url, shape=SHAPE, cache=str(cache), y=y, x=x)
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    environ = os.environ | ({"DASK_NUM_WORKERS": str(dask_threads)} if dask_threads else {})
+    script = WINDOW.format(
+        url=server.url, shape=SHAPE, cache=cache and str(cache), gigabytes=int(bool(cache)), y=y, x=x
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, env=environ)
     return json.loads(done.stdout)
 
 
@@ -216,21 +224,26 @@ def windows(archive: Path, scratch: Path) -> dict[str, Any]:
     for name, place in PLACES.items():
         cold = []
         with running(Slow(archive, EBI_WITHOUT_STALLS)) as server:
-            for attempt in range(3):
-                cache = scratch / f"cache {name} {attempt}"
+            for _ in range(3):
                 server.sent()
-                first, again = look(server, place, cache)
+                first, again = look(server, place, None)
                 cold.append(first)
                 sent = server.sent()
-            other = look(server, place, cache)[0]
+            more = [look(server, place, None, 16)[0] for _ in range(3)]
+            cache = scratch / f"cache {name}"
+            filling = look(server, place, cache)[0]
+            server.sent()
+            other, told_of_other = look(server, place, cache)[0], server.sent()
             told[name] = {
                 "cold, s": cold,
                 "median, s": statistics.median(cold),
                 "MB": round(sent.bytes / 1e6, 2),
                 "requests": sent.requests,
                 "again in the same process, s": again,
+                "cold, filling a cache_dir, s": filling,
                 "in another process with the same cache_dir, s": other,
-                "requests of that": server.sent().requests,
+                "requests of that": told_of_other.requests,
+                "cold with 16 threads of dask, s": more,
             }
     return told
 
