@@ -27,6 +27,7 @@ from .errors import FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
 from .volume import RAW_DTYPE
+from .window import LARGEST_LOOK
 
 HEAD = 512
 """Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
@@ -39,9 +40,8 @@ BOTH_ENDS_FROM = 1 << 22
 """Pixels. Of a slice of so many, beginning and end are fetched at once; of a small file they might be all of it, and
 more, which servers refuse."""
 
-LARGEST_LOOK = 24 << 20
 ROWS_LIMIT = 96 << 20
-"""Reads of up to so many bytes are kept, so many in all, for whoever comes back to a place; whole slices are not."""
+"""Bytes of what was looked at that are kept for whoever comes back to a place."""
 
 INDEX_BYTES_PER_ROW = 8
 """What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""

@@ -6,6 +6,7 @@ only what the last one asks for. Whatever else is done with it (arithmetic, rech
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
@@ -13,11 +14,19 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
+import dask
 import dask.array as da
+import dask.threaded
 import numpy as np
 import numpy.typing as npt
-from dask.base import tokenize
+from dask.base import is_dask_collection, tokenize
 from dask.highlevelgraph import MaterializedLayer
+from dask.utils import ensure_dict
+
+LARGEST_LOOK = 24 << 20
+"""Bytes of voxels. What is not more is a look: all of it is read at once, and kept for whoever comes back."""
+
+READS_OF_A_LOOK = 16
 
 Selection = range | npt.NDArray[np.intp]
 """Indexes along one axis of the volume: a range where they are one (it pickles in a few bytes), else an array."""
@@ -124,6 +133,11 @@ class LazyWindow:
         """Number of axes."""
         return len(self.window.kept)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its voxels."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def __getitem__(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
         """Read what `key` selects, see Window."""
         window = self.window[key]
@@ -159,6 +173,29 @@ class LazyWindow:
         return self.describe(), self.window.kept
 
 
+class _LookAtOnce:
+    """Dask's threads; more of them for a look, whose blocks wait for the archive and not for a core.
+
+    With a thread a core, raw and masks of a window would wait for each other. Who says how many threads dask has is
+    obeyed. It is equal to dask's own scheduler, or dask would refuse to compute these arrays together with others.
+    """
+
+    def __call__(self, dsk: Any, keys: Any, **options: Any) -> Any:
+        graph = ensure_dict(dsk.__dask_graph__() if is_dask_collection(dsk) else dsk)
+        leaves = [getattr(node, "value", None) for node in graph.values()]
+        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, LazyWindow))
+        told = [options.get(name) or dask.config.get(name, None) for name in ("num_workers", "pool")]
+        if size <= LARGEST_LOOK and not any(told):
+            options["num_workers"] = READS_OF_A_LOOK
+        return dask.threaded.get(graph, keys, **options)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is dask.threaded.get
+
+    def __hash__(self) -> int:
+        return hash(dask.threaded.get)
+
+
 class _AsDaskArray(type(da.Array)):  # type: ignore[misc]  # dask's Array has no types
     """Makes a subclass equal to dask's own class.
 
@@ -177,6 +214,7 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
     """A dask array that composes further indexing with its own window, see the module's text."""
 
     __slots__ = ()
+    __dask_scheduler__ = _LookAtOnce()
     _of_window: tuple[str, LazyWindow]
 
     @classmethod

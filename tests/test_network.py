@@ -5,13 +5,16 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -256,6 +259,79 @@ def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path
             assert handler.connections == 0, f"schedule {seed} left a connection open"
     print(f"\n{SCHEDULES} schedules of faults: {dict(ends)}")
     assert ends["right"] > SCHEDULES / 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_changed_byte_costs_no_more_than_its_row(tmp_path: Path, seed: int) -> None:
+    """A wrong byte that no format shows would spoil more than the docs say, or a mask, which has checksums."""
+    make_archive(tmp_path, SMALL)
+    handler = hostile(Profile(corrupt=0.15), seed)
+    with serve(tmp_path) as honest, serve(tmp_path, handler) as server:
+        expected = ld.open_human_liver_em(honest.url, shape=SMALL).compute()
+        try:
+            told = ld.open_human_liver_em(server.url, shape=SMALL).compute()
+        except ld.LiverDaskError:
+            return
+    for label in volume.LABELS:
+        xr.testing.assert_equal(told[label], expected[label])
+    wrong_rows = int((told.raw != expected.raw).any("x").sum())
+    assert wrong_rows <= handler.drawn.count("corrupt")
+
+
+def test_a_look_asks_for_raw_and_masks_at_once(archive: Path, voxels, monkeypatch) -> None:
+    """On a machine of two cores, two of four variables would wait until the others have come from far away."""
+    monkeypatch.setattr("dask.threaded.default_pool", ThreadPoolExecutor(1))
+    waiting = threading.Barrier(4, timeout=20)
+
+    class Together(RangeRequestHandler):
+        seen: ClassVar[set[str]] = set()
+
+        def send(self, status, headers, body) -> None:
+            if self.path not in self.seen:
+                self.seen.add(self.path)
+                waiting.wait()
+            super().send(status, headers, body)
+
+    with serve(archive, Together) as server, dask.config.set({"liver-dask.timeout": 30}):
+        seen = ld.open_human_liver_em(server.url, shape=SHAPE).isel(z=3, y=slice(40, 90), x=slice(60, 99)).compute()
+    assert not waiting.broken
+    for name, expected in voxels.items():
+        np.testing.assert_array_equal(seen[name], expected[3, 40:90, 60:99])
+
+
+@pytest.mark.parametrize("told", [{"num_workers": 1}, {"pool": ThreadPoolExecutor(1)}])
+@pytest.mark.parametrize("how", ["config", "argument"])
+def test_the_threads_that_were_asked_for_are_used(archive: Path, told: dict[str, Any], how: str) -> None:
+    """Who limits dask to one thread would get sixteen."""
+    answering: set[str] = set()
+    side_by_side = []
+
+    class Counts(RangeRequestHandler):
+        def send(self, status, headers, body) -> None:
+            answering.add(self.path)
+            time.sleep(0.1)
+            side_by_side.append(len(answering))
+            answering.discard(self.path)
+            super().send(status, headers, body)
+
+    with serve(archive, Counts) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)[["mito", "er"]].isel(z=3, y=slice(40, 90))
+        with dask.config.set(told if how == "config" else {}):
+            ds.compute(**(told if how == "argument" else {}))
+    assert max(side_by_side) == 1
+
+
+def test_a_look_may_be_computed_with_anything_else(archive: Path, voxels) -> None:
+    """Dask would refuse arrays of "differing default schedulers", or mix up their order."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(z=2, y=slice(30, 80))
+    ones = da.ones(3, chunks=1)
+    one, raw, zero, mean = dask.compute(ones, ds.raw.data, ones - 1, ds.mito.data.mean())
+    again, first = dask.compute(ds.raw.data, ones)
+    for seen in (raw, again):
+        np.testing.assert_array_equal(seen, voxels["raw"][2, 30:80])
+    assert mean == voxels["mito"][2, 30:80].mean()
+    assert one.tolist() == first.tolist() == [1, 1, 1]
+    assert not zero.any()
 
 
 def ld_settings() -> Any:

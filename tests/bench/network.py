@@ -15,7 +15,6 @@ comes from nginx. Bytes are those of bodies, and next to them is the least that 
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import socket
 import statistics
@@ -204,17 +203,13 @@ def from_far_away(archive: Path, scratch: Path) -> dict[str, Any]:
     return told | {"times longer, each seed": [round(ratio, 2) for ratio in times], "worst": round(max(times), 2)}
 
 
-def look(server: Slow, place: tuple[int, int], cache: Path | None, dask_threads: int | None = None) -> list[float]:
-    """Seconds of two looks at one window, in a fresh process; imports are not counted.
-
-    dask has as many threads as the machine has cores, unless it is told otherwise.
-    """
+def look(server: Slow, place: tuple[int, int], cache: Path | None) -> list[float]:
+    """Seconds of two looks at one window, in a fresh process; imports are not counted."""
     y, x = place
-    environ = os.environ | ({"DASK_NUM_WORKERS": str(dask_threads)} if dask_threads else {})
     script = WINDOW.format(
         url=server.url, shape=SHAPE, cache=cache and str(cache), gigabytes=int(bool(cache)), y=y, x=x
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, env=environ)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -229,7 +224,6 @@ def windows(archive: Path, scratch: Path) -> dict[str, Any]:
                 first, again = look(server, place, None)
                 cold.append(first)
                 sent = server.sent()
-            more = [look(server, place, None, 16)[0] for _ in range(3)]
             cache = scratch / f"cache {name}"
             filling = look(server, place, cache)[0]
             server.sent()
@@ -243,7 +237,6 @@ def windows(archive: Path, scratch: Path) -> dict[str, Any]:
                 "cold, filling a cache_dir, s": filling,
                 "in another process with the same cache_dir, s": other,
                 "requests of that": told_of_other.requests,
-                "cold with 16 threads of dask, s": more,
             }
     return told
 
