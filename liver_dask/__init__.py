@@ -8,6 +8,7 @@ from .errors import (
     FormatError,
     InvalidArgumentError,
     LiverDaskError,
+    MissingExtraError,
     NotDownloadedError,
     RangeNotSupportedError,
     RemoteError,
@@ -16,6 +17,7 @@ from .errors import (
     StoreExistsError,
 )
 from .traffic import Trace, trace
+from .training import get_human_liver_em_dataset, get_human_liver_em_loader
 from .verify import VerifyReport, verify
 from .zarr_export import to_zarr
 
@@ -25,6 +27,7 @@ __all__ = [
     "FormatError",
     "InvalidArgumentError",
     "LiverDaskError",
+    "MissingExtraError",
     "NotDownloadedError",
     "RangeNotSupportedError",
     "RemoteError",
@@ -34,7 +37,9 @@ __all__ = [
     "Trace",
     "VerifyReport",
     "get_human_liver_em_data",
+    "get_human_liver_em_dataset",
     "get_human_liver_em_full_volume",
+    "get_human_liver_em_loader",
     "get_human_liver_em_paths",
     "open_human_liver_em",
     "to_zarr",

@@ -13,7 +13,8 @@ that a caller would catch without knowing this package::
     ├── StoreExistsError        FileExistsError    the output path holds something else
     ├── DamagedError            OSError            what was written is not on the disk any more as it was
     ├── ExportError             RuntimeError       parts of a store could not be written; says which
-    └── NotDownloadedError      RuntimeError       no complete store is there and none was asked for
+    ├── NotDownloadedError      RuntimeError       no complete store is there and none was asked for
+    └── MissingExtraError       ImportError        packages that only this part needs are not installed
 """
 
 from collections.abc import Sequence
@@ -73,3 +74,7 @@ class ExportError(LiverDaskError, RuntimeError):
 
 class NotDownloadedError(LiverDaskError, RuntimeError):
     """No complete store is there, and `download=True` was not given."""
+
+
+class MissingExtraError(LiverDaskError, ImportError):
+    """Packages that only a part of this package needs are not installed; says which extra brings them."""

@@ -21,7 +21,7 @@ from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from .export_plan import Layout, Region, Run, Shape, Shard, ShardRow
 from .remote import limited, versions
-from .slabs import encode_chunk
+from .slabs import Chunk, encode_chunk
 from .store import Store
 from .team import Report
 from .traffic import traffic
@@ -31,7 +31,7 @@ READERS = 8
 """Files of a region that are read side by side, on however few cores: far from the archive, most of them wait."""
 
 Arrays = dict[str, npt.NDArray[Any]]
-Encoded = dict[str, list[bytes]]
+Encoded = dict[str, list[Chunk]]
 T = TypeVar("T")
 
 
@@ -126,7 +126,7 @@ class Task:
             under_way.append(encoder.submit(encode, reading))
             yield region, writer.submit(self._keep, region, under_way[-1])
 
-    def _encode(self, voxels: npt.NDArray[Any], encoders: ThreadPoolExecutor) -> list[bytes]:
+    def _encode(self, voxels: npt.NDArray[Any], encoders: ThreadPoolExecutor) -> list[Chunk]:
         _, height, width = chunk = self.store.layout.chunks
         parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
         return list(encoders.map(lambda part: _encode(part, chunk), parts))
@@ -171,7 +171,7 @@ def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
     )
 
 
-def _encode(voxels: npt.NDArray[Any], chunk: Shape) -> bytes:
+def _encode(voxels: npt.NDArray[Any], chunk: Shape) -> Chunk:
     with cores:
         return encode_chunk(voxels, chunk)
 

@@ -7,13 +7,15 @@ Until it is complete a store lies in the folder `NAME.partial`:
 `store/`                               the store itself: metadata and finished shards
 `progress/run`                         which run is at it; tasks of a run that ended see that and stop
 `progress/slabs/VARIABLE/Z-Y`          a region's encoded chunks: when the file is there, the region is written
+`progress/shards/VARIABLE/Z-Y-X.npy`   what is known of the voxels of a shard's chunks
 `progress/shards/VARIABLE/Z-Y-X.json`  size and checksum of a shard: when the file is there, the shard is finished
 `progress/sources/...`                 size and ETag of a source file, from before the first slab that was made of it
 =====================================  =========================================================================
 
 Each file appears under its name when its bytes are on the disk. In the end `store/` gets the store's own name in one
 step. It carries a record of what it is, as attributes of its group `liver_dask`: only a store with the record of the
-same call is gone on with, or returned; and beside each array's chunks the checksums of its shards (`manifest.json`).
+same call is gone on with, or returned; beside each array's chunks the checksums of its shards (`manifest.json`); and
+in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk.
 """
 
 import errno
@@ -30,12 +32,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zarr
+from zarr.codecs import Crc32cCodec
 
-from .errors import DamagedError, InvalidArgumentError, LiverDaskError, SourceChangedError, StoreExistsError
-from .export_plan import Layout, Region, Shard, ShardRow
-from .slabs import Checksum, DurableFile, Slab, merge_slabs, sync_folder, write_slab
+from .errors import (
+    DamagedError,
+    InvalidArgumentError,
+    LiverDaskError,
+    NotDownloadedError,
+    SourceChangedError,
+    StoreExistsError,
+)
+from .export_plan import Layout, Region, Shard, ShardRow, plan_layout
+from .slabs import STATISTICS, Checksum, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
 from .transport import Identity
+from .volume import DIMS
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +58,7 @@ RECORD = "liver_dask"
 MANIFEST = "manifest.json"
 """In an array's folder: size and CRC-32C of each shard, and size and ETag of each file that it was made of."""
 
-FORMAT = 2
+FORMAT = 3
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
@@ -56,6 +69,26 @@ def read_record(store: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+
+
+def open_record(store: Path) -> dict[str, Any]:
+    """What was recorded of a complete store.
+
+    Raises:
+        NotDownloadedError: It is none.
+    """
+    record = read_record(store)
+    if record is None or not record.get("complete"):
+        partial = store.with_name(store.name + ".partial")
+        there = f"; {partial} is an unfinished one, finish it first" if partial.exists() else ""
+        raise NotDownloadedError(f"There is no complete store of liver_dask at {store}{there}.")
+    return record
+
+
+def layout_of(record: Mapping[str, Any]) -> Layout:
+    """The grids of a recorded store."""
+    sizes = {name: np.dtype(variable["dtype"]).itemsize for name, variable in record["variables"].items()}
+    return plan_layout(record["shape"], sizes, record["chunks"], record["shards"])
 
 
 def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
@@ -70,6 +103,19 @@ def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
         return {Shard(*map(int, place.split("/"))): Checksum(*found) for place, found in shards.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}, which has the checksums of the shards of {name}, cannot be read.") from error
+
+
+def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
+    """What is known of each inner chunk of a variable, (z, y, x) in chunks: `nonzero`, `mean` or `std`, see STATISTICS.
+
+    Raises:
+        DamagedError: They are not there.
+    """
+    path = store / RECORD / name / statistic
+    try:
+        return np.asarray(zarr.open_array(path, mode="r")[:])
+    except Exception as error:  # whatever zarr makes of a damaged store
+        raise DamagedError(f"{path}, which tells where there is something, cannot be read ({error}).") from error
 
 
 def shard_path(store: Path, name: str, shard: Shard) -> Path:
@@ -190,7 +236,7 @@ class Store:
                     f"{self._version_path(url)} if you know that the same voxels are where they were."
                 )
 
-    def write_slab(self, name: str, region: Region, chunks: Sequence[bytes]) -> None:
+    def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
         """Keep the encoded chunks of a region of a variable, row by row."""
         write_slab(self._slab_path(name, region), chunks)
 
@@ -223,6 +269,7 @@ class Store:
             }
             self._check_shards(name, shards)
             self._write_json(self._unfinished / name / MANIFEST, manifest)
+            self._write_statistics(name)
         metadata = self._unfinished / RECORD / "zarr.json"
         document = json.loads(metadata.read_bytes())
         document["attributes"]["complete"] = True
@@ -347,10 +394,28 @@ class Store:
             for region in self.layout.regions_of(row)
         ]
         x_chunks = slice(shard.x * grid[2], (shard.x + 1) * grid[2])
-        checksum = merge_slabs(
+        checksum, known = merge_slabs(
             shard_path(self._unfinished, row.name, shard), record.with_suffix(".shard"), grid, slabs, x_chunks
         )
+        with DurableFile(record.with_suffix(".npy")) as file:
+            np.save(file, known)
         self._write_json(record, {"/".join(map(str, shard)): checksum})
+
+    def _write_statistics(self, name: str) -> None:
+        """Put together what is known of the chunks of a variable."""
+        grid = self.layout.chunks_per_shard
+        chunks = tuple(-(-length // chunk) for length, chunk in zip(self.layout.shape, self.layout.chunks, strict=True))
+        known = np.zeros(chunks, STATISTICS)
+        for path in (self._progress / "shards" / name).glob("*.npy"):
+            place = zip(map(int, path.stem.split("-")), grid, strict=True)
+            here = known[tuple(slice(number * count, (number + 1) * count) for number, count in place)]
+            here[:] = np.load(path)[tuple(map(slice, here.shape))]
+        group = zarr.open_group(self._unfinished / RECORD, mode="r+").require_group(name)
+        for statistic in STATISTICS.names or ():
+            array = np.ascontiguousarray(known[statistic])
+            group.create_array(
+                statistic, data=array, chunks=chunks, compressors=[Crc32cCodec()], dimension_names=DIMS, overwrite=True
+            )
 
     def _check_shards(self, name: str, shards: Mapping[str, Sequence[int]]) -> None:
         """Nothing but this process and its workers should have touched them; but a store is made once, and kept."""
@@ -392,7 +457,7 @@ def _sync_metadata(store: Path) -> None:
     """Make all of a store but its shards durable: zarr and xarray write without."""
     for folder, folders, files in os.walk(store):
         for name in files:
-            if name.endswith(".json"):
+            if name.endswith(".json") or Path(folder).is_relative_to(store / RECORD):
                 with Path(folder, name).open("rb") as file:
                     os.fsync(file.fileno())
         if folders or files:  # a folder of shards alone was made durable with each of them

@@ -15,14 +15,14 @@ from rich.filesize import decimal
 
 from . import volume
 from .dataset import open_human_liver_em, open_origin
-from .errors import DamagedError, InvalidArgumentError, NotDownloadedError
-from .export_plan import Group, Layout, Region, Run, Shard, plan_layout, plan_runs
+from .errors import DamagedError, InvalidArgumentError
+from .export_plan import Group, Layout, Region, Run, Shard, plan_runs
 from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
 from .progress import show_progress
 from .remote import limited
 from .settings import setting
 from .slabs import EMPTY, Checksum, decode_chunk, read_shard_index
-from .store import read_checksums, read_record, shard_path
+from .store import layout_of, open_record, read_checksums, shard_path
 from .team import Job, Report, gather
 from .zarr_export import Export
 
@@ -105,12 +105,8 @@ def verify(
         LiverDaskError: The source could not be read.
     """
     store = Path(path).expanduser().absolute()
-    record = read_record(store)
-    if record is None or not record.get("complete"):
-        partial = store.with_name(store.name + ".partial")
-        there = f"; {partial} is an unfinished one, finish it first" if partial.exists() else ""
-        raise NotDownloadedError(f"There is no complete store of liver_dask at {store}{there}.")
-    layout = _layout_of(record)
+    record = open_record(store)
+    layout = layout_of(record)
     report = VerifyReport(str(store), problems=_metadata_problems(store, record))
     checks = list(_shard_checks(store, record, layout, np.random.default_rng(seed), full, report))
     comparisons = list(_comparisons(store, record, ds, layout, np.random.default_rng(seed), full, report))
@@ -257,11 +253,6 @@ def _metadata_problems(store: Path, record: Mapping[str, Any]) -> list[str]:
         if found != expected:
             problems.append(f"{name} is {found} (shape, chunks, dtype) and was written as {expected}")
     return problems
-
-
-def _layout_of(record: Mapping[str, Any]) -> Layout:
-    sizes = {name: np.dtype(variable["dtype"]).itemsize for name, variable in record["variables"].items()}
-    return plan_layout(record["shape"], sizes, record["chunks"], record["shards"])
 
 
 def _shard_checks(

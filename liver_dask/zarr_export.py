@@ -116,10 +116,10 @@ class Export:
     ) -> "Export":
         """Check all arguments of `to_zarr`; nothing is touched."""
         target = _local_path(path)
-        crop = _crop(ds, bounding_box)
-        sizes = {str(name): variable.dtype.itemsize for name, variable in crop.data_vars.items()}
-        layout = plan_layout([crop.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
-        return cls(crop, _crop(_with_shared_blocks(ds), bounding_box), layout, target)
+        part = crop(ds, bounding_box)
+        sizes = {str(name): variable.dtype.itemsize for name, variable in part.data_vars.items()}
+        layout = plan_layout([part.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
+        return cls(part, crop(_with_shared_blocks(ds), bounding_box), layout, target)
 
     @property
     def connections(self) -> int:
@@ -214,7 +214,7 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
+def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
     """The box of `ds`, by the global indexes in its coordinates."""
     if not ds.data_vars:
         raise InvalidArgumentError("The Dataset has no variables; nothing would be written.")

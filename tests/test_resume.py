@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import SHAPE
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ import liver_dask as ld
 from liver_dask import slabs, store, volume
 from liver_dask.demo import make_archive, serve
 from liver_dask.export_plan import Group, Region, plan_layout, plan_runs
+from liver_dask.slabs import encode_chunk
 
 STEPS = ("replace", "unlink", "write_bytes", "mkdir")
 """What changes a file system for good, in pathlib; a kill falls before one of them, or after the last."""
@@ -200,7 +202,7 @@ def test_a_late_job_of_an_ended_run_writes_nothing(archive: Path, tmp_path: Path
     late = store.Store(path, plan_layout((8, 269, 364), {"raw": 2}, **SMALL), {"variables": {"raw": {"files": []}}})
     assert not late.is_current("whichever")
     with pytest.raises(FileNotFoundError):
-        late.write_slab("raw", Region(0, 2, 0, 64), [b"chunk"])
+        late.write_slab("raw", Region(0, 2, 0, 64), [encode_chunk(np.ones((2, 2, 2)), (2, 2, 2))])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.zarr"]
 
 
