@@ -154,7 +154,7 @@ def plan_split(box: Box, patch: Shape, contents: Sequence[Densities], seed: int 
             break
     if len(blocks) < len(SPLITS):
         raise InvalidArgumentError(
-            f"A box of {box.shape} voxels (z, y, x) has no room for training, validation and test with margins between: "
+            f"A box of {box.shape} voxels (z, y, x) has no room for three splits and margins between: "
             f"it holds {len(blocks)} blocks of twice the patch {patch}. Keep a larger box, or one for each split."
         )
     order = np.argsort(-held, kind="stable")

@@ -6,7 +6,6 @@ asking anybody for leave (a `distributed.Semaphore` would be asked twice a reque
 leases for half a minute).
 """
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
@@ -17,15 +16,13 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ExportError
+from .malloc import keep_memory
 
 if TYPE_CHECKING:
     from distributed import Client
 
 LOCAL_JOBS = 4
 """Jobs side by side in this process: one for raw and one for each mask are what a box has."""
-
-MALLOC_OPTIONS = {-3: 32 << 20, -1: 512 << 20}
-"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: blocks up to the first are reused, and so much is kept for that."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
 GONE = "The cluster is gone: its scheduler ended, or was restarted."
@@ -162,12 +159,7 @@ def _start_on_worker(call: Callable[..., Any], *arguments: Any, **options: Any) 
     dask starts workers with MALLOC_TRIM_THRESHOLD_=65536. By that glibc asks the system for every array and every
     context of the compressor, page by page: zstd then runs at a quarter of its rate, and an export at less than half.
     """
-    try:
-        libc = ctypes.CDLL(None)
-        for parameter, value in MALLOC_OPTIONS.items():
-            libc.mallopt(parameter, value)
-    except (OSError, AttributeError):
-        pass  # not glibc, and so not concerned
+    keep_memory()
     return call(*arguments, **options)
 
 

@@ -1,8 +1,8 @@
 """Patches a second, next to torch_em's own module on the store it writes: `python training.py EM_FOLDER`.
 
-EM_FOLDER has `raw`, `mito`, `membrane` and `synapse` with 1024 x 1024 images of sections, as tests/real/build_archive.py
-takes them. Both sides download the same archive, 2048 x 2048 x 64 voxels of them, each into its own store; each loader
-runs in a process of its own with the same patch shapes and workers. Rows, for each patch shape:
+EM_FOLDER has `raw`, `mito`, `membrane` and `synapse` with 1024 x 1024 images of sections, as for
+tests/real/build_archive.py. Both sides download the same archive, 2048 x 2048 x 64 voxels of them, each into its own
+store; each loader runs in a process of its own with the same patch shapes and workers. Rows, for each patch shape:
 
 - reading: no transform on either side, so that the store and the way to read it are compared;
 - default: with the transforms that torch_em chooses when none is given, which cost the same on both sides;
