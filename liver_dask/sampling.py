@@ -5,6 +5,7 @@ Pure: boxes and tables in, positions out. A position is the first voxel (z, y, x
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise, product
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,10 @@ SplitName = Literal["train", "val", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 LARGE_BLOCK, SMALL_BLOCK = 4, 2
-"""Patches along a side of a block of a split: large ones lose less to margins, small ones are more."""
+"""Patches along a side of a block of a split, at least: large ones lose less to margins, small ones are more."""
+
+MOST_BLOCKS = 12
+"""Blocks along an axis, at most."""
 
 ENOUGH_BLOCKS = 10
 """As many blocks as give a tenth each to `val` and to `test`."""
@@ -60,8 +64,11 @@ class Densities:
         z, y, x = there
         return cls((nonzero / (z[:, None, None] * y[:, None] * x)).astype(np.float32), chunks)
 
-    def share(self, positions: Positions, patch: Shape) -> npt.NDArray[np.float64]:
-        """The share of each patch that is something, as if what a chunk has of it were spread evenly."""
+    def share(self, positions: Positions, patch: Shape, at_most: bool = False) -> npt.NDArray[np.float64]:
+        """The share of each patch that is something, if what a chunk has of it is spread evenly; or the most it can be.
+
+        The most: if all that a chunk has of it lies in the patch.
+        """
         cells, weights = zip(
             *(
                 _overlaps(positions[:, axis], patch[axis], self.chunks[axis], self.values.shape[axis])
@@ -71,7 +78,9 @@ class Densities:
         )
         z, y, x = cells
         found = self.values[z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]]
-        return np.einsum("nzyx,nz,ny,nx->n", found, *weights) / np.prod(patch)
+        voxels = np.einsum("nz,ny,nx->nzyx", *weights)
+        held = np.minimum(found * np.prod(self.chunks), voxels) if at_most else found * voxels
+        return held.sum(axis=(1, 2, 3)) / np.prod(patch)
 
     def nearby(self) -> "Densities":
         """1 where a chunk, or one beside it in the same layer, holds anything, else 0."""
@@ -92,10 +101,17 @@ def _overlaps(
 
 
 class Demand(NamedTuple):
-    """At least so large a share of a patch must be something."""
+    """At least so large a share of a patch must be something.
+
+    Attributes:
+        densities: How much there is.
+        least: The share.
+        may_be: Whether it is enough that it may be so, see `Densities.share`.
+    """
 
     densities: Densities
     least: float
+    may_be: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,18 +128,26 @@ class PatchSampler:
     boxes: tuple[Box, ...]
     demands: tuple[Demand, ...] = ()
 
+    @cached_property
+    def _free(self) -> Positions:
+        """How many positions each box has on each axis."""
+        return np.array([box.shape for box in self.boxes], np.int64) - np.array(self.patch) + 1
+
+    @cached_property
+    def _firsts(self) -> Positions:
+        return np.array([box.start for box in self.boxes], np.int64)
+
     def draw(self, chance: np.random.Generator) -> Shape | None:
         """A position; None if among a million there is none that is allowed."""
-        free = np.array([box.shape for box in self.boxes], np.int64) - np.array(self.patch) + 1
-        firsts = np.array([box.start for box in self.boxes])
-        weights = free.prod(axis=1) / free.prod(axis=1).sum()
+        ends = np.cumsum(self._free.prod(axis=1))
         tried, count = 0, FIRST_DRAW if self.demands else 1
         while tried < CANDIDATES:
-            chosen = chance.choice(len(self.boxes), count, p=weights)
-            positions = firsts[chosen] + chance.integers(0, free[chosen])
+            chosen = np.searchsorted(ends, chance.integers(0, ends[-1], count), side="right")
+            positions = self._firsts[chosen] + chance.integers(0, self._free[chosen])
             allowed = np.ones(count, bool)
             for demand in self.demands:
-                allowed[allowed] = demand.densities.share(positions[allowed], self.patch) >= demand.least
+                share = demand.densities.share(positions[allowed], self.patch, demand.may_be)
+                allowed[allowed] = share >= demand.least
             if allowed.any():
                 z, y, x = positions[np.argmax(allowed)].tolist()
                 return z, y, x
@@ -183,7 +207,7 @@ def _blocks(box: Box, patch: Shape, patches: int) -> list[Box]:
     """Blocks of at least so many patches a side, without the margins between them."""
     axes = []
     for start, stop, length in zip(box.start, box.stop, patch, strict=True):
-        count = max((stop - start) // (patches * length), 1)
+        count = min(max((stop - start) // (patches * length), 1), MOST_BLOCKS)
         edges = np.linspace(start, stop, count + 1).astype(int).tolist()
         before, after = -(-length // 2), length // 2
         axes.append([(low + before * (low > start), high - after * (high < stop)) for low, high in pairwise(edges)])

@@ -25,8 +25,8 @@ from .export_plan import Shape
 
 EMPTY = np.iinfo(np.uint64).max
 ZSTD_OF_VOXELS: tuple[int, Any] = (5, "shuffle")
-"""Level, and how bytes are shuffled first. Level 5 takes 5 % off what level 3 writes of real EM, at half its speed, which
-is still faster than LZW decodes."""
+"""Level, and how bytes are shuffled first. Level 5 takes 5 % off what level 3 writes of real EM, at half its speed, but
+still faster than LZW decodes."""
 
 ZSTD_OF_BYTES: tuple[int, Any] = (3, "noshuffle")
 """For voxels of one byte. Shuffled bits are smaller by a third, of the few percent of a store that masks are, but take
@@ -126,7 +126,7 @@ def decode_planes(data: bytes, dtype: np.dtype[Any], chunk: Shape, planes: slice
     plane = chunk[1] * chunk[2] * dtype.itemsize
     begin, end = planes.start * plane, planes.stop * plane
     try:
-        skipped, data = _some_blocks(data, begin, end)
+        skipped, data = _some_blocks(data, chunk[0] * plane, begin, end)
     except (ValueError, struct.error) as error:
         raise DamagedError(f"a chunk cannot be decoded ({error})") from error
     if skipped is None:
@@ -137,16 +137,20 @@ def decode_planes(data: bytes, dtype: np.dtype[Any], chunk: Shape, planes: slice
     return voxels.view(dtype.newbyteorder("<")).reshape(planes.stop - planes.start, *chunk[1:])
 
 
-def _some_blocks(data: bytes, begin: int, end: int) -> tuple[int | None, bytes]:
-    """A Blosc buffer of those blocks of another that hold bytes `begin` to `end`, and how many bytes it skips.
+def _some_blocks(data: bytes, whole: int, begin: int, end: int) -> tuple[int | None, bytes]:
+    """Of a Blosc buffer of `whole` bytes one of the blocks that hold bytes `begin` to `end`; how many bytes it skips.
 
     All of it, and None, where blocks cannot be told apart: one thread leaves them in their order, others need not.
     """
     if len(data) <= BLOSC_HEADER or data[2] & MEMCPYED:
         return None, data
     size, block = struct.unpack_from("<II", data, 4)
-    count = -(-size // max(block, 1))
-    first, last = begin // max(block, 1), -(-end // max(block, 1))
+    if size != whole or not 0 < block < size:
+        return None, data
+    count = -(-size // block)
+    first, last = begin // block, -(-end // block)
+    if first == count - 1 and size % block:
+        first -= 1  # a buffer is no shorter than a block
     if (first, last) == (0, count):
         return None, data
     places = np.append(np.frombuffer(data, "<i4", count, BLOSC_HEADER), len(data)).astype(np.int64)

@@ -3,6 +3,8 @@
 Needs the extra `train`; nothing else imports it before it is used.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +17,9 @@ from .export_plan import Shape
 from .malloc import keep_memory
 from .sampling import PatchSampler
 from .volume import FOREGROUND
+
+MOST_DRAWS = 5000
+"""Positions that are tried for one patch, where masks have to be read to know: each costs about a millisecond."""
 
 Window = tuple[slice, ...]
 
@@ -31,6 +36,21 @@ class Voxels(Protocol):
 def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """0 / 1 of masks of 0 / 255: what a loss such as Dice or BCE understands."""
     return labels // np.uint8(FOREGROUND)
+
+
+@dataclass(frozen=True)
+class Widened:
+    """A user's transform of raw; what it leaves as uint16 becomes int32.
+
+    torch_em (0.10.9) takes uint16 for int16: values above 32767 would turn negative.
+    """
+
+    transform: Callable[[Any], Any]
+
+    def __call__(self, raw: npt.NDArray[Any]) -> Any:
+        """Transform a patch."""
+        out = self.transform(raw)
+        return out.astype(np.int32) if getattr(out, "dtype", None) == np.uint16 else out
 
 
 class PatchDataset(SegmentationDataset):
@@ -98,7 +118,7 @@ class PatchDataset(SegmentationDataset):
 
     def _get_desired_raw_and_labels(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """A patch that keeps what was asked for to the voxel: a table knows only how much a chunk holds."""
-        for _ in range(self.max_sampling_attempts):
+        for _ in range(MOST_DRAWS):
             window = self._sample_bounding_box()
             labels = self._read_labels(window) if self.min_foreground else None
             if labels is not None and labels.any(axis=0).mean() < self.min_foreground:
@@ -109,7 +129,7 @@ class PatchDataset(SegmentationDataset):
                 chosen = masks if self._with_label_channels else masks[0]
                 return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
         raise InvalidArgumentError(
-            f"Of {self.max_sampling_attempts} patches {self.patch_shape} none was of tissue and had a share of "
+            f"Of {MOST_DRAWS} patches {self.patch_shape} none was of tissue and had a share of "
             f"{self.min_foreground} labelled; ask for less, for smaller patches, or for another box."
         )
 

@@ -133,14 +133,14 @@ def get_human_liver_em_dataset(
         dataset = torch_dataset.PatchDataset(
             one.raw,
             one.labels,
-            PatchSampler(patch, tuple(parts), one.demands(min_foreground, labelled_region_only)),
+            one.places(patch, parts, min_foreground, labelled_region_only),
             roi=tuple(map(slice, roi.start, roi.stop)),
             n_samples=samples[number] or _patches_in(parts, patch),
             min_foreground=min_foreground,
             seed=None if seed is None else (seed, number),
             split={"name": split, "blocks": splits} if splits else None,
             with_label_channels=not isinstance(label_choice, str),
-            **_with_defaults(options, torch_em, one.raw.shape, torch_dataset.binary),
+            **_with_defaults(options, torch_em, torch_dataset, one.raw.shape),
         )
         if not stream:
             dataset.check_that_there_are_patches(one.name)
@@ -290,19 +290,29 @@ class _Source:
         """All tables there are."""
         return [*self.labelled, *([self.tissue] if self.tissue else [])]
 
-    def demands(self, min_foreground: float, labelled_region_only: bool) -> tuple[Demand, ...]:
-        """What a position must have, as far as tables tell."""
+    def places(
+        self, patch: Shape, parts: Sequence[Box], min_foreground: float, labelled_region_only: bool
+    ) -> PatchSampler:
+        """Draws positions that have what is asked for, as far as tables tell.
+
+        Where chunks are much larger than a patch, or hardly hold a label, no patch has enough of it on average: then it
+        is drawn where there may be enough, and masks tell.
+        """
+        boxes = tuple(parts)
         if not self.tissue:
-            return ()
+            return PatchSampler(patch, boxes)
         demands = [Demand(self.tissue, LEAST_TISSUE)]
         chunks = self.tissue.chunks
         if labelled_region_only:
             anywhere = Densities(np.maximum.reduce([label.values for label in self.labelled]), chunks)
             demands.append(Demand(anywhere.nearby(), ALL))
-        if min_foreground:
-            together = Densities(np.add.reduce([label.values for label in self.labelled]), chunks)
-            demands.append(Demand(together, min_foreground))
-        return tuple(demands)
+        if not min_foreground:
+            return PatchSampler(patch, boxes, tuple(demands))
+        together = Densities(np.add.reduce([label.values for label in self.labelled]), chunks)
+        sampler = PatchSampler(patch, boxes, (*demands, Demand(together, min_foreground)))
+        if sampler.draw(np.random.default_rng(0)):
+            return sampler
+        return PatchSampler(patch, boxes, (*demands, Demand(together, min_foreground, may_be=True)))
 
 
 def _import_extra() -> tuple[Any, Any]:
@@ -329,7 +339,7 @@ def _check_labels(label_choice: str | Sequence[str], stream: bool) -> tuple[str,
 
 
 def _check_choices(min_foreground: float, labelled_region_only: bool, split: str | None, stream: bool) -> None:
-    if not 0 <= min_foreground <= 1:
+    if not isinstance(min_foreground, (int, float)) or not 0 <= min_foreground <= 1:
         raise InvalidArgumentError(f"min_foreground={min_foreground!r} must be a share, 0 to 1.")
     if split is not None and split not in SPLITS:
         raise InvalidArgumentError(f"split={split!r} must be one of {', '.join(SPLITS)}, or None.")
@@ -361,18 +371,20 @@ def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, of.default) for name, of in known.items() if name not in SET_HERE}
 
 
-def _with_defaults(options: dict[str, Any], torch_em: Any, shape: Shape, binary: Any) -> dict[str, Any]:
+def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, shape: Shape) -> dict[str, Any]:
     """What torch_em does where no transform is given; and labels of 0 / 1."""
     chosen = dict(options)
     if chosen["raw_transform"] is None:
         chosen["raw_transform"] = torch_em.transform.get_raw_transform()
+    else:
+        chosen["raw_transform"] = torch_dataset.Widened(chosen["raw_transform"])
     if chosen["transform"] is None:
         anisotropic = shape[0] < shape[1] // 2  # torch_em's own guess
         chosen["transform"] = torch_em.transform.get_augmentations(
             chosen["ndim"] or ("anisotropic" if anisotropic else 3)
         )
     if chosen["label_transform"] is None:
-        chosen["label_transform"] = binary
+        chosen["label_transform"] = torch_dataset.binary
     return chosen
 
 
