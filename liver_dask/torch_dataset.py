@@ -146,7 +146,8 @@ class PatchDataset(SegmentationDataset):
         self._drawn = 0
 
     def _read_labels(self, window: Window) -> npt.NDArray[Any]:
-        return np.stack([label[window] for label in self.labels])
+        masks = [label[window] for label in self.labels]
+        return masks[0][None] if len(masks) == 1 else np.stack(masks)
 
     def _chance(self) -> np.random.Generator:
         self._drawn += 1

@@ -114,7 +114,7 @@ def get_human_liver_em_dataset(
     torch_em, torch_dataset = _import_extra()
     patch = volume.check_lengths("patch_shape", patch_shape)
     names = _check_labels(label_choice, stream)
-    _check_choices(min_foreground, labelled_region_only, split, stream)
+    _check_choices(min_foreground, labelled_region_only, split, seed, stream)
     boxes = _boxes(bounding_boxes, full_volume, shape)
     options = _options_of(torch_em, kwargs)
     rois = _check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
@@ -124,11 +124,11 @@ def get_human_liver_em_dataset(
         stores = get_human_liver_em_paths(
             path, bounding_boxes, download, full_volume, source=source, shape=shape, client=client
         )
-        sources = [_Source.stored(Path(store), names) for store in stores]
+        sources = [_Source.stored(Path(store).absolute(), names) for store in stores]
     samples = _shared_out(options.pop("n_samples"), len(sources))
     datasets = []
     for number, (one, roi) in enumerate(zip(sources, rois, strict=True)):
-        splits = plan_split(roi, patch, one.contents) if split else None
+        splits = plan_split(roi, patch, list(one.tables.values())) if split else None
         parts = splits[split] if splits and split else [roi]
         dataset = torch_dataset.PatchDataset(
             one.raw,
@@ -249,30 +249,35 @@ class _Source:
         name: What a message calls it.
         raw: The image.
         labels: One array a class.
-        tissue: Where there is raw, by the store's table; None of what is streamed.
-        labelled: Where each label is, alike.
+        tables: Where there is something of each stored variable, by the store's table; none of what is streamed.
+        names: The labels.
     """
 
     name: str
     raw: StoredArray | StreamedArray
     labels: tuple[StoredArray | StreamedArray, ...]
-    tissue: Densities | None = None
-    labelled: tuple[Densities, ...] = ()
+    names: tuple[str, ...]
+    tables: dict[str, Densities]
 
     @classmethod
-    def stored(cls, store: Path, names: Sequence[str]) -> "_Source":
-        layout = layout_of(open_record(store))
-
-        def densities(name: str) -> Densities:
-            return Densities.of(read_statistics(store, name, "nonzero"), layout.chunks, layout.shape)
-
-        labels = tuple(StoredArray(store, name) for name in names)
-        raw = StoredArray(store, volume.RAW)
-        return cls(str(store), raw, labels, densities(volume.RAW), tuple(map(densities, names)))
+    def stored(cls, store: Path, names: tuple[str, ...]) -> "_Source":
+        record = open_record(store)
+        layout = layout_of(record)
+        tables = {
+            name: Densities.of(read_statistics(store, name, "nonzero"), layout.chunks, layout.shape)
+            for name in record["variables"]
+        }
+        raw, *labels = (StoredArray(store, name) for name in (volume.RAW, *names))
+        return cls(str(store), raw, tuple(labels), names, tables)
 
     @classmethod
     def streamed(
-        cls, cache: Path, source: str | os.PathLike[str], shape: Sequence[int], names: Sequence[str], box: BoundingBox
+        cls,
+        cache: Path,
+        source: str | os.PathLike[str],
+        shape: Sequence[int],
+        names: tuple[str, ...],
+        box: BoundingBox,
     ) -> "_Source":
         ds = open_human_liver_em(
             source,
@@ -283,12 +288,7 @@ class _Source:
         )
         part = crop(ds, box)
         raw, *labels = (StreamedArray(part[name].data.lazy) for name in (volume.RAW, *names))
-        return cls(str(source), raw, tuple(labels))
-
-    @property
-    def contents(self) -> list[Densities]:
-        """All tables there are."""
-        return [*self.labelled, *([self.tissue] if self.tissue else [])]
+        return cls(str(source), raw, tuple(labels), names, {})
 
     def places(
         self, patch: Shape, parts: Sequence[Box], min_foreground: float, labelled_region_only: bool
@@ -299,16 +299,15 @@ class _Source:
         is drawn where there may be enough, and masks tell.
         """
         boxes = tuple(parts)
-        if not self.tissue:
+        if not self.tables:
             return PatchSampler(patch, boxes)
-        demands = [Demand(self.tissue, LEAST_TISSUE)]
-        chunks = self.tissue.chunks
+        tissue = self.tables[volume.RAW]
+        together = Densities(np.add.reduce([self.tables[name].values for name in self.names]), tissue.chunks)
+        demands = [Demand(tissue, LEAST_TISSUE)]
         if labelled_region_only:
-            anywhere = Densities(np.maximum.reduce([label.values for label in self.labelled]), chunks)
-            demands.append(Demand(anywhere.nearby(), ALL))
+            demands.append(Demand(together.nearby(), ALL))
         if not min_foreground:
             return PatchSampler(patch, boxes, tuple(demands))
-        together = Densities(np.add.reduce([label.values for label in self.labelled]), chunks)
         sampler = PatchSampler(patch, boxes, (*demands, Demand(together, min_foreground)))
         if sampler.draw(np.random.default_rng(0)):
             return sampler
@@ -338,11 +337,15 @@ def _check_labels(label_choice: str | Sequence[str], stream: bool) -> tuple[str,
     return names
 
 
-def _check_choices(min_foreground: float, labelled_region_only: bool, split: str | None, stream: bool) -> None:
+def _check_choices(
+    min_foreground: float, labelled_region_only: bool, split: str | None, seed: int | None, stream: bool
+) -> None:
     if not isinstance(min_foreground, (int, float)) or not 0 <= min_foreground <= 1:
         raise InvalidArgumentError(f"min_foreground={min_foreground!r} must be a share, 0 to 1.")
     if split is not None and split not in SPLITS:
         raise InvalidArgumentError(f"split={split!r} must be one of {', '.join(SPLITS)}, or None.")
+    if seed is not None and not (isinstance(seed, int) and seed >= 0):
+        raise InvalidArgumentError(f"seed={seed!r} must be a whole number of at least 0, or None.")
     if stream and labelled_region_only:
         raise InvalidArgumentError("labelled_region_only needs the table of a store; download one, or do not stream.")
 

@@ -8,7 +8,7 @@ only what the last one asks for. Whatever else is done with it (arithmetic, rech
 import hashlib
 import math
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -185,9 +185,10 @@ class _LookAtOnce:
         leaves = [getattr(node, "value", None) for node in graph.values()]
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, LazyWindow))
         told = [options.get(name) or dask.config.get(name, None) for name in ("num_workers", "pool")]
-        if size <= LARGEST_LOOK and not any(told):
-            options["num_workers"] = READS_OF_A_LOOK
-        return dask.threaded.get(graph, keys, **options)
+        if size > LARGEST_LOOK or any(told):
+            return dask.threaded.get(graph, keys, **options)
+        with ThreadPoolExecutor(READS_OF_A_LOOK) as pool:  # which ends with the look: dask's would not survive a fork
+            return dask.threaded.get(graph, keys, pool=pool, **options)
 
     def __eq__(self, other: object) -> bool:
         return other is self or other is dask.threaded.get

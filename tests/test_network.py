@@ -1,6 +1,7 @@
 """A slow and faulty archive: no hang, no wrong voxel, nothing fetched twice that was kept."""
 
 import logging
+import multiprocessing
 import os
 import random
 import subprocess
@@ -332,6 +333,21 @@ def test_a_look_may_be_computed_with_anything_else(archive: Path, voxels) -> Non
     assert mean == voxels["mito"][2, 30:80].mean()
     assert one.tolist() == first.tolist() == [1, 1, 1]
     assert not zero.any()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_look_after_a_fork(server: ArchiveServer, voxels) -> None:
+    """Who looked, and then forked, as loaders of patches do, would wait for threads that the child does not have."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    ds.isel(z=1, y=slice(9)).compute()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        seen = pool.apply_async(look_at, (ds, 2)).get(timeout=30)
+    for name, expected in voxels.items():
+        np.testing.assert_array_equal(seen[name], expected[2, :9])
+
+
+def look_at(ds: xr.Dataset, z: int) -> xr.Dataset:
+    return ds.isel(z=z, y=slice(9)).compute()
 
 
 def ld_settings() -> Any:

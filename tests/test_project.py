@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -18,7 +19,14 @@ import liver_dask
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MODULES = [importlib.import_module(f"liver_dask.{module.name}") for module in pkgutil.iter_modules(liver_dask.__path__)]
+OF_AN_EXTRA = {"torch_dataset": "torch_em"}
+"""Modules that need a package which need not be there."""
+
+MODULES = [
+    importlib.import_module(f"liver_dask.{module.name}")
+    for module in pkgutil.iter_modules(liver_dask.__path__)
+    if importlib.util.find_spec(OF_AN_EXTRA.get(module.name, "liver_dask"))
+]
 
 CONDA_NAME_OF = {"dask[array]": "dask", "zlib-ng": "python-zlib-ng", "torch": "pytorch"}
 """Packages that conda-forge has under another name."""
