@@ -14,7 +14,7 @@ def executed(name: str, environ: dict[str, str], folder: Path) -> list[nbformat.
     """Run a notebook in a folder of its own; its cells."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=os.environ | {"MPLBACKEND": "agg"} | environ)
+    client.execute(env=os.environ | environ)
     return notebook.cells
 
 
