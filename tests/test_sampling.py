@@ -124,6 +124,19 @@ def test_each_split_gets_of_the_rich_and_of_the_poor() -> None:
         assert 0.06 < len(split["val"]) / sum(map(len, split.values())) < 0.14
 
 
+def test_validation_is_not_the_richest_part_nor_always_the_same() -> None:
+    """Scores would be of the easiest blocks; or another seed give the same split."""
+    voxels = np.random.default_rng(0).random((2, 240, 300)) < np.linspace(0, 1, 300)
+    table = table_of(voxels)
+    splits = [plan_split(Box((0, 0, 0), voxels.shape), (2, 8, 10), [table], seed) for seed in range(8)]
+    held = [
+        {name: np.mean([table.share(np.array([b.start]), b.shape)[0] for b in split[name]]) for name in SPLITS}
+        for split in splits
+    ]
+    assert len({str(split["val"]) for split in splits}) == 8
+    assert {of["val"] > of["test"] for of in held} == {True, False}
+
+
 def test_blocks_of_nothing_belong_to_no_split() -> None:
     """All of validation could be empty glass."""
     voxels = np.zeros((2, 240, 300), bool)

@@ -65,6 +65,31 @@ def test_planes_of_a_chunk_are_those_of_all_of_it(dtype: str, data: st.DataObjec
     np.testing.assert_array_equal(decode_planes(encoded, voxels.dtype, chunk, planes), voxels[planes])
 
 
+@pytest.mark.parametrize("dtype", ["<u2", "<u1"])
+@pytest.mark.parametrize("depth", [7, 8])
+def test_planes_of_a_last_block_that_is_shorter(dtype: str, depth: int) -> None:
+    """A chunk that is no whole number of Blosc's blocks would be called damaged where it ends."""
+    chunk = (depth, 256, 256)
+    voxels = np.random.default_rng(0).integers(0, 2, chunk).astype(dtype)
+    encoded = encode_chunk(voxels, chunk).data
+    size, block = np.frombuffer(encoded, "<u4", 2, 4)
+    assert size > block, "all of it is one block"
+    for first in range(depth):
+        for last in range(first + 1, depth + 1):
+            planes = slice(first, last)
+            np.testing.assert_array_equal(decode_planes(encoded, voxels.dtype, chunk, planes), voxels[planes])
+
+
+@pytest.mark.parametrize("size", [0, 1, 262144, 524288, 2**31, 2**32 - 1])
+def test_a_chunk_of_another_size_is_told(size: int) -> None:
+    """Voxels of a torn or foreign chunk would be taken for those of this one."""
+    chunk = (8, 256, 256)
+    encoded = encode_chunk(np.random.default_rng(0).integers(0, 300, chunk).astype("<u2"), chunk).data
+    torn = encoded[:4] + size.to_bytes(4, "little") + encoded[8:]
+    with pytest.raises(ld.DamagedError, match="cannot be decoded"):
+        decode_planes(torn, np.dtype("<u2"), chunk, slice(1, 2))
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_damaged_chunk_is_told_or_harmless(data: st.DataObject) -> None:

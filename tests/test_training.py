@@ -223,6 +223,43 @@ def test_a_split_keeps_to_its_blocks_and_says_so(half, split: str) -> None:
         assert any(inside)
 
 
+def test_a_checkpoint_of_torch_ems_trainer_tells_the_split(half, tmp_path: Path) -> None:
+    """Nobody could find out, a year later, what a network was trained on."""
+    from torch_em.model import UNet2d
+    from torch_em.trainer import DefaultTrainer
+
+    options = {"patch_shape": (1, 64, 64), "ndim": 2, "n_samples": 2, "seed": 0}
+    train, val = (loader({**half, **options}, split=split) for split in ("train", "val"))
+    trainer = torch_em.default_segmentation_trainer(
+        name="t",
+        model=UNet2d(1, 1, depth=2, initial_features=2, final_activation="Sigmoid"),
+        train_loader=train,
+        val_loader=val,
+        logger=None,
+        device="cpu",
+        compile_model=False,
+        save_root=str(tmp_path),
+    )
+    trainer.fit(iterations=2, progress=SilentProgress())
+    kept = DefaultTrainer.from_checkpoint(tmp_path / "checkpoints" / "t", device="cpu")
+    (one,) = kept.train_loader.dataset.datasets
+    assert one.split["name"] == "train"
+    assert one.split["blocks"] == train.dataset.datasets[0].split["blocks"]
+    assert one[0][0].shape == (1, 64, 64), "and it goes on from there"
+
+
+class SilentProgress:
+    """What torch_em wants of a progress bar."""
+
+    total = 0
+
+    def set_description(self, *_: object, **__: object) -> None:
+        pass
+
+    def update(self, *_: object) -> None:
+        pass
+
+
 def test_labels_are_what_a_loss_takes_unless_a_transform_says_otherwise(asked, voxels) -> None:
     """BCE and Dice would be fed 255, as the reference does; or a user's own transform be given another input."""
     assert set(np.unique(dataset(asked, min_foreground=0.1, **AS_READ)[0][1])) == {0, 1}
