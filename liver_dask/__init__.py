@@ -1,5 +1,6 @@
 """The human-liver EM volume EMPIAR-13356 as one lazy, labelled xarray Dataset over dask."""
 
+from . import accessor  # noqa: F401  # registers ds.liver
 from .dataset import open_human_liver_em
 from .download import get_human_liver_em_data, get_human_liver_em_full_volume, get_human_liver_em_paths
 from .errors import (
@@ -16,6 +17,7 @@ from .errors import (
     SourceChangedError,
     StoreExistsError,
 )
+from .pictures import show
 from .traffic import Trace, trace
 from .training import get_human_liver_em_dataset, get_human_liver_em_loader
 from .verify import VerifyReport, verify
@@ -42,6 +44,7 @@ __all__ = [
     "get_human_liver_em_loader",
     "get_human_liver_em_paths",
     "open_human_liver_em",
+    "show",
     "to_zarr",
     "trace",
     "verify",

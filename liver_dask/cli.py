@@ -18,8 +18,9 @@ from .dataset import open_human_liver_em
 from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
+from .pictures import PIXELS, show
 from .settings import setting
-from .store import read_record
+from .store import open_record, read_record
 from .verify import verify as verify_store
 from .zarr_export import Export
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 CONNECT_SECONDS = 5
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
+SNAPSHOT_DPI = 160
+"""A picture of 7 x 7 inches has about as many pixels as `--pixels` asks for."""
 
 
 class OneSentenceGroup(click.Group):
@@ -105,6 +109,44 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
         click.echo(
             f"\nTissue: --bbox {x_min} {x_max} {y_min} {y_max} {z_min} {z_max}; outside it the slices are empty."
         )
+
+
+@main.command()
+@click.argument("target", default=volume.EMPIAR_URL)
+@shape_option
+@click.option("--z", type=int, required=True, help="The slice, counted in the whole volume.")
+@click.option("--y", type=int, nargs=2, metavar="Y0 Y1", help="Rows, the second exclusive.  [default: all]")
+@click.option("--x", type=int, nargs=2, metavar="X0 X1", help="Columns, the second exclusive.  [default: all]")
+@click.option("--label", "labels", multiple=True, help="A mask to show; may be repeated.  [default: all]")
+@click.option("--pixels", type=click.IntRange(16), default=PIXELS, show_default=True, help="Rows and columns, at most.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The picture (.png).")
+def snapshot(
+    target: str,
+    shape: tuple[int, int, int],
+    z: int,
+    y: tuple[int, int] | None,
+    x: tuple[int, int] | None,
+    labels: tuple[str, ...],
+    pixels: int,
+    out: Path,
+) -> None:
+    """Keep a picture of a window: raw, and masks over it in colour.
+
+    TARGET is a store, or a source; EMPIAR-13356 if left out. Of a window with more rows or columns than --pixels every
+    so many-th is fetched.
+    """
+    if out.suffix.lower() not in PICTURES:
+        raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
+    if not out.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {out.parent}.", param_hint="--out")
+    if read_record(Path(target)):
+        open_record(Path(target))
+        ds = xr.open_zarr(target)
+    else:
+        ds = open_human_liver_em(target, shape=shape)
+    figure = show(ds, z, y, x, labels=labels or None, pixels=pixels)
+    figure.savefig(out, dpi=SNAPSHOT_DPI, bbox_inches="tight")
+    click.echo(out)
 
 
 @main.command()

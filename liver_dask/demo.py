@@ -24,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 import xarray as xr
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import LiverDaskError
+from .pictures import colour_of
 from .store import read_record
 from .traffic import traffic
 from .zarr_export import to_zarr
@@ -41,8 +42,6 @@ TIFF_TAGS = {317: 2, 278: 1}
 LONGEST_RANGE_HEADER = (8 << 10) - len("Range: \r\n")
 """What nginx takes: 8 kB for one line of a request."""
 
-COLOUR_OF_LABEL = {"mito": (230, 75, 60), "er": (60, 170, 235), "nucleus": (250, 200, 60)}
-OTHER_COLOUR = (160, 90, 220)
 
 Field = npt.NDArray[np.float32]
 
@@ -335,7 +334,7 @@ def overlay_picture(ds: xr.Dataset, z: int) -> Image.Image:
     labels = [str(name) for name in ds.data_vars if name != volume.RAW]
     for label in labels:
         there = pixels[label].to_numpy() > 0
-        coloured[there] = 0.55 * coloured[there] + 0.45 * np.array(COLOUR_OF_LABEL.get(label, OTHER_COLOUR))
+        coloured[there] = 0.55 * coloured[there] + 0.45 * np.array(ImageColor.getrgb(colour_of(label)))
     pair = Image.fromarray(np.concatenate([plain, coloured], axis=1).astype(np.uint8))
     return _with_legend(pair, f"{ds.attrs['title']}, slice {z}", labels)
 
@@ -349,8 +348,7 @@ def _with_legend(pair: Image.Image, title: str, labels: Sequence[str]) -> Image.
     draw.text((size / 2, size / 3), title, fill="white", font=font)
     x = picture.width / 2 + size / 2
     for label in labels:
-        colour = COLOUR_OF_LABEL.get(label, OTHER_COLOUR)
-        draw.rectangle((x, size * 0.6, x + size * 0.8, size * 1.4), fill=colour)
+        draw.rectangle((x, size * 0.6, x + size * 0.8, size * 1.4), fill=colour_of(label))
         draw.text((x + size * 1.1, size / 3), label, fill="white", font=font)
         x += size * 2.2 + draw.textlength(label, font=font)
     return picture

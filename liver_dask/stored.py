@@ -1,7 +1,7 @@
 """Windows of a written store, for those who read thousands of them: no thread, no lock, no open file is kept.
 
 Training reads patches at random, in processes that were forked or spawned. Reading the shards' index once and then the
-bytes of each chunk takes a third of the time that zarr-python takes (tests/bench/training.py), and what is kept between
+bytes of each chunk takes a third to a half of the CPU time that zarr-python takes, and what is kept between
 two reads survives a fork: zarr's pipelines have threads, which do not.
 """
 

@@ -15,6 +15,8 @@ import pytest
 from conftest import SHAPE
 
 import liver_dask as ld
+from liver_dask import volume
+from liver_dask.cache import FolderCache
 from liver_dask.demo import ArchiveServer, make_archive
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -323,6 +325,7 @@ def test_patches_straight_from_the_archive(server: ArchiveServer, archive: Path,
     again = [raw.numpy().tobytes() for raw, _ in loader(asked, num_workers=2, **stream)]
     assert again == patches
     assert sum(request.sent for request in server.requests) < sent / 2, "strips are not kept"
+    assert FolderCache(str(tmp_path / "cache")).entries(volume.RAW)
     assert not list(tmp_path.glob("*.zarr*"))
 
 

@@ -1,0 +1,35 @@
+"""`ds.liver`: what this package does with a Dataset, as methods of it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from . import pictures, zarr_export
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@xr.register_dataset_accessor("liver")  # type: ignore[no-untyped-call]  # xarray gives it no types
+class LiverAccessor:
+    """Methods of a Dataset of the archive or of a store; each calls the function that it is named after."""
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def crop(self, bounding_box: Sequence[int]) -> xr.Dataset:
+        """See `zarr_export.crop`."""
+        return zarr_export.crop(self._ds, bounding_box)
+
+    def overview(self, z: int, pixels: int = pictures.PIXELS) -> xr.Dataset:
+        """A whole slice, strided, lazily; see `pictures.window`."""
+        return pictures.window(self._ds, z, pixels=pixels)
+
+    def show(self, z: int, y: pictures.Bounds = None, x: pictures.Bounds = None, **options: Any) -> "Figure":
+        """See `pictures.show`."""
+        return pictures.show(self._ds, z, y, x, **options)
+
+    def fractions(self) -> xr.Dataset:
+        """See `pictures.fractions`."""
+        return pictures.fractions(self._ds)

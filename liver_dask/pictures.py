@@ -1,0 +1,190 @@
+"""Pictures of a window: raw with masks over it, where the axes count voxels of the whole volume.
+
+Needs the extra `view`. Far views are strided, so that no more is fetched than a screen can show.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from . import volume
+from .errors import InvalidArgumentError, MissingExtraError
+from .zarr_export import held_box
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PIXELS = 1024
+"""A window is shown by so many rows or columns at most."""
+
+COLOURS = {"mito": "#e64b3c", "er": "#3caaeb", "nucleus": "#fac83c"}
+OTHER_COLOUR = "#a05adc"
+
+Bounds = Sequence[int] | None
+
+
+def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
+    """A window of one slice, strided where it has more rows or columns than `pixels`; lazy as `ds` is.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+        z: The slice, counted in the whole volume.
+        y: First row, and the row after the last, counted in the whole volume; all that `ds` holds if None.
+        x: First column, and the column after the last.
+        pixels: Rows and columns to show, at most.
+
+    Returns:
+        The variables over (y, x); `attrs["step"]` tells which row and column each is: 1 for all.
+
+    Raises:
+        InvalidArgumentError: The window leaves the Dataset. (ValueError)
+    """
+    held = held_box(ds)
+    (z_start, _), rows, columns = (
+        _within(name, given, low, high)
+        for name, given, low, high in (
+            ("z", (z, z + 1), held.z_min, held.z_max),
+            ("y", y, held.y_min, held.y_max),
+            ("x", x, held.x_min, held.x_max),
+        )
+    )
+    step = max(1, math.ceil(max(rows[1] - rows[0], columns[1] - columns[0]) / pixels))
+    found = ds.isel(
+        z=z_start - held.z_min,
+        y=slice(rows[0] - held.y_min, rows[1] - held.y_min, step),
+        x=slice(columns[0] - held.x_min, columns[1] - held.x_min, step),
+    )
+    return found.assign_attrs(step=step)
+
+
+def show(
+    ds: xr.Dataset,
+    z: int,
+    y: Bounds = None,
+    x: Bounds = None,
+    *,
+    labels: Sequence[str] | None = None,
+    opacity: float = 0.4,
+    contrast: tuple[float, float] = (0.5, 99.5),
+    pixels: int = PIXELS,
+    axes: "Axes | None" = None,
+) -> "Figure":
+    """A picture of a window: raw, and masks over it in colour.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+        z: The slice, counted in the whole volume.
+        y: First row, and the row after the last; all if None.
+        x: First column, and the column after the last; all if None.
+        labels: The masks to show; all of `ds` if None.
+        opacity: Of the masks, 0 to 1.
+        contrast: The percentiles of raw, empty glass left out, that are black and white.
+        pixels: Rows and columns to show, at most: of more, every so many-th is fetched.
+        axes: Where to draw; a figure of its own if None.
+
+    Returns:
+        The figure, closed to pyplot: a notebook shows it where it is returned, `savefig` keeps it. Its axes count
+        voxels of the whole volume; a bar tells the scale, in pixels if the size of a voxel is not known.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed. (ImportError)
+        InvalidArgumentError: The window leaves the Dataset, or a label is not in it. (ValueError)
+    """
+    names = _labels_of(ds) if labels is None else list(labels)
+    missing = [name for name in names if name not in ds]
+    if missing:
+        raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
+    pyplot, patches = _import_extra()
+    seen = window(ds[[volume.RAW, *names]], z, y, x, pixels).compute()
+    if axes is None:
+        figure, axes = pyplot.subplots(figsize=(7, 7), layout="constrained")
+        pyplot.close(figure)  # or a notebook would show it twice: as what is open, and as what was returned
+    step = seen.attrs["step"]
+    rows, columns = seen.y.values, seen.x.values
+    half = step / 2  # a voxel that stands for `step` of them is in the middle of what is drawn of it
+    extent = (columns[0] - half, columns[-1] + half, rows[-1] + half, rows[0] - half)
+    raw = seen[volume.RAW].values
+    low, high = np.percentile(raw[raw > 0] if raw.any() else raw, contrast)
+    axes.imshow(raw, cmap="gray", vmin=low, vmax=max(high, low + 1), extent=extent, interpolation="nearest")
+    for name in names:
+        axes.imshow(overlay(seen[name].values, name, opacity), extent=extent, interpolation="nearest")
+    axes.set(xlabel="x", ylabel="y")
+    axes.set_title(f"z {z}" + (f", one voxel of {step} x {step}" if step > 1 else ""), loc="left")
+    _add_scale_bar(axes, columns[-1] - columns[0] + step, ds.attrs.get("voxel_size_nm"))
+    if names:
+        handles = [patches.Patch(color=colour_of(name), alpha=max(opacity, 0.4), label=name) for name in names]
+        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
+    return cast("Figure", axes.figure)
+
+
+def fractions(ds: xr.Dataset) -> xr.Dataset:
+    """Which share of each slice each label has, lazily: every mask is read when it is computed.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+
+    Returns:
+        One variable a label, over z: 0 to 1 of all voxels of the slices of `ds`.
+    """
+    return (ds[_labels_of(ds)] > 0).mean(("y", "x"))
+
+
+def overlay(mask: npt.NDArray[Any], label: str, opacity: float) -> npt.NDArray[np.float32]:
+    """A mask as colours with transparency: (rows, columns, 4), 0 to 1."""
+    from matplotlib.colors import to_rgba
+
+    pixels = np.zeros((*mask.shape, 4), np.float32)
+    pixels[mask > 0] = to_rgba(colour_of(label), opacity)
+    return pixels
+
+
+def colour_of(label: str) -> str:
+    """The colour of a label in all pictures."""
+    return COLOURS.get(label, OTHER_COLOUR)
+
+
+def _labels_of(ds: xr.Dataset) -> list[str]:
+    return [str(name) for name, variable in ds.data_vars.items() if "flag_values" in variable.attrs]
+
+
+def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
+    """The bounds that were asked for, or all there are."""
+    if given is None:
+        return low, high
+    try:
+        start, stop = map(operator.index, given)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"{axis}={given!r} must be two whole numbers: first, and after the last.") from None
+    if not low <= start < stop <= high:
+        raise InvalidArgumentError(f"{axis} {start}..{stop} is not within the {low}..{high} that the Dataset holds.")
+    return start, stop
+
+
+def _add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | None) -> None:
+    """A bar of a round length, a fifth of the picture or less: in micrometres, or in voxels of an unknown size."""
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+    scale, unit = (voxel_size_nm[2] / 1000, "µm") if voxel_size_nm else (1.0, "px")
+    wanted = width * scale / 5
+    power = 10 ** math.floor(math.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    bar = AnchoredSizeBar(
+        axes.transData, length / scale, f"{length:g} {unit}", "lower right", borderpad=0.6, size_vertical=width / 200
+    )
+    bar.patch.set(alpha=0.7, linewidth=0)
+    axes.add_artist(bar)
+
+
+def _import_extra() -> tuple[Any, Any]:
+    """What draws."""
+    try:
+        from matplotlib import patches, pyplot
+    except ImportError as error:
+        raise MissingExtraError(f"Pictures need matplotlib ({error}): pip install 'liver_dask[view]'.") from error
+    return pyplot, patches

@@ -1,0 +1,148 @@
+"""Pictures: masks on the voxels that they mark, few bytes for far views, and a command that keeps them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+from conftest import SHAPE
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+import liver_dask as ld
+from liver_dask import pictures, volume
+from liver_dask.cli import main
+from liver_dask.demo import ArchiveServer
+
+DEPTH, HEIGHT, WIDTH = SHAPE
+
+
+@pytest.fixture
+def corner() -> xr.Dataset:
+    """A dark slice far from the volume's origin, with mito below row 5100 and right of column 7200."""
+    shape, first = (1, 400, 600), (290, 5000, 7000)
+    masks = {name: np.zeros(shape, np.uint8) for name in ("mito", "er")}
+    masks["mito"][:, 100:, 200:] = 255
+    variables = {
+        name: (volume.DIMS, voxels, volume.attributes_of(name))
+        for name, voxels in ({"raw": np.full(shape, 1000, np.uint16)} | masks).items()
+    }
+    coordinates = {dim: np.arange(start, start + n) for dim, start, n in zip(volume.DIMS, first, shape, strict=True)}
+    return xr.Dataset(variables, coordinates)
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "pixels"), [(None, None, 100), ((5050, 5170), (7120, 7290), 1024), ((5098, 5118), (7198, 7218), 1024)]
+)
+def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pixels: int) -> None:
+    """A mask would be shown beside what it marks, at some zoom."""
+    figure = ld.show(corner, 290, y, x, labels=["mito"], opacity=1, pixels=pixels)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+    (axes,) = figure.axes
+    red = np.array(to_rgb(pictures.colour_of("mito")))
+    step = pictures.window(corner, 290, y, x, pixels).attrs["step"]
+    assert (step > 1) == (pixels == 100)
+
+    def is_red(row: float, column: float) -> bool:
+        right, up = axes.transData.transform((column, row))
+        return bool(np.abs(picture[round(picture.shape[0] - up), round(right)] - red).max() < 0.1)
+
+    for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked: it is drawn from 5099.5 on
+        assert is_red(5099.5 + away, 7199.5 + away)
+        assert not is_red(5099.5 - away, 7199.5 + away)
+        assert not is_red(5099.5 + away, 7199.5 - away)
+
+
+def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxels) -> None:
+    """Every strip of a slice would be fetched for a picture of a hundred rows."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
+    seen = ds.liver.overview(4, pixels=30)
+    assert not server.requests
+    assert seen.attrs["step"] == 14
+    np.testing.assert_array_equal(seen.raw, voxels["raw"][4, ::14, ::14])
+    whole = (archive / volume.file_of_slice("raw", 4)).stat().st_size
+    assert sum(request.sent for request in server.requests) < whole / 3
+
+
+def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
+    """`ds.liver` would be another thing than what is documented."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    crop = ds.liver.crop((37, 137, 21, 121, 2, 6))
+    np.testing.assert_array_equal(crop.raw, voxels["raw"][2:6, 21:121, 37:137])
+    assert crop.liver.show(3, (30, 60), (40, 90)).axes[0].get_title(loc="left") == "z 3"
+    shares = ds.liver.fractions()
+    assert shares.mito.chunks is not None, "it was computed"
+    for name in volume.LABELS:
+        np.testing.assert_allclose(shares[name], (voxels[name] > 0).mean((1, 2)))
+
+
+def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
+    """A picture would be measured by a wrong bar, or by one that nobody knows."""
+
+    def told(ds: xr.Dataset) -> str:
+        (bar,) = ld.show(ds, 290).axes[0].artists
+        return bar.txt_label.get_text()
+
+    assert told(corner) == "100 px"
+    assert told(corner.assign_attrs(voxel_size_nm=[55, 8, 8])) == "0.5 µm"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"z": 291}, "z 291..292 is not within the 290..291"),
+        ({"z": 290, "y": (4999, 5010)}, "y 4999..5010 is not within"),
+        ({"z": 290, "x": (7100, 7100)}, "x 7100..7100 is not within"),
+        ({"z": 290, "x": 7}, "x=7 must be two whole numbers"),
+        ({"z": 290, "labels": ["nucleus"]}, "There is no 'nucleus'"),
+    ],
+)
+def test_a_window_that_is_not_there(corner: xr.Dataset, wrong, told: str) -> None:
+    """Another part of the volume would be shown than was asked for."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.show(corner, **wrong)
+
+
+def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
+    """Whoever has no notebook would see nothing; or a mistyped command show a traceback."""
+
+    def run(*arguments: object):
+        return CliRunner().invoke(main, ["snapshot", *map(str, arguments)])
+
+    given = [archive, "--shape", *SHAPE, "--z", 3]
+    done = run(*given, "--y", 30, 200, "--x", 20, 300, "-o", tmp_path / "a.png")
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "a.png") as picture:
+        assert min(picture.size) > 500
+    store = ld.to_zarr(ld.open_human_liver_em(archive, shape=SHAPE), tmp_path / "a.zarr", progress=False)
+    assert run(store, "--z", 3, "--label", "er", "-o", tmp_path / "b.png").exit_code == 0
+    for wrong, said in (
+        ([*given[:-1], 99, "-o", tmp_path / "c.png"], "z 99..100 is not within the 0..10"),
+        ([*given, "-o", tmp_path / "c.xyz"], "must end with one of"),
+        ([*given, "-o", tmp_path / "nowhere" / "c.png"], "There is no folder"),
+        ([tmp_path / "nothing", "--z", 3, "-o", tmp_path / "c.png"], "nothing"),
+    ):
+        failed = run(*wrong)
+        assert failed.exit_code in (1, 2), failed.output
+        assert said in failed.output
+        assert "Traceback" not in failed.output
+    assert not list(tmp_path.glob("c.*"))
+
+
+def test_without_matplotlib_one_sentence_says_what_to_install(tmp_path: Path) -> None:
+    """A traceback out of an import would be all that a user is told."""
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "import liver_dask as ld\n"
+        "try: ld.show(ld.open_human_liver_em(), 1)\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith("MissingExtraError Pictures need matplotlib")
+    assert "pip install 'liver_dask[view]'" in done.stdout
