@@ -264,10 +264,11 @@ def _statistics_of(voxels: npt.NDArray[Any]) -> npt.NDArray[np.void]:
     known = np.zeros((), STATISTICS)
     known["nonzero"] = np.count_nonzero(voxels)
     if known["nonzero"] and voxels.itemsize > 1:
-        values = voxels.reshape(-1).astype(np.float32)  # half the time of float64; numpy adds pairwise
-        known["mean"] = mean = values.mean()
-        values -= mean
-        known["std"] = np.sqrt(np.square(values, out=values).mean())
+        with np.errstate(all="ignore"):  # a computed variable may hold what has no mean
+            values = voxels.reshape(-1).astype(np.float32)  # half the time of float64; numpy adds pairwise
+            known["mean"] = mean = values.mean()
+            values -= mean
+            known["std"] = np.sqrt(np.square(values, out=values).mean())
     return known
 
 

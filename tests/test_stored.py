@@ -164,6 +164,16 @@ def test_the_table_says_what_is_in_each_chunk(kept: Path, read_by_tensorstore) -
     assert read_statistics(kept, "mito", "nonzero").any()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_voxels_without_a_mean_are_written_all_the_same(value: float) -> None:
+    """A computed variable with a NaN would fill the screen with warnings, or not be written."""
+    voxels = np.ones((2, 3, 4))
+    voxels[0, 0, 0] = value
+    encoded = encode_chunk(voxels, (2, 3, 4))
+    assert encoded.statistics["nonzero"] == 24
+    np.testing.assert_array_equal(decode_chunk(encoded.data, voxels.dtype, (2, 3, 4)), voxels)
+
+
 def test_the_table_is_no_part_of_the_dataset(kept: Path) -> None:
     """Whoever opens a store with xarray would find arrays of another shape among the variables."""
     assert set(xr.open_zarr(kept).data_vars) == {"raw", "mito", "er", "nucleus", "nothing"}
