@@ -1,5 +1,7 @@
 """The command `liver-dask`. Exit code 0, 1 (failed) or 2 (used wrongly); no tracebacks."""
 
+import logging
+import os
 import signal
 import sys
 import time
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import dask
 import xarray as xr
 from rich.filesize import decimal
 
@@ -28,6 +31,15 @@ if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 CONNECT_SECONDS = 5
+LOG_LEVELS = {
+    "distributed": "CRITICAL",
+    "distributed.nanny.memory": "WARNING",
+    "distributed.worker.memory": "WARNING",
+    "tornado.application": "CRITICAL",
+    "asyncio": "CRITICAL",
+}
+"""Workers that are stopped log tracebacks of what they were at; what fails is told by this package."""
+
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
 SNAPSHOT_DPI = 160
 """A picture of 7 x 7 inches has about as many pixels as `--pixels` asks for."""
@@ -310,6 +322,9 @@ def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
     """Processes of this machine, which leave Ctrl-C to this one: it ends them."""
     from distributed import LocalCluster
 
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    os.environ["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize({"logging": LOG_LEVELS})  # and of the workers
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored now, they will ignore
     try:
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
