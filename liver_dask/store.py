@@ -257,6 +257,7 @@ class Store:
 
     def complete(self) -> None:
         """Record that all is there, and give the store its name."""
+        self._remove_torn()
         sources = [json.loads(path.read_bytes()) for path in (self._progress / "sources").glob("*.json")]
         for name in self.names:
             shards: dict[str, Any] = {}
@@ -400,6 +401,14 @@ class Store:
         with DurableFile(record.with_suffix(".npy")) as file:
             np.save(file, known)
         self._write_json(record, {"/".join(map(str, shard)): checksum})
+
+    def _remove_torn(self) -> None:
+        """Remove what a process that was killed here, in `complete`, had not yet given its name."""
+        folders = [self._unfinished, *(self._unfinished / name for name in self.names)]
+        files = [*(self._unfinished / RECORD).rglob("*"), *(path for folder in folders for path in folder.iterdir())]
+        for path in files:
+            if path.is_file() and (path.name.startswith(".") or path.name.endswith(".partial")):
+                path.unlink()
 
     def _write_statistics(self, name: str) -> None:
         """Put together what is known of the chunks of a variable."""

@@ -68,7 +68,7 @@ class WriteKillResume(RuleBasedStateMachine):
         self.path = self.folder / "crop.zarr"
         self.done = False
 
-    @rule(step=st.integers(1, 1400))
+    @rule(step=st.integers(1, 1900))
     def write_and_be_killed(self, step: int) -> None:
         code = killed_run(step, type(self).archive, self.path, SMALL)
         self.done |= code == 0
