@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from . import pictures, zarr_export
+from . import boxes, pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,8 +19,8 @@ class LiverAccessor:
         self._ds = ds
 
     def crop(self, bounding_box: Sequence[int]) -> xr.Dataset:
-        """See `zarr_export.crop`."""
-        return zarr_export.crop(self._ds, bounding_box)
+        """See `boxes.crop`."""
+        return boxes.crop(self._ds, bounding_box)
 
     def overview(self, z: int, pixels: int = pictures.PIXELS) -> xr.Dataset:
         """A whole slice, strided, lazily; see `pictures.window`."""

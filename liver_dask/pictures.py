@@ -13,8 +13,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from . import volume
+from .boxes import held_box
 from .errors import InvalidArgumentError, MissingExtraError
-from .zarr_export import held_box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

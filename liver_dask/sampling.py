@@ -186,8 +186,9 @@ def plan_split(box: Box, patch: Shape, contents: Sequence[Densities], seed: int 
     shared: dict[SplitName, list[Box]] = {name: [] for name in SPLITS}
     for stratum in np.array_split(order, max(round(len(blocks) / ENOUGH_BLOCKS), 1)):
         val, test, *train = chance.permutation(stratum).tolist()
-        for name, numbers in (("val", [val]), ("test", [test]), ("train", train)):
-            shared[name] += [blocks[number] for number in sorted(numbers)]  # type: ignore[index]  # one of SPLITS
+        parts: dict[SplitName, list[int]] = {"val": [val], "test": [test], "train": train}
+        for name, numbers in parts.items():
+            shared[name] += [blocks[number] for number in sorted(numbers)]
     return shared
 
 

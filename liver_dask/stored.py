@@ -47,11 +47,6 @@ class StoredArray:
         self.dtype: np.dtype[Any] = np.dtype(record["variables"][name]["dtype"])
         self._indexes: dict[Shard, Index] = {}
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_indexes": {}}
 

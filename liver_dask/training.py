@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import volume
+from .boxes import crop
 from .dataset import open_human_liver_em
 from .download import get_human_liver_em_paths
 from .errors import InvalidArgumentError, MissingExtraError
@@ -23,7 +24,6 @@ from .store import layout_of, open_record, read_statistics
 from .stored import StoredArray
 from .volume import BoundingBox
 from .window import LazyWindow
-from .zarr_export import crop
 
 if TYPE_CHECKING:
     import torch

@@ -15,6 +15,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from . import volume
+from .boxes import crop
 from .dataset import VolumeReader, readers_of
 from .errors import InvalidArgumentError
 from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, FilesRead, estimate
@@ -116,6 +117,7 @@ class Export:
     ) -> "Export":
         """Check all arguments of `to_zarr`; nothing is touched."""
         target = _local_path(path)
+        _check_variables(ds)
         part = crop(ds, bounding_box)
         sizes = {str(name): variable.dtype.itemsize for name, variable in part.data_vars.items()}
         layout = plan_layout([part.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
@@ -214,27 +216,15 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
-    """The box of `ds`, by the global indexes in its coordinates."""
+def _check_variables(ds: xr.Dataset) -> None:
+    """Refuse what would be read back as something else, or not at all."""
     if not ds.data_vars:
         raise InvalidArgumentError("The Dataset has no variables; nothing would be written.")
     for name, variable in ds.data_vars.items():
         _check_variable(name, variable)
-    if 0 in ds.sizes.values():
-        raise InvalidArgumentError(f"The Dataset holds no voxels: its sizes are {dict(ds.sizes)}.")
-    if bounding_box is None:
-        return ds
-    held = held_box(ds)
-    box = volume.check_bounding_box(bounding_box, held)
-    return ds.isel(
-        z=slice(box.z_min - held.z_min, box.z_max - held.z_min),
-        y=slice(box.y_min - held.y_min, box.y_max - held.y_min),
-        x=slice(box.x_min - held.x_min, box.x_max - held.x_min),
-    )
 
 
 def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
-    """Refuse what would be read back as something else, or not at all."""
     if not isinstance(name, str) or not name.isidentifier() or name == RECORD:
         raise InvalidArgumentError(
             f"A variable named {name!r} cannot be kept; rename it to a word other than {RECORD!r}."
@@ -251,19 +241,6 @@ def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
         raise InvalidArgumentError(
             f"Variable {name!r} has the attribute {min(decoded)!r}, by which readers would change its values; drop it."
         )
-
-
-def held_box(ds: xr.Dataset) -> volume.BoundingBox:
-    """The box of the volume that a Dataset holds, by its coordinates, which must run one by one."""
-    bounds = {}
-    for dim in volume.DIMS:
-        index = ds.indexes.get(dim)
-        if index is None or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-            raise InvalidArgumentError(
-                f"The coordinate {dim!r} does not run one by one, so a box of it is not defined."
-            )
-        bounds[dim] = int(index[0]), int(index[-1]) + 1
-    return volume.BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
 
 
 def _with_shared_blocks(ds: xr.Dataset) -> xr.Dataset:

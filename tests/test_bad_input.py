@@ -1,6 +1,9 @@
 """Whatever is wrong is said in one sentence, early, by an error that callers of the builtins catch too."""
 
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -344,3 +347,30 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ld.FormatError, match="the strip of rows 0-0"):
         opened(own_archive).raw[0, 0].compute()
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "said"),
+    [
+        ("matplotlib", "show(ld.open_human_liver_em(), 1)", "Pictures need matplotlib (:view"),
+        (
+            "torch_em",
+            "get_human_liver_em_loader('.', (1, 8, 8), 1, [(0, 8, 0, 8, 0, 8)])",
+            "Training needs torch and torch_em (:train",
+        ),
+    ],
+    ids=["view", "train"],
+)
+def test_without_an_extra_one_sentence_says_what_to_install(tmp_path: Path, module: str, call: str, said: str) -> None:
+    """A traceback out of an import would be all that a user is told."""
+    script = (
+        f"import sys; sys.modules['{module}'] = None\n"
+        "import liver_dask as ld\n"
+        f"try: ld.{call}\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    needs, extra = said.split(":")
+    assert done.stdout.startswith(f"MissingExtraError {needs}")
+    assert f"pip install 'liver_dask[{extra}]'" in done.stdout
+    assert not os.listdir(tmp_path)

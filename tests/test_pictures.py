@@ -1,7 +1,5 @@
 """Pictures: masks on the voxels that they mark, few bytes for far views, and a command that keeps them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,16 +131,3 @@ def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
         assert said in failed.output
         assert "Traceback" not in failed.output
     assert not list(tmp_path.glob("c.*"))
-
-
-def test_without_matplotlib_one_sentence_says_what_to_install(tmp_path: Path) -> None:
-    """A traceback out of an import would be all that a user is told."""
-    script = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "import liver_dask as ld\n"
-        "try: ld.show(ld.open_human_liver_em(), 1)\n"
-        "except ImportError as error: print(type(error).__name__, error)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout.startswith("MissingExtraError Pictures need matplotlib")
-    assert "pip install 'liver_dask[view]'" in done.stdout

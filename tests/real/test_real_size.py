@@ -150,3 +150,56 @@ def test_a_crop_next_to_torch_ems_own_loader(nginx: Nginx, archive: Path, tmp_pa
             np.testing.assert_array_equal(stored[name].sel(z=z), read_slice(archive, name, z)[y0:y1, x0:x1])
     assert ours["MB"] <= theirs["MB"]
     assert ours["RSS MB"] <= theirs["RSS MB"] / 4
+
+
+@pytest.fixture(scope="module")
+def full_volume(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store of all slices, for training."""
+    folder = tmp_path_factory.mktemp("full_volume")
+    ld.get_human_liver_em_full_volume(folder, download=True, source=archive, shape=SHAPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(archive: Path) -> dict[str, np.ndarray]:
+    """Raw and mito of all slices, read whole by tifffile and Pillow."""
+    return {name: np.stack([read_slice(archive, name, z) for z in range(SLICES)]) for name in ("raw", "mito")}
+
+
+def as_read(*arrays):
+    """A transform that leaves patches as they are."""
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+@pytest.mark.parametrize("patch", [(4, 512, 512), (1, 1024, 1024)])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_patches_of_whole_slices(archive: Path, full_volume: Path, sources, patch, split: str) -> None:
+    """What is right for a small box would be slow, or wrong, or find nothing in a volume."""
+    pytest.importorskip("torch_em", reason="needs the extra `train`")
+    loader = ld.get_human_liver_em_loader(
+        full_volume,
+        patch,
+        1,
+        full_volume=True,
+        source=archive,
+        shape=SHAPE,
+        split=split,
+        min_foreground=0.05,
+        labelled_region_only=True,
+        n_samples=60,
+        num_workers=2,
+        pin_memory=False,
+        raw_transform=as_read,
+        transform=as_read,
+        seed=1,
+    )
+    (one,) = loader.dataset.datasets
+    found = set()
+    for _ in range(20):
+        window = one._sample_bounding_box()
+        np.testing.assert_array_equal(one.raw[window], sources["raw"][window])
+        np.testing.assert_array_equal(one.labels[0][window], sources["mito"][window])
+        assert one.raw[window].mean() > 0
+        found.add(tuple(part.start for part in window))
+    assert len(found) == 20
+    assert all(labels.mean() >= 0.05 for _, labels in loader)
