@@ -18,6 +18,7 @@ from .errors import (
     StoreExistsError,
 )
 from .pictures import show
+from .pyramid import add_pyramid
 from .traffic import Trace, trace
 from .training import get_human_liver_em_dataset, get_human_liver_em_loader
 from .verify import VerifyReport, verify
@@ -38,6 +39,7 @@ __all__ = [
     "StoreExistsError",
     "Trace",
     "VerifyReport",
+    "add_pyramid",
     "get_human_liver_em_data",
     "get_human_liver_em_dataset",
     "get_human_liver_em_full_volume",

@@ -21,11 +21,12 @@ from .dataset import open_human_liver_em
 from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
+from .export import Export
 from .pictures import PIXELS, show
+from .pyramid import add_pyramid
 from .settings import setting
 from .store import open_record, read_record
 from .verify import verify as verify_store
-from .zarr_export import Export
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -191,6 +192,7 @@ def snapshot(
     show_default=True,
     help="Stop at the first region that cannot be written, or write all others first.",
 )
+@click.option("--pyramid", "with_pyramid", is_flag=True, help="Add smaller copies, see `liver-dask pyramid`.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and fetch nothing.")
 def download(
     out: Path,
@@ -204,6 +206,7 @@ def download(
     scheduler: str | None,
     workers: int | None,
     on_error: str,
+    with_pyramid: bool,
     dry_run: bool,
 ) -> None:
     """Keep a box of the volume, or all of it, as a Zarr store.
@@ -220,10 +223,26 @@ def download(
         return
     with cluster(scheduler, workers) as client:
         export.run(client, on_error)
+        if with_pyramid:
+            add_pyramid(out, client=client)
     click.echo(
         f"{out} is complete: {_size_of(out)} on disk, {decimal(export.fetched)} fetched in {export.requests} requests, "
         f"{time.monotonic() - began:.1f} s. Open it with xr.open_zarr({str(out)!r})."
     )
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@cluster_options
+def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
+    """Add smaller copies of all voxels to a store, and make it an OME-Zarr image.
+
+    napari, neuroglancer and other viewers open it then, and far views need not read all of it. After an interruption
+    the same command goes on.
+    """
+    with cluster(scheduler, workers) as client:
+        levels = add_pyramid(store, client=client)
+    click.echo(f"{store} has {len(levels)} levels, {_size_of(store)} on disk in all.")
 
 
 @main.command()
@@ -335,4 +354,6 @@ def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
 
 
 def _size_of(store: Path) -> str:
-    return decimal(sum(path.stat().st_size for path in store.rglob("*") if path.is_file()))
+    """On disk; what has two names is counted once."""
+    files = [path.stat() for path in store.rglob("*") if path.is_file()]
+    return decimal(sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values()))

@@ -46,6 +46,8 @@ class VolumeReader:
     variable: str
     shape: tuple[int, int, int]
 
+    slices_at_once = 1  # each is a file
+
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
         """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
         if _is_run(y) and _is_run(x):

@@ -29,7 +29,6 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import LiverDaskError
-from .pictures import colour_of
 from .store import read_record
 from .traffic import traffic
 from .zarr_export import to_zarr
@@ -334,7 +333,7 @@ def overlay_picture(ds: xr.Dataset, z: int) -> Image.Image:
     labels = [str(name) for name in ds.data_vars if name != volume.RAW]
     for label in labels:
         there = pixels[label].to_numpy() > 0
-        coloured[there] = 0.55 * coloured[there] + 0.45 * np.array(ImageColor.getrgb(colour_of(label)))
+        coloured[there] = 0.55 * coloured[there] + 0.45 * np.array(ImageColor.getrgb(volume.colour_of(label)))
     pair = Image.fromarray(np.concatenate([plain, coloured], axis=1).astype(np.uint8))
     return _with_legend(pair, f"{ds.attrs['title']}, slice {z}", labels)
 
@@ -348,7 +347,7 @@ def _with_legend(pair: Image.Image, title: str, labels: Sequence[str]) -> Image.
     draw.text((size / 2, size / 3), title, fill="white", font=font)
     x = picture.width / 2 + size / 2
     for label in labels:
-        draw.rectangle((x, size * 0.6, x + size * 0.8, size * 1.4), fill=colour_of(label))
+        draw.rectangle((x, size * 0.6, x + size * 0.8, size * 1.4), fill=volume.colour_of(label))
         draw.text((x + size * 1.1, size / 3), label, fill="white", font=font)
         x += size * 2.2 + draw.textlength(label, font=font)
     return picture

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import InvalidArgumentError, NotDownloadedError
-from .zarr_export import Export, to_zarr
+from .export import Export
+from .zarr_export import to_zarr
 
 if TYPE_CHECKING:
     from distributed import Client

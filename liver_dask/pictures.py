@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 PIXELS = 1024
 """A window is shown by so many rows or columns at most."""
 
-COLOURS = {"mito": "#e64b3c", "er": "#3caaeb", "nucleus": "#fac83c"}
-OTHER_COLOUR = "#a05adc"
-
 Bounds = Sequence[int] | None
 
 
@@ -118,7 +115,7 @@ def show(
     axes.set_title(f"z {z}" + (f", one voxel of {step} x {step}" if step > 1 else ""), loc="left")
     _add_scale_bar(axes, columns[-1] - columns[0] + step, ds.attrs.get("voxel_size_nm"))
     if names:
-        handles = [patches.Patch(color=colour_of(name), alpha=max(opacity, 0.4), label=name) for name in names]
+        handles = [patches.Patch(color=volume.colour_of(name), alpha=max(opacity, 0.4), label=name) for name in names]
         axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
     return cast("Figure", axes.figure)
 
@@ -140,13 +137,8 @@ def overlay(mask: npt.NDArray[Any], label: str, opacity: float) -> npt.NDArray[n
     from matplotlib.colors import to_rgba
 
     pixels = np.zeros((*mask.shape, 4), np.float32)
-    pixels[mask > 0] = to_rgba(colour_of(label), opacity)
+    pixels[mask > 0] = to_rgba(volume.colour_of(label), opacity)
     return pixels
-
-
-def colour_of(label: str) -> str:
-    """The colour of a label in all pictures."""
-    return COLOURS.get(label, OTHER_COLOUR)
 
 
 def _labels_of(ds: xr.Dataset) -> list[str]:

@@ -420,10 +420,11 @@ class Store:
             here = known[tuple(slice(number * count, (number + 1) * count) for number, count in place)]
             here[:] = np.load(path)[tuple(map(slice, here.shape))]
         group = zarr.open_group(self._unfinished / RECORD, mode="r+").require_group(name)
+        dims = [f"{dim}_chunk" for dim in DIMS]
         for statistic in STATISTICS.names or ():
             array = np.ascontiguousarray(known[statistic])
             group.create_array(
-                statistic, data=array, chunks=chunks, compressors=[Crc32cCodec()], dimension_names=DIMS, overwrite=True
+                statistic, data=array, chunks=chunks, compressors=[Crc32cCodec()], dimension_names=dims, overwrite=True
             )
 
     def _check_shards(self, name: str, shards: Mapping[str, Sequence[int]]) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,17 @@ from rich.filesize import decimal
 
 from . import volume
 from .dataset import open_human_liver_em, open_origin
-from .errors import DamagedError, InvalidArgumentError
+from .errors import DamagedError, InvalidArgumentError, LiverDaskError
+from .export import Export
 from .export_plan import Group, Layout, Region, Run, Shard, plan_runs
 from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
 from .progress import show_progress
+from .pyramid import halved, levels_of
 from .remote import limited
 from .settings import setting
 from .slabs import EMPTY, Checksum, decode_chunk, read_shard_index
 from .store import layout_of, open_record, read_checksums, shard_path
 from .team import Job, Report, gather
-from .zarr_export import Export
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,6 +84,8 @@ def verify(
 ) -> VerifyReport:
     """Compare a store with what was recorded when it was written, and with its source.
 
+    The levels of its pyramid, if it has one, are compared with those they were made of in the same way.
+
     Always: the metadata; that every shard is there, with the size and the CRC-32C that were recorded, an index that is
     sound, and a chunk that can be decoded. So a changed byte is found wherever it is. Then voxels, as zarr-python reads
     them, against the source: by default rows of some slices of every shard, the first and last of the store among them;
@@ -105,26 +109,34 @@ def verify(
         LiverDaskError: The source could not be read.
     """
     store = Path(path).expanduser().absolute()
-    record = open_record(store)
-    layout = layout_of(record)
-    report = VerifyReport(str(store), problems=_metadata_problems(store, record))
-    checks = list(_shard_checks(store, record, layout, np.random.default_rng(seed), full, report))
-    comparisons = list(_comparisons(store, record, ds, layout, np.random.default_rng(seed), full, report))
-    jobs = [Job("shard", check.run, (), fetches=False) for check in checks]
-    jobs += [Job("voxels", comparison.compare) for comparison in comparisons]
-    total = sum(check.nbytes for check in checks) + sum(comparison.nbytes for comparison in comparisons)
+    report = VerifyReport(str(store))
+    plans = [_Plan(store, "", ds, seed, full, report)]
+    for below, level in pairwise(levels_of(store)):
+        where = f"{level.path.relative_to(store)}/"
+        try:
+            plans.append(_Plan(level.path, where, halved(below, level.factors, store), seed, full, report))
+        except LiverDaskError as error:
+            report.problems.append(f"{where}: {error}")
+    jobs = [Job((plan, "shard"), check.run, (), fetches=False) for plan in plans for check in plan.checks]
+    jobs += [Job((plan, "voxels"), comparison.compare) for plan in plans for comparison in plan.comparisons]
+    total = sum(check.nbytes for plan in plans for check in plan.checks)
+    total += sum(comparison.nbytes for plan in plans for comparison in plan.comparisons)
     with show_progress(f"Verifying {store.name}", total, progress) as advance:
 
         def tell(done: Report) -> None:
             advance(done.voxel_bytes, f"{len(report.problems)} problems")
 
-        def take(what: str, future: Future[Any]) -> None:
+        def take(what: tuple[_Plan, str], future: Future[Any]) -> None:
+            plan, kind = what
             try:
                 count, problems = future.result()
+            except DamagedError as error:  # of the level below, which has a problem of its own
+                report.problems.append(f"{plan.where} cannot be compared with the level below ({error})")
+                return
             except Exception as error:  # whatever a source or a lost worker raises: it is told as one of ours
                 raise as_told(error) from error
-            report.problems += problems
-            if what == "shard":
+            report.problems += [plan.where + problem for problem in problems]
+            if kind == "shard":
                 report.shards += 1
                 report.bytes += count
                 advance(count, f"{len(report.problems)} problems")
@@ -136,6 +148,20 @@ def verify(
             team.work_off(setting("connections"), lambda: next(left, None), take)
     report.problems.sort()
     return report
+
+
+class _Plan:
+    """What is to be looked at in a store, or in a level of its pyramid; its metadata are looked at here."""
+
+    def __init__(
+        self, store: Path, where: str, ds: xr.Dataset | None, seed: int, full: bool, report: VerifyReport
+    ) -> None:
+        record = open_record(store)
+        layout = layout_of(record)
+        self.where = where
+        report.problems += [where + problem for problem in _metadata_problems(store, record)]
+        self.checks = list(_shard_checks(store, record, layout, np.random.default_rng(seed), full, report))
+        self.comparisons = list(_comparisons(store, record, ds, layout, np.random.default_rng(seed), full, report))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ MEANING_OF_LABEL = {
 }
 """All nine classes said to exist. The folders of the last six are assumed to follow the pattern of the first three."""
 
+COLOUR_OF_LABEL = {"mito": "#e64b3c", "er": "#3caaeb", "nucleus": "#fac83c"}
+OTHER_COLOUR = "#a05adc"
+
 VOXEL_SIZE_UNKNOWN = (
     "not given: x and y are 8 nm by the abstract of bioRxiv 10.64898/2026.04.22.719970; z is disputed, 55 nm "
     "(33 um over 597 slices, abstract) or 80 nm (the authors' code); pass voxel_size_nm=(z, y, x) to state it"
@@ -89,6 +92,11 @@ def file_of_slice(variable: str, z: int) -> str:
 def dtype_of(variable: str) -> np.dtype[Any]:
     """uint16 for `raw`, uint8 for a label."""
     return RAW_DTYPE if variable == RAW else MASK_DTYPE
+
+
+def colour_of(label: str) -> str:
+    """The colour of a label in all pictures and viewers, as #rrggbb."""
+    return COLOUR_OF_LABEL.get(label, OTHER_COLOUR)
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:

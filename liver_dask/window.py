@@ -99,14 +99,18 @@ def _integers(index: Any) -> npt.NDArray[Any]:
 class Reader(Protocol):
     """Reads voxels of one variable; small and picklable."""
 
+    @property
+    def slices_at_once(self) -> int:
+        """How many slices are best read with one call."""
+
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
         """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
 
     def describe(self) -> str:
         """Which variable of which source, the same in every process."""
 
-    def origin(self) -> dict[str, Any]:
-        """The same, as JSON from which it can be opened again."""
+    def origin(self) -> dict[str, Any] | None:
+        """The same, as JSON from which it can be opened again; None if it cannot."""
 
     def look(self, z: int) -> None:
         """Find out whether a slice is there and as expected, without reading it."""
@@ -149,7 +153,10 @@ class LazyWindow:
     def read_slices(self, rows: slice, pool: Executor, out: npt.NDArray[Any]) -> None:
         """Read some rows of all slices, side by side, into `out`, (z, y, x); of a window that keeps all axes."""
         z, y, x = self.window.selections
-        for _ in pool.map(lambda i: self.read(z[i : i + 1], y[rows], x, out[i : i + 1]), range(len(z))):
+        count = self.read.slices_at_once
+        for _ in pool.map(
+            lambda i: self.read(z[i : i + count], y[rows], x, out[i : i + count]), range(0, len(z), count)
+        ):
             pass
 
     def describe(self) -> str:
@@ -163,10 +170,11 @@ class LazyWindow:
     def origin(self) -> dict[str, Any] | None:
         """Which voxels these are, as JSON from which they can be opened again; None of a list of indexes."""
         ranges = [selection for selection in self.window.selections if isinstance(selection, range)]
-        if len(ranges) < 3:
+        source = self.read.origin()
+        if len(ranges) < 3 or source is None:
             return None
         at = {dim: [r.start, r.stop, r.step] for dim, r in zip("zyx", ranges, strict=True)}
-        return self.read.origin() | at
+        return source | at
 
     def __dask_tokenize__(self) -> Any:
         """One name for the same voxels."""

@@ -1,43 +1,17 @@
-"""`to_zarr`: keep what a Dataset holds as a sharded Zarr v3 store, on threads of this process or over a cluster.
-
-Here a call is checked and planned. How the work is driven is in `export_run`, what a worker does in `export_work`, what
-a store is on disk, and how a run goes on after a kill, in `store`.
-"""
+"""`to_zarr`: keep what a Dataset holds as a sharded Zarr v3 store, on threads of this process or over a cluster."""
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-import dask.array as da
-import numpy as np
 import xarray as xr
-from dask.base import tokenize
 
-from . import volume
-from .boxes import crop
-from .dataset import VolumeReader, readers_of
-from .errors import InvalidArgumentError
-from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, FilesRead, estimate
-from .export_checks import check_call, check_disk, check_memory, check_workers
-from .export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout
-from .export_run import Driver
-from .export_work import in_blocks
-from .progress import show_progress
-from .settings import setting
-from .slabs import codec_of
-from .store import RECORD, Store
-from .team import gather
-from .traffic import traffic
-from .window import VolumeArray
+from .export import Export
+from .export_plan import CHUNKS, SHARDS
+from .pyramid import add_pyramid
 
 if TYPE_CHECKING:
     from distributed import Client
-
-LONGEST_NAME = 240
-"""Bytes of a store's name; the file system's limit is 255, and names beside it are longer."""
-
-DECODED_ATTRIBUTES = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"}
 
 
 def to_zarr(
@@ -49,6 +23,7 @@ def to_zarr(
     chunks: Sequence[int] = CHUNKS,
     shards: Sequence[int] = SHARDS,
     on_error: Literal["raise", "continue"] = "raise",
+    pyramid: bool = False,
     progress: bool = True,
 ) -> str:
     """Write a Dataset, or a box of it, as a sharded Zarr v3 store; `xr.open_zarr(path)` gives it back.
@@ -70,6 +45,8 @@ def to_zarr(
         shards: Voxels (z, y, x) of a shard, which is one file; clipped to the box.
         on_error: `raise` stops at the first region that cannot be written; `continue` writes all others first. Either
             way nothing is filled in, the store stays unfinished, and the same call tries the rest again.
+        pyramid: Whether to add smaller copies of all variables, and what makes the store an OME-Zarr image: see
+            `add_pyramid`, which can do so later, too.
         progress: Whether to report on standard error.
 
     Returns:
@@ -84,241 +61,6 @@ def to_zarr(
     """
     export = Export.plan(ds, path, bounding_box, chunks, shards)
     export.run(client, on_error, progress)
+    if pyramid:
+        add_pyramid(export.store.target, client=client, progress=progress)
     return str(export.store.target)
-
-
-class Export:
-    """The making of one store: what is to be written, and where.
-
-    Attributes:
-        store: The store.
-        groups: Its variables, by what they are read together with.
-        shared: What is read: the Dataset, in such blocks that nothing is read twice.
-        fetched: Bytes fetched by `run`, in all processes.
-        requests: Requests for them.
-    """
-
-    def __init__(self, ds: xr.Dataset, shared: xr.Dataset, layout: Layout, target: Path) -> None:
-        blocks = in_blocks(shared, layout)
-        self.shared = shared
-        self._readers = {str(name): readers_of(variable.data) for name, variable in blocks.data_vars.items()}
-        self.groups = _groups_of(blocks, self._readers)
-        self.store = Store(target, layout, _content_of(in_blocks(ds, layout), layout, self._readers))
-        self.fetched = self.requests = 0
-
-    @classmethod
-    def plan(
-        cls,
-        ds: xr.Dataset,
-        path: str | os.PathLike[str],
-        bounding_box: Sequence[int] | None = None,
-        chunks: Sequence[int] = CHUNKS,
-        shards: Sequence[int] = SHARDS,
-    ) -> "Export":
-        """Check all arguments of `to_zarr`; nothing is touched."""
-        target = _local_path(path)
-        _check_variables(ds)
-        part = crop(ds, bounding_box)
-        sizes = {str(name): variable.dtype.itemsize for name, variable in part.data_vars.items()}
-        layout = plan_layout([part.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
-        return cls(part, crop(_with_shared_blocks(ds), bounding_box), layout, target)
-
-    @property
-    def connections(self) -> int:
-        """How many requests may be under way at once."""
-        every = [reader.source.connections for readers in self._readers.values() for reader in readers]
-        return max(every, default=setting("connections"))
-
-    def estimate(self) -> Estimate:
-        """What it will cost, from known facts; of an unfinished store, what is left."""
-        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self.shared.data_vars.items()}
-        return estimate(self.store.layout, self.groups, sizes, self._files_read(), frozenset(self.store.written()))
-
-    def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
-        """Write what is not there yet, then complete the store."""
-        check_call(client, on_error)
-        if self.store.is_written():
-            return
-        expected = self.estimate()
-        if setting("check-room"):
-            check_disk(self.store, expected)
-            check_memory(client, expected)
-        with self.store.claimed(self._write_metadata) as run_name:
-            if not run_name:
-                return
-            try:
-                if client:
-                    check_workers(client, self.store)
-                self._write(client, run_name, on_error == "continue", progress)
-            except BaseException as error:
-                self.store.tidy_after(error)
-                raise
-            self.store.complete()
-
-    def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
-        traffic.take()  # what was fetched before is not this run's
-        written = self.store.written()
-        total = sum(
-            self.store.layout.voxels_of(region) * self.shared[name].dtype.itemsize
-            for name in self.store.names
-            for region in self.store.layout.regions()
-            if (name, region) not in written
-        )
-        with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
-            driver = Driver(self.shared, self.store, run_name, self.groups, self.connections, goes_on, advance)
-            try:
-                with gather(client, driver.report) as team:
-                    driver.write(written, team)
-            finally:
-                self.fetched, self.requests = driver.fetched, driver.requests
-
-    def _files_read(self) -> dict[Group, list[FilesRead]]:
-        z, y, _ = self.store.layout.shape
-        return {
-            group: [
-                _part_read(reader, self.shared, z, y)
-                for reader in {r for name in group.names for r in self._readers[name]}
-            ]
-            for group in self.groups
-        }
-
-    def _write_metadata(self, folder: Path) -> None:
-        """All of the store but its shards, as xarray writes it."""
-        layout = self.store.layout
-        variables = {
-            str(name): (volume.DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
-            for name, variable in self.shared.data_vars.items()
-        }
-        encoding = {
-            str(name): {
-                "chunks": layout.chunks,
-                "shards": layout.shards,
-                "compressors": [codec_of(variable.dtype)],
-            }
-            for name, variable in self.shared.data_vars.items()
-        }
-        coordinates = self.shared.coords.to_dataset().compute().coords
-        template = xr.Dataset(variables, coordinates, self.shared.attrs)
-        template.to_zarr(folder, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
-
-
-def _local_path(path: str | os.PathLike[str]) -> Path:
-    try:
-        text = os.fspath(path)
-        target = Path(text).expanduser().absolute()
-        usable = (
-            bool(text) and "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
-        )
-    except (TypeError, RuntimeError, ValueError):
-        usable = False
-    if not usable:
-        raise InvalidArgumentError(f"Cannot write {path!r}: a store is a new folder on a local file system.")
-    return target
-
-
-def _check_variables(ds: xr.Dataset) -> None:
-    """Refuse what would be read back as something else, or not at all."""
-    if not ds.data_vars:
-        raise InvalidArgumentError("The Dataset has no variables; nothing would be written.")
-    for name, variable in ds.data_vars.items():
-        _check_variable(name, variable)
-
-
-def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
-    if not isinstance(name, str) or not name.isidentifier() or name == RECORD:
-        raise InvalidArgumentError(
-            f"A variable named {name!r} cannot be kept; rename it to a word other than {RECORD!r}."
-        )
-    if variable.dims != volume.DIMS:
-        raise InvalidArgumentError(
-            f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}; "
-            "select with slices, such as z=slice(290, 291), to keep a dim."
-        )
-    if variable.dtype.kind not in "biuf":
-        raise InvalidArgumentError(f"Variable {name!r} is of {variable.dtype}; only numbers and bool can be kept.")
-    decoded = DECODED_ATTRIBUTES & variable.attrs.keys()
-    if decoded:
-        raise InvalidArgumentError(
-            f"Variable {name!r} has the attribute {min(decoded)!r}, by which readers would change its values; drop it."
-        )
-
-
-def _with_shared_blocks(ds: xr.Dataset) -> xr.Dataset:
-    """The same voxels; what a computed variable is made of is read as the blocks that it is computed of, not anew."""
-    arrays = {name: variable.data for name, variable in ds.data_vars.items() if variable.chunks is not None}
-    computed = set()
-    for array in arrays.values():
-        if not (isinstance(array, VolumeArray) and array.lazy):
-            computed |= readers_of(array)
-    return ds.assign(
-        {
-            name: ds[name].copy(data=array.plain())
-            for name, array in arrays.items()
-            if isinstance(array, VolumeArray) and array.lazy and array.lazy.read in computed
-        }
-    )
-
-
-def _groups_of(blocks: xr.Dataset, readers: Mapping[str, set[VolumeReader]]) -> list[Group]:
-    """Variables that are made of the same files in one group: read together, each file is read once."""
-    sets: list[tuple[set[str], set[VolumeReader]]] = []
-    for name, of_name in readers.items():
-        names, files = {name}, set(of_name)
-        for known in [known for known in sets if known[1] & files]:
-            sets.remove(known)
-            names, files = names | known[0], files | known[1]
-        sets.append((names, files))
-    return [_group(tuple(name for name in readers if name in names), blocks, files) for names, files in sets]
-
-
-def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader]) -> Group:
-    arrays = [blocks[name].data for name in names]
-    if all(isinstance(array, VolumeArray) and array.lazy for array in arrays):
-        return Group(names, None, any(reader.variable != volume.RAW for reader in readers))
-    edges = [set(np.cumsum((0, *array.chunks[1])).tolist()) for array in arrays]
-    return Group(names, tuple(sorted(set.intersection(*edges))), True)
-
-
-def _part_read(reader: VolumeReader, ds: xr.Dataset, depth: int, height: int) -> FilesRead:
-    """What is read of a variable's files: the rows and slices of the store, by its coordinates if they tell."""
-    _, rows, width = reader.shape
-    connections = reader.source.connections
-    last_row, last_column = _last(ds, "y", rows), _last(ds, "x", width)
-    return FilesRead(reader.variable, depth, min(height, rows), last_row, last_column, rows, width, connections)
-
-
-def _last(ds: xr.Dataset, dim: str, length: int) -> int:
-    """How many indexes of a file there are up to the last of the Dataset."""
-    told = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
-    return max(min(length, told), 1)
-
-
-def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
-    """In memory and, about, on disk."""
-    size = variable.dtype.itemsize
-    if size == 1 and "flag_values" in variable.attrs:
-        return size, STORED_BYTES_PER_VOXEL["mask"]
-    return size, STORED_BYTES_PER_VOXEL["raw"] if variable.dtype == volume.RAW_DTYPE else STORED_SHARE * size
-
-
-def _content_of(blocks: xr.Dataset, layout: Layout, readers: Mapping[str, set[VolumeReader]]) -> dict[str, Any]:
-    """What makes two calls the same: the same voxels in the same layout."""
-    return {
-        "shape": list(layout.shape),
-        "chunks": list(layout.chunks),
-        "shards": list(layout.shards),
-        "variables": {
-            str(name): {
-                "dtype": variable.dtype.str,
-                "voxels": _origin(variable.data),
-                "files": sorted({reader.files for reader in readers[str(name)]}),
-            }
-            for name, variable in blocks.data_vars.items()
-        },
-    }
-
-
-def _origin(array: Any) -> Any:
-    """Which voxels an array stands for, the same in every process; of a changed one, dask's name for it."""
-    lazy = array.lazy if isinstance(array, VolumeArray) else None
-    return (lazy.origin() or lazy.describe()) if lazy else f"computed {tokenize(array)}"

@@ -23,7 +23,7 @@ from distributed import Client, LocalCluster
 from test_zarr_export import BOX, SMALL, assert_same_files
 
 import liver_dask as ld
-from liver_dask import export_checks
+from liver_dask import export_checks, pyramid
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 
 
@@ -57,6 +57,18 @@ def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(
         assert sum(stop - start for start, stop in ranges) <= allowed, path
         strips = sorted(pair for pair in ranges if pair[0] and pair[1] < sizes[path] - 16 * SHAPE[1])
         assert all(a[1] <= b[0] for a, b in pairwise(strips)), path
+
+
+def test_a_cluster_makes_the_same_levels(
+    client: Client, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker would halve other voxels than a thread does, or not find the level below."""
+    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 100)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ld.to_zarr(ds, tmp_path / "here.zarr", progress=False, pyramid=True, **SMALL)
+    ld.to_zarr(ds, tmp_path / "there.zarr", client=client, progress=False, pyramid=True, **SMALL)
+    assert (tmp_path / "there.zarr" / "pyramid" / "s3").is_dir()
+    assert_same_files(tmp_path / "here.zarr", tmp_path / "there.zarr")
 
 
 class CountsConnections(RangeRequestHandler):

@@ -43,7 +43,7 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pi
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
     (axes,) = figure.axes
-    red = np.array(to_rgb(pictures.colour_of("mito")))
+    red = np.array(to_rgb(volume.colour_of("mito")))
     step = pictures.window(corner, 290, y, x, pixels).attrs["step"]
     assert (step > 1) == (pixels == 100)
 

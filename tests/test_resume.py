@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ STEPS = ("replace", "unlink", "write_bytes", "mkdir")
 """What changes a file system for good, in pathlib; a kill falls before one of them, or after the last."""
 
 
-def die_at(step: int, archive: Path, path: Path, options: dict) -> None:
-    """Write a store, and be gone without a word before the given step."""
+def die_at(step: int, call: Callable[[], object]) -> None:
+    """Do something, and be gone without a word before the given step."""
     done = 0
 
     def counted(call: Callable) -> Callable:
@@ -43,15 +44,19 @@ def die_at(step: int, archive: Path, path: Path, options: dict) -> None:
     for name in STEPS:
         setattr(Path, name, counted(getattr(Path, name)))
     os.link, os.fsync = counted(os.link), counted(os.fsync)
+    call()
+
+
+def write_store(archive: Path, path: Path, options: dict) -> None:
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     ld.to_zarr(ds, path, bounding_box=BOX, progress=False, **options)
 
 
-def killed_run(step: int, archive: Path, path: Path, options: dict) -> int:
-    """The exit code of a run in a process of its own: 9 if it died of it, 0 if it was done before."""
+def killed_at(step: int, call: Callable[[], object]) -> int:
+    """The exit code of a call in a process of its own: 9 if it died of it, 0 if it was done before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: ours are idle
-        process = multiprocessing.get_context("fork").Process(target=die_at, args=(step, archive, path, options))
+        process = multiprocessing.get_context("fork").Process(target=die_at, args=(step, call))
         process.start()
     process.join(100)
     assert process.exitcode in (0, 9)
@@ -70,7 +75,7 @@ class WriteKillResume(RuleBasedStateMachine):
 
     @rule(step=st.integers(1, 1900))
     def write_and_be_killed(self, step: int) -> None:
-        code = killed_run(step, type(self).archive, self.path, SMALL)
+        code = killed_at(step, partial(write_store, type(self).archive, self.path, SMALL))
         self.done |= code == 0
 
     @rule()
@@ -118,7 +123,7 @@ def test_after_a_kill_only_what_was_in_flight_is_fetched_again(archive: Path, tm
         ld.to_zarr(ds, tmp_path / "whole.zarr", bounding_box=BOX, progress=False, **SMALL)
         once = server.bytes_sent
         server.requests.clear()
-        assert killed_run(500, server.url, tmp_path / "a.zarr", SMALL) == 9
+        assert killed_at(500, partial(write_store, server.url, tmp_path / "a.zarr", SMALL)) == 9
         first = server.bytes_sent
         ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
         again = server.bytes_sent - once
@@ -133,7 +138,7 @@ def test_a_source_that_changed_between_two_runs_is_refused(archive: Path, tmp_pa
     own = tmp_path / "archive"
     shutil.copytree(archive, own)
     with serve(own) as server:
-        assert killed_run(500, server.url, tmp_path / "a.zarr", SMALL) == 9
+        assert killed_at(500, partial(write_store, server.url, tmp_path / "a.zarr", SMALL)) == 9
         for path in own.rglob("human*_*.*"):
             os.utime(path, ns=(1, 1))  # the server makes its ETag of the date
         progress = tmp_path / "a.zarr.partial" / "progress"

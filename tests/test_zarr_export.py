@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from liver_dask import export_plan, store, volume
 from liver_dask.demo import ArchiveServer, serve
+from liver_dask.export import Export
 from liver_dask.export_plan import plan_layout
 from liver_dask.team import LOCAL_JOBS
-from liver_dask.zarr_export import Export
 
 SMALL = {"chunks": (2, 64, 64), "shards": (4, 128, 128)}
 BOX = (37, 401, 21, 290, 1, 9)

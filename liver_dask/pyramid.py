@@ -1,0 +1,257 @@
+"""Smaller copies of a store's voxels, each half of the one before, for whoever looks from afar.
+
+Each level is a store of its own, `STORE/pyramid/s1`, `s2`, ..., made of the level below as `to_zarr` makes a store of
+the archive: region by region, on threads or over a cluster, and gone on with after a kill. What is read of the level
+below is read in tiles, so memory does not grow with the volume.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import zarr
+
+from .allowance import cores
+from .export import Export
+from .export_plan import Shape
+from .ome_zarr import Level, is_described, write_ome_metadata
+from .store import layout_of, open_record, read_checksums
+from .stored import StoredArray
+from .volume import DIMS
+from .window import LazyWindow, Selection, VolumeArray, Window
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+FOLDER = "pyramid"
+
+SMALL_ENOUGH = 512
+"""Rows and columns of the last level, at most."""
+
+TILE = (1024, 2048)
+"""Rows and columns that are read at once of the level below: with 16 slices of raw, 64 MB."""
+
+
+def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None, progress: bool = True) -> list[str]:
+    """Add smaller copies of all variables to a store, and describe it as an OME-Zarr 0.5 image with labels.
+
+    Level by level y and x are halved, and z too as soon as voxels are no longer larger along it (never, if their size
+    is not known), until a slice has 512 rows and columns or less. Numbers become the mean of the voxels that they stand
+    for, rounded to the nearest, halves to even; masks are labelled where half of those voxels or more are.
+
+    The store itself is as before: `xr.open_zarr(store)`; `xr.open_datatree(store, group="pyramid")` gives the levels,
+    with coordinates in voxels of the whole volume. Viewers find raw and all levels at the store's root, and the masks
+    in its group `labels`, where shards are hard links to those of the variables (copies where the disk has no links).
+
+    After an interruption the same call goes on; if all is there it does nothing.
+
+    Args:
+        store: A complete store of `to_zarr`, on a file system that this process and all workers share.
+        client: The cluster to work on; threads of this process if None.
+        progress: Whether to report on standard error.
+
+    Returns:
+        The paths of the levels, the store itself first.
+
+    Raises:
+        NotDownloadedError: There is no complete store. (RuntimeError)
+        InvalidArgumentError: There is not enough disk or memory. (ValueError)
+        StoreExistsError: Another process is at it, or the levels are of another store. (FileExistsError)
+        DamagedError: A level cannot be read. (OSError)
+    """
+    root = Path(store).expanduser().absolute()
+    levels = [Level(root, (1, 1, 1))]
+    planned = plan_levels(layout_of(open_record(root)).shape, voxel_size_of(root))
+    if planned:
+        zarr.open_group(root / FOLDER, mode="a")
+    for factors in planned:
+        below = levels[-1]
+        level = Level(root / FOLDER / f"s{len(levels)}", factors)
+        record = open_record(below.path)
+        ds = halved(below, factors, root)
+        Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
+        levels.append(level)
+    if not is_described(levels):
+        write_ome_metadata(levels, voxel_size_of(root))
+    return [str(level.path) for level in levels]
+
+
+def levels_of(store: Path) -> list[Level]:
+    """The complete levels of a store, itself first, each half of the one before."""
+    levels = [Level(store, (1, 1, 1))]
+    for factors in plan_levels(layout_of(open_record(store)).shape, voxel_size_of(store)):
+        level = Level(store / FOLDER / f"s{len(levels)}", factors)
+        if not level.path.is_dir():
+            break
+        levels.append(level)
+    return levels
+
+
+def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:
+    """For each level above a store, how many of its voxels a voxel stands for along (z, y, x)."""
+    planned: list[Shape] = []
+    z, size = 1, 1
+    while max(-(-length // size) for length in shape[1:]) > SMALL_ENOUGH:
+        if voxel_size_nm and voxel_size_nm[0] * z <= min(voxel_size_nm[1:]) * size:
+            z *= 2
+        size *= 2
+        planned.append((z, size, size))
+    return planned
+
+
+def voxel_size_of(store: Path) -> tuple[float, ...] | None:
+    """Size of a store's voxels (z, y, x) in nm, if it was told."""
+    told = json.loads((store / "zarr.json").read_bytes())["attributes"].get("voxel_size_nm")
+    return tuple(map(float, told)) if told else None
+
+
+def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
+    """The level above `below`, lazily: to be read a region at a time.
+
+    Args:
+        below: The level that it is made of.
+        factors: How many voxels of the store a voxel is to stand for.
+        root: The store.
+    """
+    record = open_record(below.path)
+    step = factors[0] // below.factors[0], factors[1] // below.factors[1], factors[2] // below.factors[2]
+    source = xr.open_zarr(below.path, chunks=None, consolidated=False)
+    variables = {}
+    for name in record["variables"]:
+        attrs = source[name].attrs
+        reader = HalvedReader(below.path, name, step, "flag_values" in attrs or source[name].dtype == bool)
+        window = LazyWindow(reader, Window.whole(reader.shape), source[name].dtype)
+        variables[name] = DIMS, VolumeArray.of(window, tuple((length,) for length in window.shape)), attrs
+    whole = xr.open_zarr(root, chunks=None, consolidated=False)
+    coordinates = {
+        dim: whole[dim].values[0] + ((factor - 1) / 2 + factor * np.arange(length) if factor > 1 else np.arange(length))
+        for dim, factor, length in zip(DIMS, factors, reader.shape, strict=True)
+    }
+    attrs = whole.attrs | {"voxels_of_the_store": list(factors)}
+    size = voxel_size_of(root)
+    if size:
+        attrs["voxel_size_nm"] = [of * factor for of, factor in zip(size, factors, strict=True)]
+    return xr.Dataset(variables, coordinates, attrs)
+
+
+@dataclass(frozen=True)
+class HalvedReader:
+    """One variable of a level, read by halving what the level below has of it.
+
+    Attributes:
+        below: The level below.
+        variable: The variable.
+        step: How many voxels of the level below a voxel stands for: 1 or 2 along each of z, y and x.
+        is_mask: Whether most voxels are to decide, and not their mean.
+    """
+
+    below: Path
+    variable: str
+    step: Shape
+    is_mask: bool
+
+    @property
+    def slices_at_once(self) -> int:
+        """As many as the level below keeps together, and decodes together."""
+        depth: int = open_record(self.below)["chunks"][0]
+        return depth
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels (z, y, x) of the level."""
+        z, y, x = open_record(self.below)["shape"]
+        return -(-z // self.step[0]), -(-y // self.step[1]), -(-x // self.step[2])
+
+    def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
+        """Read a box; the selections are ranges of neighbours."""
+        source = StoredArray(self.below, self.variable)
+        corner = int(z[0]), int(y[0]), int(x[0])
+        for tile in _tiles(out.shape):
+            box = tuple(
+                slice((start + part.start) * step, (start + part.stop) * step)
+                for start, part, step in zip(corner, tile, self.step, strict=True)
+            )
+            with cores:
+                out[tile] = halve(source[box], self.step, is_mask=self.is_mask)
+
+    def describe(self) -> str:
+        """Of which voxels, by their checksums, and how: the same wherever the store is moved."""
+        known = json.dumps(sorted(read_checksums(self.below, self.variable).items()))
+        how = "majority" if self.is_mask else "mean"
+        voxels = hashlib.sha256(known.encode()).hexdigest()[:32]
+        return f"{how} of {self.step} voxels of the {self.variable} whose shards' checksums have the SHA-256 {voxels}"
+
+    def origin(self) -> None:
+        """Not of an archive."""
+
+    def look(self, z: int) -> None:
+        """Find out whether the level below is there."""
+        StoredArray(self.below, self.variable)
+
+    def foreseeing(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
+        """Nothing is fetched, so nothing can be fetched ahead."""
+        return nullcontext()
+
+
+def halve(voxels: npt.NDArray[Any], step: Shape, *, is_mask: bool) -> npt.NDArray[Any]:
+    """Half the size along the axes where `step` is 2; at an odd end a voxel stands for those that there are.
+
+    Args:
+        voxels: (z, y, x), integers, floats or bools.
+        step: 1 or 2 for each axis.
+        is_mask: Whether a voxel gets the greatest value where half of those it stands for, or more, are not zero, and 0
+            elsewhere; else it gets their mean, rounded to the nearest, halves to even.
+    """
+    odd = [(0, -length % of) for length, of in zip(voxels.shape, step, strict=True)]
+    if any(more for _, more in odd):
+        voxels = np.pad(voxels, odd, mode="edge")  # twice the same voxels: neither mean nor majority changes
+    parts = [voxels[tuple(slice(at, None, of) for at, of in zip(place, step, strict=True))] for place in _corners(step)]
+    if len(parts) == 1:
+        return voxels
+    return _majority(parts) if is_mask else _mean(parts)
+
+
+def _corners(step: Shape) -> Iterator[tuple[int, ...]]:
+    return product(*map(range, step))
+
+
+def _majority(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    count = np.zeros(parts[0].shape, np.uint8)
+    greatest = np.zeros_like(parts[0])
+    for part in parts:
+        count += part != 0
+        np.maximum(greatest, part, out=greatest)
+    greatest[count < len(parts) // 2] = 0
+    return greatest
+
+
+def _mean(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    dtype = parts[0].dtype
+    if dtype.kind == "f":
+        return np.mean(parts, axis=0, dtype=np.float64).astype(dtype)
+    bits = len(parts).bit_length() - 1  # 2, 4 or 8 parts
+    low, mean = np.zeros(parts[0].shape, dtype), np.zeros(parts[0].shape, dtype)
+    for part in parts:  # the upper bits and the lower ones each for themselves: no sum needs a wider type
+        mean += part >> bits
+        low += part & (len(parts) - 1)
+    mean += low >> bits
+    low &= len(parts) - 1
+    half = len(parts) // 2
+    mean += (low > half) | ((low == half) & (mean & 1).astype(bool))
+    return mean
+
+
+def _tiles(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Parts of a box that need no more of the level below than TILE."""
+    height, width = TILE[0] // 2, TILE[1] // 2
+    for y, x in product(range(0, shape[1], height), range(0, shape[2], width)):
+        yield slice(0, shape[0]), slice(y, min(y + height, shape[1])), slice(x, min(x + width, shape[2]))
