@@ -22,6 +22,7 @@ from .pyramid import add_pyramid
 from .traffic import Trace, trace
 from .training import get_human_liver_em_dataset, get_human_liver_em_loader
 from .verify import VerifyReport, verify
+from .view import view
 from .zarr_export import to_zarr
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "to_zarr",
     "trace",
     "verify",
+    "view",
 ]

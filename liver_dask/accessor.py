@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from . import boxes, pictures
+from .view import view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .slicer import Slicer
 
 
 @xr.register_dataset_accessor("liver")  # type: ignore[no-untyped-call]  # xarray gives it no types
@@ -29,6 +32,10 @@ class LiverAccessor:
     def show(self, z: int, y: pictures.Bounds = None, x: pictures.Bounds = None, **options: Any) -> "Figure":
         """See `pictures.show`."""
         return pictures.show(self._ds, z, y, x, **options)
+
+    def view(self, **options: Any) -> "Slicer":
+        """See `view.view`."""
+        return view(self._ds, **options)
 
     def fractions(self) -> xr.Dataset:
         """See `pictures.fractions`."""

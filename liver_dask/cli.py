@@ -25,8 +25,9 @@ from .export import Export
 from .pictures import PIXELS, show
 from .pyramid import add_pyramid
 from .settings import setting
-from .store import open_record, read_record
+from .store import read_record
 from .verify import verify as verify_store
+from .view import open_target
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -152,12 +153,7 @@ def snapshot(
         raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
     if not out.parent.is_dir():
         raise click.BadParameter(f"There is no folder {out.parent}.", param_hint="--out")
-    if read_record(Path(target)):
-        open_record(Path(target))
-        ds = xr.open_zarr(target)
-    else:
-        ds = open_human_liver_em(target, shape=shape)
-    figure = show(ds, z, y, x, labels=labels or None, pixels=pixels)
+    figure = show(open_target(target, shape=shape), z, y, x, labels=labels or None, pixels=pixels)
     figure.savefig(out, dpi=SNAPSHOT_DPI, bbox_inches="tight")
     click.echo(out)
 

@@ -15,10 +15,12 @@ import xarray as xr
 from . import volume
 from .boxes import held_box
 from .errors import InvalidArgumentError, MissingExtraError
+from .pyramid import open_levels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 PIXELS = 1024
 """A window is shown by so many rows or columns at most."""
@@ -26,8 +28,43 @@ PIXELS = 1024
 Bounds = Sequence[int] | None
 
 
+class Levels:
+    """A Dataset at all the resolutions that there are of it.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave. Of a store with a pyramid all levels are looked at.
+
+    Attributes:
+        held: The box of the volume that it holds.
+        names: Its variables.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self.held = held_box(ds)
+        self.names = [str(name) for name in ds.data_vars]
+        self._levels = open_levels(ds)
+
+    def window(self, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
+        """See `window`."""
+        held = self.held
+        _within("z", (z, z + 1), held.z_min, held.z_max)
+        rows, columns = _within("y", y, held.y_min, held.y_max), _within("x", x, held.x_min, held.x_max)
+        step = max(1, math.ceil(max(rows[1] - rows[0], columns[1] - columns[0]) / pixels))
+        level, factors = next((found for found in self._levels if found[1][1] >= step), self._levels[-1])
+        stride = math.ceil(step / factors[1])
+        places = {}
+        for dim, bounds, factor in zip(volume.DIMS, ((z, z + 1), rows, columns), factors, strict=True):
+            begins = float(level[dim][0]) - (factor - 1) / 2  # the first voxel that the level's first stands for
+            low, high = math.floor((bounds[0] - begins) / factor), math.ceil((bounds[1] - begins) / factor)
+            places[dim] = low if dim == "z" else slice(low, high, stride)
+        return level.isel(places).assign_attrs(step=factors[1] * stride)
+
+
 def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
-    """A window of one slice, strided where it has more rows or columns than `pixels`; lazy as `ds` is.
+    """A window of one slice, no finer than it can be shown; lazy as `ds` is.
+
+    Where it has more rows or columns than `pixels`, it is of the level of a store's pyramid that has not; without one,
+    every so many-th voxel.
 
     Args:
         ds: What `open_human_liver_em` or `xr.open_zarr` gave.
@@ -37,27 +74,26 @@ def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: i
         pixels: Rows and columns to show, at most.
 
     Returns:
-        The variables over (y, x); `attrs["step"]` tells which row and column each is: 1 for all.
+        The variables over (y, x), whose coordinates tell the middle of what is shown; `attrs["step"]` is how many rows
+        and columns one stands for: 1 for all.
 
     Raises:
         InvalidArgumentError: The window leaves the Dataset. (ValueError)
     """
-    held = held_box(ds)
-    (z_start, _), rows, columns = (
-        _within(name, given, low, high)
-        for name, given, low, high in (
-            ("z", (z, z + 1), held.z_min, held.z_max),
-            ("y", y, held.y_min, held.y_max),
-            ("x", x, held.x_min, held.x_max),
-        )
-    )
-    step = max(1, math.ceil(max(rows[1] - rows[0], columns[1] - columns[0]) / pixels))
-    found = ds.isel(
-        z=z_start - held.z_min,
-        y=slice(rows[0] - held.y_min, rows[1] - held.y_min, step),
-        x=slice(columns[0] - held.x_min, columns[1] - held.x_min, step),
-    )
-    return found.assign_attrs(step=step)
+    return Levels(ds).window(z, y, x, pixels)
+
+
+def extent_of(seen: xr.Dataset | xr.DataArray) -> tuple[float, float, float, float]:
+    """Where the edges of a window's picture are, in voxels: left, right, bottom, top; a voxel is about its index."""
+    half = seen.attrs["step"] / 2
+    rows, columns = seen.y.values, seen.x.values
+    return columns[0] - half, columns[-1] + half, rows[-1] + half, rows[0] - half
+
+
+def grey_range(raw: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """What is black and what is white, empty glass left out."""
+    low, high = np.percentile(raw[raw > 0] if raw.any() else raw, percentiles)
+    return float(low), float(max(high, low + 1))
 
 
 def show(
@@ -93,7 +129,7 @@ def show(
         MissingExtraError: matplotlib is not installed. (ImportError)
         InvalidArgumentError: The window leaves the Dataset, or a label is not in it. (ValueError)
     """
-    names = _labels_of(ds) if labels is None else list(labels)
+    names = labels_of(ds) if labels is None else list(labels)
     missing = [name for name in names if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
@@ -102,18 +138,16 @@ def show(
     if axes is None:
         figure, axes = pyplot.subplots(figsize=(7, 7), layout="constrained")
         pyplot.close(figure)  # or a notebook would show it twice: as what is open, and as what was returned
-    step = seen.attrs["step"]
-    rows, columns = seen.y.values, seen.x.values
-    half = step / 2  # a voxel that stands for `step` of them is in the middle of what is drawn of it
-    extent = (columns[0] - half, columns[-1] + half, rows[-1] + half, rows[0] - half)
+    step, extent = seen.attrs["step"], extent_of(seen)
     raw = seen[volume.RAW].values
-    low, high = np.percentile(raw[raw > 0] if raw.any() else raw, contrast)
-    axes.imshow(raw, cmap="gray", vmin=low, vmax=max(high, low + 1), extent=extent, interpolation="nearest")
+    low, high = grey_range(raw, contrast)
+    axes.imshow(raw, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest")
     for name in names:
-        axes.imshow(overlay(seen[name].values, name, opacity), extent=extent, interpolation="nearest")
+        colours = overlay(seen[name].values, volume.colour_of(name), opacity)
+        axes.imshow(colours, extent=extent, interpolation="nearest")
     axes.set(xlabel="x", ylabel="y")
     axes.set_title(f"z {z}" + (f", one voxel of {step} x {step}" if step > 1 else ""), loc="left")
-    _add_scale_bar(axes, columns[-1] - columns[0] + step, ds.attrs.get("voxel_size_nm"))
+    add_scale_bar(axes, extent[1] - extent[0], ds.attrs.get("voxel_size_nm"))
     if names:
         handles = [patches.Patch(color=volume.colour_of(name), alpha=max(opacity, 0.4), label=name) for name in names]
         axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
@@ -129,19 +163,19 @@ def fractions(ds: xr.Dataset) -> xr.Dataset:
     Returns:
         One variable a label, over z: 0 to 1 of all voxels of the slices of `ds`.
     """
-    return (ds[_labels_of(ds)] > 0).mean(("y", "x"))
+    return (ds[labels_of(ds)] > 0).mean(("y", "x"))
 
 
-def overlay(mask: npt.NDArray[Any], label: str, opacity: float) -> npt.NDArray[np.float32]:
+def overlay(mask: npt.NDArray[Any], colour: str, opacity: float) -> npt.NDArray[np.float32]:
     """A mask as colours with transparency: (rows, columns, 4), 0 to 1."""
     from matplotlib.colors import to_rgba
 
     pixels = np.zeros((*mask.shape, 4), np.float32)
-    pixels[mask > 0] = to_rgba(volume.colour_of(label), opacity)
+    pixels[mask > 0] = to_rgba(colour, opacity)
     return pixels
 
 
-def _labels_of(ds: xr.Dataset) -> list[str]:
+def labels_of(ds: xr.Dataset) -> list[str]:
     return [str(name) for name, variable in ds.data_vars.items() if "flag_values" in variable.attrs]
 
 
@@ -158,7 +192,7 @@ def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
     return start, stop
 
 
-def _add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | None) -> None:
+def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | None) -> "AnchoredSizeBar":
     """A bar of a round length, a fifth of the picture or less: in micrometres, or in voxels of an unknown size."""
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
@@ -171,6 +205,7 @@ def _add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | 
     )
     bar.patch.set(alpha=0.7, linewidth=0)
     axes.add_artist(bar)
+    return bar
 
 
 def _import_extra() -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -24,7 +25,7 @@ from .allowance import cores
 from .export import Export
 from .export_plan import Shape
 from .ome_zarr import Level, is_described, write_ome_metadata
-from .store import layout_of, open_record, read_checksums
+from .store import layout_of, open_record, read_checksums, read_record
 from .stored import StoredArray
 from .volume import DIMS
 from .window import LazyWindow, Selection, VolumeArray, Window
@@ -36,6 +37,9 @@ FOLDER = "pyramid"
 
 SMALL_ENOUGH = 512
 """Rows and columns of the last level, at most."""
+
+READ_OR_CUT = ("open_dataset-", "original-open_dataset-", "getitem-", "rechunk-merge-", "rechunk-split-")
+"""How dask's layers are named that read voxels and leave them as they are."""
 
 TILE = (1024, 2048)
 """Rows and columns that are read at once of the level below: with 16 slices of raw, 64 MB."""
@@ -94,6 +98,28 @@ def levels_of(store: Path) -> list[Level]:
             break
         levels.append(level)
     return levels
+
+
+def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
+    """A Dataset, and the levels above it if it is a store, or a part of one, that `xr.open_zarr` gave.
+
+    The levels are whole, and have coordinates in voxels of the whole volume. Of changed voxels there are none.
+
+    Returns:
+        For each level how many voxels of `ds` one of its voxels stands for, along (z, y, x).
+    """
+    store = Path(str(ds.encoding.get("source", "")))
+    levels: list[tuple[xr.Dataset, Shape]] = [(ds, (1, 1, 1))]
+    if read_record(store) and all(_is_as_stored(variable.data) for variable in ds.data_vars.values()):
+        for path, factors in levels_of(store)[1:]:
+            levels.append((xr.open_zarr(path, chunks=None, consolidated=False)[list(ds.data_vars)], factors))
+    return levels
+
+
+def _is_as_stored(array: Any) -> bool:
+    """Whether a dask array was read by xarray and cut out, and nothing else was done with it."""
+    layers = array.dask.layers if isinstance(array, da.Array) else ("in memory",)
+    return all(name.startswith(READ_OR_CUT) for name in layers)
 
 
 def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:

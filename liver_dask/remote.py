@@ -1,5 +1,6 @@
 """Files of an archive below any URL: their byte ranges verified, retried, several at once, capped, counted."""
 
+import contextvars
 import functools
 import logging
 import os
@@ -43,6 +44,26 @@ GAP = 512
 
 WIDE_GAP = 256 << 10
 """The same where each range takes a request: from far away the archive would send as much meanwhile."""
+
+
+class AbandonedError(Exception):
+    """What was asked for is no longer wanted; nobody needs to be told, so it is not one of this package's errors."""
+
+
+_is_wanted: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("is_wanted", default=lambda: True)
+
+
+@contextmanager
+def while_wanted(is_wanted: Callable[[], bool]) -> Iterator[None]:
+    """Meanwhile what this thread reads is given up as soon as `is_wanted()` is false: AbandonedError is raised.
+
+    It is asked before each request, and whenever bytes come, on whatever thread. What came before is kept as ever.
+    """
+    token = _is_wanted.set(is_wanted)
+    try:
+        yield
+    finally:
+        _is_wanted.reset(token)
 
 
 class RemoteFile:
@@ -164,7 +185,7 @@ class RemoteFile:
             consume(i, self.fetch_spans(requests[i]))
 
         threads = _process.threads(self.source.connections)
-        futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
+        futures = [threads.submit(contextvars.copy_context().run, fetch_one, i) for i in range(len(requests))]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -180,6 +201,7 @@ class _Request:
         self._file = file
         self._received = Received(spans)
         self._faults: Counter[str] = Counter()
+        self._is_wanted = _is_wanted.get()
         self.url = file.url
 
     def fetch(self) -> Received:
@@ -202,6 +224,7 @@ class _Request:
             missing = self._missing()
             if missing:
                 with allowance.connections:
+                    self._check_wanted()
                     traffic.add(requests=1, retries=int(tries > 0))
                     patience = source.timeout * min(2**tries, MOST_PATIENCE)
                     _process.transport(source).get(self.url, missing, patience, self._receive)
@@ -213,9 +236,14 @@ class _Request:
             raise
 
     def _receive(self, identity: Identity, start: int, data: bytes) -> None:
+        self._check_wanted()
         self._file.receive(identity, start, data)
         if not self._received.add(start, data):
             raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
+
+    def _check_wanted(self) -> None:
+        if not self._is_wanted():
+            raise AbandonedError(f"{self.url} is no longer wanted")
 
     def _missing(self) -> list[Span]:
         return self._received.missing(self._file.identity.size if self._file.identity else None)

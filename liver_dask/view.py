@@ -1,0 +1,76 @@
+"""`view`: slide through a volume in a notebook."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from . import volume
+from .dataset import open_human_liver_em
+from .errors import InvalidArgumentError, MissingExtraError
+from .store import open_record, read_record
+
+if TYPE_CHECKING:
+    from .slicer import Slicer
+
+
+def view(
+    target: "xr.Dataset | str | os.PathLike[str]" = volume.EMPIAR_URL,
+    *,
+    z: int | None = None,
+    labels: Sequence[str] | None = None,
+    opacity: float = 0.4,
+    contrast: tuple[float, float] = (0.5, 99.5),
+    size: int = 720,
+) -> "Slicer":
+    """Slide through a volume: a widget for Jupyter, with its masks in colour.
+
+    Drag and zoom by the toolbar or the wheel. Only what the window shows is read, at the resolution of the screen (of a
+    store with a pyramid by its levels): a coarse picture at once, then the sharp one; what is no longer looked at is
+    given up. Works the same on the archive, far away as it is, and on a store.
+
+    Args:
+        target: A Dataset that `open_human_liver_em` or `xr.open_zarr` gave, or any part of one; or the path of a store,
+            or a source.
+        z: The slice to begin with, counted in the whole volume; the middle one if None.
+        labels: The masks to show at first; all if None.
+        opacity: Of the masks, 0 to 1.
+        contrast: The percentiles of raw that are black and white, empty glass left out.
+        size: Width and height of the picture, in pixels.
+
+    Returns:
+        The widget; a cell shows it where it is the last line. `.go_to(z, y, x)` moves it, `.close()` ends it.
+
+    Raises:
+        MissingExtraError: ipywidgets, ipympl or matplotlib is not installed. (ImportError)
+        InvalidArgumentError: There is no such slice or label, or no raw. (ValueError)
+    """
+    try:
+        from .slicer import Slicer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The slicer needs matplotlib, ipywidgets and ipympl ({error}): pip install 'liver_dask[view]'."
+        ) from error
+    ds = target if isinstance(target, xr.Dataset) else open_target(target)
+    missing = [name for name in (volume.RAW, *(labels or ())) if name not in ds]
+    if missing:
+        raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
+    if z is not None and z not in ds.indexes["z"]:
+        first, last = ds.indexes["z"][0], ds.indexes["z"][-1]
+        raise InvalidArgumentError(f"z={z!r} is not one of the slices {first} to {last} that the Dataset holds.")
+    return Slicer(ds, z, None if labels is None else list(labels), opacity, contrast, size)
+
+
+def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
+    """Open a store, or else a source with the options of `open_human_liver_em`.
+
+    Raises:
+        NotDownloadedError: It is a store that is not complete. (RuntimeError)
+        SliceNotFoundError: There is no such folder. (FileNotFoundError)
+    """
+    if read_record(Path(target)):
+        open_record(Path(target))
+        return xr.open_zarr(target)
+    return open_human_liver_em(target, **options)
