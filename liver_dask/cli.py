@@ -27,7 +27,7 @@ from .pyramid import add_pyramid
 from .settings import setting
 from .store import read_record
 from .verify import verify as verify_store
-from .view import open_target
+from .view import open_target, serve_slicer, view
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -156,6 +156,21 @@ def snapshot(
     figure = show(open_target(target, shape=shape), z, y, x, labels=labels or None, pixels=pixels)
     figure.savefig(out, dpi=SNAPSHOT_DPI, bbox_inches="tight")
     click.echo(out)
+
+
+@main.command("view")
+@click.argument("target", default=volume.EMPIAR_URL)
+@shape_option
+@click.option("--z", type=int, help="The slice to begin with.  [default: the middle one]")
+@click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Of this machine; 0: any.")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Whether to open one.")
+def view_command(target: str, shape: tuple[int, int, int], z: int | None, port: int, browser: bool) -> None:
+    """Slide through a volume in a browser, without a notebook.
+
+    TARGET is a store, or a source; EMPIAR-13356 if left out. Only this machine can see it. Ctrl-C ends it.
+    """
+    view(open_target(target, shape=shape), z=z).close()  # whatever is wrong is told here
+    serve_slicer(target, shape, z, port, browser)
 
 
 @main.command()

@@ -36,12 +36,14 @@ class Levels:
 
     Attributes:
         held: The box of the volume that it holds.
-        names: Its variables.
+        labels: Its masks.
+        voxel_size_nm: Size of a voxel (z, y, x), if it is known.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self.held = held_box(ds)
-        self.names = [str(name) for name in ds.data_vars]
+        self.labels = labels_of(ds)
+        self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
         self._levels = open_levels(ds)
 
     def window(self, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:

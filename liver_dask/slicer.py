@@ -25,7 +25,7 @@ from ipywidgets import (
 from matplotlib.figure import Figure
 
 from . import volume
-from .pictures import Levels, add_scale_bar, extent_of, grey_range, labels_of, overlay
+from .pictures import Levels, add_scale_bar, extent_of, grey_range, overlay
 from .progressive import Look, ProgressiveReader
 
 Place = tuple[int, tuple[int, int], tuple[int, int]]
@@ -46,7 +46,7 @@ class Slicer(VBox):
     asked for before and is no longer looked at is given up.
 
     Args:
-        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+        levels: The Dataset, at all its resolutions.
         z: The slice to begin with; the middle one if None.
         labels: The masks to show at first; all if None. The others can be switched on.
         opacity: Of the masks, 0 to 1.
@@ -56,29 +56,29 @@ class Slicer(VBox):
 
     def __init__(
         self,
-        ds: xr.Dataset,
+        levels: Levels,
         z: int | None,
         labels: list[str] | None,
         opacity: float,
         contrast: tuple[float, float],
         size: int,
     ) -> None:
-        self._levels = Levels(ds)
-        self._voxel_size = ds.attrs.get("voxel_size_nm")
+        self._levels = levels
+        self._deliver = _deliverer()
+        self._reader = ProgressiveReader(levels, self._receive, self._told)
+        self._moved = _AtRest(self._look)
+        self._voxel_size = levels.voxel_size_nm
         held = self._levels.held
         middle = (held.z_min + held.z_max) // 2
         self.z = IntSlider(middle if z is None else z, held.z_min, held.z_max - 1, description="z", layout=_wide())
         self.contrast = FloatRangeSlider(
             value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
         )
-        names = labels_of(ds)
+        names = levels.labels
         self.masks = {name: _MaskControls(name, labels is None or name in labels, opacity) for name in names}
         self.status = HTML()
         self.where = HTML()
         self._picture = _Picture(size, [*self.masks])
-        self._deliver = _deliverer()
-        self._reader = ProgressiveReader(self._levels, self._receive, self._told)
-        self._moved = _AtRest(self._look)
         self._seen: dict[str, xr.DataArray] = {}
         self._sharp: dict[str, Place] = {}  # where what is seen is all that the screen can show
         buttons = [

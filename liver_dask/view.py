@@ -1,6 +1,8 @@
 """`view`: slide through a volume in a notebook."""
 
+import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +12,14 @@ import xarray as xr
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import InvalidArgumentError, MissingExtraError
+from .pictures import Levels
 from .store import open_record, read_record
 
 if TYPE_CHECKING:
     from .slicer import Slicer
+
+
+PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def view(
@@ -60,7 +66,7 @@ def view(
     if z is not None and z not in ds.indexes["z"]:
         first, last = ds.indexes["z"][0], ds.indexes["z"][-1]
         raise InvalidArgumentError(f"z={z!r} is not one of the slices {first} to {last} that the Dataset holds.")
-    return Slicer(ds, z, None if labels is None else list(labels), opacity, contrast, size)
+    return Slicer(Levels(ds), z, None if labels is None else list(labels), opacity, contrast, size)
 
 
 def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
@@ -74,3 +80,39 @@ def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
         open_record(Path(target))
         return xr.open_zarr(target)
     return open_human_liver_em(target, **options)
+
+
+def serve_slicer(target: str, shape: Sequence[int], z: int | None, port: int, browser: bool) -> None:
+    """Show the slicer in a browser until it is interrupted; to this machine alone.
+
+    Voila runs a notebook of one cell, so it is the same widget as in Jupyter, and no second viewer.
+
+    Raises:
+        MissingExtraError: voila is not installed. (ImportError)
+    """
+    try:
+        from voila.app import Voila
+    except ImportError as error:
+        raise MissingExtraError(f"A browser needs voila ({error}): pip install 'liver_dask[app]'.") from error
+    where = os.path.abspath(target) if os.path.exists(target) else target  # the kernel runs in another folder
+    cell = (
+        "import liver_dask as ld\nfrom liver_dask.view import open_target\n"
+        f"ld.view(open_target({where!r}, shape={tuple(shape)!r}), z={z!r})"
+    )
+    notebook = {"cells": [_code_cell(cell)], "metadata": {"kernelspec": PYTHON}, "nbformat": 4, "nbformat_minor": 5}
+    with tempfile.TemporaryDirectory(prefix="liver_dask-view-") as folder:
+        path = Path(folder, "liver_dask.ipynb")
+        path.write_text(json.dumps(notebook))
+        options = [f"--port={port}", "--Voila.ip=127.0.0.1", *([] if browser else ["--no-browser"])]
+        Voila.launch_instance([str(path), *options])
+
+
+def _code_cell(source: str) -> dict[str, Any]:
+    return {
+        "cell_type": "code",
+        "id": "slicer",
+        "execution_count": None,
+        "metadata": {},
+        "outputs": [],
+        "source": source,
+    }

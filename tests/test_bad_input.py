@@ -353,19 +353,22 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
     ("module", "call", "said"),
     [
         ("matplotlib", "show(ld.open_human_liver_em(), 1)", "Pictures need matplotlib (:view"),
+        ("ipympl", "view()", "The slicer needs matplotlib, ipywidgets and ipympl (:view"),
+        ("voila", "view_module.serve_slicer('.', (1, 8, 8), None, 0, False)", "A browser needs voila (:app"),
         (
             "torch_em",
             "get_human_liver_em_loader('.', (1, 8, 8), 1, [(0, 8, 0, 8, 0, 8)])",
             "Training needs torch and torch_em (:train",
         ),
     ],
-    ids=["view", "train"],
+    ids=["pictures", "slicer", "app", "train"],
 )
 def test_without_an_extra_one_sentence_says_what_to_install(tmp_path: Path, module: str, call: str, said: str) -> None:
     """A traceback out of an import would be all that a user is told."""
     script = (
         f"import sys; sys.modules['{module}'] = None\n"
         "import liver_dask as ld\n"
+        "import sys; ld.view_module = sys.modules['liver_dask.view']\n"
         f"try: ld.{call}\n"
         "except ImportError as error: print(type(error).__name__, error)"
     )
