@@ -2,11 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
+import cachetools
 import xarray as xr
 from rich.filesize import decimal
 
@@ -23,6 +25,9 @@ COARSER = 8
 
 THREADS = 12
 """Raw, three masks, and what is still being given up of three looks before."""
+
+KEPT_BYTES = 128 << 20
+"""Of what was read sharp: some fifty slices of a window, so that whoever slides back waits for nothing."""
 
 SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -44,6 +49,10 @@ class Look:
     x: tuple[int, int]
     pixels: int
     names: tuple[str, ...]
+
+    def key(self, name: str) -> Hashable:
+        """What tells a variable of it from that of another look."""
+        return name, self.z, self.y, self.x, self.pixels
 
 
 class ProgressiveReader:
@@ -68,6 +77,9 @@ class ProgressiveReader:
         self._pool = ThreadPoolExecutor(THREADS, "liver_dask-view")
         self._lock = threading.Lock()
         self._task: _Task | None = None
+        self._kept: cachetools.LRUCache[Hashable, xr.DataArray] = cachetools.LRUCache(
+            KEPT_BYTES, getsizeof=lambda seen: seen.nbytes
+        )
         self.idle = threading.Event()
         self.idle.set()
 
@@ -76,7 +88,7 @@ class ProgressiveReader:
         with self._lock:
             self._task = task = _Task(look)
             self.idle.clear()
-        if volume.RAW in look.names:
+        if volume.RAW in look.names and look.key(volume.RAW) not in self._kept:
             self._begin(task, [volume.RAW], self._read_raw)
         else:
             self._begin(task, look.names, self._read_sharp)
@@ -123,16 +135,16 @@ class ProgressiveReader:
 
     def _read(self, task: "_Task", name: str, pixels: int, *, sharp: bool) -> None:
         look = task.look
-        seen = self._levels.window(look.z, look.y, look.x, pixels)
-        variable = seen[name].assign_attrs(step=seen.attrs["step"])
-        while self._task is task:
-            try:
-                read = _in_memory(variable)
-            except AbandonedError:  # another look's, whose request this one had waited for
-                continue
-            if self._task is task:
-                self._show(look, read, sharp)
-            return
+        with self._lock:
+            read = self._kept.get(look.key(name)) if sharp else None
+        if read is None:
+            seen = self._levels.window(look.z, look.y, look.x, pixels)
+            read = _in_memory(seen[name].assign_attrs(step=seen.attrs["step"]))
+        if sharp:
+            with self._lock, suppress(ValueError):  # it is larger than all that may be kept
+                self._kept[look.key(name)] = read
+        if self._task is task:
+            self._show(look, read, sharp)
 
     def _report(self, task: "_Task") -> None:
         """Say how far a slow look is."""

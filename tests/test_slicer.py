@@ -116,6 +116,18 @@ def test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing(server: Arc
     assert not server.requests
 
 
+def test_sliding_back_fetches_nothing(server: ArchiveServer, slicers, voxels) -> None:
+    """Whoever compares two slices would wait for each of them every time."""
+    slicer = slicers(ld.open_human_liver_em(server.url, shape=SHAPE), z=3)
+    seen_by(slicer)
+    slicer.z.value = 4
+    seen_by(slicer)
+    server.requests.clear()
+    slicer.z.value = 3
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
+    assert not server.requests
+
+
 def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) -> None:
     """Nothing would be seen until all of a slow window is there."""
     came: list[tuple[str, bool, int, int]] = []

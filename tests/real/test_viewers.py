@@ -1,0 +1,237 @@
+"""A store with a pyramid in the viewers of the field, with pictures: `pytest -m real tests/real/test_viewers.py`.
+
+What each needs, else it is skipped:
+
+- napari: `pip install napari PyQt6 napari-ome-zarr`; for its window also Debian's `xvfb`, `libegl1`, `libgl1`,
+  `libgl1-mesa-dri`, `libdbus-1-3`, `libxkbcommon-x11-0`, `libxcb-cursor0`, `libxcb-icccm4`, `libxcb-image0`,
+  `libxcb-keysyms1`, `libxcb-render-util0` and `libxcb-shape0`.
+- neuroglancer: `pip install neuroglancer playwright`, and Debian's `chromium`. The viewer is in the wheel: nothing is
+  fetched from elsewhere.
+
+The pictures are kept in the folder that the environment variable LIVER_DASK_PICTURES names, if it is set.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image, ImageColor
+
+import liver_dask as ld
+from liver_dask import volume
+from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+
+SHAPE = (10, 1100, 1300)
+BOX = volume.BoundingBox(60, 1240, 20, 1080, 1, 10)
+SLICE = 5
+VOXEL_SIZE = (30, 8, 8)
+LEVELS = 3
+OPACITY = 0.4
+WINDOW = (1280, 900)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WEBGL_WITHOUT_GPU = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+
+NAPARI = f"""
+import json, sys, time
+import napari
+from qtpy.QtWidgets import QApplication
+
+def keep(path):
+    for _ in range(20):
+        QApplication.processEvents()
+        time.sleep(0.1)
+    viewer.screenshot(path, canvas_only=False, flash=False)
+    return [layer.data_level for layer in layers]
+
+store, near, far = sys.argv[1:]
+viewer = napari.Viewer()
+viewer.window.resize{WINDOW}
+layers = viewer.open(store, plugin="napari-ome-zarr")
+for layer in layers[1:]:
+    layer.visible, layer.opacity = True, {OPACITY}
+viewer.layers.selection.active = layers[0]
+viewer.dims.set_current_step(0, {SLICE - BOX.z_min})
+viewer.reset_view()
+levels = [keep(near)]
+viewer.camera.zoom /= 4
+levels.append(keep(far))
+viewer.close()
+print(json.dumps(levels))
+"""
+
+ALL_IS_DRAWN = """() => {
+    const viewer = window.viewer, layers = viewer?.layerManager.managedLayers ?? [];
+    return layers.length === 4 && layers.every(layer => layer.isReady()) && viewer.isReady();
+}"""
+
+
+class ForBrowsers(RangeRequestHandler):
+    """Lets pages from elsewhere read what it serves."""
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.send_header("Access-Control-Expose-Headers", "*")
+        super().end_headers()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A box that does not begin where the volume does, with levels; its voxels are thick."""
+    folder = tmp_path_factory.mktemp("viewers")
+    make_archive(folder / "archive", SHAPE)
+    ds = ld.open_human_liver_em(folder / "archive", shape=SHAPE, voxel_size_nm=VOXEL_SIZE)
+    return Path(ld.to_zarr(ds, folder / "crop.zarr", bounding_box=BOX, pyramid=True, progress=False))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("LIVER_DASK_PICTURES", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def display() -> Iterator[str]:
+    """A screen that nobody sees."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip("needs Xvfb")
+    read, write = os.pipe()
+    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1600x1000x24", "-nolisten", "tcp"]
+    with subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL) as screen:
+        os.close(write)
+        with os.fdopen(read) as told:
+            number = told.readline().strip()
+        assert number, "Xvfb did not start"
+        yield f":{number}"
+        screen.terminate()
+
+
+def levels_of(store: Path) -> list[xr.Dataset]:
+    folders = [store, *(store / "pyramid" / f"s{number}" for number in range(1, LEVELS))]
+    return [xr.open_zarr(folder, chunks=None) for folder in folders]
+
+
+def drawn(picture: Path, label: str) -> int:
+    """How many pixels are some grey under the label's colour."""
+    pixels = np.asarray(Image.open(picture).convert("RGB"), np.float64)
+    grey = pixels - OPACITY * np.array(ImageColor.getrgb(volume.colour_of(label)))
+    is_grey = np.ptp(grey, axis=-1) < 4
+    return int((is_grey & (grey.min(axis=-1) > -4) & (grey.max(axis=-1) < 255 * (1 - OPACITY) + 4)).sum())
+
+
+def assert_shows_the_slice(picture: Path, store: Path) -> None:
+    """There is something to see, and of the labels as much of each as there is in the store."""
+    grey = np.asarray(Image.open(picture).convert("L"))
+    assert len(np.unique(grey)) > 100
+    voxels = levels_of(store)[0].sel(z=SLICE)
+    labelled = {label: int((voxels[label] > 0).sum()) for label in volume.LABELS}
+    pixels = {label: drawn(picture, label) for label in volume.LABELS}
+    assert min(pixels.values()) > 500, pixels
+    assert pixels["mito"] / pixels["nucleus"] == pytest.approx(labelled["mito"] / labelled["nucleus"], rel=0.1), pixels
+
+
+@pytest.mark.filterwarnings("ignore")  # napari's dependencies deprecate each other
+def test_napari_reads_every_voxel_of_every_level(store: Path) -> None:
+    """A level in the wrong place, a mask without its colour or other voxels would be what users see in napari."""
+    plugin = pytest.importorskip("napari_ome_zarr", reason="needs napari-ome-zarr")
+    layers = plugin.napari_get_reader(str(store))(str(store))
+    assert [kind for _, _, kind in layers] == ["image", "labels", "labels", "labels"]
+    levels = levels_of(store)
+    for name, (arrays, told, _) in zip([volume.RAW, *volume.LABELS], layers, strict=True):
+        assert name in told["name"]
+        assert told["scale"] == [*VOXEL_SIZE]
+        assert set(told["units"]) == {"nanometer"}
+        np.testing.assert_array_equal(told["affine"].affine_matrix, layers[0][1]["affine"].affine_matrix)
+        for array, level in zip(arrays, levels, strict=True):
+            np.testing.assert_array_equal(array.compute(), level[name].values)
+    for name, (_, told, _) in zip(volume.LABELS, layers[1:], strict=True):
+        colour = [*ImageColor.getrgb(volume.colour_of(name)), 255]
+        np.testing.assert_allclose(told["colormap"][volume.FOREGROUND], np.divide(colour, 255))
+    least, most = layers[0][1]["contrast_limits"]
+    raw = levels[0].raw.values
+    assert ((raw > least) & (raw < most)).mean() > 0.8
+
+
+def test_napari_shows_raw_and_labels(store: Path, display: str, pictures: Path, tmp_path: Path) -> None:
+    """A store that napari refuses, shows black, or reads whole to show it from afar is of no use in it."""
+    for module in ("napari", "PyQt6", "napari_ome_zarr"):
+        if find_spec(module) is None:
+            pytest.skip(f"needs {module}")
+    near, far = pictures / "napari.png", pictures / "napari_from_afar.png"
+    settings = {"NAPARI_CONFIG": str(tmp_path / "settings.yaml"), "XDG_RUNTIME_DIR": str(tmp_path)}
+    screen = {"DISPLAY": display, "QT_QPA_PLATFORM": "xcb", "LIBGL_ALWAYS_SOFTWARE": "1"}
+    command = [sys.executable, "-c", NAPARI, *map(str, (store, near, far))]
+    run = subprocess.run(command, env=os.environ | settings | screen, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1])[1] == [LEVELS - 1] * 4
+    for picture in (near, far):
+        assert_shows_the_slice(picture, store)
+
+
+def test_neuroglancer_shows_raw_and_labels(store: Path, pictures: Path) -> None:
+    """A store that cannot be looked at from a web server, or only by fetching its shards whole, cannot be shared."""
+    neuroglancer = pytest.importorskip("neuroglancer", reason="needs neuroglancer")
+    pytest.importorskip("playwright", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    picture = pictures / "neuroglancer.png"
+    with serve(store.parent, ForBrowsers) as server:
+        viewer = neuroglancer.Viewer()
+        try:
+            with viewer.txn() as state:
+                fill(state, server, store)
+            hosts = photograph(str(viewer), picture)
+        finally:
+            neuroglancer.stop()
+    assert hosts == {"127.0.0.1"}
+    shards = [request for request in server.requests if "/c/" in request.path]
+    assert {request.status for request in shards} == {206}
+    assert any("/pyramid/" in request.path for request in shards)
+    assert_shows_the_slice(picture, store)
+
+
+def fill(state, server: ArchiveServer, store: Path) -> None:
+    """Say what neuroglancer is to show: it looks for labels, colours and contrast nowhere itself."""
+    import neuroglancer
+
+    url = f"zarr3://{server.url}/{store.name}"
+    ome = json.loads((store / "zarr.json").read_bytes())["attributes"]["ome"]
+    window = ome["omero"]["channels"][0]["window"]
+    contrast = {"normalized": {"range": [window["start"], window["end"]]}}
+    state.dimensions = neuroglancer.CoordinateSpace(names=["x", "y", "z"], units="nm", scales=VOXEL_SIZE[::-1])
+    state.position = [(BOX.x_min + BOX.x_max) / 2, (BOX.y_min + BOX.y_max) / 2, SLICE]
+    state.layers[volume.RAW] = neuroglancer.ImageLayer(source=f"{url}/", opacity=1, shader_controls=contrast)
+    for label in volume.LABELS:
+        colour = {volume.FOREGROUND: volume.colour_of(label)}
+        state.layers[label] = neuroglancer.SegmentationLayer(
+            source=f"{url}/labels/{label}/", segments=[*colour], segment_colors=colour, selected_alpha=OPACITY
+        )
+    state.layout, state.cross_section_scale = "xy", 1.4
+    state.show_axis_lines = False
+
+
+def photograph(url: str, picture: Path) -> set[str | None]:
+    """Open a page without a screen, and keep what it shows when all is there; returns the hosts that it asked."""
+    from playwright.sync_api import sync_playwright
+
+    hosts: set[str | None] = set()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WEBGL_WITHOUT_GPU)
+        page = browser.new_page(viewport=dict(zip(("width", "height"), WINDOW, strict=True)))
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        page.goto(url)
+        page.wait_for_function(ALL_IS_DRAWN, timeout=120_000)
+        page.screenshot(path=picture)
+        browser.close()
+    return hosts - {None}
