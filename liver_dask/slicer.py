@@ -1,9 +1,9 @@
 """The slicer: a widget to slide through a volume. Needs the extra `view`; `liver_dask.view` makes one."""
 
-import asyncio
 import html
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ SECONDS_AT_REST = 0.15
 """A slider, or a window that is dragged, is followed when it has rested for so long."""
 
 ZOOM = 2.0
+LOWEST, HIGHEST = 0.4, 1.2
+"""The picture is as high as its width times this, at least and at most."""
+
 STALE = 0.35
 """How much is seen of a slice that is no longer the one looked at, until the new one comes."""
 
@@ -64,9 +67,9 @@ class Slicer(VBox):
         size: int,
     ) -> None:
         self._levels = levels
-        self._deliver = _deliverer()
-        self._reader = ProgressiveReader(levels, self._receive, self._told)
-        self._moved = _AtRest(self._look)
+        self._lock = threading.RLock()
+        self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._told))
+        self._moved = _AtRest(self._locked(self._look))
         self._voxel_size = levels.voxel_size_nm
         held = self._levels.held
         middle = (held.z_min + held.z_max) // 2
@@ -78,7 +81,7 @@ class Slicer(VBox):
         self.masks = {name: _MaskControls(name, labels is None or name in labels, opacity) for name in names}
         self.status = HTML()
         self.where = HTML()
-        self._picture = _Picture(size, [*self.masks])
+        self._picture = _Picture(size, (held.y_max - held.y_min) / (held.x_max - held.x_min), [*self.masks], self._lock)
         self._seen: dict[str, xr.DataArray] = {}
         self._sharp: dict[str, Place] = {}  # where what is seen is all that the screen can show
         buttons = [
@@ -89,16 +92,18 @@ class Slicer(VBox):
         ]
         controls = [HBox([self.z, *buttons]), self.contrast, *(mask.box for mask in self.masks.values())]
         super().__init__([*controls, self._picture.canvas, self.where, self.status])
-        self._show_window(None)
-        self._watch()
-        self._look()
+        with self._lock:
+            self._show_window(None)
+            self._watch()
+            self._look()
 
     def go_to(self, z: int | None = None, y: tuple[int, int] | None = None, x: tuple[int, int] | None = None) -> None:
         """Look at a slice and a window, in voxels of the whole volume; all of the slice where rows or columns lack."""
-        if z is not None:
-            self.z.value = z
         held = self._levels.held
-        self._show_window((y or (held.y_min, held.y_max), x or (held.x_min, held.x_max)))
+        with self._lock:
+            if z is not None:
+                self.z.value = z
+            self._show_window((y or (held.y_min, held.y_max), x or (held.x_min, held.x_max)))
 
     @property
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -116,18 +121,27 @@ class Slicer(VBox):
         self._reader.close()
         super().close()
 
+    def _locked(self, call: Callable[..., None]) -> Callable[..., None]:
+        """The same for any thread: widgets' messages come on one, cells run on another, voxels come on many."""
+
+        def locked(*arguments: Any) -> None:
+            with self._lock:
+                call(*arguments)
+
+        return locked
+
     def _button(self, text: str, act: Callable[[], None]) -> Button:
         button = Button(description=text, layout=Layout(width="auto"))
-        button.on_click(lambda _: act())
+        button.on_click(self._locked(lambda _: act()))
         return button
 
     def _watch(self) -> None:
-        self.z.observe(lambda _: self._turn(), "value")
-        self.contrast.observe(lambda _: self._draw_raw(), "value")
+        self.z.observe(self._locked(lambda _: self._turn()), "value")
+        self.contrast.observe(self._locked(lambda _: self._draw_raw()), "value")
         for name, mask in self.masks.items():
-            mask.on.observe(lambda _: self._look(), "value")
+            mask.on.observe(self._locked(lambda _: self._look()), "value")
             for control in (mask.on, mask.colour, mask.opacity):
-                control.observe(lambda _, name=name: self._draw_mask(name), "value")
+                control.observe(self._locked(lambda _, name=name: self._draw_mask(name)), "value")
         axes = self._picture.axes
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
@@ -175,11 +189,8 @@ class Slicer(VBox):
         if lacking:
             self._reader.see(Look(*place, self._picture.pixels, lacking))
 
-    def _receive(self, look: Look, seen: xr.DataArray, sharp: bool) -> None:
-        self._deliver(lambda: self._take(look, seen, sharp))
-
     def _told(self, look: Look, text: str) -> None:
-        self._deliver(lambda: self.status.set_trait("value", html.escape(text)))
+        self.status.value = html.escape(text)
 
     def _take(self, look: Look, seen: xr.DataArray, sharp: bool) -> None:
         """Show what was read, unless the slider has been moved since."""
@@ -226,17 +237,22 @@ class _MaskControls:
 class _Picture:
     """The canvas: raw, masks over it, axes in voxels, a scale bar."""
 
-    def __init__(self, size: int, masks: list[str]) -> None:
-        figure = Figure(figsize=(size / 100, size / 100), dpi=100, layout="constrained")
-        self.canvas = Canvas(figure)
+    def __init__(self, size: int, height_of_width: float, masks: list[str], lock: threading.RLock) -> None:
+        height = min(max(height_of_width, LOWEST), HIGHEST)
+        figure = Figure(figsize=(size / 100, size * height / 100), dpi=100, layout="constrained")
+        self.canvas = _Canvas(figure)
+        self.canvas.lock = lock
         FigureManager(self.canvas, 0)  # which gives the canvas its toolbar
         self.canvas.header_visible = False
+        self.canvas.toolbar_visible, self.canvas.toolbar_position = True, "right"
         self.axes = figure.add_subplot()
         self.axes.set(xlabel="x", ylabel="y", facecolor="0.93")
         self._raw = self.axes.imshow([[0]], cmap="gray", interpolation="nearest", visible=False)
         self._masks = {
             name: self.axes.imshow(np.zeros((1, 1, 4)), interpolation="nearest", visible=False) for name in masks
         }
+        for image in (self._raw, *self._masks.values()):
+            image.mouseover = False  # or colours would be told beside the voxels
         self._bar: Any = None
         self.pixels = size
 
@@ -277,48 +293,39 @@ class _Picture:
         self.canvas.draw_idle()
 
 
+class _Canvas(Canvas):
+    """Ipympl's canvas, which draws when the browser says so; not while another thread changes the picture."""
+
+    lock: Any = nullcontext()
+
+    def _handle_message(self, *arguments: Any) -> None:
+        with self.lock:
+            super()._handle_message(*arguments)
+
+
 class _AtRest:
-    """Calls something when nothing has happened for a moment; at once where there is no event loop to wait on."""
+    """Calls something when nothing has happened for a moment."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
-        self._loop = _running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: threading.Timer | None = None
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether something happened a moment ago."""
+        return self._timer is not None and self._timer.is_alive()
 
     def begin(self) -> None:
         """Something happened."""
         self.cancel()
-        if self._loop is None:
-            self._call()
-        else:
-            self._timer = self._loop.call_later(SECONDS_AT_REST, self._call)
+        self._timer = threading.Timer(SECONDS_AT_REST, self._call)
+        self._timer.daemon = True
+        self._timer.start()
 
     def cancel(self) -> None:
         """Forget it."""
         if self._timer:
             self._timer.cancel()
-        self._timer = None
-
-
-def _deliverer() -> Callable[[Callable[[], None]], None]:
-    """How another thread draws: on the kernel's event loop, or one thread at a time where there is none."""
-    loop, lock = _running_loop(), threading.RLock()
-
-    def deliver(draw: Callable[[], None]) -> None:
-        if loop:
-            loop.call_soon_threadsafe(draw)
-        else:
-            with lock:
-                draw()
-
-    return deliver
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _place(image: Any, seen: xr.DataArray, pixels: Any) -> None:

@@ -22,9 +22,17 @@ from liver_dask.slicer import Slicer
 SIZE = 200
 
 
+def settle(slicer: Slicer) -> None:
+    """Wait until a slicer has read what it shows."""
+    until = time.monotonic() + 60
+    while slicer._moved.is_moving or not slicer._reader.idle.is_set():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def seen_by(slicer: Slicer) -> dict[str, np.ndarray]:
     """What is in the picture's images, of those that can be seen."""
-    assert slicer._reader.idle.wait(60)
+    settle(slicer)
     assert not slicer.status.value
     images = {"raw": slicer._picture._raw, **slicer._picture._masks}
     return {name: np.asarray(image.get_array()) for name, image in images.items() if image.get_visible()}
@@ -180,7 +188,7 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
     slicer = slicers(ds, z=5)
     seen_by(slicer)
     slicer.z.value = 6
-    assert slicer._reader.idle.wait(30)
+    settle(slicer)
     assert "raw, slice 6" in slicer.status.value
     assert "<" not in slicer.status.value.replace("&lt;", "")
     assert not any(image.get_visible() for image in slicer._picture._masks.values())

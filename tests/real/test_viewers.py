@@ -4,7 +4,8 @@ What each needs, else it is skipped:
 
 - napari: `pip install napari PyQt6 napari-ome-zarr`; for its window also Debian's `xvfb`, `libegl1`, `libgl1`,
   `libgl1-mesa-dri`, `libdbus-1-3`, `libxkbcommon-x11-0`, `libxcb-cursor0`, `libxcb-icccm4`, `libxcb-image0`,
-  `libxcb-keysyms1`, `libxcb-render-util0` and `libxcb-shape0`.
+  `libxcb-keysyms1`, `libxcb-render-util0` and `libxcb-shape0`. Where it is installed, pytest must be told
+  `-p no:napari -p no:npe2 -p no:napari-plugin-engine`: its fixtures for pytest warn when they are imported.
 - neuroglancer: `pip install neuroglancer playwright`, and Debian's `chromium`. The viewer is in the wheel: nothing is
   fetched from elsewhere.
 

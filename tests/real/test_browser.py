@@ -1,0 +1,143 @@
+"""The slicer in a real browser: in JupyterLab, and by `liver-dask view`. Off by default: `pytest -m real tests/real`.
+
+It takes a minute. It needs Chromium (Debian's package `chromium`) and, from PyPI, `jupyterlab`, `voila` and
+`playwright` (its own browsers are not needed). `LIVER_DASK_PICTURES=FOLDER` keeps the screenshots.
+"""
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from liver_dask.demo import make_archive
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_open_and_look.ipynb"
+SHAPE = (24, 900, 1200)
+Z_SLIDER = ".widget-slider:has-text('z') .noUi-handle"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright from PyPI")
+    chromium = shutil.which("chromium") or pytest.skip("needs Debian's chromium")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("LIVER_DASK_PICTURES", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def running(command: list[str], url: str, folder: Path) -> Iterator[None]:
+    """A server of this machine, until the end of the context."""
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(300):
+            assert process.poll() is None, process.stderr.read()
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def picture_of(canvas) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
+
+
+def slide_and_toggle(page, pictures: Path, name: str, first_z: int) -> None:
+    """Move the slider by two, switch mitochondria off, zoom by the wheel, with a screenshot each."""
+    canvas = page.locator(".jupyter-matplotlib-canvas-container").first
+    canvas.wait_for(timeout=120_000)
+    page.wait_for_timeout(5000)
+    where, handle = page.get_by_text(re.compile(r"^z \d+, y")).first, page.locator(Z_SLIDER).first
+
+    def look(what: str) -> np.ndarray:
+        page.wait_for_timeout(3000)
+        handle.evaluate("element => element.scrollIntoView({block: 'start'})")
+        page.wait_for_timeout(500)
+        page.screenshot(path=pictures / f"{name}-{what}.png")
+        return picture_of(canvas)
+
+    first, text = look("before"), where.inner_text()
+    assert text.startswith(f"z {first_z},")
+    assert first.std() > 20, "there is no picture"
+    handle.focus()
+    for _ in range(2):
+        handle.press("ArrowRight")
+        page.wait_for_timeout(1000)
+    slid = look("slid")
+    assert where.inner_text() == text.replace(f"z {first_z}", f"z {first_z + 2}")
+    assert np.abs(slid - first).mean() > 2, "the slider changed nothing"
+    page.get_by_label("mito").first.uncheck()
+    without = look("without-mito")
+    less_red = slid[..., 0] - slid[..., 1] - (without[..., 0] - without[..., 1])
+    assert (less_red > 20).mean() > 0.01, "mitochondria are still red"
+    text = where.inner_text()
+    canvas.hover()
+    page.mouse.wheel(0, -400)
+    look("zoomed")
+    assert where.inner_text() != text, "the wheel did not zoom"
+
+
+def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:
+    """The slicer of the first notebook would not be drawn, or be dead, in the place where people use it."""
+    pytest.importorskip("jupyterlab", reason="needs jupyterlab from PyPI")
+    shutil.copy(NOTEBOOK, tmp_path)
+    port = free_port()
+    options = [f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=", "--no-browser", "--allow-root"]
+    url = f"http://127.0.0.1:{port}/lab"
+    with running(["-m", "jupyterlab", *options], url, tmp_path):
+        page = browser.new_page(viewport={"width": 1300, "height": 1250})
+        page.goto(f"{url}/tree/{NOTEBOOK.name}")
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        page.get_by_text("Python 3").first.wait_for(timeout=60_000)
+        page.locator(".jp-Notebook .jp-Cell").first.click()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        slide_and_toggle(page, pictures, "jupyterlab", 6)
+        page.close()
+
+
+def test_without_a_notebook(browser, tmp_path: Path, pictures: Path) -> None:
+    """`liver-dask view` would show an empty page to those who have no notebook."""
+    pytest.importorskip("voila", reason="needs the extra `app`")
+    make_archive(tmp_path / "archive", SHAPE)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/"
+    given = ["view", "archive", "--shape", *map(str, SHAPE), "--z", "5", "--no-browser", "--port", str(port)]
+    with running(["-c", "from liver_dask.cli import main; main()", *given], url, tmp_path):
+        page = browser.new_page(viewport={"width": 1000, "height": 1100})
+        page.goto(url)
+        slide_and_toggle(page, pictures, "view", 5)
+        page.close()
