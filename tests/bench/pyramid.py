@@ -1,0 +1,69 @@
+"""What a pyramid costs: `python pyramid.py ARCHIVE`, of tests/real/build_archive.py.
+
+Of a store of whole slices, and of the upper half and quarter of it: seconds, and the most memory that the process took.
+Every level is compared, voxel by voxel, with what tensorstore makes of the one below.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import tensorstore
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
+from build_archive import SIZE
+from test_real_size import measured
+
+import liver_dask as ld
+from liver_dask import volume
+
+SLICES, ROWS_AT_ONCE = 4, 2048
+HEIGHTS = (SIZE // 4, SIZE // 2, SIZE)
+SCRIPT = "import liver_dask as ld\nld.add_pyramid({store!r}, progress=False)"
+
+
+def differing_voxels(store: Path) -> int:
+    """How many voxels of all levels differ from tensorstore's, where half of a mask's voxels are not labelled."""
+    levels = [store, *sorted((store / "pyramid").glob("s?"))]
+    different = 0
+    for below, level in pairwise(levels):
+        for name in (volume.RAW, *volume.LABELS):
+            source, found = (open_array(path / name) for path in (below, level))
+            is_mask = name != volume.RAW
+            mean = tensorstore.downsample(tensorstore.cast(source, "float64") if is_mask else source, [1, 2, 2], "mean")
+            for y in range(0, found.shape[1], ROWS_AT_ONCE):
+                rows = slice(y, min(y + ROWS_AT_ONCE, found.shape[1]))
+                expected = mean[:, rows].read().result()
+                if is_mask:
+                    expected = np.where(expected >= volume.FOREGROUND / 2, volume.FOREGROUND, 0)
+                different += int((found[:, rows].read().result() != expected).sum())
+    return different
+
+
+def open_array(path: Path) -> tensorstore.TensorStore:
+    return tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}).result()
+
+
+def main(archive: Path, scratch: Path) -> None:
+    ds = ld.open_human_liver_em(archive, shape=(SLICES, SIZE, SIZE))
+    told = []
+    for height in HEIGHTS:
+        store = scratch / f"{height}.zarr"
+        ld.to_zarr(ds, store, bounding_box=(0, SIZE, 0, height, 0, SLICES))
+        seconds, memory = measured(SCRIPT.format(store=str(store)))
+        row = {"rows": height, "s": round(seconds, 1), "peak RSS, MB": memory // 10**6}
+        row["MB of voxels a second"] = round(SLICES * height * SIZE * 5 / seconds / 1e6)
+        told.append(row | {"differing voxels": differing_voxels(store)})
+        print(json.dumps(told[-1]), file=sys.stderr, flush=True)
+    print(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path, help="of tests/real/build_archive.py")
+    with tempfile.TemporaryDirectory() as folder:
+        main(parser.parse_args().archive.absolute(), Path(folder))

@@ -1,0 +1,91 @@
+"""Make the README's pictures: `python pictures.py FOLDER`. Needs what test_browser.py needs; all data are made up."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from PIL import Image
+from playwright.sync_api import sync_playwright
+from test_browser import SHAPE, Z_SLIDER, free_port, running
+
+from liver_dask import volume
+from liver_dask.demo import make_archive
+from liver_dask.export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout, plan_runs
+
+COLOURS = 256
+
+
+def save_slicer(path: Path, folder: Path) -> None:
+    """The slicer as a browser shows it."""
+    make_archive(folder / "archive", SHAPE)
+    port = free_port()
+    given = ["view", "archive", "--shape", *map(str, SHAPE), "--z", "8", "--no-browser", "--port", str(port)]
+    serving = running(["-c", "from liver_dask.cli import main; main()", *given], f"http://127.0.0.1:{port}/", folder)
+    with serving, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 830, "height": 800}, device_scale_factor=1.5)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.locator(Z_SLIDER).wait_for(timeout=60_000)
+        page.wait_for_timeout(5000)
+        page.mouse.move(400, 480)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=path)
+        browser.close()
+
+
+def save_plan(path: Path) -> None:
+    """How the tissue of the whole volume is cut, and two of the tasks that write it."""
+    box = volume.full_box(volume.SHAPE)
+    layout = plan_layout(box.shape, {"raw": 2, "mito": 1, "er": 1, "nucleus": 1}, CHUNKS, SHARDS)
+    figure, (side, front) = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
+    depth, height, width = layout.shape
+    draw_grid(side, (depth, height), (layout.shards[0], layout.shards[1]), (layout.chunks[0], layout.band))
+    draw_grid(front, (width, height), (layout.shards[2], layout.shards[1]), (width, layout.band))
+    runs = list(plan_runs(layout, [Group(("raw",)), Group(("mito",), None, True)], ()))
+    mask = next(run for run in runs if run.group.from_the_top and run.regions[0].z_start == 24 * layout.chunks[0])
+    raw = [run for run in runs if not run.group.from_the_top and run.regions[0].z_start == 8 * layout.chunks[0]][2]
+    for run, colour, told in ((raw, "0.25", "a task of raw"), (mask, volume.colour_of("mito"), "a task of a mask")):
+        first, last = run.regions[0], run.regions[-1]
+        corner, size = (first.z_start, first.y_start), (layout.chunks[0], last.y_stop - first.y_start)
+        side.add_patch(Rectangle(corner, *size, color=colour, label=f"{told}: {len(run.regions)} regions"))
+    region = raw.regions[0]
+    front.add_patch(
+        Rectangle((0, region.y_start), width, layout.band, color="0.25", label=f"a region: {told_size(layout)}")
+    )
+    front.add_patch(
+        Rectangle((0, 0), *layout.shards[:0:-1], color=volume.colour_of("er"), alpha=0.4, label="a shard: a file")
+    )
+    side.set(title=f"from the side: {depth} slices", xlabel="z", ylabel="y", xlim=(0, depth), ylim=(height, 0))
+    front.set(
+        title=f"from the front: {width} columns", xlabel="x", xlim=(0, width), xticks=range(0, width, layout.shards[2])
+    )
+    for axes in (side, front):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, ncols=2)
+    figure.savefig(path, dpi=130)
+
+
+def draw_grid(axes: Axes, size: tuple[int, int], shards: tuple[int, int], regions: tuple[int, int]) -> None:
+    """Regions in thin lines, shards in thick ones."""
+    for of, colour, line in ((regions, "0.85", 0.3), (shards, "0.3", 1.2)):
+        axes.vlines(range(0, size[0] + 1, of[0]), 0, size[1], color=colour, linewidth=line)
+        axes.hlines(range(0, size[1] + 1, of[1]), 0, size[0], color=colour, linewidth=line)
+
+
+def told_size(layout: Layout) -> str:
+    return f"{layout.chunks[0]} slices x {layout.band} rows"
+
+
+def main(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        save_slicer(folder / "slicer.png", Path(scratch))
+    save_plan(folder / "plan.png")
+    for path in folder.glob("*.png"):
+        Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
