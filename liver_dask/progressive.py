@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 COARSER = 8
 """A coarse picture has so many times fewer rows and columns: 1 to 2 % of the bytes, and one round of requests."""
 
-THREADS = 12
+THREADS = 16
 """Raw, three masks, and what is still being given up of three looks before."""
 
 KEPT_BYTES = 128 << 20
@@ -77,6 +77,7 @@ class ProgressiveReader:
         self._pool = ThreadPoolExecutor(THREADS, "liver_dask-view")
         self._lock = threading.Lock()
         self._task: _Task | None = None
+        self._is_closed = False
         self._kept: cachetools.LRUCache[Hashable, xr.DataArray] = cachetools.LRUCache(
             KEPT_BYTES, getsizeof=lambda seen: seen.nbytes
         )
@@ -86,6 +87,8 @@ class ProgressiveReader:
     def see(self, look: Look) -> None:
         """Read this from now on, and nothing else."""
         with self._lock:
+            if self._is_closed:
+                return
             self._task = task = _Task(look)
             self.idle.clear()
         if volume.RAW in look.names and look.key(volume.RAW) not in self._kept:
@@ -97,7 +100,7 @@ class ProgressiveReader:
     def close(self) -> None:
         """Give up what is being read."""
         with self._lock:
-            self._task = None
+            self._task, self._is_closed = None, True
             self.idle.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

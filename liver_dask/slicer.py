@@ -67,18 +67,17 @@ class Slicer(VBox):
         size: int,
     ) -> None:
         self._levels = levels
+        self._voxel_size = levels.voxel_size_nm
         self._lock = threading.RLock()
         self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._told))
         self._moved = _AtRest(self._locked(self._look))
-        self._voxel_size = levels.voxel_size_nm
-        held = self._levels.held
+        held = levels.held
         middle = (held.z_min + held.z_max) // 2
         self.z = IntSlider(middle if z is None else z, held.z_min, held.z_max - 1, description="z", layout=_wide())
         self.contrast = FloatRangeSlider(
             value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
         )
-        names = levels.labels
-        self.masks = {name: _MaskControls(name, labels is None or name in labels, opacity) for name in names}
+        self.masks = {name: _MaskControls(name, labels is None or name in labels, opacity) for name in levels.labels}
         self.status = HTML()
         self.where = HTML()
         self._picture = _Picture(size, (held.y_max - held.y_min) / (held.x_max - held.x_min), [*self.masks], self._lock)
@@ -108,11 +107,8 @@ class Slicer(VBox):
     @property
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns that are seen: first, and after the last."""
-        held, (left, right), (bottom, top) = (
-            self._levels.held,
-            self._picture.axes.get_xlim(),
-            self._picture.axes.get_ylim(),
-        )
+        axes, held = self._picture.axes, self._levels.held
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         return _whole(top, bottom, held.y_min, held.y_max), _whole(left, right, held.x_min, held.x_max)
 
     def close(self) -> None:
@@ -151,6 +147,7 @@ class Slicer(VBox):
     def _turn(self) -> None:
         """Another slice: nothing of the old one is shown as if it were the new one's."""
         self._seen.clear()
+        self._sharp.clear()
         self._picture.turn(self.z.value)
         self._moved.begin()
 
@@ -200,6 +197,8 @@ class Slicer(VBox):
         self._seen[name] = seen
         if sharp:
             self._sharp[name] = look.z, look.y, look.x
+        else:
+            self._sharp.pop(name, None)
         if name == volume.RAW:
             self._draw_raw()
         else:
@@ -270,9 +269,7 @@ class _Picture:
         self._raw.set_clim(*grey_range(seen.values, percentiles))
         self._raw.set_alpha(1)
         step = seen.attrs["step"]
-        self.axes.set_title(
-            f"z {int(seen.z)}" + (f", one pixel of {step} x {step} voxels" if step > 1 else ""), loc="left"
-        )
+        self.axes.set_title(f"z {z}" + (f", one pixel of {step} x {step} voxels" if step > 1 else ""), loc="left")
         self.canvas.draw_idle()
 
     def draw_mask(self, name: str, seen: xr.DataArray | None, colour: str, opacity: float) -> None:

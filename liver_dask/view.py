@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .slicer import Slicer
 
 
+SMALLEST = 100
+"""Pixels: of less than that the axes take all."""
+
 PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
@@ -51,7 +54,7 @@ def view(
 
     Raises:
         MissingExtraError: ipywidgets, ipympl or matplotlib is not installed. (ImportError)
-        InvalidArgumentError: There is no such slice or label, or no raw. (ValueError)
+        InvalidArgumentError: There is no such slice or label, or no raw, or an option makes no sense. (ValueError)
     """
     try:
         from .slicer import Slicer
@@ -66,6 +69,12 @@ def view(
     if z is not None and z not in ds.indexes["z"]:
         first, last = ds.indexes["z"][0], ds.indexes["z"][-1]
         raise InvalidArgumentError(f"z={z!r} is not one of the slices {first} to {last} that the Dataset holds.")
+    low, high = contrast
+    if not (0 <= low < high <= 100 and 0 <= opacity <= 1 and size >= SMALLEST):
+        raise InvalidArgumentError(
+            f"contrast={contrast!r} must be two ascending percentiles, opacity={opacity!r} from 0 to 1, and "
+            f"size={size!r} at least {SMALLEST}."
+        )
     return Slicer(Levels(ds), z, None if labels is None else list(labels), opacity, contrast, size)
 
 

@@ -136,6 +136,21 @@ def test_sliding_back_fetches_nothing(server: ArchiveServer, slicers, voxels) ->
     assert not server.requests
 
 
+def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxels) -> None:
+    """A slider moved to and fro would leave the pale picture of a slice that is no longer read."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    seen_by(slicer)
+    slicer.z.value = 4
+    slicer.z.value = 3
+    assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
+    assert slicer._picture._raw.get_alpha() == 1
+    elsewhere = Look(3, (0, 40), (0, 40), SIZE, ("raw",))
+    coarse = slicer._levels.window(3, (0, 40), (0, 40), 10).raw.assign_attrs(step=4)
+    slicer._take(elsewhere, coarse.compute(), False)
+    slicer._look()
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
+
+
 def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) -> None:
     """Nothing would be seen until all of a slow window is there."""
     came: list[tuple[str, bool, int, int]] = []
@@ -237,7 +252,13 @@ def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"), [({"z": 10}, "not one of the slices 0 to 9"), ({"labels": ["bile_duct"]}, "no 'bile_duct'")]
+    ("wrong", "told"),
+    [
+        ({"z": 10}, "not one of the slices 0 to 9"),
+        ({"labels": ["bile_duct"]}, "no 'bile_duct'"),
+        ({"contrast": (99, 1)}, "two ascending percentiles"),
+        ({"size": 0}, "at least 100"),
+    ],
 )
 def test_what_is_not_there_cannot_be_viewed(archive: Path, wrong, told: str) -> None:
     """A typing error would end in a traceback, or in an empty picture."""
