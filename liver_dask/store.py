@@ -15,7 +15,8 @@ Until it is complete a store lies in the folder `NAME.partial`:
 Each file appears under its name when its bytes are on the disk. In the end `store/` gets the store's own name in one
 step. It carries a record of what it is, as attributes of its group `liver_dask`: only a store with the record of the
 same call is gone on with, or returned; beside each array's chunks the checksums of its shards (`manifest.json`); and
-in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk.
+in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk. What
+`pyramid` adds are stores like it, below it.
 """
 
 import errno

@@ -122,6 +122,13 @@ def test_what_reads_the_store_reads_it_as_before(plain: Path, store: Path) -> No
     assert ld.to_zarr(again, store, bounding_box=BOX, progress=False, pyramid=True, **SMALL) == str(store)
 
 
+def test_once_there_nothing_is_written_again(store: Path) -> None:
+    """Each call would write links and metadata anew, under whoever looks at them."""
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    assert len(ld.add_pyramid(store, progress=False)) == 4
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
 def test_the_metadata_are_ome_zarr(store: Path) -> None:
     """A viewer would refuse the image or its labels, or place them beside each other."""
     image = Image.from_zarr(zarr.open_group(store, mode="r"))
