@@ -178,6 +178,7 @@ def overlay(mask: npt.NDArray[Any], colour: str, opacity: float) -> npt.NDArray[
 
 
 def labels_of(ds: xr.Dataset) -> list[str]:
+    """The variables of a Dataset that are masks."""
     return [str(name) for name, variable in ds.data_vars.items() if "flag_values" in variable.attrs]
 
 
