@@ -18,7 +18,7 @@ import zarr
 from . import volume
 from .export_plan import Shape
 from .slabs import sync_folder
-from .store import MANIFEST, open_record, read_statistics
+from .store import open_record, read_statistics
 
 VERSION = "0.5"
 LABELS = "labels"
@@ -160,8 +160,6 @@ def _link_array(array: Path, copy: Path) -> None:
         there = copy / Path(folder).relative_to(array)
         there.mkdir()
         for name in files:
-            if name == MANIFEST:
-                continue
             try:
                 os.link(Path(folder, name), there / name)
             except OSError:

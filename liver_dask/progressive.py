@@ -41,7 +41,7 @@ class Look:
         y: First row, and the row after the last.
         x: First column, and the column after the last.
         pixels: Rows and columns of the screen.
-        names: The variables to read; the others are there already, or are not wanted.
+        names: The variables to see.
     """
 
     z: int
@@ -60,8 +60,8 @@ class ProgressiveReader:
 
     Args:
         levels: Where to read.
-        show: Gets what was read of a variable: the look, the variable's window, and whether it is the sharp one. Called
-            on other threads, as the next is.
+        show: Gets the look, and the window of a variable: of raw first a coarse one, see its `attrs["step"]`, unless
+            the sharp one is kept. Called on other threads, as the next is.
         tell: Gets a sentence: what goes on, what failed, or nothing when all is there.
 
     Attributes:
@@ -69,7 +69,7 @@ class ProgressiveReader:
     """
 
     def __init__(
-        self, levels: Levels, show: Callable[[Look, xr.DataArray, bool], None], tell: Callable[[Look, str], None]
+        self, levels: Levels, show: Callable[[Look, xr.DataArray], None], tell: Callable[[Look, str], None]
     ) -> None:
         self._levels = levels
         self._show = show
@@ -147,7 +147,7 @@ class ProgressiveReader:
             with self._lock, suppress(ValueError):  # it is larger than all that may be kept
                 self._kept[look.key(name)] = read
         if self._task is task:
-            self._show(look, read, sharp)
+            self._show(look, read)
 
     def _report(self, task: "_Task") -> None:
         """Say how far a slow look is."""

@@ -28,9 +28,6 @@ from . import volume
 from .pictures import Levels, add_scale_bar, extent_of, grey_range, overlay
 from .progressive import Look, ProgressiveReader
 
-Place = tuple[int, tuple[int, int], tuple[int, int]]
-"""A slice, its first row and the one after the last, and columns likewise."""
-
 SECONDS_AT_REST = 0.15
 """A slider, or a window that is dragged, is followed when it has rested for so long."""
 
@@ -82,12 +79,11 @@ class Slicer(VBox):
         self.where = HTML()
         self._picture = _Picture(size, (held.y_max - held.y_min) / (held.x_max - held.x_min), [*self.masks], self._lock)
         self._seen: dict[str, xr.DataArray] = {}
-        self._sharp: dict[str, Place] = {}  # where what is seen is all that the screen can show
         buttons = [
             self._button("Whole slice", lambda: self._show_window(None)),
             self._button("+", lambda: self._zoom(1 / ZOOM)),
             self._button("-", lambda: self._zoom(ZOOM)),
-            self._button("Look again", self._look_again),
+            self._button("Look again", self._look),
         ]
         controls = [HBox([self.z, *buttons]), self.contrast, *(mask.box for mask in self.masks.values())]
         super().__init__([*controls, self._picture.canvas, self.where, self.status])
@@ -147,7 +143,6 @@ class Slicer(VBox):
     def _turn(self) -> None:
         """Another slice: nothing of the old one is shown as if it were the new one's."""
         self._seen.clear()
-        self._sharp.clear()
         self._picture.turn(self.z.value)
         self._moved.begin()
 
@@ -170,35 +165,25 @@ class Slicer(VBox):
         self._picture.axes.set(xlim=(columns[0] - 0.5, columns[1] - 0.5), ylim=(rows[1] - 0.5, rows[0] - 0.5))
         self._picture.canvas.draw_idle()
 
-    def _look_again(self) -> None:
-        self._sharp.clear()
-        self._look()
-
     def _look(self) -> None:
-        """Read what is in the window now and is not yet there."""
+        """See what is in the window now; what was read before is not read again."""
         self._moved.cancel()
         rows, columns = self.window
         place = self.z.value, rows, columns
         self.where.value = f"z {place[0]}, y {rows[0]} to {rows[1]}, x {columns[0]} to {columns[1]}"
         self._picture.scale(self._voxel_size)
         names = [volume.RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
-        lacking = tuple(name for name in names if self._sharp.get(name) != place)
-        if lacking:
-            self._reader.see(Look(*place, self._picture.pixels, lacking))
+        self._reader.see(Look(*place, self._picture.pixels, tuple(names)))
 
     def _told(self, look: Look, text: str) -> None:
         self.status.value = html.escape(text)
 
-    def _take(self, look: Look, seen: xr.DataArray, sharp: bool) -> None:
+    def _take(self, look: Look, seen: xr.DataArray) -> None:
         """Show what was read, unless the slider has been moved since."""
         if look.z != self.z.value:
             return
         name = str(seen.name)
         self._seen[name] = seen
-        if sharp:
-            self._sharp[name] = look.z, look.y, look.x
-        else:
-            self._sharp.pop(name, None)
         if name == volume.RAW:
             self._draw_raw()
         else:

@@ -131,6 +131,7 @@ def test_sliding_back_fetches_nothing(server: ArchiveServer, slicers, voxels) ->
     slicer.z.value = 4
     seen_by(slicer)
     server.requests.clear()
+    slicer._levels.window = None  # not even from memory: a far view would take the index and a mask's inflating
     slicer.z.value = 3
     np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
     assert not server.requests
@@ -144,29 +145,26 @@ def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxel
     slicer.z.value = 3
     assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
     assert slicer._picture._raw.get_alpha() == 1
-    elsewhere = Look(3, (0, 40), (0, 40), SIZE, ("raw",))
-    coarse = slicer._levels.window(3, (0, 40), (0, 40), 10).raw.assign_attrs(step=4)
-    slicer._take(elsewhere, coarse.compute(), False)
-    slicer._look()
+    late = slicer._levels.window(4, pixels=SIZE).raw.assign_attrs(step=3).compute()
+    slicer._take(Look(4, (0, 300), (0, 420), SIZE, ("raw",)), late)
     np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
 
 
 def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) -> None:
     """Nothing would be seen until all of a slow window is there."""
-    came: list[tuple[str, bool, int, int]] = []
+    came: list[tuple[str, int, int]] = []
     reader = ProgressiveReader(
         pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE)),
-        lambda _, seen, sharp: came.append((seen.name, sharp, seen.attrs["step"], server.bytes_sent)),
+        lambda _, seen: came.append((seen.name, seen.attrs["step"], server.bytes_sent)),
         lambda *_: None,
     )
     reader.see(Look(4, (0, 300), (0, 300), 300, ("raw", "mito", "er")))
     assert reader.idle.wait(30)
-    assert came[0][:2] == ("raw", False)
+    assert came[0][:2] == ("raw", -(-300 // (300 // progressive.COARSER)))
     assert sorted(name for name, *_ in came[1:]) == ["er", "mito", "raw"]
-    assert all(sharp and step == 1 for _, sharp, step, _ in came[1:])
-    assert came[0][2] == -(-300 // (300 // progressive.COARSER))
+    assert {step for _, step, _ in came[1:]} == {1}
     index = 2 * (16 * SHAPE[1] + 1024)
-    assert came[0][3] - index < (server.bytes_sent - index) / 5
+    assert came[0][2] - index < (server.bytes_sent - index) / 5
     reader.close()
 
 
@@ -187,8 +185,8 @@ def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
         assert reader.idle.wait(60)
         seconds = time.monotonic() - began
         out = slow.bytes_out
-        time.sleep(0.5)
-        assert slow.bytes_out - out < 400_000, "what was given up was still being sent"
+        time.sleep(1.5)
+        assert slow.bytes_out - out < 300_000, "what was given up was still being sent"
         reader.close()
     assert shown[-2:] == [4, 4]
     assert out < 2 * 1200 * 1200 * 2, "four slices were fetched whole"
@@ -205,11 +203,12 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
     slicer.z.value = 6
     settle(slicer)
     assert "raw, slice 6" in slicer.status.value
-    assert "<" not in slicer.status.value.replace("&lt;", "")
+    slicer._told(Look(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
+    assert slicer.status.value == "the folder &lt;b&gt; is gone"
     assert not any(image.get_visible() for image in slicer._picture._masks.values())
     assert slicer._picture._raw.get_alpha() < 1
     shutil.copy(archive / volume.file_of_slice("raw", 6), tmp_path / "archive" / volume.file_of_slice("raw", 6))
-    slicer._look_again()
+    slicer._look()
     assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
     assert slicer._picture._raw.get_alpha() == 1
     slicer.z.value = 7
