@@ -145,6 +145,9 @@ def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxel
     slicer.z.value = 3
     assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
     assert slicer._picture._raw.get_alpha() == 1
+    slicer._turn()
+    slicer.masks["mito"].opacity.value = 0.7
+    assert not slicer._picture._masks["mito"].get_visible(), "a mask of the slice before"
     late = slicer._levels.window(4, pixels=SIZE).raw.assign_attrs(step=3).compute()
     slicer._take(Look(4, (0, 300), (0, 420), SIZE, ("raw",)), late)
     np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
@@ -270,6 +273,7 @@ def test_closing_ends_the_threads(archive: Path) -> None:
     slicer = ld.view(ld.open_human_liver_em(archive, shape=SHAPE), size=SIZE)
     seen_by(slicer)
     slicer.close()
+    slicer._look()  # of a timer that was about to
     until = time.monotonic() + 10
     while any(thread.name.startswith("liver_dask-view") for thread in threading.enumerate()):
         assert time.monotonic() < until
