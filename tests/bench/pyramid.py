@@ -1,6 +1,6 @@
 """What a pyramid costs: `python pyramid.py ARCHIVE`, of tests/real/build_archive.py.
 
-Of stores of 8, 16 and 32 slices of 8192 x 8192: seconds, and the most memory that the process took. Every level
+Of stores of 32, 64 and 128 slices of 4096 x 4096: seconds, and the most memory that the process took. Every level
 is compared, voxel by voxel, with what tensorstore makes of the one below.
 """
 
@@ -23,9 +23,9 @@ from test_real_size import measured
 import liver_dask as ld
 from liver_dask import volume
 
-SLICES, SIDE, ROWS_AT_ONCE = 4, 8192, 1024
+SLICES, SIDE, ROWS_AT_ONCE = 4, 4096, 256
 FIRST = (SIZE - SIDE) // 2
-REPEATED = (2, 4, 8)
+REPEATED = (8, 16, 32)
 SCRIPT = "import liver_dask as ld\nld.add_pyramid({store!r}, progress=False)"
 
 
