@@ -16,7 +16,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ExportError
-from .malloc import keep_memory
+from .malloc import keep_memory, share_memory
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -129,6 +129,7 @@ def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[
         hear: Is called with what the jobs report, on some thread.
     """
     if client is None:
+        share_memory()
         with ThreadPoolExecutor(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as executor:
             yield Team(executor, _start_here, lambda: LOCAL_JOBS, hear, hear, shares=False, threads=os.cpu_count() or 1)
         return
