@@ -126,7 +126,7 @@ class Waits(RangeRequestHandler):
     patience = math.inf
 
     def send(self, *args) -> None:
-        time.sleep(0.03 if len(self.server.archive.requests) < self.patience else 1)
+        time.sleep(0.03 if len(self.server.archive.requests) < self.patience else 5)
         super().send(*args)
 
 
