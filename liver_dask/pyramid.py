@@ -22,6 +22,7 @@ import xarray as xr
 import zarr
 
 from .allowance import cores
+from .errors import DamagedError
 from .export import Export
 from .export_plan import Shape
 from .ome_zarr import Level, is_described, write_ome_metadata
@@ -135,9 +136,17 @@ def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Sha
 
 
 def voxel_size_of(store: Path) -> tuple[float, ...] | None:
-    """Size of a store's voxels (z, y, x) in nm, if it was told."""
-    told = json.loads((store / "zarr.json").read_bytes())["attributes"].get("voxel_size_nm")
-    return tuple(map(float, told)) if told else None
+    """Size of a store's voxels (z, y, x) in nm, if it was told.
+
+    Raises:
+        DamagedError: The store's metadata cannot be read.
+    """
+    path = store / "zarr.json"
+    try:
+        told = json.loads(path.read_bytes())["attributes"].get("voxel_size_nm")
+        return tuple(map(float, told)) if told else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path}, which says what the store is, cannot be read ({error}).") from error
 
 
 def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:

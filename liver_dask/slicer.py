@@ -137,7 +137,7 @@ class Slicer(VBox):
         axes = self._picture.axes
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
-        axes.format_coord = self._position  # type: ignore[method-assign]  # as matplotlib's own examples do
+        axes.format_coord = self._position  # type: ignore[method-assign]  # matplotlib has it replaced so
         self._picture.canvas.mpl_connect("scroll_event", self._scrolled)
 
     def _turn(self) -> None:

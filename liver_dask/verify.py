@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from . import volume
 from .dataset import open_human_liver_em, open_origin
-from .errors import DamagedError, InvalidArgumentError, LiverDaskError
+from .errors import DamagedError, InvalidArgumentError
 from .export import Export
 from .export_plan import Group, Layout, Region, Run, Shard, plan_runs
 from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
@@ -111,12 +111,18 @@ def verify(
     store = Path(path).expanduser().absolute()
     report = VerifyReport(str(store))
     plans = [_Plan(store, "", ds, seed, full, report)]
-    for below, level in pairwise(levels_of(store)):
+    try:
+        levels = levels_of(store)
+    except DamagedError as error:
+        report.problems.append(str(error))
+        levels = []
+    for below, level in pairwise(levels):
         where = f"{level.path.relative_to(store)}/"
         try:
             plans.append(_Plan(level.path, where, halved(below, level.factors, store), seed, full, report))
-        except LiverDaskError as error:
-            report.problems.append(f"{where}: {error}")
+        except Exception as error:  # whatever zarr makes of damaged metadata
+            told = f"{type(error).__name__}: {error}"
+            report.problems.append(f"{where} cannot be compared with {below.path}, its level below ({told})")
     jobs = [Job((plan, "shard"), check.run, (), fetches=False) for plan in plans for check in plan.checks]
     jobs += [Job((plan, "voxels"), comparison.compare) for plan in plans for comparison in plan.comparisons]
     total = sum(check.nbytes for plan in plans for check in plan.checks)

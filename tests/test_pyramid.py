@@ -210,6 +210,20 @@ def test_a_changed_byte_of_a_level_is_found(store: Path) -> None:
     assert all(problem.startswith(("pyramid/s2/", "pyramid/s3/")) for problem in report.problems), report.problems
 
 
+@pytest.mark.parametrize("content", ['{"attributes"', "[]", None])
+@pytest.mark.parametrize("where", ["", "pyramid/s1"])
+def test_damaged_metadata_are_told_and_no_traceback(store: Path, where: str, content: str | None) -> None:
+    """The very command that is to find damage would end in a traceback over it."""
+    path = store / where / "zarr.json"
+    path.unlink() if content is None else path.write_text(content)
+    report = ld.verify(store, progress=False)
+    assert any(where in problem or "zarr.json" in problem for problem in report.problems), report.problems
+    assert not report.ok
+    if not where:
+        with pytest.raises(ld.DamagedError, match=r"zarr\.json, which says what the store is, cannot be read"):
+            ld.add_pyramid(store, progress=False)
+
+
 def test_bad_input_is_one_sentence(plain: Path, tmp_path: Path) -> None:
     """A traceback would be all that somebody is told who mistyped a path."""
     with pytest.raises(ld.NotDownloadedError, match="no complete store"):

@@ -133,7 +133,7 @@ def test_no_global_random_state_is_used(asked) -> None:
     """Drawing patches would change what the user's own seed gives."""
     before = np.random.get_state()  # noqa: NPY002  # it is numpy's global state that is looked at
     dataset(asked, min_foreground=0.01, **AS_READ)[0]
-    np.testing.assert_equal(np.random.get_state(), before)  # noqa: NPY002  # as above
+    np.testing.assert_equal(np.random.get_state(), before)  # noqa: NPY002  # it is numpy's global state that must not have moved
 
 
 @pytest.mark.parametrize("least", [0.05, 0.2])
