@@ -6,7 +6,7 @@ raises nothing, so that one bad slice costs its own regions alone.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from .remote import limited, versions
 from .slabs import Chunk, encode_chunk
 from .store import Store
 from .team import Report
+from .threads import ContextPool
 from .traffic import traffic
 from .window import VolumeArray
 
@@ -102,8 +103,8 @@ class Task:
 
     def _begin(self, stack: ExitStack) -> Iterator[tuple[Region, Future[int]]]:
         """Begin one region after the other; the voxels of two are held at a time."""
-        readers, encoders = (stack.enter_context(ThreadPoolExecutor(n)) for n in (READERS, self.threads))
-        reader, encoder, writer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        readers, encoders = (stack.enter_context(ContextPool(n)) for n in (READERS, self.threads))
+        reader, encoder, writer = (stack.enter_context(ContextPool(1)) for _ in range(3))
         rows = Rows(in_blocks(self.part, self.store.layout), self.run.group.cuts, readers)
 
         def read(region: Region, after: Future[Encoded] | None) -> Arrays:
@@ -126,7 +127,7 @@ class Task:
             under_way.append(encoder.submit(encode, reading))
             yield region, writer.submit(self._keep, region, under_way[-1])
 
-    def _encode(self, voxels: npt.NDArray[Any], encoders: ThreadPoolExecutor) -> list[Chunk]:
+    def _encode(self, voxels: npt.NDArray[Any], encoders: ContextPool) -> list[Chunk]:
         _, height, width = chunk = self.store.layout.chunks
         parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
         return list(encoders.map(lambda part: _encode(part, chunk), parts))
@@ -218,7 +219,7 @@ class Rows:
     The memory of regions that are done with is used again: of fresh memory each page is a fault, and is zeroed first.
     """
 
-    def __init__(self, part: xr.Dataset, cuts: tuple[int, ...] | None, readers: ThreadPoolExecutor) -> None:
+    def __init__(self, part: xr.Dataset, cuts: tuple[int, ...] | None, readers: ContextPool) -> None:
         self._part = part
         self._cuts = cuts
         self._readers = readers

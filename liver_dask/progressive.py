@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -14,7 +13,7 @@ from rich.filesize import decimal
 
 from . import volume
 from .pictures import Levels
-from .remote import AbandonedError, while_wanted
+from .threads import AbandonedError, ContextPool, while_wanted
 from .traffic import traffic
 from .window import VolumeArray
 
@@ -74,7 +73,7 @@ class ProgressiveReader:
         self._levels = levels
         self._show = show
         self._tell = tell
-        self._pool = ThreadPoolExecutor(THREADS, "liver_dask-view")
+        self._pool = ContextPool(THREADS, "liver_dask-view")
         self._lock = threading.Lock()
         self._task: _Task | None = None
         self._is_closed = False

@@ -1,6 +1,5 @@
 """Files of an archive below any URL: their byte ranges verified, retried, several at once, capped, counted."""
 
-import contextvars
 import functools
 import logging
 import os
@@ -8,7 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .cache import SpanCache
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
+from .threads import AbandonedError, ContextPool, asked_whether_wanted
 from .traffic import traffic
 from .transport import FsspecTransport, HttpTransport, Identity, OneRangeOnlyError, Source, Transport, TryAgainError
 
@@ -44,26 +44,6 @@ GAP = 512
 
 WIDE_GAP = 256 << 10
 """The same where each range takes a request: from far away the archive would send as much meanwhile."""
-
-
-class AbandonedError(Exception):
-    """What was asked for is no longer wanted; nobody needs to be told, so it is not one of this package's errors."""
-
-
-_is_wanted: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("is_wanted", default=lambda: True)
-
-
-@contextmanager
-def while_wanted(is_wanted: Callable[[], bool]) -> Iterator[None]:
-    """Meanwhile what this thread reads is given up as soon as `is_wanted()` is false: AbandonedError is raised.
-
-    It is asked before each request, and whenever bytes come, on whatever thread. What came before is kept as ever.
-    """
-    token = _is_wanted.set(is_wanted)
-    try:
-        yield
-    finally:
-        _is_wanted.reset(token)
 
 
 class RemoteFile:
@@ -185,7 +165,7 @@ class RemoteFile:
             consume(i, self.fetch_spans(requests[i]))
 
         threads = _process.threads(self.source.connections)
-        futures = [threads.submit(contextvars.copy_context().run, fetch_one, i) for i in range(len(requests))]
+        futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -201,7 +181,7 @@ class _Request:
         self._file = file
         self._received = Received(spans)
         self._faults: Counter[str] = Counter()
-        self._is_wanted = _is_wanted.get()
+        self._is_wanted = asked_whether_wanted()
         self.url = file.url
 
     def fetch(self) -> Received:
@@ -328,7 +308,7 @@ class _Process:
     """Connections and threads of this process, shared by all that is open in it; a fork starts with none."""
 
     transports: dict[Source, Transport] = field(default_factory=dict)
-    executors: dict[int, ThreadPoolExecutor] = field(default_factory=dict)
+    executors: dict[int, ContextPool] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def close_idle(self) -> None:
@@ -348,11 +328,11 @@ class _Process:
                 self.transports[key] = HttpTransport(source) if source.is_http else FsspecTransport(source)
             return self.transports[key]
 
-    def threads(self, count: int) -> ThreadPoolExecutor:
+    def threads(self, count: int) -> ContextPool:
         """As many threads as connections: a fetch that waits holds up no other."""
         with self.lock:
             if count not in self.executors:
-                self.executors[count] = ThreadPoolExecutor(count, thread_name_prefix="liver_dask-fetch")
+                self.executors[count] = ContextPool(count, thread_name_prefix="liver_dask-fetch")
             return self.executors[count]
 
     def forget(self) -> None:

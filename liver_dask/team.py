@@ -8,7 +8,7 @@ leases for half a minute).
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ExportError
 from .malloc import keep_memory, share_memory
+from .threads import ContextPool
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -130,7 +131,7 @@ def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[
     """
     if client is None:
         share_memory()
-        with ThreadPoolExecutor(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as executor:
+        with ContextPool(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as executor:
             yield Team(executor, _start_here, lambda: LOCAL_JOBS, hear, hear, shares=False, threads=os.cpu_count() or 1)
         return
     topic = f"liver_dask-{os.urandom(8).hex()}"

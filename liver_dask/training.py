@@ -4,7 +4,6 @@ import inspect
 import math
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from .sampling import SPLITS, Box, Demand, Densities, PatchSampler, SplitName, p
 from .settings import setting
 from .store import layout_of, open_record, read_statistics
 from .stored import StoredArray
+from .threads import ContextPool
 from .volume import BoundingBox
 from .window import LazyWindow
 
@@ -236,7 +236,7 @@ class StreamedArray:
         """Read voxels, all slices side by side, on threads that end with it: others would not survive a fork."""
         window = LazyWindow(self._lazy.read, self._lazy.window[key], self._lazy.dtype)
         out = np.empty(window.shape, window.dtype)
-        with ThreadPoolExecutor(READERS) as pool:
+        with ContextPool(READERS) as pool:
             window.read_slices(slice(None), pool, out)
         return out
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from .settings import setting
 from .slabs import EMPTY, Checksum, decode_chunk, read_shard_index
 from .store import layout_of, open_record, read_checksums, shard_path
 from .team import Job, Report, gather
+from .threads import ContextPool
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -248,7 +249,7 @@ class Comparison:
     def compare(self, connections: int | None, report: Callable[[Report], None]) -> tuple[int, list[str]]:
         """Voxels compared, and what is wrong; see Task.write."""
         voxels, problems = 0, []
-        with limited(connections, 1), foreseeing(self.part), ThreadPoolExecutor(READERS) as readers:
+        with limited(connections, 1), foreseeing(self.part), ContextPool(READERS) as readers:
             rows = Rows(in_blocks(self.part, self.layout), self.run.group.cuts, readers)
             for region in self.run.regions:
                 arrays = rows.read(region)

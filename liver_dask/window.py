@@ -8,7 +8,7 @@ only what the last one asks for. Whatever else is done with it (arithmetic, rech
 import hashlib
 import math
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,6 +22,8 @@ import numpy.typing as npt
 from dask.base import is_dask_collection, tokenize
 from dask.highlevelgraph import MaterializedLayer
 from dask.utils import ensure_dict
+
+from .threads import ContextPool
 
 LARGEST_LOOK = 24 << 20
 """Bytes of voxels. What is not more is a look: all of it is read at once, and kept for whoever comes back."""
@@ -195,7 +197,7 @@ class _LookAtOnce:
         told = [options.get(name) or dask.config.get(name, None) for name in ("num_workers", "pool")]
         if size > LARGEST_LOOK or any(told):
             return dask.threaded.get(graph, keys, **options)
-        with ThreadPoolExecutor(READS_OF_A_LOOK) as pool:  # which ends with the look: dask's would not survive a fork
+        with ContextPool(READS_OF_A_LOOK) as pool:  # which ends with the look: dask's would not survive a fork
             return dask.threaded.get(graph, keys, pool=pool, **options)
 
     def __eq__(self, other: object) -> bool:
