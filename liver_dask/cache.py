@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
+import re
 import tempfile
 import threading
 import zlib
@@ -16,14 +16,14 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import cachetools
 import numpy as np
 
 from .byteranges import Span
-from .transport import Identity
+from .versions import Identity
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ WHAT_IS_KEPT = {"strips": "strip indexes", "masks": "masks, as far as they were 
 
 BLOCK_BYTES = 4 << 20
 """Ranges that begin in the same part of so many bytes of a file are one entry."""
+
+TEMPORARY = ".part-"
+BEGINS = b'{"url": '
+_NAME_OF_ENTRY = re.compile(rf"(strips|masks)/([0-9a-f]{{32}}|{TEMPORARY}\w+)|raw/[0-9a-f]{{32}}/(\d+|{TEMPORARY}\w+)")
 
 SPARE = 16
 """Oldest entries are dropped when all but this part of the limit is taken."""
@@ -87,13 +91,6 @@ class MemoryCache(Generic[T]):
             self._kept.pop(key, None)
             self._held.pop(key, None)
 
-    def drop_where(self, is_stale: Callable[[Any], bool]) -> None:
-        """Forget all items of the keys that `is_stale` says."""
-        with self._lock:
-            for known in (self._kept, self._held):
-                for key in [key for key in known if is_stale(key)]:
-                    known.pop(key, None)
-
     def _find(self, key: Hashable) -> T | None:
         item = self._kept.get(key)
         return self._held.get(key) if item is None else item
@@ -110,7 +107,10 @@ class MemoryCache(Generic[T]):
 
 
 class FolderCache:
-    """Entries by kind and URL; each says of which version of the file it is, and is checked when it is read."""
+    """Entries by kind and URL; each says of which version of the file it is, and is checked when it is read.
+
+    Nothing else in the folder is touched: what is removed has the place and the name of an entry, and begins like one.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder).expanduser()
@@ -120,11 +120,11 @@ class FolderCache:
         try:
             header, _, payload = self._path(kind, url, part).read_bytes().partition(b"\n")
             told = json.loads(header)
-        except (OSError, ValueError):
+            version = Identity(int(told["size"]), str(told["tag"]))
+            is_whole = told["url"] == url and told["crc32"] == _checksum(url, version, payload)
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        if not isinstance(told, dict) or told.get("url") != url or told.get("crc32") != zlib.crc32(payload):
-            return None
-        return Identity(told["size"], told["tag"]), payload
+        return (version, payload) if is_whole else None
 
     def store(self, kind: str, url: str, identity: Identity, payload: bytes, part: str = "") -> None:
         """Write the entry in one step; another process's entry for the same file is replaced.
@@ -132,22 +132,27 @@ class FolderCache:
         A folder that cannot be written is logged, and no error: the voxels are there without it.
         """
         path = self._path(kind, url, part)
-        header = {"url": url, "size": identity.size, "tag": identity.tag, "crc32": zlib.crc32(payload)}
+        crc = _checksum(url, identity, payload)
+        header = {"url": url, "size": identity.size, "tag": identity.tag, "crc32": crc}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
-                file.write(json.dumps(header).encode() + b"\n" + payload)
-            os.replace(file.name, path)
+            descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+            try:
+                with open(descriptor, "wb") as file:
+                    file.write(json.dumps(header).encode() + b"\n" + payload)
+                os.replace(new, path)
+            except BaseException:
+                os.unlink(new)
+                raise
         except OSError as error:
-            log.warning("%s cannot be kept in %s: %s", url, self._folder, error)
+            self._tell(f"{url} cannot be kept in {self._folder}: {error}")
 
     def drop(self, url: str) -> None:
         """Forget all of one file."""
         for kind in WHAT_IS_KEPT:
-            if kind == RAW:
-                shutil.rmtree(self._path(kind, url), ignore_errors=True)
-            else:
-                self._path(kind, url).unlink(missing_ok=True)
+            path = self._path(kind, url)
+            for entry in path.glob("*") if kind == RAW else [path]:
+                self.remove(entry)
 
     def touch(self, kind: str, url: str, part: str) -> None:
         """Take note that an entry was used."""
@@ -159,17 +164,50 @@ class FolderCache:
         found = []
         for folder, _, names in os.walk(self._folder / kind):
             for path in [Path(folder, name) for name in names]:
-                with suppress(FileNotFoundError):  # another process may have dropped it
-                    found.append((path.stat().st_mtime, path.stat().st_size, path))
+                if _NAME_OF_ENTRY.fullmatch(path.relative_to(self._folder).as_posix()):
+                    with suppress(OSError):  # another process may have dropped it
+                        found.append((path.stat().st_mtime, path.stat().st_size, path))
         return found
 
     def clear(self) -> None:
         """Forget everything."""
         for kind in WHAT_IS_KEPT:
-            shutil.rmtree(self._folder / kind, ignore_errors=True)
+            for _, _, path in self.entries(kind):
+                self.remove(path)
+            with suppress(OSError):
+                (self._folder / kind).rmdir()
+
+    def remove(self, path: Path) -> bool:
+        """Remove an entry, and its folder with the last of them; False for what is none, or cannot be removed."""
+        try:
+            with path.open("rb") as file:
+                if not file.read(len(BEGINS)).startswith(BEGINS):
+                    return False
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._tell(f"{path} cannot be removed: {error}")
+            return False
+        if path.parent.parent == self._folder / RAW:
+            with suppress(OSError):
+                path.parent.rmdir()
+        return True
+
+    def _tell(self, problem: str) -> None:
+        """Log what is wrong with the folder: the first time as a warning, then as a detail."""
+        log.log(logging.INFO if self._folder in _told else logging.WARNING, "%s", problem)
+        _told.add(self._folder)
 
     def _path(self, kind: str, url: str, part: str = "") -> Path:
         return self._folder / kind / hashlib.sha256(url.encode()).hexdigest()[:32] / part
+
+
+def _checksum(url: str, version: Identity, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(f"{url}\n{version.size}\n{version.tag}\n".encode()))
+
+
+_told: set[Path] = set()
 
 
 class SpanCache:
@@ -222,8 +260,7 @@ class SpanCache:
         for _, size, path in entries if room < self._limit // SPARE else ():
             if room >= 2 * self._limit // SPARE:
                 break
-            path.unlink(missing_ok=True)
-            room += size
+            room += size if self._folder.remove(path) else 0
 
 
 _keeping = threading.Lock()

@@ -17,7 +17,7 @@ from rich.filesize import decimal
 
 from . import volume
 from .cache import WHAT_IS_KEPT, FolderCache
-from .dataset import open_human_liver_em
+from .dataset import Missing, open_human_liver_em
 from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
@@ -65,6 +65,15 @@ source_option = click.option(
 )
 shape_option = click.option(
     "--shape", type=int, nargs=3, default=volume.SHAPE, show_default=True, metavar="Z Y X", help="Voxels of the volume."
+)
+
+
+missing_option = click.option(
+    "--missing",
+    type=click.Choice(["raise", "zeros"]),
+    default="raise",
+    show_default=True,
+    help="What becomes of a slice whose file does not exist.",
 )
 
 
@@ -132,6 +141,7 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
 @click.option("--y", type=int, nargs=2, metavar="Y0 Y1", help="Rows, the second exclusive.  [default: all]")
 @click.option("--x", type=int, nargs=2, metavar="X0 X1", help="Columns, the second exclusive.  [default: all]")
 @click.option("--label", "labels", multiple=True, help="A mask to show; may be repeated.  [default: all]")
+@missing_option
 @click.option("--pixels", type=click.IntRange(16), default=PIXELS, show_default=True, help="Rows and columns, at most.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The picture (.png).")
 def snapshot(
@@ -141,6 +151,7 @@ def snapshot(
     y: tuple[int, int] | None,
     x: tuple[int, int] | None,
     labels: tuple[str, ...],
+    missing: Missing,
     pixels: int,
     out: Path,
 ) -> None:
@@ -153,7 +164,7 @@ def snapshot(
         raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
     if not out.parent.is_dir():
         raise click.BadParameter(f"There is no folder {out.parent}.", param_hint="--out")
-    figure = show(open_target(target, shape=shape), z, y, x, labels=labels or None, pixels=pixels)
+    figure = show(open_target(target, shape=shape, missing=missing), z, y, x, labels=labels or None, pixels=pixels)
     figure.savefig(out, dpi=SNAPSHOT_DPI, bbox_inches="tight")
     click.echo(out)
 
@@ -193,6 +204,7 @@ def view_command(target: str, shape: tuple[int, int, int], z: int | None, port: 
     show_default=True,
     help="A mask to keep; may be repeated.",
 )
+@missing_option
 @click.option("--connections", type=int, help="The most requests at once, of all workers.  [default: 16]")
 @click.option("--cache-dir", type=click.Path(), help="Folder that keeps strip indexes and masks between runs.")
 @cluster_options
@@ -212,6 +224,7 @@ def download(
     source: str,
     shape: tuple[int, int, int],
     labels: tuple[str, ...],
+    missing: Missing,
     connections: int | None,
     cache_dir: str | None,
     scheduler: str | None,
@@ -227,7 +240,9 @@ def download(
     if (bbox is None) != full:
         raise click.UsageError("Give either --bbox X0 X1 Y0 Y1 Z0 Z1 or --full.")
     began = time.monotonic()
-    ds = open_human_liver_em(source, shape=shape, labels=labels, connections=connections, cache_dir=cache_dir)
+    ds = open_human_liver_em(
+        source, shape=shape, labels=labels, connections=connections, cache_dir=cache_dir, missing=missing
+    )
     export = Export.plan(ds, out, bounding_box=volume.full_box(shape) if full else bbox)
     if dry_run:
         click.echo(plan_text(export))

@@ -3,12 +3,13 @@
 Nothing is asked of the archive until voxels are needed.
 """
 
+import logging
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,18 @@ from xarray.core import indexing
 
 from . import volume
 from .cache import FolderCache, MemoryCache
-from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError, SourceChangedError
+from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
 from .png import PngSlice
-from .remote import RemoteFile, list_folders, resolve_url
+from .remote import RemoteFile, folder_exists, list_folders, resolve_url
 from .settings import setting
-from .tiff import TiffSlice, kept_rows
+from .tiff import TiffSlice
 from .transport import Source
+from .versions import MISSING, note_file
 from .window import LazyWindow, Selection, VolumeArray, Window, leaves_of
+
+log = logging.getLogger(__name__)
+
+Missing = Literal["raise", "zeros"]
 
 MEMORY_LIMIT = 256 << 20
 """Bytes of strip indexes, mask files and checkpoints that a process keeps."""
@@ -40,11 +46,13 @@ class VolumeReader:
         source: The archive.
         variable: `raw` or a label.
         shape: Voxels (z, y, x) of the whole volume.
+        missing: `raise`, or `zeros` where slices whose files do not exist are to be empty.
     """
 
     source: Source
     variable: str
     shape: tuple[int, int, int]
+    missing: Missing = "raise"
 
     slices_at_once = 1  # each is a file
 
@@ -64,11 +72,13 @@ class VolumeReader:
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
-        return f"{self.variable} of {self.shape} at {self.source.url}"
+        zeros = ", zeros where files are missing" if self.missing == "zeros" else ""
+        return f"{self.variable} of {self.shape} at {self.source.url}{zeros}"
 
     def origin(self) -> dict[str, Any]:
         """The same, as JSON; see `open_origin`."""
-        return {"source": self.source.url, "shape": list(self.shape), "variable": self.variable}
+        told = {"source": self.source.url, "shape": list(self.shape), "variable": self.variable}
+        return told | ({"missing": "zeros"} if self.missing == "zeros" else {})
 
     @property
     def files(self) -> str:
@@ -80,7 +90,8 @@ class VolumeReader:
         try:
             self._item(z).look()
         except LiverDaskError as error:
-            raise self._located(error, z, np.arange(self.shape[1])) from error
+            if not self._is_missing(z, error):
+                raise self._located(error, z, np.arange(self.shape[1])) from error
 
     @contextmanager
     def foreseeing(self, z: Selection, y: Selection) -> Iterator[None]:
@@ -97,8 +108,11 @@ class VolumeReader:
             for item in items:
                 item.foreseen = 0
 
-    def _key(self, z: int) -> tuple[Source, tuple[int, int, int], str]:
-        return self.source, self.shape, volume.file_of_slice(self.variable, z)
+    def _key(self, z: int) -> tuple[str, Source, tuple[int, int, int], str]:
+        return self.source.versions.id, self.source, self.shape, volume.file_of_slice(self.variable, z)
+
+    def _url(self, z: int) -> str:
+        return f"{self.source.url}/{volume.file_of_slice(self.variable, z)}"
 
     def _item(self, z: int) -> TiffSlice | PngSlice:
         return _memory.get_or_make(self._key(z), lambda: self._open_slice(self._key(z)[-1]))
@@ -106,26 +120,65 @@ class VolumeReader:
     def _read_slice(
         self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any], *, anew: bool = False
     ) -> None:
+        if self.source.versions.get(self._url(z)) == MISSING:
+            self._fill_missing(z, out)
+            return
         item = self._item(z)
         try:
             item.read(rows, columns, out)
         except LiverDaskError as error:
             _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
-            if self._may_pass(error, z, item) and not anew:
+            if self._is_missing(z, error):
+                self._fill_missing(z, out)
+                return
+            if self._may_pass(error, z) and not anew:
                 self._read_slice(z, rows, columns, out, anew=True)
                 return
             raise self._located(error, z, rows) from error
         _memory.put(self._key(z), item)
+        version = self.source.versions.get(self._url(z))
+        assert version  # or nothing was read
+        note_file(self._url(z), version)
 
-    def _may_pass(self, error: LiverDaskError, z: int, item: TiffSlice | PngSlice) -> bool:
-        """Forget what is kept of a file that failed; whether it may be read when all of it is fetched anew."""
-        if not isinstance(error, (SourceChangedError, FormatError)):
+    def _may_pass(self, error: LiverDaskError, z: int) -> bool:
+        """Evict a file that cannot be decoded from the caches; whether it may be read when fetched anew."""
+        if not isinstance(error, FormatError):
             return False
         if self.source.cache_dir:
-            FolderCache(self.source.cache_dir).drop(f"{self.source.url}/{self._key(z)[-1]}")
-        if isinstance(error, SourceChangedError):
-            return item.is_from_folder  # it changed since an earlier run, not under this one
+            FolderCache(self.source.cache_dir).drop(self._url(z))
         return self.source.is_http  # the line, or something on it, may have changed a byte
+
+    def _is_missing(self, z: int, error: LiverDaskError) -> bool:
+        """Whether an error means that a slice is to be taken for zeros: there is no such file, but there is its folder.
+
+        A wrong address must not give a volume of zeros. That of a file is asked for once more, since servers that are
+        being repaired have been seen to answer 404.
+        """
+        if self.missing != "zeros" or not isinstance(error, SliceNotFoundError):
+            return False
+        if not self._folder_was_seen(z) or self._exists(z):
+            return False
+        self.source.versions.note(self._url(z), MISSING)
+        log.warning("%s does not exist; slice %d of %s is taken for zeros", self._url(z), z, self.variable)
+        return True
+
+    def _folder_was_seen(self, z: int) -> bool:
+        """Whether the folder is listed, or holds another slice: not every server lists its folders."""
+        if self.source.versions.has_read_below(self.files) or folder_exists(self.source, self.files):
+            return True
+        others = {0, z - 1, z + 1, self.shape[0] - 1} & set(range(self.shape[0])) - {z}
+        return any(self._exists(other) for other in sorted(others))
+
+    def _exists(self, z: int) -> bool:
+        try:
+            RemoteFile(self.source, self._key(z)[-1]).fetch(0, 1)
+        except SliceNotFoundError:
+            return False
+        return True
+
+    def _fill_missing(self, z: int, out: npt.NDArray[Any]) -> None:
+        out[...] = 0
+        note_file(self._url(z), MISSING)
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
         file = RemoteFile(self.source, path)
@@ -140,6 +193,10 @@ class VolumeReader:
             there = list_folders(self.source)
             if there and volume.folder_of(self.variable) not in there:
                 text += f" The archive has these folders: {', '.join(there)}."
+            elif self.missing == "zeros":
+                text += f" Its folder {self.files} was not seen either, so that it is not taken for zeros."
+            else:
+                text += ' Open the source with missing="zeros" if such slices are to be empty.'
         return type(error)(text)
 
 
@@ -153,6 +210,7 @@ def open_human_liver_em(
     cache_dir: str | os.PathLike[str] | None = None,
     cache_raw_gb: float | None = None,
     voxel_size_nm: Sequence[float] | None = None,
+    missing: Missing = "raise",
 ) -> xr.Dataset:
     """Open the human-liver EM volume EMPIAR-13356, or an archive laid out like it, without asking it for anything.
 
@@ -168,12 +226,14 @@ def open_human_liver_em(
         chunk_rows: Rows of a dask block, which is (1, chunk_rows, width); 1024 unless dask's configuration says
             otherwise (`liver-dask.chunk-rows`).
         connections: The most requests under way at once from a process; 16, or `liver-dask.connections`.
-        cache_dir: Folder that keeps strip indexes and masks between processes, or None; `liver-dask.cache-dir`. It is
-            not looked up at the source whether a kept mask is still the current one.
+        cache_dir: Folder that keeps strip indexes and masks between processes, or None; `liver-dask.cache-dir`. Once a
+            process, the source is asked by one byte whether what is kept of a file is of its present version.
         cache_raw_gb: GB (10^9 bytes) of disk that `cache_dir` may take for strips of raw, those used longest ago going
             first; 0, or `liver-dask.cache-raw-gb`.
         voxel_size_nm: Size of a voxel (z, y, x) in nm, recorded in the attributes. The size in z is disputed, so there
             is no default; `ds.attrs["voxel_size_source"]` says what is known.
+        missing: What becomes of a slice whose file does not exist, though its folder does: `raise` is an error, `zeros`
+            gives zeros, logs a warning for each file, and has stores list them (`attrs["missing_files"]`).
 
     Returns:
         A Dataset of dims (z, y, x) with `raw` (uint16) and one variable a label (uint8, 0 or 255), integer index
@@ -184,7 +244,7 @@ def open_human_liver_em(
         SliceNotFoundError: `source` is a local folder that does not exist. (FileNotFoundError)
     """
     lazy, block, attrs = _prepare(
-        source, shape, labels, chunk_rows, connections, cache_dir, cache_raw_gb, voxel_size_nm
+        source, shape, labels, chunk_rows, connections, cache_dir, cache_raw_gb, voxel_size_nm, missing
     )
     variables = {
         name: (volume.DIMS, VolumeArray.of(window, normalize_chunks(block, window.shape)), volume.attributes_of(name))
@@ -225,6 +285,7 @@ class LiverBackend(BackendEntrypoint):
         "cache_dir",
         "cache_raw_gb",
         "voxel_size_nm",
+        "missing",
     )
 
     def open_dataset(
@@ -239,10 +300,11 @@ class LiverBackend(BackendEntrypoint):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_raw_gb: float | None = None,
         voxel_size_nm: Sequence[float] | None = None,
+        missing: Missing = "raise",
     ) -> xr.Dataset:
         """See `open_human_liver_em`."""
         lazy, block, attrs = _prepare(
-            filename_or_obj, shape, labels, chunk_rows, connections, cache_dir, cache_raw_gb, voxel_size_nm
+            filename_or_obj, shape, labels, chunk_rows, connections, cache_dir, cache_raw_gb, voxel_size_nm, missing
         )  # fmt: skip
         preferred = {"preferred_chunks": dict(zip(volume.DIMS, block, strict=True))}
         variables = {
@@ -286,9 +348,12 @@ def _prepare(
     cache_dir: str | os.PathLike[str] | None,
     cache_raw_gb: float | None,
     voxel_size_nm: Sequence[float] | None,
+    missing: Missing,
 ) -> tuple[dict[str, LazyWindow], tuple[int, int, int], dict[str, Any]]:
     """Check every argument; give the whole volume of each variable, the shape of a block, the attributes."""
     _, height, width = checked_shape = volume.check_shape(shape)
+    if missing not in get_args(Missing):
+        raise InvalidArgumentError(f"missing={missing!r} must be 'raise' or 'zeros'.")
     cache_dir = setting("cache-dir", cache_dir)
     asked = Source(
         url=resolve_url(source),
@@ -301,11 +366,9 @@ def _prepare(
     block = (1, min(_at_least_one("chunk_rows", setting("chunk-rows", chunk_rows)), height), width)
     whole = Window.whole(checked_shape)
     lazy = {
-        name: LazyWindow(VolumeReader(asked, name, checked_shape), whole, volume.dtype_of(name))
+        name: LazyWindow(VolumeReader(asked, name, checked_shape, missing), whole, volume.dtype_of(name))
         for name in (volume.RAW, *volume.check_labels(labels))
     }
-    _memory.drop_where(lambda key: key[0].url == asked.url)  # opening anew looks anew
-    kept_rows.drop_where(lambda key: key[0].startswith(f"{asked.url}/"))
     return lazy, block, volume.attributes(asked.url, voxel_size_nm)
 
 

@@ -198,6 +198,7 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    last_modified = ""
 
     def do_GET(self) -> None:
         """Answer with one range or several (206), or the whole file (200)."""
@@ -215,6 +216,7 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
             self.refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"})
             return
         etag = f'"{path.stat().st_mtime_ns:x}-{size:x}"'
+        self.last_modified = self.date_time_string(path.stat().st_mtime)
         with path.open("rb") as file:
             parts = [(start, read_at(file, start, stop)) for start, stop in ranges]
         if len(parts) > 1:
@@ -261,7 +263,8 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
     def send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Send an answer of any kind; its length is that of the body, unless the headers say another."""
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        dated = {"Last-Modified": self.last_modified} if status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT) else {}
+        for name, value in {"Content-Length": str(len(body)), **dated, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -5,7 +5,7 @@ raises nothing, so that one bad slice costs its own regions alone.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ from . import volume
 from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from .export_plan import Layout, Region, Run, Shape, Shard, ShardRow
-from .remote import limited, versions
+from .remote import limited
 from .slabs import Chunk, encode_chunk
 from .store import Store
 from .team import Report
 from .threads import ContextPool
 from .traffic import traffic
+from .versions import Identity, noting_files
 from .window import VolumeArray
 
 READERS = 8
@@ -88,8 +89,8 @@ class Task:
         """
         written: list[Region] = []
         failures: list[Failure] = []
-        with limited(connections, self.threads), foreseeing(self.part), ExitStack() as stack:
-            for region, keeping in _ahead(self._begin(stack), 2):
+        with limited(connections, self.threads), foreseeing(self.part), noting_files() as files, ExitStack() as stack:
+            for region, keeping in _ahead(self._begin(stack, files), 2):
                 try:
                     done = keeping.result()
                 except Exception as error:  # of whatever kind: the driver tells it, and goes on or stops
@@ -101,7 +102,7 @@ class Task:
                     report(report_of(done))
         return Outcome(tuple(written), tuple(failures))
 
-    def _begin(self, stack: ExitStack) -> Iterator[tuple[Region, Future[int]]]:
+    def _begin(self, stack: ExitStack, files: Mapping[str, Identity]) -> Iterator[tuple[Region, Future[int]]]:
         """Begin one region after the other; the voxels of two are held at a time."""
         readers, encoders = (stack.enter_context(ContextPool(n)) for n in (READERS, self.threads))
         reader, encoder, writer = (stack.enter_context(ContextPool(1)) for _ in range(3))
@@ -125,17 +126,17 @@ class Task:
                 break
             reading = reader.submit(read, region, under_way[0] if len(under_way) == 2 else None)
             under_way.append(encoder.submit(encode, reading))
-            yield region, writer.submit(self._keep, region, under_way[-1])
+            yield region, writer.submit(self._keep, region, under_way[-1], files)
 
     def _encode(self, voxels: npt.NDArray[Any], encoders: ContextPool) -> list[Chunk]:
         _, height, width = chunk = self.store.layout.chunks
         parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
         return list(encoders.map(lambda part: _encode(part, chunk), parts))
 
-    def _keep(self, region: Region, encoding: Future[Encoded]) -> int:
+    def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, Identity]) -> int:
         """Write the slabs of a region; how many bytes of voxels it has."""
         encoded = encoding.result()
-        self.store.note_versions(self.run.group.names, versions)
+        self.store.note_versions(files)
         for name, chunks in encoded.items():
             self.store.write_slab(name, region, chunks)
         return self.store.layout.voxels_of(region) * sum(self.part[name].dtype.itemsize for name in encoded)

@@ -23,7 +23,6 @@ from .cache import FolderCache, MemoryCache
 from .errors import FormatError
 from .png_filters import LAST_FILTER, SIGNATURE, unfilter
 from .remote import RemoteFile
-from .transport import Identity
 from .volume import FOREGROUND
 
 BLOCK_ROWS = 256
@@ -118,7 +117,6 @@ class PngSlice:
         self._layout: _Layout | None = None
         self._checkpoints: list[_Checkpoint] = []
         self._latest: _Checkpoint | None = None
-        self.is_from_folder = False  # and may be of an older version of the file
         self.foreseen = 0  # rows up to this one will be read, so that what they take may be fetched at once
         self._lock = threading.Lock()
 
@@ -179,8 +177,8 @@ class PngSlice:
         _blocks.put(self._key(number), packed)
         return packed
 
-    def _key(self, block: int) -> tuple[str, Identity | None, int]:
-        return self._file.url, self._file.identity, block
+    def _key(self, block: int) -> tuple[tuple[str, str], int]:
+        return self._file.key, block
 
     def _nearest(self, row: int) -> _Checkpoint:
         """A copy of the last checkpoint at or above `row`."""
@@ -224,12 +222,10 @@ class PngSlice:
 
     def _load_layout(self) -> _Layout:
         if self._layout is None:
-            if self._folder and (kept := self._folder.load("masks", self._file.url)):
-                identity, prefix = kept
-                self._file.identify(identity)
-                self._chunks.append(prefix)
-                self._stored = len(prefix)
-                self.is_from_folder = True
+            kept = self._folder.load("masks", self._file.url) if self._folder else None
+            if kept and self._file.is_current(kept[0]):
+                self._chunks.append(kept[1])
+                self._stored = len(kept[1])
             else:
                 self._chunks.append(self._file.fetch(0, FIRST_REQUEST))
             while not self._chunks.idat_starts:
@@ -269,7 +265,7 @@ class PngSlice:
     def _keep_in_folder(self) -> None:
         """Store what was fetched: at first, at the end, and whenever it has grown by half."""
         prefix = self._chunks.prefix
-        if self._folder is None or self._file.identity is None or len(prefix) == self._stored:
+        if not (self._folder and self._file.identity and self._file.identity.tag) or len(prefix) == self._stored:
             return
         if len(prefix) == self._file.identity.size or len(prefix) > 1.5 * self._stored:
             self._folder.store("masks", self._file.url, self._file.identity, bytes(prefix))

@@ -21,10 +21,11 @@ import urllib3
 from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .cache import SpanCache
-from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
+from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError
 from .threads import AbandonedError, ContextPool, asked_whether_wanted
 from .traffic import traffic
-from .transport import FsspecTransport, HttpTransport, Identity, OneRangeOnlyError, Source, Transport, TryAgainError
+from .transport import FsspecTransport, HttpTransport, OneRangeOnlyError, Source, Transport, TryAgainError
+from .versions import Identity
 
 log = logging.getLogger(__name__)
 
@@ -53,23 +54,24 @@ class RemoteFile:
         """`kept`, if it is set, has ranges that were fetched with `fetch_spans`, of this process and others."""
         self.source = source
         self.url = f"{source.url}/{path}"
-        self.identity: Identity | None = None
         self.kept: SpanCache | None = None
         self._whole = b""
 
-    def identify(self, identity: Identity) -> None:
-        """Take note of which version of the file is read.
+    @property
+    def identity(self) -> Identity | None:
+        """Which version of it is read; None before anything was."""
+        return self.source.versions.get(self.url)
 
-        Raises:
-            SourceChangedError: It is not the one that was read before.
-        """
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it, as one Dataset reads it, from all other files in this process."""
+        return self.source.versions.id, self.url
+
+    def is_current(self, version: Identity) -> bool:
+        """Whether this is the version that is read; the source is asked, for one byte, unless that is known."""
         if self.identity is None:
-            self.identity = versions[self.url] = identity
-        if identity != self.identity:
-            raise SourceChangedError(
-                f"{self.url} is not the file it was when it was first read: it had {self.identity.size} bytes "
-                f"({self.identity.tag}), and has {identity.size} ({identity.tag}); open the source again."
-            )
+            self.fetch(0, 1)
+        return self.identity == version
 
     @property
     def nbytes(self) -> int:
@@ -148,7 +150,7 @@ class RemoteFile:
     def receive(self, identity: Identity, start: int, data: bytes) -> None:
         """Take note of what came of it; SourceChangedError if that is of another version of the file."""
         traffic.add(bytes=len(data))
-        self.identify(identity)
+        self.source.versions.note(self.url, identity)
         if start == 0 and len(data) == identity.size:
             self._whole = data
 
@@ -229,16 +231,20 @@ class _Request:
         return self._received.missing(self._file.identity.size if self._file.identity else None)
 
 
-versions: dict[str, Identity] = {}
-"""By URL, the version of each file that this process read last."""
-
-
 def list_folders(source: Source) -> list[str]:
     """Names of the archive's folders; empty where the source does not list them."""
     try:
         return sorted(_process.transport(source).folders(source.url))
     except (LiverDaskError, OSError, urllib3.exceptions.HTTPError):
         return []
+
+
+def folder_exists(source: Source, url: str) -> bool:
+    """Whether a folder of the archive is there, as far as the source tells; `url` ends with a slash."""
+    try:
+        return _process.transport(source).folder_exists(url)
+    except (LiverDaskError, OSError, urllib3.exceptions.HTTPError):
+        return False
 
 
 def resolve_url(source: str | os.PathLike[str]) -> str:

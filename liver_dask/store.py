@@ -28,7 +28,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from .errors import (
 )
 from .export_plan import Layout, Region, Shard, ShardRow, plan_layout
 from .slabs import STATISTICS, Checksum, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
-from .transport import Identity
+from .versions import MISSING, Identity
 from .volume import DIMS
 
 log = logging.getLogger(__name__)
@@ -221,15 +221,17 @@ class Store:
                 found |= {(row.name, region) for region in self.layout.regions_of(row)}
         return found
 
-    def note_versions(self, names: Iterable[str], versions: Mapping[str, Identity]) -> None:
-        """Keep which versions of the files that some variables are made of were read.
+    def note_versions(self, versions: Mapping[str, Identity]) -> None:
+        """Keep which versions of files were read for the store.
+
+        Args:
+            versions: By URL; those of files that it is made of, and of no others.
 
         Raises:
             SourceChangedError: Parts of the store, of this run or an earlier one, were made of another version.
         """
-        prefixes = tuple({prefix for name in names for prefix in self._files[name]})
-        for url in [url for url in list(versions) if url.startswith(prefixes)]:
-            identity, known = versions[url], self._note_once(url, versions[url])
+        for url, identity in list(versions.items()):  # readers may add to it meanwhile
+            known = self._note_once(url, identity)
             if known != identity:
                 raise SourceChangedError(
                     f"{url} is not the file that parts of {self.target} were made of: it had {known.size} bytes "
@@ -260,6 +262,7 @@ class Store:
         """Record that all is there, and give the store its name."""
         self._remove_torn()
         sources = [json.loads(path.read_bytes()) for path in (self._progress / "sources").glob("*.json")]
+        self._list_missing(sources)
         for name in self.names:
             shards: dict[str, Any] = {}
             for path in (self._progress / "shards" / name).glob("*.json"):
@@ -369,7 +372,7 @@ class Store:
         path = self._version_path(url)
         if not path.exists():
             part = path.with_suffix(f".{secrets.token_hex(4)}")
-            self._write_json(part, {"url": url, **identity._asdict()})
+            self._write_json(part, {"url": url, "size": identity.size, "tag": identity.tag})
             try:
                 os.link(part, path)  # unlike a rename, it does not replace what another has just noted
             except FileExistsError:
@@ -410,6 +413,15 @@ class Store:
         for path in files:
             if path.is_file() and (path.name.startswith(".") or path.name.endswith(".partial")):
                 path.unlink()
+
+    def _list_missing(self, sources: Sequence[Mapping[str, Any]]) -> None:
+        """Let the store's attributes say which files do not exist, whose voxels are zeros."""
+        missing = sorted(source["url"] for source in sources if source["tag"] == MISSING.tag)
+        if missing:
+            metadata = self._unfinished / "zarr.json"
+            document = json.loads(metadata.read_bytes())
+            document["attributes"]["missing_files"] = missing
+            self._write_json(metadata, document)
 
     def _write_statistics(self, name: str) -> None:
         """Put together what is known of the chunks of a variable."""

@@ -113,7 +113,6 @@ class TiffSlice:
         if file.source.cache_dir and file.source.cache_raw_bytes:
             file.kept = SpanCache(file.source.cache_dir, file.source.cache_raw_bytes)
         self._index: StripIndex | None = None
-        self.is_from_folder = False  # and may be of an older version of the file
         self.foreseen = 0  # rows up to this one will be read, with other slices: each need not use every connection
         self._lock = threading.Lock()
 
@@ -139,11 +138,11 @@ class TiffSlice:
             self._read_strips(index, rows[lacking], columns, pixels)
             out[lacking] = pixels
             for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
-                kept_rows.put((self._file.url, self._file.identity, row), _Stretch(columns.start, kept.copy()))
+                kept_rows.put((self._file.key, row), _Stretch(columns.start, kept.copy()))
 
     def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[np.uint16]) -> bool:
         """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
-        kept = kept_rows.get((self._file.url, self._file.identity, row))
+        kept = kept_rows.get((self._file.key, row))
         if kept is None or columns.start < kept.start or columns.stop > kept.start + len(kept.pixels):
             return False
         out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
@@ -255,18 +254,16 @@ class TiffSlice:
 
     def _load_kept_index(self) -> StripIndex | None:
         kept = self._folder.load("strips", self._file.url) if self._folder else None
-        if kept is None:
+        if kept is None or not self._file.is_current(kept[0]):
             return None
         index = StripIndex.from_bytes(kept[1])
         if (index.height, index.width) != (self._height, self._width):
             return None  # one of them is wrong: the file says which
-        self._file.identify(kept[0])
-        self.is_from_folder = True
         return index
 
     def _fetch_index(self) -> StripIndex:
         index = read_strip_index(self._file, self._height, self._width)
-        if self._folder and self._file.identity:
+        if self._folder and self._file.identity and self._file.identity.tag:
             self._folder.store("strips", self._file.url, self._file.identity, index.to_bytes())
         return index
 

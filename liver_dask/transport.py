@@ -23,13 +23,15 @@ import ssl
 import threading
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
+from http import HTTPStatus
 from importlib.metadata import version
-from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from time import monotonic, time
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -45,6 +47,7 @@ from .errors import (
     SliceNotFoundError,
     SourceChangedError,
 )
+from .versions import Identity, Versions
 
 SMALL_FILE = 32 << 20
 """Bytes. A file up to this size is fetched whole from a server that ignores ranges; a larger one is refused."""
@@ -68,6 +71,7 @@ class Source:
         attempts: How often one range is asked for before that is an error.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None.
         cache_raw_bytes: How many bytes of strips it keeps besides.
+        versions: Which version of each file is read; whatever they are, it is the same source.
     """
 
     url: str
@@ -76,18 +80,12 @@ class Source:
     attempts: int
     cache_dir: str | None = None
     cache_raw_bytes: int = 0
+    versions: Versions = field(default_factory=Versions, compare=False, repr=False)
 
     @property
     def is_http(self) -> bool:
         """Whether the archive is behind a web server."""
         return self.url.startswith(("http://", "https://"))
-
-
-class Identity(NamedTuple):
-    """What tells one version of a file from another: its size, and its ETag or else its date."""
-
-    size: int
-    tag: str
 
 
 Receive = Callable[[Identity, int, bytes], None]
@@ -135,6 +133,9 @@ class Transport(Protocol):
     def folders(self, url: str) -> list[str]:
         """Names of the folders below `url`, as far as the source lists them."""
 
+    def folder_exists(self, url: str) -> bool:
+        """Whether the source says that a folder is there; `url` ends with a slash."""
+
     def close_idle(self) -> None:
         """Close what is kept open for the next request."""
 
@@ -161,6 +162,7 @@ class HttpTransport:
             raise InvalidArgumentError(f"{url} is not a URL that can be opened ({error}).") from error
 
     def _ask(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
+        asked = time()
         response = self._pool.request(
             "GET",
             url,
@@ -170,7 +172,7 @@ class HttpTransport:
             retries=urllib3.Retry(5, connect=0, read=0, status=0, other=0, respect_retry_after_header=False),
         )
         try:
-            self._read(response, url, spans, patience, receive)
+            self._read(response, url, spans, patience, _dated(receive, _modified(response.headers, asked)))
         finally:
             if not response.closed:
                 response.close()  # what was not read would be taken for the next answer
@@ -236,6 +238,11 @@ class HttpTransport:
         listing.feed(response.data.decode(errors="replace"))
         return listing.folders
 
+    def folder_exists(self, url: str) -> bool:
+        """See Transport."""
+        response = self._pool.request("HEAD", url, retries=False)
+        return response.status == HTTPStatus.OK
+
     def close_idle(self) -> None:
         """See Transport.
 
@@ -288,12 +295,18 @@ class FsspecTransport:
         if len(data) != stop - start:
             raise TryAgainError(f"sent {len(data)} of {stop - start} bytes")
         tag = next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in info), "")
-        receive(Identity(int(info["size"]), tag), start, data)
+        mtime = info.get("mtime")
+        modified = mtime if isinstance(mtime, (int, float)) and mtime <= time() else None
+        receive(Identity(int(info["size"]), tag, modified), start, data)
 
     def folders(self, url: str) -> list[str]:
         """See Transport."""
         entries = self._fs.ls(self._fs._strip_protocol(url), detail=True)
         return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+
+    def folder_exists(self, url: str) -> bool:
+        """See Transport."""
+        return bool(self._fs.isdir(self._fs._strip_protocol(url)))
 
     def close_idle(self) -> None:
         """See Transport; fsspec keeps its own connections, and has no way to close the idle ones."""
@@ -379,7 +392,7 @@ def _explain(fault: faults.HTTPError, url: str, patience: float) -> LiverDaskErr
 
 def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
     status = response.status
-    if status in (404, 410):
+    if status == HTTPStatus.NOT_FOUND:
         return SliceNotFoundError(f"{url}: there is no such file ({status}).")
     if status == 429 or status >= 500:
         try:
@@ -394,6 +407,26 @@ def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
 
 def _tag(response: urllib3.BaseHTTPResponse) -> str:
     return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+
+
+def _modified(headers: Mapping[str, str], asked: float) -> float | None:
+    """When a file was changed at the earliest, by this machine's clock; how long ago that is, the server's clock tells.
+
+    Args:
+        headers: Of an answer.
+        asked: When it was asked for.
+    """
+    try:
+        now, changed = (parsedate_to_datetime(headers[name]).timestamp() for name in ("Date", "Last-Modified"))
+        age = now + int(headers.get("Age", 0)) - changed  # a cache on the way keeps the Date of when it asked
+    except (KeyError, ValueError):
+        return None
+    return asked - age - 1 if age >= 0 else None  # both are cut to whole seconds
+
+
+def _dated(receive: Receive, modified: float | None) -> Receive:
+    """Tell with each version when it was made, too."""
+    return lambda version, start, data: receive(replace(version, modified=modified), start, data)
 
 
 class _FolderLinks(HTMLParser):

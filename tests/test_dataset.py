@@ -207,7 +207,10 @@ def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveS
     run = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True) for _ in range(2)]
     (mask, raw, requests), (mask_again, raw_again, requests_again) = (r.stdout.split() for r in run)
     assert (mask, raw) == (mask_again, raw_again)
-    assert (requests, requests_again) == ("4", "1")
+    assert (requests, requests_again) == ("4", "3")
+    assert sorted(request.stop - request.start for request in server.requests[4:])[:2] == [1, 1], (
+        "whether it is current"
+    )
     for entry in (tmp_path / "kept").rglob("*"):
         if entry.is_file():
             entry.write_bytes(entry.read_bytes()[:-3])  # torn, as by a full disk
