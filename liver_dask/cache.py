@@ -142,7 +142,8 @@ class FolderCache:
                     file.write(json.dumps(header).encode() + b"\n" + payload)
                 os.replace(new, path)
             except BaseException:
-                os.unlink(new)
+                with suppress(OSError):
+                    os.unlink(new)
                 raise
         except OSError as error:
             self._tell(f"{url} cannot be kept in {self._folder}: {error}")
@@ -196,8 +197,9 @@ class FolderCache:
 
     def _tell(self, problem: str) -> None:
         """Log what is wrong with the folder: the first time as a warning, then as a detail."""
-        log.log(logging.INFO if self._folder in _told else logging.WARNING, "%s", problem)
-        _told.add(self._folder)
+        token = object()
+        is_first = _told.setdefault(self._folder, token) is token  # in one step: threads may tell the same
+        log.log(logging.WARNING if is_first else logging.INFO, "%s", problem)
 
     def _path(self, kind: str, url: str, part: str = "") -> Path:
         return self._folder / kind / hashlib.sha256(url.encode()).hexdigest()[:32] / part
@@ -207,7 +209,8 @@ def _checksum(url: str, version: Identity, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(f"{url}\n{version.size}\n{version.tag}\n".encode()))
 
 
-_told: set[Path] = set()
+_told: dict[Path, object] = {}
+"""Folders of which this process has told that something is wrong with them."""
 
 
 class SpanCache:

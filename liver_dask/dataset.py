@@ -72,13 +72,11 @@ class VolumeReader:
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
-        zeros = ", zeros where files are missing" if self.missing == "zeros" else ""
-        return f"{self.variable} of {self.shape} at {self.source.url}{zeros}"
+        return f"{self.variable} of {self.shape} at {self.source.url}"
 
     def origin(self) -> dict[str, Any]:
         """The same, as JSON; see `open_origin`."""
-        told = {"source": self.source.url, "shape": list(self.shape), "variable": self.variable}
-        return told | ({"missing": "zeros"} if self.missing == "zeros" else {})
+        return {"source": self.source.url, "shape": list(self.shape), "variable": self.variable}
 
     @property
     def files(self) -> str:
@@ -142,6 +140,8 @@ class VolumeReader:
 
     def _may_pass(self, error: LiverDaskError, z: int) -> bool:
         """Evict a file that cannot be decoded from the caches; whether it may be read when fetched anew."""
+        if isinstance(error, SliceNotFoundError):
+            return self.missing == "zeros" and self._exists(z)
         if not isinstance(error, FormatError):
             return False
         if self.source.cache_dir:
@@ -156,6 +156,8 @@ class VolumeReader:
         """
         if self.missing != "zeros" or not isinstance(error, SliceNotFoundError):
             return False
+        if self.source.versions.get(self._url(z)) == MISSING:  # another thread has found out
+            return True
         if not self._folder_was_seen(z) or self._exists(z):
             return False
         self.source.versions.note(self._url(z), MISSING)
@@ -171,10 +173,9 @@ class VolumeReader:
 
     def _exists(self, z: int) -> bool:
         try:
-            RemoteFile(self.source, self._key(z)[-1]).fetch(0, 1)
+            return len(RemoteFile(self.source, self._key(z)[-1]).fetch(0, 1)) > 0
         except SliceNotFoundError:
             return False
-        return True
 
     def _fill_missing(self, z: int, out: npt.NDArray[Any]) -> None:
         out[...] = 0
@@ -193,10 +194,10 @@ class VolumeReader:
             there = list_folders(self.source)
             if there and volume.folder_of(self.variable) not in there:
                 text += f" The archive has these folders: {', '.join(there)}."
-            elif self.missing == "zeros":
+            if self.missing == "zeros":
                 text += f" Its folder {self.files} was not seen either, so that it is not taken for zeros."
             else:
-                text += ' Open the source with missing="zeros" if such slices are to be empty.'
+                text += ' Open the source with missing="zeros" (--missing zeros) if such slices are to be empty.'
         return type(error)(text)
 
 

@@ -59,7 +59,8 @@ class Export:
         self.shared = shared
         self._readers = {str(name): readers_of(variable.data) for name, variable in blocks.data_vars.items()}
         self.groups = _groups_of(blocks, self._readers)
-        self.store = Store(target, layout, _content_of(in_blocks(ds, layout), layout, self._readers))
+        allows_missing = any(reader.missing == "zeros" for readers in self._readers.values() for reader in readers)
+        self.store = Store(target, layout, _content_of(in_blocks(ds, layout), layout, self._readers), allows_missing)
         self.fetched = self.requests = 0
 
     @classmethod

@@ -25,7 +25,7 @@ from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotF
 from .threads import AbandonedError, ContextPool, asked_whether_wanted
 from .traffic import traffic
 from .transport import FsspecTransport, HttpTransport, OneRangeOnlyError, Source, Transport, TryAgainError
-from .versions import Identity
+from .versions import MISSING, Identity
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class RemoteFile:
     @property
     def identity(self) -> Identity | None:
         """Which version of it is read; None before anything was."""
-        return self.source.versions.get(self.url)
+        version = self.source.versions.get(self.url)
+        return None if version == MISSING else version
 
     @property
     def key(self) -> tuple[str, str]:

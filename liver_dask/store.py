@@ -28,7 +28,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,9 @@ RECORD = "liver_dask"
 
 MANIFEST = "manifest.json"
 """In an array's folder: size and CRC-32C of each shard, and size and ETag of each file that it was made of."""
+
+MISSING_FILES = "missing_files"
+"""The attribute of a store that lists what its source did not have."""
 
 FORMAT = 3
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -119,6 +122,26 @@ def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
         raise DamagedError(f"{path}, which tells where there is something, cannot be read ({error}).") from error
 
 
+def missing_files(store: Path, names: Iterable[str]) -> list[str]:
+    """The files that the source of some variables of a complete store did not have; their voxels are zeros.
+
+    Raises:
+        DamagedError: The manifests cannot be read.
+    """
+    missing: set[str] = set()
+    for name in names:
+        path = store / name / MANIFEST
+        try:
+            missing |= set(_missing_of(json.loads(path.read_bytes())["sources"]))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DamagedError(f"{path}, which lists the files that {name} is made of, cannot be read.") from error
+    return sorted(missing)
+
+
+def _missing_of(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted(source["url"] for source in sources if source["tag"] == MISSING.tag)
+
+
 def shard_path(store: Path, name: str, shard: Shard) -> Path:
     """The file of a shard."""
     return store / name / "c" / str(shard.z) / str(shard.y) / str(shard.x)
@@ -131,12 +154,14 @@ class Store:
         target: Where the complete store is to be.
         layout: Its grids.
         content: What tells it from other stores: the same for the same voxels. Goes into its record.
+        allows_missing: Whether slices of files that do not exist may be zeros in it.
     """
 
-    def __init__(self, target: Path, layout: Layout, content: dict[str, Any]) -> None:
+    def __init__(self, target: Path, layout: Layout, content: dict[str, Any], allows_missing: bool = False) -> None:
         self.target = target
         self.layout = layout
         self.content = content
+        self.allows_missing = allows_missing
         self.partial = target.with_name(target.name + ".partial")
         self._unfinished = self.partial / "store"
         self._progress = self.partial / "progress"
@@ -159,6 +184,7 @@ class Store:
         if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, source or layout" if found else "something that liver_dask did not write"
             raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.")
+        self._check_missing(missing_files(self.target, self.names))
         for name in self.names:
             for shard, expected in read_checksums(self.target, name).items():
                 path = shard_path(self.target, name, shard)
@@ -261,8 +287,8 @@ class Store:
     def complete(self) -> None:
         """Record that all is there, and give the store its name."""
         self._remove_torn()
-        sources = [json.loads(path.read_bytes()) for path in (self._progress / "sources").glob("*.json")]
-        self._list_missing(sources)
+        sources = self._sources()
+        self._list_missing(_missing_of(sources))
         for name in self.names:
             shards: dict[str, Any] = {}
             for path in (self._progress / "shards" / name).glob("*.json"):
@@ -354,6 +380,7 @@ class Store:
                 f"{self.partial} is the unfinished store of another call (another box, source or layout); "
                 "finish that call, remove the folder, or choose another path."
             )
+        self._check_missing(_missing_of(self._sources()))
         run = secrets.token_hex(8)
         with DurableFile(self._progress / "run") as file:
             file.write(run.encode())
@@ -414,13 +441,24 @@ class Store:
             if path.is_file() and (path.name.startswith(".") or path.name.endswith(".partial")):
                 path.unlink()
 
-    def _list_missing(self, sources: Sequence[Mapping[str, Any]]) -> None:
+    def _sources(self) -> list[dict[str, Any]]:
+        """The files that were read for it so far, and their versions."""
+        return [json.loads(path.read_bytes()) for path in (self._progress / "sources").glob("*.json")]
+
+    def _check_missing(self, missing: Sequence[str]) -> None:
+        """Refuse zeros where a file was missing, if the caller does not want them."""
+        if missing and not self.allows_missing:
+            raise StoreExistsError(
+                f"{self.target} has zeros where {len(missing)} files did not exist, {missing[0]} for one; open the "
+                'source with missing="zeros" (--missing zeros) to take that, or choose another path.'
+            )
+
+    def _list_missing(self, missing: Sequence[str]) -> None:
         """Let the store's attributes say which files do not exist, whose voxels are zeros."""
-        missing = sorted(source["url"] for source in sources if source["tag"] == MISSING.tag)
         if missing:
             metadata = self._unfinished / "zarr.json"
             document = json.loads(metadata.read_bytes())
-            document["attributes"]["missing_files"] = missing
+            document["attributes"][MISSING_FILES] = missing
             self._write_json(metadata, document)
 
     def _write_statistics(self, name: str) -> None:

@@ -15,7 +15,7 @@ import zarr
 from rich.filesize import decimal
 
 from . import volume
-from .dataset import open_human_liver_em, open_origin
+from .dataset import Missing, open_human_liver_em, open_origin
 from .errors import DamagedError, InvalidArgumentError
 from .export import Export
 from .export_plan import Group, Layout, Region, Run, Shard, plan_runs
@@ -25,7 +25,7 @@ from .pyramid import halved, levels_of
 from .remote import limited
 from .settings import setting
 from .slabs import EMPTY, Checksum, decode_chunk, read_shard_index
-from .store import layout_of, open_record, read_checksums, shard_path
+from .store import layout_of, missing_files, open_record, read_checksums, shard_path
 from .team import Job, Report, gather
 from .threads import ContextPool
 
@@ -49,6 +49,7 @@ class VerifyReport:
         bytes: Bytes of those.
         voxels: Voxels that were compared with the source.
         unchecked: Variables that could not be compared, because the store does not tell what they were computed of.
+        missing: Files that the source did not have, whose voxels are zeros in the store.
         problems: What is wrong, one sentence each.
     """
 
@@ -57,6 +58,7 @@ class VerifyReport:
     bytes: int = 0
     voxels: int = 0
     unchecked: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -71,6 +73,8 @@ class VerifyReport:
         ]
         if self.unchecked:
             lines.append(f"Not compared, since they were computed: {', '.join(self.unchecked)} (give the Dataset).")
+        if self.missing:
+            lines.append(f"{len(self.missing)} files did not exist; zeros stand for them: {', '.join(self.missing)}.")
         return "\n".join([*lines, *self.problems])
 
 
@@ -318,7 +322,8 @@ def _comparisons(
     report: VerifyReport,
 ) -> Iterator[Comparison]:
     if ds is None:
-        ds = _opened_again(record)
+        report.missing = missing_files(store, record["variables"])
+        ds = _opened_again(record, "zeros" if report.missing else "raise")
         report.unchecked = [name for name in record["variables"] if name not in ds]
     if not ds.data_vars:
         return
@@ -331,14 +336,14 @@ def _comparisons(
         yield Comparison(store, part_of(export.shared, run), run, layout)
 
 
-def _opened_again(record: Mapping[str, Any]) -> xr.Dataset:
+def _opened_again(record: Mapping[str, Any], missing: Missing) -> xr.Dataset:
     """The variables that were not computed, from the source that the store recorded."""
     variables = {}
     for name, variable in record["variables"].items():
         origin = variable["voxels"]
         if isinstance(origin, dict):
             labels = [origin["variable"]] if origin["variable"] != volume.RAW else []
-            whole = open_human_liver_em(origin["source"], shape=origin["shape"], labels=labels)
+            whole = open_human_liver_em(origin["source"], shape=origin["shape"], labels=labels, missing=missing)
             variables[name] = open_origin(origin, whole).variable
     return xr.Dataset(variables)
 
