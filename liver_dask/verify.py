@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -170,6 +171,8 @@ class _Plan:
         record = open_record(store)
         layout = layout_of(record)
         self.where = where
+        with suppress(DamagedError):  # told with the checksums that the same files hold
+            report.missing += missing_files(store, record["variables"])
         report.problems += [where + problem for problem in _metadata_problems(store, record)]
         self.checks = list(_shard_checks(store, record, layout, np.random.default_rng(seed), full, report))
         self.comparisons = list(_comparisons(store, record, ds, layout, np.random.default_rng(seed), full, report))
@@ -322,7 +325,6 @@ def _comparisons(
     report: VerifyReport,
 ) -> Iterator[Comparison]:
     if ds is None:
-        report.missing = missing_files(store, record["variables"])
         ds = _opened_again(record, "zeros" if report.missing else "raise")
         report.unchecked = [name for name in record["variables"] if name not in ds]
     if not ds.data_vars:
