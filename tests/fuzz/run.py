@@ -32,8 +32,9 @@ def main() -> None:
     (out / "learnt").mkdir(parents=True, exist_ok=True)
     print(f"what is found is kept in {out}", flush=True)
     sys.path.insert(0, str(HERE))
-    with atheris.instrument_imports(include=["liver_dask"], exclude=COMPILED):
-        target = importlib.import_module(f"fuzz_{asked.name}")
+    name = f"fuzz_{asked.name}"
+    with atheris.instrument_imports(include=["liver_dask", name], exclude=COMPILED):
+        target = importlib.import_module(name)
     options = [
         f"-runs={asked.runs}", f"-max_total_time={asked.seconds}", f"-seed={asked.seed}", f"-max_len={asked.max_len}",
         "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={out}/",
