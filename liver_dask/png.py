@@ -4,24 +4,27 @@ A PNG has no random access, but it has prefixes, and the state of an inflater ca
 checkpoint every 256 rows (the inflater, its place in the file, the row before), about 60 kB each at full width, and a
 later read goes on from the nearest one above it. dask reads blocks in any order: those decoded on the way to another
 are kept for a while, a bit a pixel. So reading a mask block by block costs one decode in all, in whatever order.
+
+An interlaced PNG has not even prefixes: it is fetched and decoded whole, once, and kept compressed.
 """
 
 import bisect
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
-from .allowance import cores
+from .allowance import Allowance, cores
 from .byteranges import Span
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError
 from .png_filters import LAST_FILTER, SIGNATURE, unfilter
+from .png_interlace import pass_shapes, weave
 from .remote import RemoteFile
 from .volume import FOREGROUND
 
@@ -49,6 +52,7 @@ added: a further request costs more than some bytes."""
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SAMPLES_OF_COLOUR = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
+BITS_OF_COLOUR = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGBA: (8, 16)}
 
 Bytes2D = npt.NDArray[np.uint8]
 
@@ -61,6 +65,8 @@ class _Layout:
     bits: int
     colour: int
     coloured_entries: npt.NDArray[np.bool_] | None = None  # of a palette: which of its 256 are not black
+    is_interlaced: bool = False
+    of_what: str = ""  # follows the rows in messages, where they are not those of the image
 
     @property
     def samples(self) -> int:
@@ -69,6 +75,11 @@ class _Layout:
     @property
     def row_bytes(self) -> int:
         return (self.width * self.samples * self.bits + 7) // 8
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes from a pixel to what filters take as left of it."""
+        return max(self.samples * self.bits // 8, 1)
 
     def to_bits(self, rows: Bytes2D, columns: slice) -> Bytes2D:
         """Columns `start` to `stop` of unfiltered rows as 0 / 1: foreground is whatever has a colour but black."""
@@ -79,11 +90,11 @@ class _Layout:
             values = (rows[:, first:last, None] >> shifts) & np.uint8((1 << self.bits) - 1)
             skipped = columns.start - first * per_byte
             samples = values.reshape(len(rows), -1)[:, skipped : skipped + columns.stop - columns.start]
-        elif self.samples == 1:
+        elif self.pixel_bytes == 1:
             samples = rows[:, columns]
         else:  # alpha says nothing about the class
-            pixels = rows.reshape(len(rows), self.width, self.samples)[:, columns]
-            samples = pixels[..., : 3 if self.samples > 2 else 1].max(axis=-1)
+            pixels = rows.reshape(len(rows), self.width, self.pixel_bytes)[:, columns]
+            samples = pixels[..., : (3 if self.samples > 2 else 1) * self.bits // 8].max(axis=-1)
         foreground = samples > 0 if self.coloured_entries is None else self.coloured_entries[samples]
         return foreground.view(np.uint8)
 
@@ -117,13 +128,16 @@ class PngSlice:
         self._layout: _Layout | None = None
         self._checkpoints: list[_Checkpoint] = []
         self._latest: _Checkpoint | None = None
+        self._interlaced_blocks: list[bytes] = []  # each deflated
         self.foreseen = 0  # rows up to this one will be read, so that what they take may be fetched at once
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file kept, and of the checkpoints."""
-        return self._file.nbytes + len(self._chunks.prefix) + (len(self._checkpoints) + 1) * (self._width + (40 << 10))
+        """Bytes kept: of the file, of the checkpoints, and of what was interlaced."""
+        of_blocks = sum(map(len, self._interlaced_blocks))
+        of_checkpoints = (len(self._checkpoints) + 1) * (self._width + (40 << 10))
+        return self._file.nbytes + len(self._chunks.prefix) + of_checkpoints + of_blocks
 
     def look(self) -> None:
         """Find out whether the file is there and as expected, by its header."""
@@ -147,7 +161,7 @@ class PngSlice:
         self, layout: _Layout, block: int, wanted: npt.NDArray[np.intp], columns: slice, stop: int
     ) -> Iterator[tuple[int, Bytes2D]]:
         """Some rows at a time, the number of the first and their pixels as 0 / 1: all that are wanted of a block."""
-        packed = _blocks.get(self._key(block))
+        packed = self._interlaced_block(layout, block) if layout.is_interlaced else _blocks.get(self._key(block))
         if packed is None:
             state = self._nearest(int(wanted[0]))
             end = min((block + 1) * BLOCK_ROWS, stop, self._height)
@@ -186,22 +200,58 @@ class PngSlice:
         return max((point for point in known if point.row <= row), key=_row).copy()
 
     def _next_rows(self, layout: _Layout, state: _Checkpoint, end: int, stop: int) -> Bytes2D:
-        """Inflate and unfilter the next rows, not beyond `end`, leaving a checkpoint where a new block begins."""
-        count = min(STEP_ROWS - state.row % STEP_ROWS, end - state.row)
-        inflated = self._inflate(state, count, count * (1 + layout.row_bytes), stop)
-        block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
-        if block[:, 0].max() > LAST_FILTER:
-            raise self._damaged(f"rows {state.row}-{state.row + count - 1} have a filter that does not exist")
-        with cores:
-            plain = unfilter(block, state.above, layout.samples)
-        state.above = plain[-1].copy()
-        state.row += count
+        """Decode the next rows, not beyond `end`, leaving a checkpoint where a new block begins."""
+        plain = self._decode_rows(layout, state, end, stop)
         if state.row == self._checkpoints[-1].row + BLOCK_ROWS:
             self._checkpoints.append(state.copy())
         return plain
 
-    def _inflate(self, state: _Checkpoint, rows: int, count: int, stop: int) -> bytearray:
-        """The next `rows` rows, which take `count` bytes; fetches more of the file where needed to reach `stop`."""
+    def _decode_rows(self, layout: _Layout, state: _Checkpoint, end: int, stop: int) -> Bytes2D:
+        """Inflate and unfilter the next rows, not beyond `end`."""
+        count = min(STEP_ROWS - state.row % STEP_ROWS, end - state.row)
+        inflated = self._inflate(layout, state, count, stop)
+        block = np.frombuffer(inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
+        if block[:, 0].max() > LAST_FILTER:
+            rows = f"rows {state.row}-{state.row + count - 1}{layout.of_what}"
+            raise self._damaged(f"{rows} have a filter that does not exist")
+        with cores:
+            plain = unfilter(block, state.above, layout.pixel_bytes)
+        state.above = plain[-1].copy()
+        state.row += count
+        return plain
+
+    def _interlaced_block(self, layout: _Layout, block: int) -> Bytes2D:
+        """A block of an interlaced mask, a bit a pixel; the first time, the whole mask is decoded."""
+        if not self._interlaced_blocks:
+            assert self._file.identity is not None
+            while self._fetch_range(self._file.identity.size):
+                pass
+            with one_interlaced:
+                self._interlaced_blocks = self._decode_interlaced(layout)
+        rows = min(BLOCK_ROWS, self._height - block * BLOCK_ROWS)
+        return np.frombuffer(zlib_ng.decompress(self._interlaced_blocks[block]), np.uint8).reshape(rows, -1)
+
+    def _decode_interlaced(self, layout: _Layout) -> list[bytes]:
+        state = self._checkpoints[0].copy()
+        passes = []
+        for number, (rows, columns) in enumerate(pass_shapes(self._height, self._width), 1):
+            of_pass = replace(layout, width=columns, of_what=f" of pass {number}")
+            state.row, state.above = 0, np.zeros(of_pass.row_bytes, np.uint8)
+            packed = np.empty((rows, (columns + 7) // 8), np.uint8)
+            while columns and state.row < rows:
+                first, plain = state.row, self._decode_rows(of_pass, state, rows, rows)
+                packed[first : state.row] = np.packbits(of_pass.to_bits(plain, slice(0, columns)), axis=1)
+            passes.append(packed)
+        blocks = []
+        for first in range(0, self._height, BLOCK_ROWS):
+            with cores:
+                bits = weave(passes, first, min(BLOCK_ROWS, self._height - first), self._width)
+                blocks.append(zlib_ng.compress(np.packbits(bits, axis=1), 1))
+        return blocks
+
+    def _inflate(self, layout: _Layout, state: _Checkpoint, rows: int, stop: int) -> bytearray:
+        """The bytes of the next rows; fetches more of the file where needed to reach `stop`."""
+        count = rows * (1 + layout.row_bytes)
         inflated = bytearray()
         while len(inflated) < count:
             piece = self._chunks.compressed(state.position)
@@ -213,9 +263,9 @@ class PngSlice:
                 with cores:
                     part = state.inflater.decompress(piece, count - len(inflated))
             except zlib_ng.error as error:
-                raise self._damaged(f"cannot be inflated below row {state.row} ({error})") from error
+                raise self._damaged(f"cannot be inflated below row {state.row}{layout.of_what} ({error})") from error
             if not part and not piece:
-                raise self._damaged(f"ends before row {stop - 1}")
+                raise self._damaged(f"ends before row {stop - 1}{layout.of_what}")
             state.position += len(piece) - len(state.inflater.unconsumed_tail)
             inflated += part
         return inflated
@@ -276,6 +326,9 @@ class PngSlice:
 
 
 _blocks: MemoryCache[Bytes2D] = MemoryCache(BLOCKS_LIMIT)
+
+one_interlaced = Allowance(1)
+"""To decode an interlaced mask takes a bit a pixel of all of it: not many at the same time."""
 
 
 class _Chunks:
@@ -339,18 +392,22 @@ def _layout_of(chunks: _Chunks, height: int, width: int) -> _Layout:
     header = chunks.headers.get(b"IHDR", b"")
     if len(header) != 13:
         raise FormatError(f"{chunks._url}: has no header.")
-    columns, rows, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    columns, rows, bits, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", header)
     if (rows, columns) != (height, width):
         raise FormatError(
             f"{chunks._url}: found {rows} x {columns} pixels (rows x columns), expected {height} x {width}."
         )
-    if colour not in SAMPLES_OF_COLOUR or bits not in ((1, 2, 4, 8) if colour in (GREY, PALETTE) else (8,)):
-        raise FormatError(f"{chunks._url}: found {bits} bits of colour type {colour}, expected a mask of up to 8 bits.")
-    if interlaced:
-        raise FormatError(f"{chunks._url}: is interlaced, so that its rows cannot be read one by one.")
+    if bits not in BITS_OF_COLOUR.get(colour, ()) or compression or filters or interlaced > 1:
+        raise FormatError(
+            f"{chunks._url}: found {bits} bits of colour type {colour}, compression {compression}, filters {filters} "
+            f"and interlacing {interlaced}, which is no PNG that there can be; the file is damaged at its source."
+        )
+    layout = _Layout(width, bits, colour, is_interlaced=bool(interlaced))
     if colour != PALETTE:
-        return _Layout(width, bits, colour)
+        return layout
+    palette = chunks.headers.get(b"PLTE", b"")
+    if not 3 <= len(palette) <= 3 * 256 or len(palette) % 3:
+        raise FormatError(f"{chunks._url}: has no palette, or a damaged one.")
     coloured_entries = np.zeros(256, bool)
-    entries = np.frombuffer(chunks.headers.get(b"PLTE", b""), np.uint8)
-    coloured_entries[: len(entries) // 3] = entries.reshape(-1, 3).any(axis=1)
-    return _Layout(width, bits, colour, coloured_entries)
+    coloured_entries[: len(palette) // 3] = np.frombuffer(palette, np.uint8).reshape(-1, 3).any(axis=1)
+    return replace(layout, coloured_entries=coloured_entries)

@@ -16,8 +16,8 @@ from zlib_ng import zlib_ng
 NONE, SUB, UP, AVERAGE, PAETH = range(5)
 LAST_FILTER = PAETH
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOUR_OF_STEP = {1: 0, 2: 4, 3: 2, 4: 6}
-"""A colour type whose 8-bit pixels take so many bytes."""
+KIND_OF_STEP = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16, 6)}
+"""Bits of a sample and colour type of pixels that take so many bytes."""
 
 LIBPNG_ROWS = 16
 """Rows of the small PNG: few enough that it and its copies stay in the processor's cache."""
@@ -91,17 +91,20 @@ def _undo_by_libpng(rows: Bytes2D, above: Bytes1D, step: int) -> Bytes2D:
     block = np.zeros((len(rows) + 1, rows.shape[1]), np.uint8)
     block[0, 1:] = above
     block[1:] = rows
-    return imagecodecs.png_decode(_png_of(block, step)).reshape(len(block), len(above))[1:]
+    samples = imagecodecs.png_decode(_png_of(block, step))
+    if samples.itemsize == 2:
+        samples = samples.astype(">u2").view(np.uint8)
+    return samples.reshape(len(block), len(above))[1:]
 
 
 def _png_of(rows: Bytes2D, step: int) -> bytes:
-    """Filtered rows as an 8-bit PNG, stored rather than compressed."""
+    """Filtered rows as a PNG, stored rather than compressed."""
 
     def chunk(kind: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
         crc = zlib_ng.crc32(data, zlib_ng.crc32(kind))
         return struct.pack(">I", len(data)), kind, data, struct.pack(">I", crc)
 
     width = (rows.shape[1] - 1) // step
-    header = struct.pack(">IIBBBBB", width, len(rows), 8, COLOUR_OF_STEP[step], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, len(rows), *KIND_OF_STEP[step], 0, 0, 0)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib_ng.compress(rows, 0)), chunk(b"IEND", b"")
     return b"".join([SIGNATURE, *chain.from_iterable(parts)])

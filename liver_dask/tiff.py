@@ -8,8 +8,7 @@ import io
 import struct
 import sys
 import threading
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any, cast
@@ -18,7 +17,6 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from zlib_ng import zlib_ng
 
 from .allowance import cores
 from .byteranges import MOST_OF_A_REQUEST, Span
@@ -26,6 +24,7 @@ from .cache import FolderCache, MemoryCache, SpanCache
 from .errors import FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
+from .strip_codecs import DECODER_OF_COMPRESSION, StripError
 from .volume import RAW_DTYPE
 from .window import LARGEST_LOOK
 
@@ -45,10 +44,6 @@ ROWS_LIMIT = 96 << 20
 
 INDEX_BYTES_PER_ROW = 8
 """What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
-
-DECODING_ERRORS = (imagecodecs.LzwError, zlib.error, zlib_ng.error)
-
-LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED = 5, 8, 32946, 1
 
 Rows = npt.NDArray[np.intp]
 
@@ -225,19 +220,22 @@ class TiffSlice:
     def _learn(self, index: StripIndex, strip: int, part: memoryview, x_stop: int) -> None:
         """Find out how far the first bytes of a strip go, and so how many its columns up to `x_stop` take."""
         row = np.empty(self._width, RAW_DTYPE).view(np.uint8)
-        with suppress(*DECODING_ERRORS):  # beyond what is needed
-            decoded = _DECODER_OF_COMPRESSION[index.compression](part, row)
+        with suppress(StripError):  # beyond what is needed
+            decoded = DECODER_OF_COMPRESSION[index.compression](part, row, False)
             needed = len(part) * x_stop * RAW_DTYPE.itemsize / decoded
             prefix_shares.learn(self._file.source.url, self._width, x_stop, needed / int(index.counts[strip]))
 
     def _decode_strip(self, index: StripIndex, number: int, part: memoryview, target: npt.NDArray[np.uint8]) -> int:
         """Decode the first bytes of a strip; how many of the target they gave, all of them if the strip is whole."""
+        is_whole = len(part) == index.counts[number]
+        # some writers fill up the last strip, where it is short
+        is_all = is_whole and len(target) == index.rows_per_strip * self._width * RAW_DTYPE.itemsize
         try:
-            count = _DECODER_OF_COMPRESSION[index.compression](part, target)
-        except DECODING_ERRORS as error:
-            problem = f"cannot be decoded ({error})"
+            count = DECODER_OF_COMPRESSION[index.compression](part, target, is_all)
+        except StripError as error:
+            problem = str(error)
         else:
-            if count == len(target) or len(part) < index.counts[number]:
+            if count == len(target) or not is_whole:
                 return count
             problem = f"holds {count} of {len(target)} bytes"
         first = number * index.rows_per_strip
@@ -343,7 +341,7 @@ def _difference(page: tifffile.TiffPage, height: int, width: int) -> str:
         ("bits a sample", page.bitspersample, [16]),
         ("sample format (1 is unsigned)", int(page.sampleformat), [1]),
         ("layout", "tiles" if page.is_tiled else "strips", ["strips"]),
-        ("compression", int(page.compression), list(_DECODER_OF_COMPRESSION)),
+        ("compression", int(page.compression), list(DECODER_OF_COMPRESSION)),
         ("predictor", int(page.predictor), [1, 2]),
         ("fill order", int(page.fillorder), [1]),
     ]
@@ -365,34 +363,6 @@ def _checked(index: StripIndex, file: RemoteFile) -> StripIndex:
         row = int(beyond[0]) * index.rows_per_strip
         raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
     return index
-
-
-Decoder = Callable[[memoryview, npt.NDArray[np.uint8]], int]
-"""Fills the target from the start of a strip and returns how many bytes there were."""
-
-
-def _decode_lzw(strip: memoryview, target: npt.NDArray[np.uint8]) -> int:
-    if len(strip) < 2 or strip[0] != 0x80 or strip[1] & 0xC0:
-        return 0  # no Clear and then a byte: imagecodecs would read outside its table
-    return len(imagecodecs.lzw_decode(strip, out=target))
-
-
-def _decode_deflate(strip: memoryview, target: npt.NDArray[np.uint8]) -> int:
-    return _copy(zlib_ng.decompressobj().decompress(strip, len(target)), target)
-
-
-def _copy(strip: memoryview | bytes, target: npt.NDArray[np.uint8]) -> int:
-    found = np.frombuffer(strip, np.uint8)[: len(target)]
-    target[: len(found)] = found
-    return len(found)
-
-
-_DECODER_OF_COMPRESSION: dict[int, Decoder] = {
-    UNCOMPRESSED: _copy,
-    LZW: _decode_lzw,
-    DEFLATE: _decode_deflate,
-    OLD_DEFLATE: _decode_deflate,
-}
 
 
 class _Sparse(io.RawIOBase):

@@ -183,9 +183,7 @@ def spoil(path: Path, how: str) -> None:
             path.write_bytes(
                 data[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + data[-12:]
             )
-        case "16 bit":
-            Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(path)
-        case "interlaced":
+        case "not interlaced as it says":
             header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 1)
             path.write_bytes(data[:8] + chunk(b"IHDR", header) + data[33:])
 
@@ -213,8 +211,8 @@ def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_pa
 @pytest.mark.parametrize(
     "how",
     [
-        "empty", "cut in the data", "cut at the end", "not of this kind", "noise", "another size", "16 bit",
-        "a million pixels wide", "interlaced",
+        "empty", "cut in the data", "cut at the end", "not of this kind", "noise", "another size",
+        "a million pixels wide", "not interlaced as it says",
     ],
 )  # fmt: skip
 def test_a_bad_png_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
