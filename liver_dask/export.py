@@ -25,7 +25,7 @@ from .export_run import Driver
 from .export_work import in_blocks
 from .progress import show_progress
 from .settings import setting
-from .slabs import codec_of
+from .slabs import codecs_of
 from .store import RECORD, Store
 from .team import gather
 from .traffic import traffic
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 240
 """Bytes of a store's name; the file system's limit is 255, and names beside it are longer."""
+
+LARGEST_VOXEL = 8
+"""Bytes; numpy has longer floats, Zarr has not."""
 
 OTHER_GROUPS = (RECORD, "pyramid", "labels")
 """What else a store holds, or will when it has a pyramid."""
@@ -106,10 +109,10 @@ class Export:
                 if client:
                     check_workers(client, self.store)
                 self._write(client, run_name, on_error == "continue", progress)
+                self.store.complete()
             except BaseException as error:
                 self.store.tidy_after(error)
                 raise
-            self.store.complete()
 
     def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
         traffic.take()  # what was fetched before is not this run's
@@ -149,7 +152,9 @@ class Export:
             str(name): {
                 "chunks": layout.chunks,
                 "shards": layout.shards,
-                "compressors": [codec_of(variable.dtype)],
+                "compressors": codecs_of(variable.dtype),
+                "fill_value": variable.dtype.type(0),
+                "_FillValue": None,  # or xarray would have NaN stand for what is left out of floats
             }
             for name, variable in self.shared.data_vars.items()
         }
@@ -190,7 +195,7 @@ def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
             f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}; "
             "select with slices, such as z=slice(290, 291), to keep a dim."
         )
-    if variable.dtype.kind not in "biuf":
+    if variable.dtype.kind not in "biuf" or variable.dtype.itemsize > LARGEST_VOXEL:
         raise InvalidArgumentError(f"Variable {name!r} is of {variable.dtype}; only numbers and bool can be kept.")
     decoded = DECODED_ATTRIBUTES & variable.attrs.keys()
     if decoded:
@@ -265,7 +270,7 @@ def _content_of(blocks: xr.Dataset, layout: Layout, readers: Mapping[str, set[Vo
         "shards": list(layout.shards),
         "variables": {
             str(name): {
-                "dtype": variable.dtype.str,
+                "dtype": variable.dtype.newbyteorder("<").str,
                 "voxels": _origin(variable.data),
                 "files": sorted({reader.files for reader in readers[str(name)]}),
             }
