@@ -5,6 +5,7 @@ goes on after a kill, in `store`.
 """
 
 import os
+import stat
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from .export_work import in_blocks
 from .progress import show_progress
 from .settings import setting
 from .slabs import codecs_of
-from .store import RECORD, Store
+from .store import NOT_THERE, RECORD, Store
 from .team import gather
 from .traffic import traffic
 from .window import VolumeArray
@@ -97,6 +98,7 @@ class Export:
         """Write what is not there yet, then complete the store."""
         check_call(client, on_error)
         if self.store.is_written():
+            self.store.tidy_beside()
             return
         expected = self.estimate()
         if setting("check-room"):
@@ -164,9 +166,11 @@ class Export:
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:
+    """Where a store is to be: of a symbolic link, where it leads, since a finished store cannot replace a link."""
     try:
         text = os.fspath(path)
-        target = Path(text).expanduser().absolute()
+        given = Path(text).expanduser().absolute()
+        target = Path(os.path.realpath(given)) if _is_link(given) else given
         usable = (
             bool(text) and "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
         )
@@ -174,7 +178,18 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
         usable = False
     if not usable:
         raise InvalidArgumentError(f"Cannot write {path!r}: a store is a new folder on a local file system.")
+    if _is_link(target):
+        raise InvalidArgumentError(f"Cannot write {path!r}: the symbolic link {target} leads nowhere.")
     return target
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return stat.S_ISLNK(path.lstat().st_mode)
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
+        raise
 
 
 def _check_variables(ds: xr.Dataset) -> None:

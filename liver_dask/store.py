@@ -31,7 +31,7 @@ import shutil
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,6 +49,7 @@ from .errors import (
     StoreExistsError,
 )
 from .export_plan import Layout, Region, Shard, ShardRow, plan_layout
+from .remote import ZARR_METADATA
 from .slabs import STATISTICS, Checksum, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
 from .transport import Identity
 from .volume import DIMS
@@ -58,7 +59,6 @@ log = logging.getLogger(__name__)
 RECORD = "liver_dask"
 """The group whose attributes say what a store is."""
 
-ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
 PARTS = ("slabs", "shards")
 """The folders of `progress` that hold what is finished."""
 
@@ -83,6 +83,11 @@ def read_record(store: Path) -> dict[str, Any] | None:
     record = _any_record(store)
     known = record is not None and record.get("format") in range(OLDEST_READ, FORMAT + 1)
     return record if known else None
+
+
+def has_record(store: Path) -> bool:
+    """Whether there is a store of liver_dask, complete or not, of a format that is read or not, damaged or not."""
+    return _any_record(store) is not None
 
 
 def _any_record(store: Path) -> dict[str, Any] | None:
@@ -171,6 +176,15 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, but a folder that cannot be read is an error, and not an empty one."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    return os.walk(folder, onerror=fail)
+
+
 def layout_of(record: Mapping[str, Any]) -> Layout:
     """The grids of a recorded store."""
     sizes = {name: np.dtype(variable["dtype"]).itemsize for name, variable in record["variables"].items()}
@@ -226,6 +240,7 @@ class Store:
         self._began = False  # whether the unfinished store is of this very run
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
+        self._aside = self.partial / "aside"
         self._progress = self.partial / "progress"
 
     @property
@@ -272,7 +287,11 @@ class Store:
         """
         with self._locked():
             try:
-                run = "" if self.is_written() else self._begin(write_metadata)
+                if self.is_written():
+                    run = ""
+                else:
+                    self._check_place()
+                    run = self._begin(write_metadata)
             except BaseException as error:
                 self.tidy_after(error)
                 self._remove_leftovers()
@@ -306,7 +325,8 @@ class Store:
         if record is None or record["format"] != FORMAT or not self._is_of(record):
             return found
         for name in self.names:
-            slabs = {path.name for path in _files_in(self._progress / "slabs" / name)}
+            folder = self._progress / "slabs" / name
+            slabs = {path.name for path in _files_in(folder)} if is_there(folder) else set()  # a kill may leave none
             found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
         for row in self.layout.shard_rows(self.names):
             if self.is_merged(row):
@@ -373,6 +393,13 @@ class Store:
         _sync_metadata(self._unfinished)
         self._unfinished.replace(self.target)
         sync_folder(self.target.parent)
+
+    def tidy_beside(self) -> None:
+        """Remove what lies beside the complete store, of a run that ended while it tidied up; if nobody is at it."""
+        with suppress(LiverDaskError, OSError):
+            if is_there(self.partial):
+                with self._locked():
+                    self._remove_leftovers()
 
     def tidy_after(self, error: BaseException) -> None:
         """Leave nothing of what this run began where nothing was finished; else say what is kept.
@@ -445,6 +472,27 @@ class Store:
             log.warning("%s: this file system has no locks; see that no other process writes the store", self.target)
         return descriptor
 
+    def _check_place(self) -> None:
+        """Refuse early what would keep the store, once it is complete, from getting its name."""
+        if self.partial.stat().st_dev != self.target.parent.stat().st_dev:
+            raise InvalidArgumentError(
+                f"{self.partial} is on another disk than {self.target.parent}; remove it, or choose another path."
+            )
+        if not is_there(self.target):
+            return
+        try:
+            self.target.replace(self._aside)
+            try:
+                self._aside.replace(self.target)
+            except OSError:
+                self._aside.replace(self.target)
+                raise
+        except OSError as error:
+            raise InvalidArgumentError(
+                f"{self.target} is an empty folder that a store cannot take the place of ({error.strerror}), a mount "
+                f"point perhaps; choose a path in it, such as {self.target / 'crop.zarr'}."
+            ) from error
+
     def _begin(self, write_metadata: Callable[[Path], None]) -> str:
         """Make the unfinished store, without a shard, unless this same call has left one."""
         if not is_there(self._unfinished):
@@ -509,6 +557,8 @@ class Store:
         try:
             if not is_there(self._unfinished):
                 self._remove_new()
+                if is_there(self._aside):
+                    self._aside.rmdir()
                 (self.partial / "lock").unlink(missing_ok=True)
                 self.partial.rmdir()
         except OSError as error:
@@ -560,7 +610,7 @@ class Store:
         """Remove what a process that was killed here, in `complete`, had not yet given its name."""
         folders = [self._unfinished, *(self._unfinished / name for name in self.names)]
         files = [path for folder in folders for path in _files_in(folder)]
-        files += [Path(folder, name) for folder, _, names in _walk(self._unfinished / RECORD) for name in names]
+        files += [Path(folder, name) for folder, _, names in walk(self._unfinished / RECORD) for name in names]
         for path in files:
             if path.name.startswith(".") or path.name.endswith(".partial"):
                 path.unlink()
@@ -634,18 +684,9 @@ def _files_in(folder: Path, suffix: str = "") -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, but a folder that cannot be read is an error, and not an empty one."""
-
-    def fail(error: OSError) -> NoReturn:
-        raise error
-
-    return os.walk(folder, onerror=fail)
-
-
 def _sync_metadata(store: Path) -> None:
     """Make all of a store but its shards durable: zarr and xarray write without."""
-    for folder, folders, files in _walk(store):
+    for folder, folders, files in walk(store):
         for name in files:
             if name.endswith(".json") or Path(folder).is_relative_to(store / RECORD):
                 with Path(folder, name).open("rb") as file:
