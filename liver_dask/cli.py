@@ -25,7 +25,7 @@ from .export import Export
 from .pictures import PIXELS, show
 from .pyramid import add_pyramid
 from .settings import setting
-from .store import read_record
+from .store import has_record, open_record, read_record, what_it_lacks
 from .verify import verify as verify_store
 from .view import open_target, serve_slicer, view
 
@@ -112,6 +112,8 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     """
     store = Path(target)
     record = read_record(store)
+    if not record and has_record(store):
+        open_record(store)  # which says what is wrong with it
     if record:
         try:
             click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
@@ -121,6 +123,8 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
         click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
         for name, variable in record["variables"].items():
             click.echo(f"  {name}: {variable['voxels']}")
+        for lacking in what_it_lacks(record):
+            click.echo(f"{store}: {lacking}")
         return
     partial = store.with_name(f"{store.name}.partial") if store.name else store
     if (partial / "store").is_dir():
@@ -284,6 +288,8 @@ def verify(store: Path, full: bool, seed: int, scheduler: str | None, workers: i
     with cluster(scheduler, workers) as client:
         report = verify_store(store, full=full, seed=seed, client=client)
     click.echo(report)
+    for lacking in what_it_lacks(open_record(store)):
+        click.echo(f"{store}: {lacking}")
     if not report.ok:
         sys.exit(1)
 

@@ -23,7 +23,7 @@ from . import volume
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
 from .png import PngSlice
-from .remote import RemoteFile, folder_exists, list_folders, resolve_url
+from .remote import RemoteFile, archive_url, folder_exists, is_zarr, list_folders, told_zarr
 from .settings import setting
 from .tiff import TiffSlice
 from .transport import Source
@@ -194,7 +194,9 @@ class VolumeReader:
             there = list_folders(self.source)
             if there and volume.folder_of(self.variable) not in there:
                 text += f" The archive has these folders: {', '.join(there)}."
-            if self.missing == "zeros":
+            if volume.folder_of(self.variable) not in there and is_zarr(self.source):
+                text += f" {self.source.url} {told_zarr(self.source.url)}"
+            elif self.missing == "zeros":
                 text += f" Its folder {self.files} was not seen either, so that it is not taken for zeros."
             else:
                 text += ' Open the source with missing="zeros" (--missing zeros) if such slices are to be empty.'
@@ -241,7 +243,8 @@ def open_human_liver_em(
         coordinates that keep their values in a crop, and attributes with source, licence and citation.
 
     Raises:
-        InvalidArgumentError: A label that does not exist, a shape or number that makes no sense. (ValueError)
+        InvalidArgumentError: A label that does not exist, a shape or number that makes no sense; `source` is a Zarr
+            store. (ValueError)
         SliceNotFoundError: `source` is a local folder that does not exist. (FileNotFoundError)
     """
     lazy, block, attrs = _prepare(
@@ -357,7 +360,7 @@ def _prepare(
         raise InvalidArgumentError(f"missing={missing!r} must be 'raise' or 'zeros'.")
     cache_dir = setting("cache-dir", cache_dir)
     asked = Source(
-        url=resolve_url(source),
+        url=archive_url(source),
         connections=_at_least_one("connections", setting("connections", connections)),
         timeout=_seconds("timeout", setting("timeout")),
         attempts=_at_least_one("attempts", setting("attempts")),

@@ -128,6 +128,7 @@ def _store(
     ds = open_human_liver_em(source, shape=shape)
     if download:
         return to_zarr(ds, store, bounding_box=box, client=client)
-    if Export.plan(ds, store, box).store.is_written():
-        return str(store)
+    there = Export.plan(ds, store, box).store
+    if there.is_written():
+        return str(there.target)
     raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it from {source}.")

@@ -5,6 +5,7 @@ goes on after a kill, in `store`.
 """
 
 import os
+import stat
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,8 @@ from .export_run import Driver
 from .export_work import in_blocks
 from .progress import show_progress
 from .settings import setting
-from .slabs import codec_of
-from .store import RECORD, Store
+from .slabs import codecs_of
+from .store import NOT_THERE, RECORD, Store
 from .team import gather
 from .traffic import traffic
 from .window import VolumeArray
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 240
 """Bytes of a store's name; the file system's limit is 255, and names beside it are longer."""
+
+LARGEST_VOXEL = 8
+"""Bytes; numpy has longer floats, Zarr has not."""
 
 OTHER_GROUPS = (RECORD, "pyramid", "labels")
 """What else a store holds, or will when it has a pyramid."""
@@ -95,6 +99,7 @@ class Export:
         """Write what is not there yet, then complete the store."""
         check_call(client, on_error)
         if self.store.is_written():
+            self.store.tidy_beside()
             return
         expected = self.estimate()
         if setting("check-room"):
@@ -107,10 +112,10 @@ class Export:
                 if client:
                     check_workers(client, self.store)
                 self._write(client, run_name, on_error == "continue", progress)
+                self.store.complete()
             except BaseException as error:
                 self.store.tidy_after(error)
                 raise
-            self.store.complete()
 
     def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
         traffic.take()  # what was fetched before is not this run's
@@ -150,7 +155,9 @@ class Export:
             str(name): {
                 "chunks": layout.chunks,
                 "shards": layout.shards,
-                "compressors": [codec_of(variable.dtype)],
+                "compressors": codecs_of(variable.dtype),
+                "fill_value": variable.dtype.type(0),
+                "_FillValue": None,  # or xarray would have NaN stand for what is left out of floats
             }
             for name, variable in self.shared.data_vars.items()
         }
@@ -160,9 +167,11 @@ class Export:
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:
+    """Where a store is to be: of a symbolic link, where it leads, since a finished store cannot replace a link."""
     try:
         text = os.fspath(path)
-        target = Path(text).expanduser().absolute()
+        given = Path(text).expanduser().absolute()
+        target = Path(os.path.realpath(given)) if _is_link(given) else given
         usable = (
             bool(text) and "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
         )
@@ -170,7 +179,18 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
         usable = False
     if not usable:
         raise InvalidArgumentError(f"Cannot write {path!r}: a store is a new folder on a local file system.")
+    if _is_link(target):
+        raise InvalidArgumentError(f"Cannot write {path!r}: the symbolic link {target} leads nowhere.")
     return target
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return stat.S_ISLNK(path.lstat().st_mode)
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
+        raise
 
 
 def _check_variables(ds: xr.Dataset) -> None:
@@ -191,7 +211,7 @@ def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
             f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}; "
             "select with slices, such as z=slice(290, 291), to keep a dim."
         )
-    if variable.dtype.kind not in "biuf":
+    if variable.dtype.kind not in "biuf" or variable.dtype.itemsize > LARGEST_VOXEL:
         raise InvalidArgumentError(f"Variable {name!r} is of {variable.dtype}; only numbers and bool can be kept.")
     decoded = DECODED_ATTRIBUTES & variable.attrs.keys()
     if decoded:
@@ -266,7 +286,7 @@ def _content_of(blocks: xr.Dataset, layout: Layout, readers: Mapping[str, set[Vo
         "shards": list(layout.shards),
         "variables": {
             str(name): {
-                "dtype": variable.dtype.str,
+                "dtype": variable.dtype.newbyteorder("<").str,
                 "voxels": _origin(variable.data),
                 "files": sorted({reader.files for reader in readers[str(name)]}),
             }

@@ -18,7 +18,7 @@ import zarr
 from . import volume
 from .export_plan import Shape
 from .slabs import sync_folder
-from .store import open_record, read_statistics
+from .store import open_record, read_statistics, walk
 
 VERSION = "0.5"
 LABELS = "labels"
@@ -40,7 +40,9 @@ class Level(NamedTuple):
 
 def is_described(levels: Sequence[Level]) -> bool:
     """Whether the metadata of just these levels are there: `write_ome_metadata` writes those of the root last."""
-    root = zarr.open_group(levels[0].path, mode="r")  # as its consolidated metadata say, which are written last
+    root = zarr.open_group(levels[0].path, mode="r")
+    if root.metadata.consolidated_metadata is None:  # which are written last
+        return False
     paths = [_path_of(level, levels, _image_of(_open(levels[0].path))) for level in levels]
     return LABELS in root and paths == _described(root.attrs.asdict().get("ome", {}))
 
@@ -156,7 +158,7 @@ def _write_labels(store: Path, described: _Describer) -> None:
 
 def _link_array(array: Path, copy: Path) -> None:
     """The same array elsewhere, without its bytes a second time where the disk has hard links."""
-    for folder, _, files in os.walk(array):
+    for folder, _, files in walk(array):
         there = copy / Path(folder).relative_to(array)
         there.mkdir()
         for name in files:

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,9 @@ first patience: waiting longer does not help where requests hang."""
 
 LONGEST_TRYING = 600.0
 """Seconds after which a range is not asked for again."""
+
+ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
+"""One of these files is in the folder of every Zarr store."""
 
 LARGEST_RANGE = 4 << 20
 GAP = 512
@@ -277,6 +281,38 @@ def resolve_url(source: str | os.PathLike[str]) -> str:
         except (ValueError, ImportError) as error:
             raise InvalidArgumentError(f"source={text!r} cannot be opened: {error}.") from None
     return f"{protocol}://{path.rstrip('/')}"
+
+
+def archive_url(source: str | os.PathLike[str]) -> str:
+    """As `resolve_url`, but a Zarr store is refused, as far as that is seen without a request.
+
+    Raises:
+        InvalidArgumentError: It is a Zarr store, or as `resolve_url`.
+        SliceNotFoundError: There is no such local folder.
+    """
+    url = resolve_url(source)
+    is_local = "://" not in url
+    shown = url if is_local else re.sub(r"//[^/]*@", "//", url).partition("?")[0].rstrip("/")
+    if Path(url, "store", "zarr.json").exists() if is_local else shown.endswith(".zarr.partial"):
+        raise InvalidArgumentError(f"{shown} is an unfinished Zarr store; the call that began it goes on with it.")
+    is_store = any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else shown.endswith(".zarr")
+    if is_store:
+        raise InvalidArgumentError(f"{shown} {told_zarr(shown)}")
+    return url
+
+
+def told_zarr(url: str) -> str:
+    """What is said of a Zarr store that was given as an archive."""
+    return f"is a Zarr store, and no archive of slices; open it with xr.open_zarr({url!r})."
+
+
+def is_zarr(source: Source) -> bool:
+    """Whether there is a Zarr store in place of an archive; asks for its metadata."""
+    try:
+        RemoteFile(source, ZARR_METADATA[0]).fetch(0, 1)
+    except (LiverDaskError, OSError):
+        return False
+    return True
 
 
 @functools.cache

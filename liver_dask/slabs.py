@@ -1,10 +1,10 @@
 """Bytes of Zarr v3 shards: chunks encoded one by one, kept as slabs, and slabs put together.
 
 A shard is its encoded chunks in any order, then an index (for each chunk of the grid, row by row, its offset and length
-as little-endian uint64, both 2^64 - 1 where the chunk is empty), then the CRC-32C of the index. A slab is alike, for a
-layer of chunks one deep and all along x, and its index has the CRC-32C of each chunk besides, since what is put into a
-shard is to be what was encoded, and what is known of its voxels. Putting slabs together copies bytes and adds to
-offsets; nothing is decoded. Reading a part of a chunk decodes only the blocks of Blosc that hold it.
+as little-endian uint64, both 2^64 - 1 where the chunk is empty), then the CRC-32C of the index. A chunk is a Blosc
+buffer and its CRC-32C, which every reader of Zarr compares before it decodes. A slab is alike, for a layer of chunks
+one deep and all along x, and its index says besides what is known of the voxels. Putting slabs together copies bytes
+and adds to offsets; nothing is decoded. Reading a part of a chunk decodes only the blocks of Blosc that hold it.
 """
 
 import os
@@ -18,7 +18,7 @@ import google_crc32c
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import DamagedError
 from .export_plan import Shape
@@ -33,6 +33,9 @@ ZSTD_OF_BYTES: tuple[int, Any] = (3, "noshuffle")
 twice as long to encode, and up to five times as long to decode: Blosc has no fast code for that."""
 
 CRC_BYTES = 4
+CRC_OF_CHECKED = 0x48674BC7
+"""The CRC-32C of any bytes with their own CRC-32C behind them: so both are compared without a copy of the former."""
+
 BLOSC_HEADER = 16
 Index = npt.NDArray[np.uint64]
 Table = npt.NDArray[np.void]
@@ -42,8 +45,8 @@ STATISTICS = np.dtype([("nonzero", "<u4"), ("mean", "<f4"), ("std", "<f4")])
 """What is known of a chunk's voxels, as far as there are voxels in it: how many are not zero; and, but for voxels of
 one byte (masks), mean and standard deviation."""
 
-IN_SLAB = np.dtype([("offset", "<u8"), ("length", "<u8"), ("crc32c", "<u8"), ("statistics", STATISTICS), ("", "<u4")])
-"""What the index of a slab says of each chunk; as many bytes as five uint64."""
+IN_SLAB = np.dtype([("offset", "<u8"), ("length", "<u8"), ("statistics", STATISTICS), ("", "<u4")])
+"""What the index of a slab says of each chunk; as many bytes as four uint64."""
 
 MEMCPYED = 0x02
 """The flag of a Blosc buffer whose voxels are not compressed."""
@@ -72,17 +75,21 @@ class Checksum(NamedTuple):
     crc32c: int
 
 
-def codec_of(dtype: np.dtype[Any]) -> BloscCodec:
-    """How a chunk is compressed, as zarr's metadata say it."""
+def codecs_of(dtype: np.dtype[Any]) -> list[BloscCodec | Crc32cCodec]:
+    """How a chunk is compressed and protected, as zarr's metadata say it."""
     level, shuffle = _zstd_of(dtype)
-    return BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=level, shuffle=shuffle, blocksize=0)
+    blosc = BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=level, shuffle=shuffle, blocksize=0)
+    return [blosc, Crc32cCodec()]
 
 
 def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape) -> Chunk:
-    """Encode what there is of one chunk, filled up with zeros at the array's end; nothing for a chunk of zeros."""
+    """Encode what there is of one chunk, filled up with zeros at the array's end; nothing where all bits are zero.
+
+    Readers take 0 for what is left out; -0.0, whose sign they would lose by that, is kept.
+    """
     little = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
     statistics = _statistics_of(little)  # of neighbouring bytes: three times as fast as of a part of a region
-    if not statistics["nonzero"]:
+    if not statistics["nonzero"] and not (little.dtype.kind == "f" and little.view(np.uint8).any()):
         return Chunk(b"", statistics)
     if little.shape != chunk:
         little = np.pad(little, [(0, whole - there) for whole, there in zip(chunk, little.shape, strict=True)])
@@ -95,27 +102,42 @@ def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape) -> Chunk:
         typesize=little.itemsize,
         numthreads=1,
     )
-    return Chunk(data, statistics)
+    return Chunk(data + _crc32c(data), statistics)
 
 
-def decode_chunk(data: bytes, dtype: np.dtype[Any], chunk: Shape) -> npt.NDArray[Any]:
-    """Undo `encode_chunk`; DamagedError where the bytes are not a chunk."""
-    voxels = _decode(data) if data else bytes(int(np.prod(chunk)) * dtype.itemsize)
+def decode_chunk(data: bytes, dtype: np.dtype[Any], chunk: Shape, *, has_checksum: bool = True) -> npt.NDArray[Any]:
+    """Undo `encode_chunk`; DamagedError where the bytes are not a chunk.
+
+    Args:
+        data: What `encode_chunk` made.
+        dtype: Of a voxel.
+        chunk: Voxels of the chunk.
+        has_checksum: Whether it ends with one, as all do since format 4 of a store.
+    """
+    if not data:
+        return np.zeros(chunk, dtype.newbyteorder("<"))
+    return _decode_chunk(_checked(data) if has_checksum else data, dtype, chunk)
+
+
+def _decode_chunk(data: bytes | memoryview, dtype: np.dtype[Any], chunk: Shape) -> npt.NDArray[Any]:
+    voxels = _decode(data)
     try:
         return np.frombuffer(voxels, dtype.newbyteorder("<")).reshape(chunk)
     except ValueError as error:
         raise DamagedError(f"a chunk cannot be decoded ({error})") from error
 
 
-def _decode(data: bytes) -> Any:
+def _decode(data: bytes | memoryview) -> Any:
     try:
         return imagecodecs.blosc_decode(data, numthreads=1)
     except (imagecodecs.BloscError, SystemError) as error:  # the latter of a size below 0
         raise DamagedError(f"a chunk cannot be decoded ({error})") from error
 
 
-def decode_planes(data: bytes, dtype: np.dtype[Any], chunk: Shape, planes: slice) -> npt.NDArray[Any]:
-    """Some planes along z of a chunk: only the blocks of Blosc that hold them are decoded.
+def decode_planes(
+    data: bytes, dtype: np.dtype[Any], chunk: Shape, planes: slice, *, has_checksum: bool = True
+) -> npt.NDArray[Any]:
+    """Some planes along z of a chunk: only the blocks of Blosc that hold them are decoded; see `decode_chunk`.
 
     A Blosc buffer is a header (flags at byte 2; bytes of voxels, of a block, and of the buffer from byte 4), the place
     of each block, and the blocks, each encoded for itself: some neighbouring blocks are a buffer again.
@@ -123,21 +145,22 @@ def decode_planes(data: bytes, dtype: np.dtype[Any], chunk: Shape, planes: slice
     Raises:
         DamagedError: The bytes are not a chunk.
     """
+    content = _checked(data) if has_checksum else data
     plane = chunk[1] * chunk[2] * dtype.itemsize
     begin, end = planes.start * plane, planes.stop * plane
     try:
-        skipped, data = _some_blocks(data, chunk[0] * plane, begin, end)
+        skipped, blocks = _some_blocks(content, chunk[0] * plane, begin, end)
     except (ValueError, struct.error) as error:
         raise DamagedError(f"a chunk cannot be decoded ({error})") from error
     if skipped is None:
-        return decode_chunk(data, dtype, chunk)[planes]
-    voxels = np.frombuffer(_decode(data), np.uint8)[begin - skipped : end - skipped]
+        return _decode_chunk(blocks, dtype, chunk)[planes]
+    voxels = np.frombuffer(_decode(blocks), np.uint8)[begin - skipped : end - skipped]
     if len(voxels) != end - begin:
         raise DamagedError("a chunk cannot be decoded (it is too short)")
     return voxels.view(dtype.newbyteorder("<")).reshape(planes.stop - planes.start, *chunk[1:])
 
 
-def _some_blocks(data: bytes, whole: int, begin: int, end: int) -> tuple[int | None, bytes]:
+def _some_blocks(data: bytes | memoryview, whole: int, begin: int, end: int) -> tuple[int | None, bytes | memoryview]:
     """Of a Blosc buffer of `whole` bytes one of the blocks that hold bytes `begin` to `end`; how many bytes it skips.
 
     All of it, and None, where blocks cannot be told apart: one thread leaves them in their order, others need not.
@@ -167,7 +190,6 @@ def write_slab(path: Path, chunks: Sequence[Chunk]) -> None:
     index = np.zeros(len(chunks), IN_SLAB)
     index["length"] = lengths = np.array([len(chunk.data) for chunk in chunks], np.uint64)
     index["offset"] = np.cumsum(lengths) - lengths
-    index["crc32c"] = [google_crc32c.value(chunk.data) for chunk in chunks]
     index["statistics"] = [chunk.statistics for chunk in chunks]
     with DurableFile(path) as file:
         file.writelines(chunk.data for chunk in chunks)
@@ -197,10 +219,10 @@ def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_ch
             with slab.path.open("rb") as file:
                 for y, row in enumerate(_read_slab_index(file, slab.grid)[:, x_chunks], start=slab.y):
                     known[slab.z, y, : len(row)] = row["statistics"]
-                    for x, (start, length, crc, *_) in enumerate(row.tolist()):
+                    for x, (start, length, *_) in enumerate(row.tolist()):
                         if not length:
                             continue
-                        chunk = _read_chunk(file, start, length, crc)
+                        chunk = _read_chunk(file, start, length)
                         out.write(chunk)
                         checksum = google_crc32c.extend(checksum, chunk)
                         merged[slab.z, y, x] = offset, length
@@ -279,11 +301,13 @@ def _read_slab_index(file: Any, grid: tuple[int, int]) -> Table:
         raise DamagedError(f"{file.name} is damaged: {error}.") from error
 
 
-def _read_chunk(file: Any, start: int, length: int, crc: int) -> bytes:
+def _read_chunk(file: Any, start: int, length: int) -> bytes:
     file.seek(start)
     chunk: bytes = file.read(length)
-    if google_crc32c.value(chunk) != crc:
-        raise DamagedError(f"{file.name} is damaged: a chunk is not as it was written.")
+    try:
+        _checked(chunk)
+    except DamagedError as error:
+        raise DamagedError(f"{file.name} is damaged: {error}.") from error
     return chunk
 
 
@@ -302,7 +326,19 @@ def _read_index(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tupl
 
 def _with_checksum(index: npt.NDArray[Any]) -> bytes:
     data = index.tobytes()
-    return data + google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+    return data + _crc32c(data)
+
+
+def _crc32c(data: bytes) -> bytes:
+    """The CRC-32C of some bytes, as Zarr's codec puts it behind them."""
+    return google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+
+
+def _checked(data: bytes) -> memoryview:
+    """What lies before the checksum at the end; DamagedError if that is not its checksum."""
+    if len(data) <= CRC_BYTES or google_crc32c.value(data) != CRC_OF_CHECKED:
+        raise DamagedError("a chunk is not as it was written: its checksum is wrong")
+    return memoryview(data)[:-CRC_BYTES]
 
 
 def _zstd_of(dtype: np.dtype[Any]) -> tuple[int, Any]:

@@ -21,17 +21,19 @@ in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a va
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +49,7 @@ from .errors import (
     StoreExistsError,
 )
 from .export_plan import Layout, Region, Shard, ShardRow, plan_layout
+from .remote import ZARR_METADATA
 from .slabs import STATISTICS, Checksum, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
 from .versions import MISSING, Identity
 from .volume import DIMS
@@ -56,23 +59,52 @@ log = logging.getLogger(__name__)
 RECORD = "liver_dask"
 """The group whose attributes say what a store is."""
 
+PARTS = ("slabs", "shards")
+"""The folders of `progress` that hold what is finished."""
+
 MANIFEST = "manifest.json"
 """In an array's folder: size and CRC-32C of each shard, and size and ETag of each file that it was made of."""
 
 MISSING_FILES = "missing_files"
 """The attribute of a store that lists what its source did not have."""
 
-FORMAT = 3
+FORMAT = 4
+OLDEST_READ = 3
+CHECKSUMS_SINCE = 4
+"""Stores of earlier formats have no checksums behind their chunks. They are read, but not gone on with."""
+
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def read_record(store: Path) -> dict[str, Any] | None:
-    """What was recorded of a store, complete or not; None if it is not one of ours."""
-    try:
-        found = json.loads((store / RECORD / "zarr.json").read_bytes())["attributes"]
-    except (OSError, ValueError, LookupError, TypeError):
+    """What was recorded of a store, complete or not; None if it is not one of ours, or of a format that is not read.
+
+    Raises:
+        OSError: It cannot be told whether there is a record.
+    """
+    record = _any_record(store)
+    known = record is not None and record.get("format") in range(OLDEST_READ, FORMAT + 1)
+    return record if known else None
+
+
+def has_record(store: Path) -> bool:
+    """Whether there is a store of liver_dask, complete or not, of a format that is read or not, damaged or not."""
+    return _any_record(store) is not None
+
+
+def _any_record(store: Path) -> dict[str, Any] | None:
+    """What was recorded of a store, of whatever format; empty where it is damaged, None where there is nothing."""
+    path = store / RECORD / "zarr.json"
+    if not is_there(path):
         return None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+    try:
+        found = json.loads(path.read_bytes())["attributes"]
+    except FileNotFoundError:  # it went a moment ago
+        return None
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def open_record(store: Path) -> dict[str, Any]:
@@ -84,9 +116,76 @@ def open_record(store: Path) -> dict[str, Any]:
     record = read_record(store)
     if record is None or not record.get("complete"):
         partial = store.with_name(store.name + ".partial")
-        there = f"; {partial} is an unfinished one, finish it first" if partial.exists() else ""
+        there = f"; {partial} is an unfinished one, finish it first" if is_there(partial) else ""
+        if record is None and is_there(store):
+            there = f": it is {what_is_at(store)}{there}"
         raise NotDownloadedError(f"There is no complete store of liver_dask at {store}{there}.")
+    for lacking in what_it_lacks(record):
+        _tell_once(f"{store}: {lacking}")
     return record
+
+
+def what_it_lacks(record: Mapping[str, Any]) -> list[str]:
+    """What a store lacks that is of an earlier format, one sentence each."""
+    if record["format"] >= FORMAT:
+        return []
+    sentences = [
+        f"it is of format {record['format']}: its chunks have no checksums of their own, so damage is found by "
+        "`verify` alone, and not by whoever reads it; write it anew to have them."
+    ]
+    floats = [name for name, variable in record["variables"].items() if np.dtype(variable["dtype"]).kind == "f"]
+    if floats:
+        sentences.append(
+            f"where all voxels of a chunk of {', '.join(floats)} are 0, xarray and other readers take them for NaN."
+        )
+    return sentences
+
+
+@functools.lru_cache(maxsize=1000)
+def _tell_once(sentence: str) -> None:
+    log.info(sentence)
+
+
+def what_is_at(path: Path) -> str:
+    """What there is instead of a store that can be read, and what can be done with it."""
+    record = _any_record(path)
+    if record is not None:
+        number = record.get("format")
+        if not isinstance(number, int):
+            return f"a store of liver_dask whose record, {path / RECORD / 'zarr.json'}, is damaged"
+        if number > FORMAT:
+            return f"a store of format {number}, of a newer liver_dask than this one: update liver_dask"
+        if number < OLDEST_READ:
+            return f"a store of format {number}, of an earlier liver_dask: xr.open_zarr({str(path)!r}) still opens it"
+    if any(is_there(path / name) for name in ZARR_METADATA):
+        return f"a Zarr store that liver_dask did not write: xr.open_zarr({str(path)!r}) may open it"
+    return "something that liver_dask did not write"
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path exists; unlike pathlib's, which in some versions of Python takes any fault for a no.
+
+    Raises:
+        OSError: It cannot be told.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
+        raise
+    except ValueError:  # a name that no path has
+        return False
+    return True
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, but a folder that cannot be read is an error, and not an empty one."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    return os.walk(folder, onerror=fail)
 
 
 def layout_of(record: Mapping[str, Any]) -> Layout:
@@ -163,7 +262,10 @@ class Store:
         self.content = content
         self.allows_missing = allows_missing
         self.partial = target.with_name(target.name + ".partial")
+        self._began = False  # whether the unfinished store is of this very run
         self._unfinished = self.partial / "store"
+        self._new = self.partial / "store.new"
+        self._aside = self.partial / "aside"
         self._progress = self.partial / "progress"
 
     @property
@@ -178,18 +280,18 @@ class Store:
 
     def is_written(self) -> bool:
         """Whether the very store is there, complete; StoreExistsError if something else is."""
-        if not self.target.exists() or (self.target.is_dir() and not any(self.target.iterdir())):
+        if not is_there(self.target) or _is_empty_folder(self.target):
             return False
         found = read_record(self.target)
         if not found or not self._is_of(found) or not found.get("complete"):
-            what = "a store of another box, source or layout" if found else "something that liver_dask did not write"
+            what = "a store of another box, source or layout" if found else what_is_at(self.target)
             raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.")
         self._check_missing(missing_files(self.target, self.names))
         for name in self.names:
             for shard, expected in read_checksums(self.target, name).items():
-                path = shard_path(self.target, name, shard)
-                if not path.exists() or path.stat().st_size != expected.size:
-                    what = "damaged" if path.exists() else "lost"
+                size = _size_of(shard_path(self.target, name, shard))
+                if size != expected.size:
+                    what = "lost" if size is None else "damaged"
                     raise StoreExistsError(
                         f"{self.target} has {what} shard {tuple(shard)} of {name}; remove it to begin anew."
                     )
@@ -211,9 +313,14 @@ class Store:
         """
         with self._locked():
             try:
-                run = "" if self.is_written() else self._begin(write_metadata)
+                if self.is_written():
+                    run = ""
+                else:
+                    self._check_place()
+                    run = self._begin(write_metadata)
             except BaseException as error:
-                self._remove_empty()
+                self.tidy_after(error)
+                self._remove_leftovers()
                 if isinstance(error, OSError) and not isinstance(error, LiverDaskError):
                     raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
                 raise
@@ -221,7 +328,7 @@ class Store:
                 yield run
             finally:
                 self.end_run()
-                self._remove_empty()
+                self._remove_leftovers()
 
     def is_current(self, run: str) -> bool:
         """Whether `run` is still at it; a task of a run that was stopped, killed or followed by another is to end."""
@@ -231,16 +338,21 @@ class Store:
             return False
 
     def end_run(self) -> None:
-        """Let the tasks of this run see that it has ended."""
-        (self._progress / "run").unlink(missing_ok=True)
+        """Let the tasks of this run see that it has ended; or let them go on, where that cannot be written."""
+        try:
+            (self._progress / "run").unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: its tasks may not see that the run has ended (%s)", self.target, error)
 
     def written(self) -> set[tuple[str, Region]]:
         """By variable, the regions that are written: their slabs are there, or the shards that were made of them."""
         found: set[tuple[str, Region]] = set()
-        if not self._is_of(read_record(self._unfinished)):
+        record = read_record(self._unfinished)
+        if record is None or record["format"] != FORMAT or not self._is_of(record):
             return found
         for name in self.names:
-            slabs = {path.name for path in (self._progress / "slabs" / name).iterdir()}
+            folder = self._progress / "slabs" / name
+            slabs = {path.name for path in _files_in(folder)} if is_there(folder) else set()  # a kill may leave none
             found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
         for row in self.layout.shard_rows(self.names):
             if self.is_merged(row):
@@ -271,14 +383,14 @@ class Store:
 
     def is_merged(self, row: ShardRow) -> bool:
         """Whether all shards of a row are finished."""
-        return all(self._checksum_path(row.name, shard).exists() for shard in self.layout.shards_of(row))
+        return all(is_there(self._checksum_path(row.name, shard)) for shard in self.layout.shards_of(row))
 
     def merge(self, row: ShardRow, shard: Shard) -> None:
         """Make a shard of a row of its slabs; and remove those, if it is the last that is made of them."""
         try:
             self._merge(row, shard)
         except FileNotFoundError:
-            if not self._checksum_path(row.name, shard).exists():  # else a job of a run before has just made it
+            if not is_there(self._checksum_path(row.name, shard)):  # else a job of a run before has just made it
                 raise
         if self.is_merged(row):
             for region in self.layout.regions_of(row):
@@ -291,7 +403,7 @@ class Store:
         self._list_missing(_missing_of(sources))
         for name in self.names:
             shards: dict[str, Any] = {}
-            for path in (self._progress / "shards" / name).glob("*.json"):
+            for path in _files_in(self._progress / "shards" / name, ".json"):
                 shards |= json.loads(path.read_bytes())
             of_variable = [source for source in sources if source["url"].startswith(tuple(self._files[name]))]
             manifest = {
@@ -311,17 +423,49 @@ class Store:
         self._unfinished.replace(self.target)
         sync_folder(self.target.parent)
 
+    def tidy_beside(self) -> None:
+        """Remove what lies beside the complete store, of a run that ended while it tidied up; if nobody is at it."""
+        with suppress(LiverDaskError, OSError):
+            if is_there(self.partial):
+                with self._locked():
+                    self._remove_leftovers()
+
     def tidy_after(self, error: BaseException) -> None:
-        """Leave nothing where nothing was finished; else say what is kept."""
-        kept = len(self.written())
+        """Leave nothing of what this run began where nothing was finished; else say what is kept.
+
+        Where a disk does not tell what is finished, all is kept.
+        """
+        try:
+            if not is_there(self._unfinished):
+                return
+            kept = len(self.written())
+            if not kept and self._began and self._withdraw():
+                return
+        except OSError as fault:
+            error.add_note(f"What is finished is kept in {self.partial} ({fault}); the same call goes on from there.")
+            return
         if kept:
             total = len(self.names) * sum(1 for _ in self.layout.regions())
             error.add_note(
                 f"{kept / total:.0%} of it ({kept} of {total} regions) is kept in {self.partial}; "
                 "the same call goes on from there."
             )
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _withdraw(self) -> bool:
+        """Take back what this run began, unless something of it is finished; whether it did.
+
+        The system removes no folder that is not empty, so nothing goes that came a moment ago.
+        """
+        folders = [self._progress / kind / name for kind in PARTS for name in self.names]
+        try:
+            for folder in folders:
+                folder.rmdir()
+        except OSError:
+            for folder in folders:
+                folder.mkdir(exist_ok=True)
+            return False
+        self._unfinished.replace(self._new)  # from here on it is what a run leaves that was killed while it began
+        return True
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -338,7 +482,7 @@ class Store:
 
     def _open_lock(self, path: Path) -> int:
         try:
-            if self.partial.exists() and any(self.partial.iterdir()) and not path.exists():
+            if is_there(self.partial) and any(self.partial.iterdir()) and not is_there(path):
                 raise StoreExistsError(f"{self.partial} is something that liver_dask did not write; remove it.")
             self.partial.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -357,39 +501,98 @@ class Store:
             log.warning("%s: this file system has no locks; see that no other process writes the store", self.target)
         return descriptor
 
+    def _check_place(self) -> None:
+        """Refuse early what would keep the store, once it is complete, from getting its name."""
+        if self.partial.stat().st_dev != self.target.parent.stat().st_dev:
+            raise InvalidArgumentError(
+                f"{self.partial} is on another disk than {self.target.parent}; remove it, or choose another path."
+            )
+        if not is_there(self.target):
+            return
+        try:
+            self.target.replace(self._aside)
+            try:
+                self._aside.replace(self.target)
+            except OSError:
+                self._aside.replace(self.target)
+                raise
+        except OSError as error:
+            raise InvalidArgumentError(
+                f"{self.target} is an empty folder that a store cannot take the place of ({error.strerror}), a mount "
+                f"point perhaps; choose a path in it, such as {self.target / 'crop.zarr'}."
+            ) from error
+
     def _begin(self, write_metadata: Callable[[Path], None]) -> str:
         """Make the unfinished store, without a shard, unless this same call has left one."""
-        if not self._unfinished.exists():
-            new = self.partial / "store.new"
-            shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
-            shutil.rmtree(self._progress, ignore_errors=True)
-            new.mkdir()
-            write_metadata(new)
-            zarr.open_group(new, mode="a").create_group(
+        if not is_there(self._unfinished):
+            self._remove_new()
+            self._new.mkdir()
+            write_metadata(self._new)
+            zarr.open_group(self._new, mode="a").create_group(
                 RECORD, attributes={"format": FORMAT, "complete": False, **self.content}
             )
             for row in self.layout.shard_rows(self.names):
-                shard_path(new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
-            for folder in ("sources", *(f"{kind}/{name}" for kind in ("slabs", "shards") for name in self.names)):
-                (self._progress / folder).mkdir(parents=True)
-            _sync_metadata(new)
-            new.replace(self._unfinished)
+                shard_path(self._new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
+            self._make_progress()
+            _sync_metadata(self._new)
+            self._began = True
+            self._new.replace(self._unfinished)
             sync_folder(self.partial)
-        elif not self._is_of(read_record(self._unfinished)):
-            raise StoreExistsError(
-                f"{self.partial} is the unfinished store of another call (another box, source or layout); "
-                "finish that call, remove the folder, or choose another path."
-            )
-        self._check_missing(_missing_of(self._sources()))
+        else:
+            self._check_unfinished()
+            self._check_missing(_missing_of(self._sources()))
+            self._make_progress()
         run = secrets.token_hex(8)
         with DurableFile(self._progress / "run") as file:
             file.write(run.encode())
         return run
 
-    def _remove_empty(self) -> None:
-        """Remove the folder of an unfinished store where there is none in it, or no more."""
-        if not self._unfinished.exists():
-            shutil.rmtree(self.partial, ignore_errors=True)
+    def _make_progress(self) -> None:
+        for folder in ("sources", *(f"{kind}/{name}" for kind in PARTS for name in self.names)):
+            (self._progress / folder).mkdir(parents=True, exist_ok=True)
+
+    def _check_unfinished(self) -> None:
+        """Refuse an unfinished store that this call cannot go on with."""
+        record = read_record(self._unfinished)
+        if record is None:
+            raise StoreExistsError(
+                f"{self._unfinished} is {what_is_at(self._unfinished)}; remove {self.partial}, or choose another path."
+            )
+        if record["format"] != FORMAT:
+            raise StoreExistsError(
+                f"{self.partial} is an unfinished store of format {record['format']}, which an earlier liver_dask "
+                f"began; this one, of format {FORMAT}, cannot go on with it: finish it with that version, or remove it "
+                "to begin anew."
+            )
+        if not self._is_of(record):
+            raise StoreExistsError(
+                f"{self.partial} is the unfinished store of another call (another box, source or layout); "
+                "finish that call, remove the folder, or choose another path."
+            )
+
+    def _remove_new(self) -> None:
+        """Remove what a run left that was killed while it began, and what tells the progress of a store that is done.
+
+        Not to be called where there is an unfinished store.
+        """
+        for folder in (self._new, self._progress):
+            if is_there(folder):
+                shutil.rmtree(folder)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what lies beside an unfinished store where there is none, or no more; nothing where that is not sure.
+
+        What is not ours stays, and the folder with it.
+        """
+        try:
+            if not is_there(self._unfinished):
+                self._remove_new()
+                if is_there(self._aside):
+                    self._aside.rmdir()
+                (self.partial / "lock").unlink(missing_ok=True)
+                self.partial.rmdir()
+        except OSError as error:
+            log.info("%s could not be removed (%s)", self.partial, error)
 
     def _is_of(self, record: dict[str, Any] | None) -> bool:
         return record is not None and {name: record.get(name) for name in self.content} == self.content
@@ -413,7 +616,7 @@ class Store:
     def _merge(self, row: ShardRow, shard: Shard) -> None:
         """Make one shard of its slabs, unless it is there."""
         record = self._checksum_path(row.name, shard)
-        if record.exists():
+        if is_there(record):
             return
         (_, rows, _), grid = self.layout.chunks, self.layout.chunks_per_shard
         slabs = [
@@ -436,14 +639,15 @@ class Store:
     def _remove_torn(self) -> None:
         """Remove what a process that was killed here, in `complete`, had not yet given its name."""
         folders = [self._unfinished, *(self._unfinished / name for name in self.names)]
-        files = [*(self._unfinished / RECORD).rglob("*"), *(path for folder in folders for path in folder.iterdir())]
+        files = [path for folder in folders for path in _files_in(folder)]
+        files += [Path(folder, name) for folder, _, names in walk(self._unfinished / RECORD) for name in names]
         for path in files:
-            if path.is_file() and (path.name.startswith(".") or path.name.endswith(".partial")):
+            if path.name.startswith(".") or path.name.endswith(".partial"):
                 path.unlink()
 
     def _sources(self) -> list[dict[str, Any]]:
         """The files that were read for it so far, and their versions."""
-        return [json.loads(path.read_bytes()) for path in (self._progress / "sources").glob("*.json")]
+        return [json.loads(path.read_bytes()) for path in _files_in(self._progress / "sources", ".json")]
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         """Refuse zeros where a file was missing, if the caller does not want them."""
@@ -466,7 +670,7 @@ class Store:
         grid = self.layout.chunks_per_shard
         chunks = tuple(-(-length // chunk) for length, chunk in zip(self.layout.shape, self.layout.chunks, strict=True))
         known = np.zeros(chunks, STATISTICS)
-        for path in (self._progress / "shards" / name).glob("*.npy"):
+        for path in _files_in(self._progress / "shards" / name, ".npy"):
             place = zip(map(int, path.stem.split("-")), grid, strict=True)
             here = known[tuple(slice(number * count, (number + 1) * count) for number, count in place)]
             here[:] = np.load(path)[tuple(map(slice, here.shape))]
@@ -483,8 +687,7 @@ class Store:
         for row in self.layout.shard_rows([name]):
             for shard in self.layout.shards_of(row):
                 path = shard_path(self._unfinished, name, shard)
-                size = shards.get("/".join(map(str, shard)), [-1])[0]
-                if not path.exists() or path.stat().st_size != size:
+                if _size_of(path) != shards.get("/".join(map(str, shard)), [-1])[0]:
                     raise DamagedError(
                         f"{path} is not as it was written; remove {self.partial} and begin anew, on another disk."
                     )
@@ -514,9 +717,26 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
+def _is_empty_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.stat().st_mode) and not any(path.iterdir())
+
+
+def _size_of(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _files_in(folder: Path, suffix: str = "") -> list[Path]:
+    """All in a folder whose names end so; unlike `glob`, which takes a folder that cannot be read for an empty one."""
+    return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
+
+
 def _sync_metadata(store: Path) -> None:
     """Make all of a store but its shards durable: zarr and xarray write without."""
-    for folder, folders, files in os.walk(store):
+    for folder, folders, files in walk(store):
         for name in files:
             if name.endswith(".json") or Path(folder).is_relative_to(store / RECORD):
                 with Path(folder, name).open("rb") as file:

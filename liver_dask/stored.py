@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .errors import DamagedError, InvalidArgumentError
 from .export_plan import Shape, Shard
 from .slabs import EMPTY, Index, decode_planes, read_shard_index
-from .store import layout_of, open_record, shard_path
+from .store import CHECKSUMS_SINCE, layout_of, open_record, shard_path
 
 
 class StoredArray:
@@ -42,6 +42,7 @@ class StoredArray:
         if name not in record["variables"]:
             raise InvalidArgumentError(f"{store} does not hold {name!r}; it holds {', '.join(record['variables'])}.")
         self._store, self._name = store, name
+        self._has_checksums = record["format"] >= CHECKSUMS_SINCE
         self._layout = layout_of(record)
         self.shape: Shape = self._layout.shape
         self.dtype: np.dtype[Any] = np.dtype(record["variables"][name]["dtype"])
@@ -87,7 +88,8 @@ class StoredArray:
         offset, length = self._indexes[shard][inside].tolist()
         if offset == EMPTY:
             return None
-        return decode_planes(os.pread(descriptor, length, offset), self.dtype, self._layout.chunks, planes)
+        data = os.pread(descriptor, length, offset)
+        return decode_planes(data, self.dtype, self._layout.chunks, planes, has_checksum=self._has_checksums)
 
     def _unreadable(self, shard: Shard, error: Exception) -> DamagedError:
         path = shard_path(self._store, self._name, shard)

@@ -26,7 +26,7 @@ from .pyramid import halved, levels_of
 from .remote import limited
 from .settings import setting
 from .slabs import EMPTY, Checksum, decode_chunk, read_shard_index
-from .store import layout_of, missing_files, open_record, read_checksums, shard_path
+from .store import CHECKSUMS_SINCE, layout_of, missing_files, open_record, read_checksums, shard_path
 from .team import Job, Report, gather
 from .threads import ContextPool
 
@@ -190,6 +190,7 @@ class ShardCheck:
         layout: The grids of the store.
         expected: The recorded checksum; None if there is none.
         chosen: Picks the chunk that is decoded, among those that are not empty; None decodes all.
+        has_checksums: Whether chunks have checksums of their own.
     """
 
     store: Path
@@ -199,6 +200,7 @@ class ShardCheck:
     layout: Layout
     expected: Checksum | None
     chosen: float | None
+    has_checksums: bool
 
     @property
     def nbytes(self) -> int:
@@ -228,7 +230,8 @@ class ShardCheck:
                 filled = filled[int(self.chosen * len(filled)), None]
             for offset, length in filled.tolist():
                 file.seek(offset)
-                decode_chunk(file.read(length), np.dtype(self.dtype), self.layout.chunks)
+                data, dtype = file.read(length), np.dtype(self.dtype)
+                decode_chunk(data, dtype, self.layout.chunks, has_checksum=self.has_checksums)
 
 
 @dataclass(frozen=True)
@@ -312,7 +315,8 @@ def _shard_checks(
         for row in layout.shard_rows([name]):
             for shard in layout.shards_of(row):
                 chosen = None if full else chance.random()
-                yield ShardCheck(store, name, shard, variable["dtype"], layout, expected.get(shard), chosen)
+                recorded, has_checksums = expected.get(shard), record["format"] >= CHECKSUMS_SINCE
+                yield ShardCheck(store, name, shard, variable["dtype"], layout, recorded, chosen, has_checksums)
 
 
 def _comparisons(

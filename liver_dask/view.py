@@ -13,7 +13,7 @@ from . import volume
 from .dataset import open_human_liver_em
 from .errors import InvalidArgumentError, MissingExtraError
 from .pictures import Levels
-from .store import open_record, read_record
+from .store import has_record, open_record
 
 if TYPE_CHECKING:
     from .slicer import Slicer
@@ -82,10 +82,12 @@ def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
     """Open a store, or else a source with the options of `open_human_liver_em`.
 
     Raises:
-        NotDownloadedError: It is a store that is not complete. (RuntimeError)
+        NotDownloadedError: It is a store that is not complete, or of another format than this version reads.
+            (RuntimeError)
+        InvalidArgumentError: It is a Zarr store of somebody else. (ValueError)
         SliceNotFoundError: There is no such folder. (FileNotFoundError)
     """
-    if read_record(Path(target)):
+    if has_record(Path(target)):
         open_record(Path(target))
         return xr.open_zarr(target)
     return open_human_liver_em(target, **options)

@@ -23,7 +23,7 @@ from liver_dask.demo import make_archive, serve
 from liver_dask.export_plan import Group, Region, plan_layout, plan_runs
 from liver_dask.slabs import encode_chunk
 
-STEPS = ("replace", "unlink", "write_bytes", "mkdir")
+STEPS = ("replace", "unlink", "write_bytes", "mkdir", "rmdir")
 """What changes a file system for good, in pathlib; a kill falls before one of them, or after the last."""
 
 
@@ -114,6 +114,31 @@ def test_killed_in_any_order_at_any_step_the_store_is_the_same(archive: Path, tm
         max_examples=8, stateful_step_count=5, deadline=None, suppress_health_check=list(HealthCheck)
     )
     case("runTest").runTest()
+
+
+def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, tmp_path: Path, voxels) -> None:
+    """What is left of it would block the path, or a store be gone on with that has no folder for its slabs."""
+    box = (150, 214, 100, 164, 1, 3)
+    shutil.copytree(archive, tmp_path / "archive")
+    ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=[])
+    kept = archive / volume.file_of_slice("raw", 1)
+    missing = tmp_path / "archive" / volume.file_of_slice("raw", 1)
+
+    def fail(path: Path) -> None:
+        with pytest.raises(ld.SliceNotFoundError):
+            ld.to_zarr(ds, path, bounding_box=box, progress=False, **SMALL)
+
+    step, code = 70, 9  # before, it begins
+    while code == 9:
+        missing.unlink()
+        path = tmp_path / f"{step}.zarr"
+        code = killed_at(step, partial(fail, path))
+        shutil.copy2(kept, missing)
+        ld.to_zarr(ds, path, bounding_box=box, progress=False, **SMALL)
+        check_store(path, {"raw": voxels["raw"]}, box)
+        assert not path.with_name(f"{path.name}.partial").exists()
+        step += 1
+    assert step > 80
 
 
 def test_after_a_kill_only_what_was_in_flight_is_fetched_again(archive: Path, tmp_path: Path) -> None:

@@ -86,25 +86,27 @@ def test_a_chunk_of_another_size_is_told(size: int) -> None:
     chunk = (8, 256, 256)
     encoded = encode_chunk(np.random.default_rng(0).integers(0, 300, chunk).astype("<u2"), chunk).data
     torn = encoded[:4] + size.to_bytes(4, "little") + encoded[8:]
-    with pytest.raises(ld.DamagedError, match="cannot be decoded"):
+    with pytest.raises(ld.DamagedError, match="its checksum is wrong"):
         decode_planes(torn, np.dtype("<u2"), chunk, slice(1, 2))
+    with pytest.raises(ld.DamagedError, match="cannot be decoded"):
+        decode_planes(torn[:-4], np.dtype("<u2"), chunk, slice(1, 2), has_checksum=False)
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_damaged_chunk_is_told_or_harmless(data: st.DataObject) -> None:
-    """Damage would end in another error than ours, or crash the process."""
+def test_a_damaged_chunk_without_a_checksum_is_told_or_harmless(data: st.DataObject) -> None:
+    """Damage in a store of format 3 would end in another error than ours, or crash the process."""
     chunk = (8, 256, 128)
     voxels = np.random.default_rng(0).integers(0, 300, chunk).astype("<u2")
-    whole = bytearray(encode_chunk(voxels, chunk).data)
+    whole = bytearray(encode_chunk(voxels, chunk).data[:-4])
     at = data.draw(st.one_of(st.integers(0, 47), st.integers(0, len(whole) - 1)))
     whole[at] ^= data.draw(st.integers(1, 255))
     cut = data.draw(st.sampled_from([len(whole), len(whole) // 2, 20, 16, 3]))
     first = data.draw(st.integers(0, 7))
     planes = slice(first, data.draw(st.integers(first + 1, 8)))
     for decode in (
-        lambda d: decode_planes(d, voxels.dtype, chunk, planes),
-        lambda d: decode_chunk(d, voxels.dtype, chunk),
+        lambda d: decode_planes(d, voxels.dtype, chunk, planes, has_checksum=False),
+        lambda d: decode_chunk(d, voxels.dtype, chunk, has_checksum=False),
     ):
         with contextlib.suppress(ld.DamagedError):
             decode(bytes(whole[:cut]))

@@ -26,7 +26,7 @@ from distributed import Client, LocalCluster
 import liver_dask as ld
 from liver_dask import volume
 from liver_dask.export_plan import CHUNKS, SHARDS
-from liver_dask.slabs import codec_of, encode_chunk
+from liver_dask.slabs import codecs_of, encode_chunk
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 from nginx import Nginx
@@ -111,7 +111,7 @@ def naive(url: str, out: Path, client: Client) -> None:
     ds = ld.open_human_liver_em(url, shape=(SLICES, WIDTH, WIDTH)).isel(y=slice(NAIVE_ROWS)).drop_vars(["x", "y", "z"])
     shards = (CHUNKS[0], min(SHARDS[1], NAIVE_ROWS), SHARDS[2])
     encoding = {
-        name: {"chunks": CHUNKS, "shards": shards, "compressors": [codec_of(variable.dtype)]}
+        name: {"chunks": CHUNKS, "shards": shards, "compressors": codecs_of(variable.dtype)}
         for name, variable in ds.data_vars.items()
     }
     ds.chunk(z=shards[0], y=shards[1], x=shards[2]).to_zarr(out, encoding=encoding, zarr_format=3, consolidated=False)
