@@ -1,5 +1,8 @@
 """Rows of one PNG mask: only the file's prefix up to the last row is fetched and inflated, and no row twice.
 
+What is inflated has been compared with its checksum, which is behind each chunk of the file: a byte that changed on its
+way gives no pixel.
+
 A PNG has no random access, but it has prefixes, and the state of an inflater can be copied. So a mask keeps a
 checkpoint every 256 rows (the inflater, its place in the file, the row before), about 60 kB each at full width, and a
 later read goes on from the nearest one above it. dask reads blocks in any order: those decoded on the way to another
@@ -45,6 +48,10 @@ PIECE = 64 << 10
 """Compressed bytes handed to the inflater at once; what it leaves over is copied."""
 
 MARGIN = 16 << 10
+MARGIN_LIMIT = 128 << 10
+"""Bytes fetched beyond what rows are guessed to take: some, and up to the end of a chunk unless chunks are long."""
+
+CHUNK_OVERHEAD = 12
 PRIOR_ROWS = 512
 DENSER = 1.08
 """How much of a file some rows take is guessed from the rows so far, and from this many average ones, and a little is
@@ -278,7 +285,7 @@ class PngSlice:
                 self._stored = len(kept[1])
             else:
                 self._chunks.append(self._file.fetch(0, FIRST_REQUEST))
-            while not self._chunks.idat_starts:
+            while not self._chunks.reached_image:
                 if not self._fetch_range(FIRST_REQUEST):
                     raise self._damaged("holds no image")
             self._layout = _layout_of(self._chunks, self._height, self._width)
@@ -296,7 +303,9 @@ class PngSlice:
         )
         if above:  # below the margin without tissue the latest rows tell more than all
             rate = max(rate, (position - above.position) / (rows_done - above.row))
-        return self._fetch_range(int((max(stop, self.foreseen) - rows_done) * rate * DENSER) + MARGIN)
+        expected_bytes = int((max(stop, self.foreseen) - rows_done) * rate * DENSER)
+        expected_bytes += MARGIN + min(self._chunks.longest, MARGIN_LIMIT)
+        return self._fetch_range(max(expected_bytes, self._chunks.lacking))
 
     def _fetch_range(self, count: int) -> bool:
         """Fetch the next `count` bytes of the file, over several connections."""
@@ -338,7 +347,10 @@ class _Chunks:
         self.prefix = bytearray()
         self.ended = False
         self.headers: dict[bytes, bytes] = {}
-        self.idat_starts: list[int] = []  # where each IDAT's data begin in the stream ...
+        self.reached_image = False
+        self.lacking = 0  # bytes of the last chunk that are still to come, as far as it says
+        self.longest = 0  # bytes of the longest chunk of the image so far
+        self._idat_starts: list[int] = []  # where the data of each whole IDAT begin in the stream ...
         self._idat_places: list[tuple[int, int]] = []  # ... and in the file: start, stop
         self._url = url
         self._next = len(SIGNATURE)
@@ -352,10 +364,15 @@ class _Chunks:
             pass
 
     def compressed(self, position: int) -> bytes:
-        """Some of the stream from `position` on; empty where no more was fetched."""
-        i = bisect.bisect_right(self.idat_starts, position) - 1
+        """Some of the stream from `position` on; empty where no more has come of which the checksum is right.
+
+        So what is decoded is what was written, and what turns out to be damaged has given no pixel to anybody.
+        """
+        i = bisect.bisect_right(self._idat_starts, position) - 1
+        if i < 0:
+            return b""
         start, stop = self._idat_places[i]
-        start += position - self.idat_starts[i]
+        start += position - self._idat_starts[i]
         return bytes(self.prefix[start : min(stop, start + PIECE)])
 
     def _parse_chunk(self) -> bool:
@@ -364,16 +381,19 @@ class _Chunks:
             return False
         length, kind = struct.unpack_from(">I4s", self.prefix, self._next)
         start, stop = self._next + 8, self._next + 8 + length
-        if kind == b"IDAT" and (not self._idat_places or self._idat_places[-1][0] != start):
-            self.idat_starts.append(sum(self._last_idat()))
-            self._idat_places.append((start, stop))
-        if len(self.prefix) < stop + 4:
+        self.reached_image |= kind == b"IDAT"
+        self.lacking = max(stop + 4 - len(self.prefix), 0)
+        if self.lacking:
             return False
         with memoryview(self.prefix) as view:
             crc = zlib_ng.crc32(view[start - 4 : stop])
         if crc != int.from_bytes(self.prefix[stop : stop + 4], "big"):
             raise FormatError(f"{self._url}: the chunk at byte {self._next} is damaged (its checksum is wrong).")
-        if kind != b"IDAT":
+        if kind == b"IDAT":
+            self._idat_starts.append(sum(self._last_idat()))
+            self._idat_places.append((start, stop))
+            self.longest = max(self.longest, length + CHUNK_OVERHEAD)
+        else:
             self.headers[kind] = bytes(self.prefix[start:stop])
         self.ended = kind == b"IEND"
         self._next = stop + 4
@@ -381,10 +401,10 @@ class _Chunks:
 
     def _last_idat(self) -> tuple[int, int]:
         """Start in the stream and length of the last IDAT chunk."""
-        if not self.idat_starts:
+        if not self._idat_starts:
             return 0, 0
         start, stop = self._idat_places[-1]
-        return self.idat_starts[-1], stop - start
+        return self._idat_starts[-1], stop - start
 
 
 def _layout_of(chunks: _Chunks, height: int, width: int) -> _Layout:

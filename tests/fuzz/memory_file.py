@@ -1,10 +1,12 @@
 """A file of an archive that is bytes in memory, for targets that read slices."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from liver_dask.byteranges import Span
 from liver_dask.remote import RemoteFile
-from liver_dask.transport import Identity, Source
+from liver_dask.transport import Source
+from liver_dask.versions import Identity, Versions
 
 SOURCE = Source("memory://fuzz", connections=2, timeout=1, attempts=1)
 
@@ -13,8 +15,8 @@ class MemoryFile(RemoteFile):
     """Answers at once, and counts: what never ends would ask without end."""
 
     def __init__(self, data: bytes, most_requests: int = 2000) -> None:
-        super().__init__(SOURCE, "a file")
-        self.identity = Identity(len(data), "")
+        super().__init__(replace(SOURCE, versions=Versions()), "a file")
+        self.source.versions.note(self.url, Identity(len(data), ""))
         self._data = data
         self._requests_left = most_requests
 
