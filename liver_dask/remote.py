@@ -22,7 +22,7 @@ from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .cache import SpanCache
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
-from .threads import AbandonedError, ContextPool, asked_whether_wanted
+from .threads import ContextPool, check_wanted, pause, while_wanted
 from .traffic import traffic
 from .transport import FsspecTransport, HttpTransport, Identity, OneRangeOnlyError, Source, Transport, TryAgainError
 
@@ -123,14 +123,18 @@ class RemoteFile:
 
     def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
         """Bytes at the beginning and at the end, with where they begin, as far as one request brings them."""
-        ends: list[tuple[int, bytearray]] = []
+        ends: list[Span] = []
+        received = Received([])
 
         def receive(identity: Identity, start: int, data: bytes) -> None:
+            nonlocal received
             self.receive(identity, start, data)
-            if ends and start == ends[-1][0] + len(ends[-1][1]):
-                ends[-1][1].extend(data)
-            else:
-                ends.append((start, bytearray(data)))
+            if not ends:  # their places are known with the size of the file
+                first = min(head, identity.size)
+                ends.extend([Span(0, first), Span(max(identity.size - tail, first), identity.size)])
+                received = Received(ends)
+            if not received.add(start, data):
+                raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
 
         transport = _process.transport(self.source)
         if transport.takes_several and not self._whole:
@@ -143,7 +147,8 @@ class RemoteFile:
             except TryAgainError as fault:  # what lacks is asked for as anything else
                 log.info("%s: %s", self.url, fault)
                 traffic.add(stalls=int(fault.is_stall))
-        return [(start, bytes(data)) for start, data in ends]
+        parts = zip(ends, received.cut(ends), strict=True)
+        return [(span.start, bytes(part)) for span, part in parts if part]
 
     def receive(self, identity: Identity, start: int, data: bytes) -> None:
         """Take note of what came of it; SourceChangedError if that is of another version of the file."""
@@ -165,10 +170,15 @@ class RemoteFile:
             consume(i, self.fetch_spans(requests[i]))
 
         threads = _process.threads(self.source.connections)
-        futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
+        is_interrupted = False
+        with while_wanted(lambda: not is_interrupted):
+            futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
         try:
             for future in as_completed(futures):
                 future.result()
+        except BaseException as error:
+            is_interrupted = not isinstance(error, Exception)
+            raise
         finally:
             for future in futures:
                 future.cancel()
@@ -181,7 +191,6 @@ class _Request:
         self._file = file
         self._received = Received(spans)
         self._faults: Counter[str] = Counter()
-        self._is_wanted = asked_whether_wanted()
         self.url = file.url
 
     def fetch(self) -> Received:
@@ -204,7 +213,7 @@ class _Request:
             missing = self._missing()
             if missing:
                 with allowance.connections:
-                    self._check_wanted()
+                    check_wanted(self.url)
                     traffic.add(requests=1, retries=int(tries > 0))
                     patience = source.timeout * min(2**tries, MOST_PATIENCE)
                     _process.transport(source).get(self.url, missing, patience, self._receive)
@@ -216,14 +225,10 @@ class _Request:
             raise
 
     def _receive(self, identity: Identity, start: int, data: bytes) -> None:
-        self._check_wanted()
+        check_wanted(self.url)
         self._file.receive(identity, start, data)
         if not self._received.add(start, data):
             raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
-
-    def _check_wanted(self) -> None:
-        if not self._is_wanted():
-            raise AbandonedError(f"{self.url} is no longer wanted")
 
     def _missing(self) -> list[Span]:
         return self._received.missing(self._file.identity.size if self._file.identity else None)
@@ -283,6 +288,7 @@ def _retrying(attempts: int) -> tenacity.Retrying:
         retry=tenacity.retry_if_exception_type(TryAgainError),
         stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
         wait=_wait,
+        sleep=lambda seconds: pause(seconds),
         before_sleep=_tell,
         reraise=True,
     )
