@@ -130,4 +130,4 @@ def _store(
         return to_zarr(ds, store, bounding_box=box, client=client)
     if Export.plan(ds, store, box).store.is_written():
         return str(store)
-    raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it from {source}.")
+    raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it.")

@@ -21,6 +21,7 @@ import urllib3
 from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .cache import SpanCache
+from .credentials import Secret, split_secret
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError, SourceChangedError
 from .threads import ContextPool, check_wanted, pause, while_wanted
 from .traffic import traffic
@@ -246,35 +247,52 @@ def list_folders(source: Source) -> list[str]:
         return []
 
 
-def resolve_url(source: str | os.PathLike[str]) -> str:
-    """The archive's root as a URL or absolute folder, no slash at the end. Looks at a local folder, at nothing else.
+def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
+    """The archive's root as a URL or absolute folder, no slash at the end; and what of the address is secret.
+
+    Looks at a local folder, at nothing else.
 
     Raises:
         InvalidArgumentError: fsspec knows no such protocol, or lacks a package for it.
         SliceNotFoundError: There is no such local folder.
     """
     try:
-        text = os.fspath(source)
+        address = os.fspath(source)
+        text, secret = split_secret(address)
         protocol, separator, path = text.partition("://")
-        host = urlsplit(text).hostname
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"source={source!r} is neither a URL nor a folder ({error}).") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        shown = f"source={source!r}" if "@" not in str(source) else "The source"  # it may be a torn password
+        raise InvalidArgumentError(f"{shown} is neither a URL nor a folder ({error}).") from None
     if separator and "::" in text:
         raise InvalidArgumentError(f"source={text!r} is a chain of URLs; give one.")
     if not separator:
         folder = Path(text).expanduser().absolute()
         if not text or not folder.is_dir():
             raise SliceNotFoundError(f"There is no folder {text!r}; give a URL or a folder with the archive's layout.")
-        return str(folder)
+        return str(folder), secret
     if protocol in ("http", "https"):
-        if not host:
-            raise InvalidArgumentError(f"source={text!r} names no host.")
+        _check_web_address(text, address)
     else:
         try:
             fsspec.get_filesystem_class(protocol)
         except (ValueError, ImportError) as error:
             raise InvalidArgumentError(f"source={text!r} cannot be opened: {error}.") from None
-    return f"{protocol}://{path.rstrip('/')}"
+    return f"{protocol}://{path.rstrip('/')}", secret
+
+
+def _check_web_address(text: str, address: str) -> None:
+    """Refuse what names no server, without showing what may be a password's part."""
+    parts = urlsplit(text)
+    try:
+        named = bool(parts.hostname) and (parts.port or True)
+    except ValueError:
+        named = False
+    if not named and "@" in address:
+        raise InvalidArgumentError(
+            "The source's address names no host; write #, / and ? of a password as %23, %2F, %3F."
+        )
+    if not named:
+        raise InvalidArgumentError(f"source={text!r} names no host.")
 
 
 @functools.cache
