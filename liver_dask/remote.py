@@ -264,7 +264,7 @@ def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
         shown = f"source={source!r}" if "@" not in str(source) else "The source"  # it may be a torn password
         raise InvalidArgumentError(f"{shown} is neither a URL nor a folder ({error}).") from None
     if separator and "::" in text:
-        raise InvalidArgumentError(f"source={text!r} is a chain of URLs; give one.")
+        raise InvalidArgumentError("The source is a chain of URLs (::); give one.")
     if not separator:
         folder = Path(text).expanduser().absolute()
         if not text or not folder.is_dir():
@@ -276,7 +276,7 @@ def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
         try:
             fsspec.get_filesystem_class(protocol)
         except (ValueError, ImportError) as error:
-            raise InvalidArgumentError(f"source={text!r} cannot be opened: {error}.") from None
+            raise InvalidArgumentError(f"A source of {protocol}:// cannot be opened: {error}.") from None
     return f"{protocol}://{path.rstrip('/')}", secret
 
 

@@ -421,44 +421,44 @@ class FsspecTransport:
     def __init__(self, source: Source) -> None:
         self._secret = source.secret
         self._is_near = source.url.partition("://")[0] in ("file", "local", "memory") or "://" not in source.url
+        fault = None
         try:
             self._fs, _ = fsspec.url_to_fs(source.secret.into(source.url))
         except Exception as error:  # whatever the file system's package raises where it cannot connect
-            raise self._told(RemoteError, f"{source.url} cannot be opened", error) from None
+            fault = RemoteError(f"{source.url} cannot be opened ({self._secret.hidden(error)}).")
+        if fault:
+            raise fault  # here, so that no context holds what the package's error may tell
 
     def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         """See Transport; the file system has its own patience."""
         (start, stop), *_ = spans
-        identity, data = self._call(lambda: self._read(url, start, stop))
-        receive(identity, start, data)
+        found = self._call(lambda: self._read(url, start, stop))
+        if isinstance(found, LiverDaskError):
+            raise found
+        receive(found[0], start, found[1])
 
     def _call(self, call: Callable[[], T]) -> T:
         """Call a file system; one that is far away may be silent, and does not let itself be ended."""
         return call() if self._is_near else call_aside(call, math.inf, lambda _: None)
 
-    def _read(self, url: str, start: int, stop: int) -> tuple[Identity, bytes]:
+    def _read(self, url: str, start: int, stop: int) -> tuple[Identity, bytes] | LiverDaskError:
         path = self._fs._strip_protocol(self._secret.into(url))
         try:
             info = self._fs.info(path)
             stop = min(stop, int(info["size"]))
             if stop < start:
-                raise SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
+                return SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
             data = self._fs.cat_file(path, start=start, end=stop)
         except FileNotFoundError:
-            raise SliceNotFoundError(f"{url}: there is no such file.") from None
+            return SliceNotFoundError(f"{url}: there is no such file.")
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            raise self._told(RemoteError, f"{url}: cannot be read", error) from None
-        except LiverDaskError:
-            raise
+            return RemoteError(f"{url}: cannot be read ({self._secret.hidden(error)}).")
         except OSError as error:
-            raise TryAgainError(self._secret.hidden(error)) from None
+            return TryAgainError(self._secret.hidden(error))
         if len(data) != stop - start:
-            raise TryAgainError(f"sent {len(data)} of {stop - start} bytes")
+            return TryAgainError(f"sent {len(data)} of {stop - start} bytes")
         tag = next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in info), "")
         return Identity(int(info["size"]), tag), data
-
-    def _told(self, kind: type[LiverDaskError], what: str, error: Exception) -> LiverDaskError:
-        return kind(f"{what} ({self._secret.hidden(error)}).")
 
     def folders(self, url: str) -> list[str]:
         """See Transport."""
