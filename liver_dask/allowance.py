@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .threads import SECONDS_BETWEEN_LOOKS, check_wanted
+
 
 class Allowance:
     """A limit that jobs bring along: `with allowance:` waits for a turn.
@@ -30,7 +32,8 @@ class Allowance:
 
     def __enter__(self) -> None:
         with self._changed:
-            self._changed.wait_for(self._is_free)
+            while not self._changed.wait_for(self._is_free, SECONDS_BETWEEN_LOOKS):
+                check_wanted("What waits for its turn")
             self._taken += 1
 
     def __exit__(self, *_: object) -> None:

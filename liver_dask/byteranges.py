@@ -13,7 +13,7 @@ MOST_OF_A_REQUEST = 190
 """Ranges of one request. Apache sends the whole file for more than 200, nginx refuses a header of more than 8 kB."""
 
 LONGEST_PART_HEADER = 4096
-_CONTENT_RANGE = re.compile(rb"(?i)\bbytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(rb"(?i)\bbytes (\d{1,18})-(\d{1,18})/(\d{1,18})(?!\d)")
 
 
 class Span(NamedTuple):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
 from .export import Export
+from .interrupts import interrupts_noted
 from .pictures import PIXELS, show
 from .pyramid import add_pyramid
 from .settings import setting
@@ -53,7 +55,8 @@ class OneSentenceGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with interrupts_noted():
+                return super().invoke(ctx)
         except (LiverDaskError, OSError, KeyboardInterrupt) as error:
             said = "Interrupted." if isinstance(error, KeyboardInterrupt) else str(error)
             kind = click.UsageError if isinstance(error, InvalidArgumentError) else click.ClickException
@@ -376,12 +379,15 @@ def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     os.environ["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize({"logging": LOG_LEVELS})  # and of the workers
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored now, they will ignore
+    resource_tracker.ensure_running()  # which lets SIGINT through again when it is started
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is held back now, they will never get
     try:
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        raise
     with cluster:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ctrl-C that came meanwhile comes now
         yield cluster
 
 

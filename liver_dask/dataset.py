@@ -222,7 +222,9 @@ def open_human_liver_em(
     composes: `ds.raw[290][1493:1621, 2219:4267]` fetches no more than the same in one step.
 
     Args:
-        source: The archive's root: an http(s) URL, any other fsspec URL (`s3://...`), or a local folder.
+        source: The archive's root: an http(s) URL, any other fsspec URL (`s3://...`), or a local folder. What is secret
+            of a URL (`user:password@`, and behind a `?` a signature or token) goes with each request to its host, and
+            is shown and kept nowhere; without, `~/.netrc` is looked at.
         shape: Voxels (z, y, x) of the whole volume. A file of another size is an error when it is read.
         labels: The masks to open. `mito`, `er` and `nucleus` are known to exist; `bile_duct`, `cell_boundary`,
             `cholangiocyte`, `endothelial`, `hepatocyte` and `sinusoid` are said to.
@@ -359,13 +361,15 @@ def _prepare(
     if missing not in get_args(Missing):
         raise InvalidArgumentError(f"missing={missing!r} must be 'raise' or 'zeros'.")
     cache_dir = setting("cache-dir", cache_dir)
+    url, secret = archive_url(source)
     asked = Source(
-        url=archive_url(source),
+        url=url,
         connections=_at_least_one("connections", setting("connections", connections)),
         timeout=_seconds("timeout", setting("timeout")),
         attempts=_at_least_one("attempts", setting("attempts")),
         cache_dir=os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir else None,
         cache_raw_bytes=_raw_bytes(setting("cache-raw-gb", cache_raw_gb), cache_dir),
+        secret=secret,
     )
     block = (1, min(_at_least_one("chunk_rows", setting("chunk-rows", chunk_rows)), height), width)
     whole = Window.whole(checked_shape)

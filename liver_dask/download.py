@@ -131,4 +131,4 @@ def _store(
     there = Export.plan(ds, store, box).store
     if there.is_written():
         return str(there.target)
-    raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it from {source}.")
+    raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it.")

@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import random
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,9 @@ import urllib3
 from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .cache import SpanCache
+from .credentials import Secret, split_secret
 from .errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError
-from .threads import AbandonedError, ContextPool, asked_whether_wanted
+from .threads import ContextPool, check_wanted, pause, while_wanted
 from .traffic import traffic
 from .transport import FsspecTransport, HttpTransport, OneRangeOnlyError, Source, Transport, TryAgainError
 from .versions import MISSING, Identity
@@ -130,14 +130,18 @@ class RemoteFile:
 
     def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
         """Bytes at the beginning and at the end, with where they begin, as far as one request brings them."""
-        ends: list[tuple[int, bytearray]] = []
+        ends: list[Span] = []
+        received = Received([])
 
         def receive(identity: Identity, start: int, data: bytes) -> None:
+            nonlocal received
             self.receive(identity, start, data)
-            if ends and start == ends[-1][0] + len(ends[-1][1]):
-                ends[-1][1].extend(data)
-            else:
-                ends.append((start, bytearray(data)))
+            if not ends:  # their places are known with the size of the file
+                first = min(head, identity.size)
+                ends.extend([Span(0, first), Span(max(identity.size - tail, first), identity.size)])
+                received = Received(ends)
+            if not received.add(start, data):
+                raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
 
         transport = _process.transport(self.source)
         if transport.takes_several and not self._whole:
@@ -150,7 +154,8 @@ class RemoteFile:
             except TryAgainError as fault:  # what lacks is asked for as anything else
                 log.info("%s: %s", self.url, fault)
                 traffic.add(stalls=int(fault.is_stall))
-        return [(start, bytes(data)) for start, data in ends]
+        parts = zip(ends, received.cut(ends), strict=True)
+        return [(span.start, bytes(part)) for span, part in parts if part]
 
     def receive(self, identity: Identity, start: int, data: bytes) -> None:
         """Take note of what came of it; SourceChangedError if that is of another version of the file."""
@@ -172,10 +177,15 @@ class RemoteFile:
             consume(i, self.fetch_spans(requests[i]))
 
         threads = _process.threads(self.source.connections)
-        futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
+        is_interrupted = False
+        with while_wanted(lambda: not is_interrupted):
+            futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
         try:
             for future in as_completed(futures):
                 future.result()
+        except BaseException as error:
+            is_interrupted = not isinstance(error, Exception)
+            raise
         finally:
             for future in futures:
                 future.cancel()
@@ -188,7 +198,6 @@ class _Request:
         self._file = file
         self._received = Received(spans)
         self._faults: Counter[str] = Counter()
-        self._is_wanted = asked_whether_wanted()
         self.url = file.url
 
     def fetch(self) -> Received:
@@ -211,7 +220,7 @@ class _Request:
             missing = self._missing()
             if missing:
                 with allowance.connections:
-                    self._check_wanted()
+                    check_wanted(self.url)
                     traffic.add(requests=1, retries=int(tries > 0))
                     patience = source.timeout * min(2**tries, MOST_PATIENCE)
                     _process.transport(source).get(self.url, missing, patience, self._receive)
@@ -223,14 +232,10 @@ class _Request:
             raise
 
     def _receive(self, identity: Identity, start: int, data: bytes) -> None:
-        self._check_wanted()
+        check_wanted(self.url)
         self._file.receive(identity, start, data)
         if not self._received.add(start, data):
             raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
-
-    def _check_wanted(self) -> None:
-        if not self._is_wanted():
-            raise AbandonedError(f"{self.url} is no longer wanted")
 
     def _missing(self) -> list[Span]:
         return self._received.missing(self._file.identity.size if self._file.identity else None)
@@ -248,57 +253,72 @@ def folder_exists(source: Source, url: str) -> bool:
     """Whether a folder of the archive is there, as far as the source tells; `url` ends with a slash."""
     try:
         return _process.transport(source).folder_exists(url)
-    except (LiverDaskError, OSError, urllib3.exceptions.HTTPError):
+    except (LiverDaskError, OSError):
         return False
 
 
-def resolve_url(source: str | os.PathLike[str]) -> str:
-    """The archive's root as a URL or absolute folder, no slash at the end. Looks at a local folder, at nothing else.
+def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
+    """The archive's root as a URL or absolute folder, no slash at the end; and what of the address is secret.
+
+    Looks at a local folder, at nothing else.
 
     Raises:
         InvalidArgumentError: fsspec knows no such protocol, or lacks a package for it.
         SliceNotFoundError: There is no such local folder.
     """
     try:
-        text = os.fspath(source)
+        address = os.fspath(source)
+        text, secret = split_secret(address)
         protocol, separator, path = text.partition("://")
-        host = urlsplit(text).hostname
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"source={source!r} is neither a URL nor a folder ({error}).") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        shown = f"source={source!r}" if "@" not in str(source) else "The source"  # it may be a torn password
+        raise InvalidArgumentError(f"{shown} is neither a URL nor a folder ({error}).") from None
     if separator and "::" in text:
-        raise InvalidArgumentError(f"source={text!r} is a chain of URLs; give one.")
+        raise InvalidArgumentError("The source is a chain of URLs (::); give one.")
     if not separator:
         folder = Path(text).expanduser().absolute()
         if not text or not folder.is_dir():
             raise SliceNotFoundError(f"There is no folder {text!r}; give a URL or a folder with the archive's layout.")
-        return str(folder)
+        return str(folder), secret
     if protocol in ("http", "https"):
-        if not host:
-            raise InvalidArgumentError(f"source={text!r} names no host.")
+        _check_web_address(text, address)
     else:
         try:
             fsspec.get_filesystem_class(protocol)
         except (ValueError, ImportError) as error:
-            raise InvalidArgumentError(f"source={text!r} cannot be opened: {error}.") from None
-    return f"{protocol}://{path.rstrip('/')}"
+            raise InvalidArgumentError(f"A source of {protocol}:// cannot be opened: {error}.") from None
+    return f"{protocol}://{path.rstrip('/')}", secret
 
 
-def archive_url(source: str | os.PathLike[str]) -> str:
+def _check_web_address(text: str, address: str) -> None:
+    """Refuse what names no server, without showing what may be a password's part."""
+    parts = urlsplit(text)
+    try:
+        named = bool(parts.hostname) and (parts.port or True)
+    except ValueError:
+        named = False
+    if not named and "@" in address:
+        raise InvalidArgumentError(
+            "The source's address names no host; write #, / and ? of a password as %23, %2F, %3F."
+        )
+    if not named:
+        raise InvalidArgumentError(f"source={text!r} names no host.")
+
+
+def archive_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
     """As `resolve_url`, but a Zarr store is refused, as far as that is seen without a request.
 
     Raises:
         InvalidArgumentError: It is a Zarr store, or as `resolve_url`.
         SliceNotFoundError: There is no such local folder.
     """
-    url = resolve_url(source)
+    url, secret = resolve_url(source)
     is_local = "://" not in url
-    shown = url if is_local else re.sub(r"//[^/]*@", "//", url).partition("?")[0].rstrip("/")
-    if Path(url, "store", "zarr.json").exists() if is_local else shown.endswith(".zarr.partial"):
-        raise InvalidArgumentError(f"{shown} is an unfinished Zarr store; the call that began it goes on with it.")
-    is_store = any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else shown.endswith(".zarr")
-    if is_store:
-        raise InvalidArgumentError(f"{shown} {told_zarr(shown)}")
-    return url
+    if Path(url, "store", "zarr.json").exists() if is_local else url.endswith(".zarr.partial"):
+        raise InvalidArgumentError(f"{url} is an unfinished Zarr store; the call that began it goes on with it.")
+    if any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else url.endswith(".zarr"):
+        raise InvalidArgumentError(f"{url} {told_zarr(url)}")
+    return url, secret
 
 
 def told_zarr(url: str) -> str:
@@ -326,6 +346,7 @@ def _retrying(attempts: int) -> tenacity.Retrying:
         retry=tenacity.retry_if_exception_type(TryAgainError),
         stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
         wait=_wait,
+        sleep=lambda seconds: pause(seconds),
         before_sleep=_tell,
         reraise=True,
     )

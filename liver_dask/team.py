@@ -16,6 +16,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ExportError
+from .interrupts import check_interrupted, interrupts_noted
 from .malloc import keep_memory, share_memory
 from .threads import ContextPool
 
@@ -88,11 +89,18 @@ class Team:
         Raises:
             ExportError: The cluster is gone.
         """
+        with interrupts_noted():
+            self._work_off(connections, next_job, take)
+
+    def _work_off(
+        self, connections: int, next_job: Callable[[], Job | None], take: Callable[[Any, Future[Any]], None]
+    ) -> None:
         running: dict[Future[Any], tuple[Any, int]] = {}
         free = connections
         job = next_job()
         try:
             while job or running:
+                check_interrupted()
                 places = self._places_now()
                 while job and len(running) < places and (free or not job.fetches):
                     share = max(1, min(free, connections // places)) if self.shares and job.fetches else 0

@@ -18,27 +18,29 @@ headers before the body (so a server that ignores ranges is refused before it se
 (so one that breaks off is continued); and it has no event loop or runtime thread that a fork would lose.
 """
 
+import math
 import queue
 import ssl
 import threading
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 from http import HTTPStatus
 from importlib.metadata import version
 from time import monotonic, time
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
 
 import fsspec
 import urllib3
 from urllib3 import exceptions as faults
 
 from .byteranges import Span, range_header, read_content_range, read_parts
+from .connections import Exchange, check_certificates, exchanging, open_pool
+from .credentials import Secret, netrc_authorization, split_secret
 from .errors import (
     InvalidArgumentError,
     LiverDaskError,
@@ -47,7 +49,11 @@ from .errors import (
     SliceNotFoundError,
     SourceChangedError,
 )
+from .threads import SECONDS_BETWEEN_LOOKS, call_aside
 from .versions import Identity, Versions
+from .watchdog import Watch
+
+T = TypeVar("T")
 
 SMALL_FILE = 32 << 20
 """Bytes. A file up to this size is fetched whole from a server that ignores ranges; a larger one is refused."""
@@ -55,6 +61,18 @@ SMALL_FILE = 32 << 20
 BLOCK = 256 << 10
 SLOWEST = 20_000
 """Bytes a second. The archive sends a connection 1.5 MB/s; what is slower than this for seconds will not recover."""
+
+OVERHEAD = 8 << 10
+"""Bytes that an answer may have more than was asked for, for each of several ranges: its header, and a gap."""
+
+MOST_OF_A_LISTING = 4 << 20
+MOST_OF_A_TEXT = 200
+MOST_REDIRECTS = 5
+
+HEADERS = {
+    "User-Agent": f"liver_dask/{version('liver_dask')}",
+    "Accept-Encoding": "identity",  # a range of a compressed answer would not be a range of the file
+}
 
 REFUSALS_OF_SEVERAL = {200, 400, 413, 414, 416, 431, 501}
 """How servers answer that take one range a request: all of the file, a complaint about the header, or about a range."""
@@ -71,6 +89,7 @@ class Source:
         attempts: How often one range is asked for before that is an error.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None.
         cache_raw_bytes: How many bytes of strips it keeps besides.
+        secret: What was secret of the address; in none of the above, and shown nowhere.
         versions: Which version of each file is read; whatever they are, it is the same source.
     """
 
@@ -80,6 +99,7 @@ class Source:
     attempts: int
     cache_dir: str | None = None
     cache_raw_bytes: int = 0
+    secret: Secret = field(default_factory=Secret, repr=False)
     versions: Versions = field(default_factory=Versions, compare=False, repr=False)
 
     @property
@@ -140,87 +160,184 @@ class Transport(Protocol):
         """Close what is kept open for the next request."""
 
 
+class _Answer(NamedTuple):
+    """An answer whose body has not been read.
+
+    Attributes:
+        response: Its status and headers.
+        watch: Ends it.
+        patience: Seconds without a byte, or with hardly any, after which it is given up.
+    """
+
+    response: urllib3.BaseHTTPResponse
+    watch: Watch
+    patience: float
+
+    def header(self, name: str) -> str:
+        """A header's value, or nothing."""
+        return self.response.headers.get(name, "")
+
+    def blocks(self, most: int) -> Iterator[bytes]:
+        """The body as it comes, no more than `most` bytes of it; TryAgainError if hardly anything comes."""
+        since, count, total = monotonic(), 0, 0
+        while True:
+            self.watch.allow(self.patience)  # also the lines between the chunks of a body
+            block = self.response.read1(BLOCK)
+            self.watch.allow(math.inf)
+            if not block:
+                break
+            count, total = count + len(block), total + len(block)
+            if total > most:
+                raise TryAgainError(f"sent more than {most} bytes for what was asked for")
+            yield block
+            passed = monotonic() - since
+            if passed > self.patience:
+                if count < SLOWEST * passed:
+                    raise TryAgainError(f"sent {count} bytes in {passed:.1f} s", wait=0, is_stall=True)
+                since, count = monotonic(), 0
+        self.watch.check()
+
+
 class HttpTransport:
     """Ranges over http(s), on kept-alive connections."""
 
     def __init__(self, source: Source) -> None:
         self.takes_several = True
         self._took_one = self._took_several = False
-        self._pool = _connection_pool(source)
+        self._secret = source.secret
+        self._origin = _origin_of(source.url)
+        self._patience = source.timeout
+        self._pool = open_pool(source.url, source.connections, HEADERS)
+        self._of_netrc: dict[str, str] = {}
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
     def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         """See Transport."""
-        try:
-            self._ask(url, spans, patience, receive)
-        except faults.HTTPError as fault:
-            raise _explain(fault, url, patience) from fault
-        except ValueError as error:  # urllib's own, of an address
-            if isinstance(error, LiverDaskError):
-                raise
-            raise InvalidArgumentError(f"{url} is not a URL that can be opened ({error}).") from error
-
-    def _ask(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         asked = time()
-        response = self._pool.request(
-            "GET",
-            url,
-            headers={**self._pool.headers, "Range": range_header(spans)},  # given ones replace the pool's
-            timeout=urllib3.Timeout(connect=patience, read=patience),
-            preload_content=False,  # nothing is read before status and headers have been checked
-            retries=urllib3.Retry(5, connect=0, read=0, status=0, other=0, respect_retry_after_header=False),
-        )
-        try:
-            self._read(response, url, spans, patience, _dated(receive, _modified(response.headers, asked)))
-        finally:
-            if not response.closed:
-                response.close()  # what was not read would be taken for the next answer
-            response.release_conn()
+        with self._ask(url, {"Range": range_header(spans)}, patience) as answer:
+            self._read(answer, url, spans, _dated(receive, _modified(answer.response.headers, asked)))
 
-    def _read(
-        self, response: urllib3.BaseHTTPResponse, url: str, spans: Sequence[Span], patience: float, receive: Receive
-    ) -> None:
-        several = len(spans) > 1
-        if response.status == 206:
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise TryAgainError("answered with compressed bytes")
-            if response.headers.get("Content-Type", "").lower().startswith("multipart/byteranges"):
-                _read_several(response, patience, receive)
-                self._took_several = True
+    @contextmanager
+    def _ask(self, url: str, headers: Mapping[str, str], patience: float) -> Iterator[_Answer]:
+        """The answer to a request, its redirects followed; what urllib3 raises meanwhile is told as ours."""
+        with Watch() as watch:
+            try:
+                response = self._follow(url, {**HEADERS, **headers}, Exchange(watch, patience))
+                try:
+                    yield _Answer(response, watch, patience)
+                finally:
+                    _release(response)
+            except (faults.HTTPError, TimeoutError) as fault:  # the latter is the watch's
+                watch.check_wanted()
+                raise self._explain(fault, url, patience, watch.ended == "late") from fault
+            except ValueError as error:  # urllib3's own, of an address
+                if isinstance(error, LiverDaskError):
+                    raise
+                raise InvalidArgumentError(f"{url} is not a URL that can be opened.") from None
+
+    def _follow(self, url: str, headers: Mapping[str, str], exchange: Exchange) -> urllib3.BaseHTTPResponse:
+        """Ask, and ask where it is redirected to; the body of a redirect is not read."""
+        address, query = url, self._secret.query
+        for _ in range(MOST_REDIRECTS + 1):
+            authorization = self._authorization(address)
+            with exchanging(exchange._replace(query=query, authorization=authorization)):
+                response = self._send(address, headers, exchange)
+            try:
+                exchange.watch.check()  # headers that end with their connection look like whole ones
+            except BaseException:
+                _release(response)
+                raise
+            target = response.get_redirect_location()
+            if not target:
+                return response
+            _release(response)
+            address, query = _redirected(url, address, target)
+        raise RemoteError(f"{url}: is redirected more than {MOST_REDIRECTS} times, last to {_short(address)}.")
+
+    def _authorization(self, address: str) -> str:
+        """The header for an address: of ours the secret that came with it; of any, what the user's .netrc has."""
+        origin = _origin_of(address)
+        if self._secret.user and (origin == self._origin or origin == self._origin.secured()):
+            return self._secret.authorization
+        if origin.host not in self._of_netrc:
+            self._of_netrc[origin.host] = netrc_authorization(origin.host)
+        return self._of_netrc[origin.host]
+
+    def _send(self, address: str, headers: Mapping[str, str], exchange: Exchange) -> urllib3.BaseHTTPResponse:
+        if address.startswith("https"):
+            check_certificates()
+        exchange.watch.uses(None)
+        exchange.watch.allow(math.inf)  # others may have all connections
+        while True:
+            try:
+                return self._pool.request(
+                    "GET",
+                    address,
+                    headers=headers,  # which replace the pool's
+                    timeout=urllib3.Timeout(connect=exchange.patience, read=exchange.patience),
+                    pool_timeout=SECONDS_BETWEEN_LOOKS,
+                    preload_content=False,  # nothing is read before status and headers have been checked
+                    decode_content=False,
+                    redirect=False,
+                    retries=False,
+                )
+            except faults.EmptyPoolError:
+                exchange.watch.check_wanted()
+
+    def _read(self, answer: _Answer, url: str, spans: Sequence[Span], receive: Receive) -> None:
+        several, status = len(spans) > 1, answer.response.status
+        if status in (200, 206) and (answer.header("Content-Encoding") or "identity") != "identity":
+            raise TryAgainError("answered with compressed bytes")
+        if status == 206:
+            if answer.header("Content-Type").lower().startswith("multipart/byteranges"):
+                self._read_several(answer, spans, receive)
             elif several:
                 raise self._unlike(spans, "one range")
             else:
-                _read_one(response, spans[0], patience, receive)
+                _read_one(answer, spans[0], receive)
                 self._took_one = True
-        elif several and response.status in REFUSALS_OF_SEVERAL:
-            raise self._unlike(spans, str(response.status))
-        elif response.status == 200 and self._took_one:
+        elif several and status in REFUSALS_OF_SEVERAL:
+            raise self._unlike(spans, str(status))
+        elif status == 200 and self._took_one:
             raise TryAgainError("answered with the whole file, unlike before")
-        elif response.status == 200:
-            self._read_whole(response, url, spans[0], patience, receive)
+        elif status == 200:
+            self._read_whole(answer, url, spans[0], receive)
         else:
-            raise _refusal(response, url)
+            raise self._refusal(answer.response, url)
 
     def _unlike(self, spans: Sequence[Span], answer: str) -> LiverDaskError:
         """What it means that several ranges were not sent: a passing fault only of a server that has sent some."""
         told = f"asked for {len(spans)} ranges, answered with {answer}"
         return TryAgainError(told) if self._took_several else OneRangeOnlyError(told)
 
-    def _read_whole(
-        self, response: urllib3.BaseHTTPResponse, url: str, span: Span, patience: float, receive: Receive
-    ) -> None:
-        size = response.length_remaining
+    def _read_several(self, answer: _Answer, spans: Sequence[Span], receive: Receive) -> None:
+        """The body of a 206 of several parts, whichever they are, as long as they are about as much as asked for."""
+        tag = _tag(answer.response)
+        most = sum(span.stop - span.start if span.start >= 0 else -span.start for span in spans) + len(spans) * OVERHEAD
+        if (answer.response.length_remaining or 0) > most:
+            raise self._unlike(spans, f"{answer.response.length_remaining} bytes")
+        try:
+            for piece in read_parts(answer.blocks(most)):
+                receive(Identity(piece.size, tag), piece.start, piece.data)
+        except ValueError as error:
+            if isinstance(error, LiverDaskError):
+                raise
+            raise TryAgainError(f"answered with several ranges that cannot be read ({error})") from error
+        self._took_several = True
+
+    def _read_whole(self, answer: _Answer, url: str, span: Span, receive: Receive) -> None:
+        size = answer.response.length_remaining
         if size is None or size > SMALL_FILE:
             told = "of untold size" if size is None else f"{size / 1e6:.0f} MB"
             raise RangeNotSupportedError(
                 f"{url}: the server ignores byte ranges and would send the whole file ({told}) for bytes "
                 f"{span.start}-{span.stop - 1}; use a server that supports ranges, or a local copy."
             )
-        whole = b"".join(_blocks(response, patience))
+        whole = b"".join(answer.blocks(size))
         if len(whole) != size:
             raise TryAgainError(f"sent {len(whole)} of {size} bytes")
-        receive(Identity(size, _tag(response)), 0, whole)
+        receive(Identity(size, _tag(answer.response)), 0, whole)
         with self._lock:
             self._warn_once(urlsplit(url).netloc)
 
@@ -229,19 +346,59 @@ class HttpTransport:
             self._warned.add(host)
             warnings.warn(f"{host} ignores byte ranges: a file is fetched whole for any part of it.", stacklevel=2)
 
+    def _explain(self, fault: Exception, url: str, patience: float, is_late: bool) -> LiverDaskError:
+        """One of our errors for one of urllib3's."""
+        host = urlsplit(url).netloc
+        if is_late:
+            return TryAgainError(f"no whole answer in {patience:g} s", wait=0, is_stall=True)
+        if isinstance(fault, faults.LocationValueError):
+            return InvalidArgumentError(f"{url} is not a URL that can be opened.")
+        if isinstance(fault, faults.ProxyError):
+            return TryAgainError(f"no way through the proxy to {host} ({_short(fault.original_error)})")
+        if isinstance(fault, faults.NameResolutionError):
+            return TryAgainError(f"there is no host {urlsplit(url).hostname}, or its name cannot be looked up now")
+        if isinstance(fault, faults.NewConnectionError):  # which urllib3 counts among the time-outs
+            return TryAgainError(f"no connection to {host} ({fault.args[-1]})")
+        if isinstance(fault, faults.TimeoutError):
+            told = f"silent for {patience:g} s"
+            return TryAgainError(told, wait=0, is_stall=True)  # it would stay silent; a new request may not
+        if isinstance(fault, faults.SSLError) and isinstance(fault.args[0], ssl.SSLCertVerificationError):
+            return RemoteError(f"{url}: the server's certificate is not trusted ({fault.args[0]}).")
+        return TryAgainError(self._secret.hidden(_short(fault)))
+
+    def _refusal(self, response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
+        status = response.status
+        told = self._secret.hidden(_short(f"{status} {response.reason}"))
+        if status == HTTPStatus.NOT_FOUND:
+            return SliceNotFoundError(f"{url}: there is no such file ({status}).")
+        if status == 429 or status >= 500:
+            try:
+                pause = urllib3.Retry().get_retry_after(response)
+            except (faults.InvalidHeader, ValueError, OverflowError):
+                pause = None
+            return TryAgainError(f"answered {told}", wait=pause or None)
+        if status == 416:
+            return SourceChangedError(f"{url}: is shorter than when it was first read ({status}); read it again.")
+        if status == 401:
+            return RemoteError(
+                f"{url}: the server wants to know who asks ({told}); put user and password into ~/.netrc, or into the "
+                "source's address (https://user:password@...)."
+            )
+        return RemoteError(f"{url}: the server refuses to send it ({told}).")
+
     def folders(self, url: str) -> list[str]:
         """See Transport; read from the HTML listing, if the server makes one."""
-        response = self._pool.request("GET", url + "/", retries=False)
-        if response.status != 200:
-            return []
-        listing = _FolderLinks()
-        listing.feed(response.data.decode(errors="replace"))
-        return listing.folders
+        with self._ask(url + "/", {}, self._patience) as answer:
+            if answer.response.status != 200 or answer.header("Content-Encoding"):
+                return []
+            listing = _FolderLinks()
+            listing.feed(b"".join(answer.blocks(MOST_OF_A_LISTING)).decode(errors="replace"))
+            return listing.folders
 
     def folder_exists(self, url: str) -> bool:
         """See Transport."""
-        response = self._pool.request("HEAD", url, retries=False)
-        return response.status == HTTPStatus.OK
+        with self._ask(url, {}, self._patience) as answer:
+            return answer.response.status == HTTPStatus.OK
 
     def close_idle(self) -> None:
         """See Transport.
@@ -269,140 +426,123 @@ class FsspecTransport:
     takes_several = False
 
     def __init__(self, source: Source) -> None:
+        self._secret = source.secret
+        self._is_near = source.url.partition("://")[0] in ("file", "local", "memory") or "://" not in source.url
+        fault = None
         try:
-            self._fs, _ = fsspec.url_to_fs(source.url)
+            self._fs, _ = fsspec.url_to_fs(source.secret.into(source.url))
         except Exception as error:  # whatever the file system's package raises where it cannot connect
-            raise RemoteError(f"{source.url} cannot be opened ({error}).") from error
+            fault = RemoteError(f"{source.url} cannot be opened ({self._secret.hidden(error)}).")
+        if fault:
+            raise fault  # here, so that no context holds what the package's error may tell
 
     def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         """See Transport; the file system has its own patience."""
         (start, stop), *_ = spans
-        path = self._fs._strip_protocol(url)
+        found = self._call(lambda: self._read(url, start, stop))
+        if isinstance(found, LiverDaskError):
+            raise found
+        receive(found[0], start, found[1])
+
+    def _call(self, call: Callable[[], T]) -> T:
+        """Call a file system; one that is far away may be silent, and does not let itself be ended."""
+        return call() if self._is_near else call_aside(call, math.inf, lambda _: None)
+
+    def _read(self, url: str, start: int, stop: int) -> tuple[Identity, bytes] | LiverDaskError:
+        path = self._fs._strip_protocol(self._secret.into(url))
         try:
             info = self._fs.info(path)
             stop = min(stop, int(info["size"]))
             if stop < start:
-                raise SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
+                return SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
             data = self._fs.cat_file(path, start=start, end=stop)
-        except FileNotFoundError as error:
-            raise SliceNotFoundError(f"{url}: there is no such file.") from error
+        except FileNotFoundError:
+            return SliceNotFoundError(f"{url}: there is no such file.")
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            raise RemoteError(f"{url}: cannot be read ({error}).") from error
-        except LiverDaskError:
-            raise
+            return RemoteError(f"{url}: cannot be read ({self._secret.hidden(error)}).")
         except OSError as error:
-            raise TryAgainError(str(error)) from error
+            return TryAgainError(self._secret.hidden(error))
         if len(data) != stop - start:
-            raise TryAgainError(f"sent {len(data)} of {stop - start} bytes")
+            return TryAgainError(f"sent {len(data)} of {stop - start} bytes")
         tag = next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in info), "")
         mtime = info.get("mtime")
         modified = mtime if isinstance(mtime, (int, float)) and mtime <= time() else None
-        receive(Identity(int(info["size"]), tag, modified), start, data)
+        return Identity(int(info["size"]), tag, modified), data
 
     def folders(self, url: str) -> list[str]:
         """See Transport."""
-        entries = self._fs.ls(self._fs._strip_protocol(url), detail=True)
+        path = self._fs._strip_protocol(self._secret.into(url))
+        entries = self._call(lambda: self._fs.ls(path, detail=True))
         return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
 
     def folder_exists(self, url: str) -> bool:
         """See Transport."""
-        return bool(self._fs.isdir(self._fs._strip_protocol(url)))
+        path = self._fs._strip_protocol(self._secret.into(url))
+        return bool(self._call(lambda: self._fs.isdir(path)))
 
     def close_idle(self) -> None:
         """See Transport; fsspec keeps its own connections, and has no way to close the idle ones."""
 
 
-def _connection_pool(source: Source) -> urllib3.PoolManager:
-    options: dict[str, Any] = {
-        "maxsize": source.connections,
-        "block": True,  # the cap: a further request waits for a connection
-        "timeout": source.timeout,
-        "headers": {
-            "User-Agent": f"liver_dask/{version('liver_dask')}",
-            "Accept-Encoding": "identity",  # a range of a compressed answer would not be a range of the file
-        },
-    }
-    parts = urlsplit(source.url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.netloc):
-        return urllib3.ProxyManager(proxy, **options)
-    return urllib3.PoolManager(**options)
-
-
-def _read_one(response: urllib3.BaseHTTPResponse, span: Span, patience: float, receive: Receive) -> None:
+def _read_one(answer: _Answer, span: Span, receive: Receive) -> None:
     """The body of a 206, once its headers say that it is the range asked for, or the first bytes of it."""
-    told = read_content_range(response.headers.get("Content-Range", ""))
+    told, length = read_content_range(answer.header("Content-Range")), answer.response.length_remaining
     if told is None:
-        found = response.headers.get("Content-Range", "")
-        raise TryAgainError(f"asked for bytes {span.start}-{span.stop - 1}, answered with Content-Range {found!r}")
+        found = _short(repr(answer.header("Content-Range")))
+        raise TryAgainError(f"asked for bytes {span.start}-{span.stop - 1}, answered with Content-Range {found}")
     (start, stop), size = told
     if start != span.start or stop > span.stop:
         raise TryAgainError(f"asked for bytes {span.start}-{span.stop - 1} of {size}, answered with {start}-{stop - 1}")
-    if response.length_remaining not in (stop - start, None):
-        raise TryAgainError(f"would send {response.length_remaining} bytes for {stop - start}")
-    identity = Identity(size, _tag(response))
-    for block in _blocks(response, patience):
+    if length not in (stop - start, None):
+        raise TryAgainError(f"would send {length} bytes for {stop - start}")
+    identity = Identity(size, _tag(answer.response))
+    for block in answer.blocks(stop - start):
         receive(identity, start, block)
         start += len(block)
-        if start > stop:
-            raise TryAgainError(f"sent more than the {stop - span.start} bytes of its range")
 
 
-def _read_several(response: urllib3.BaseHTTPResponse, patience: float, receive: Receive) -> None:
-    """The body of a 206 of several parts, whichever they are."""
-    tag = _tag(response)
+def _release(response: urllib3.BaseHTTPResponse) -> None:
+    """Give the connection back; closed if something was not read, which would be taken for the next answer."""
+    if not response.closed:
+        response.close()
+    response.release_conn()
+
+
+def _short(told: object) -> str:
+    """What a server said, as far as a sentence bears it."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(told))
+    return text if len(text) <= MOST_OF_A_TEXT else f"{text[:MOST_OF_A_TEXT]}..."
+
+
+class _Origin(NamedTuple):
+    """Who answers for an address."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def secured(self) -> "_Origin | None":
+        """The same server's, over TLS; None if that is another one."""
+        return _Origin("https", self.host, 443) if (self.scheme, self.port) == ("http", 80) else None
+
+
+def _redirected(url: str, address: str, target: str) -> tuple[str, str]:
+    """Where it goes on, and the query there, which may open it; what opened the last address does not go along."""
     try:
-        for piece in read_parts(_blocks(response, patience)):
-            receive(Identity(piece.size, tag), piece.start, piece.data)
-    except ValueError as error:
-        if isinstance(error, LiverDaskError):
-            raise
-        raise TryAgainError(f"answered with several ranges that cannot be read ({error})") from error
+        moved, secret = split_secret(urljoin(address, target))
+        origin = _origin_of(moved)
+    except ValueError:
+        raise RemoteError(f"{url}: is redirected to an address that makes no sense.") from None
+    if origin.scheme not in ("http", "https") or not origin.host:
+        raise RemoteError(f"{url}: is redirected to {_short(moved)}, which is no web address.")
+    if origin.scheme == "http" and address.startswith("https"):
+        raise RemoteError(f"{url}: is redirected to {_short(moved)}, away from https, and that is not followed.")
+    return moved, secret.query
 
 
-def _blocks(response: urllib3.BaseHTTPResponse, patience: float) -> Iterator[bytes]:
-    """A body as it comes; TryAgainError if hardly anything comes for `patience` seconds."""
-    since, count = monotonic(), 0
-    while block := response.read1(BLOCK):
-        yield block
-        count += len(block)
-        passed = monotonic() - since
-        if passed > patience:
-            if count < SLOWEST * passed:
-                raise TryAgainError(f"sent {count} bytes in {passed:.1f} s", wait=0, is_stall=True)
-            since, count = monotonic(), 0
-
-
-def _explain(fault: faults.HTTPError, url: str, patience: float) -> LiverDaskError:
-    """One of our errors for one of urllib3's."""
-    reason = getattr(fault, "reason", None) or fault
-    if isinstance(reason, faults.LocationValueError):
-        return InvalidArgumentError(f"{url} is not a URL that can be opened.")
-    if isinstance(reason, faults.NameResolutionError):
-        return TryAgainError(f"there is no host {urlsplit(url).hostname}, or its name cannot be looked up now")
-    if isinstance(reason, faults.NewConnectionError):
-        return TryAgainError(f"no connection to {urlsplit(url).netloc} ({reason.args[-1]})")
-    if isinstance(reason, faults.TimeoutError):
-        told = f"silent for {patience:g} s"
-        return TryAgainError(told, wait=0, is_stall=True)  # it would stay silent; a new request may not
-    if isinstance(reason, faults.SSLError) and isinstance(reason.args[0], ssl.SSLCertVerificationError):
-        return RemoteError(f"{url}: the server's certificate is not trusted ({reason.args[0]}).")
-    return TryAgainError(str(reason))
-
-
-def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
-    status = response.status
-    if status == HTTPStatus.NOT_FOUND:
-        return SliceNotFoundError(f"{url}: there is no such file ({status}).")
-    if status == 429 or status >= 500:
-        try:
-            pause = urllib3.Retry().get_retry_after(response)
-        except (faults.InvalidHeader, ValueError):
-            pause = None
-        return TryAgainError(f"answered {status} {response.reason}", wait=pause or None)
-    if status == 416:
-        return SourceChangedError(f"{url}: is shorter than when it was first read ({status}); read it again.")
-    return RemoteError(f"{url}: the server refuses to send it ({status} {response.reason}).")
+def _origin_of(url: str) -> _Origin:
+    parts = urlsplit(url)
+    return _Origin(parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
 def _tag(response: urllib3.BaseHTTPResponse) -> str:

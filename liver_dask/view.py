@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SMALLEST = 100
 """Pixels: of less than that the axes take all."""
 
+TARGET = "LIVER_DASK_VIEW_TARGET"
+"""The variable by which the kernel is told what to show."""
+
 PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
@@ -107,9 +110,10 @@ def serve_slicer(target: str, shape: Sequence[int], z: int | None, port: int, br
         raise MissingExtraError(f"A browser needs voila ({error}): pip install 'liver_dask[app]'.") from error
     where = os.path.abspath(target) if os.path.exists(target) else target  # the kernel runs in another folder
     cell = (
-        "import liver_dask as ld\nfrom liver_dask.view import open_target\n"
-        f"ld.view(open_target({where!r}, shape={tuple(shape)!r}), z={z!r})"
+        "import os\nimport liver_dask as ld\nfrom liver_dask.view import open_target\n"
+        f"ld.view(open_target(os.environ[{TARGET!r}], shape={tuple(shape)!r}), z={z!r})"
     )
+    os.environ[TARGET] = where  # not into the notebook, which is shown and lies on the disk: there may be a password
     notebook = {"cells": [_code_cell(cell)], "metadata": {"kernelspec": PYTHON}, "nbformat": 4, "nbformat_minor": 5}
     with tempfile.TemporaryDirectory(prefix="liver_dask-view-") as folder:
         path = Path(folder, "liver_dask.ipynb")

@@ -7,9 +7,10 @@ only what the last one asks for. Whatever else is done with it (arithmetic, rech
 
 import hashlib
 import math
-from collections.abc import Sequence
+import multiprocessing.pool
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -21,9 +22,11 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import is_dask_collection, tokenize
 from dask.highlevelgraph import MaterializedLayer
+from dask.local import MultiprocessingPoolExecutor
+from dask.system import CPU_COUNT
 from dask.utils import ensure_dict
 
-from .threads import ContextPool
+from .threads import BorrowedPool, ContextPool
 
 LARGEST_LOOK = 24 << 20
 """Bytes of voxels. What is not more is a look: all of it is read at once, and kept for whoever comes back."""
@@ -194,17 +197,34 @@ class _LookAtOnce:
         graph = ensure_dict(dsk.__dask_graph__() if is_dask_collection(dsk) else dsk)
         leaves = [getattr(node, "value", None) for node in graph.values()]
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, LazyWindow))
-        told = [options.get(name) or dask.config.get(name, None) for name in ("num_workers", "pool")]
-        if size > LARGEST_LOOK or any(told):
-            return dask.threaded.get(graph, keys, **options)
-        with ContextPool(READS_OF_A_LOOK) as pool:  # which ends with the look: dask's would not survive a fork
-            return dask.threaded.get(graph, keys, pool=pool, **options)
+        given, count = (options.pop(name, None) or dask.config.get(name, None) for name in ("pool", "num_workers"))
+        with _threads_of(given, count or (READS_OF_A_LOOK if size <= LARGEST_LOOK else CPU_COUNT)) as pool:
+            try:
+                return dask.threaded.get(graph, keys, pool=pool, **options)
+            except BaseException:  # of whatever kind: nobody will look at the rest
+                pool.give_up()
+                raise
 
     def __eq__(self, other: object) -> bool:
         return other is self or other is dask.threaded.get
 
     def __hash__(self) -> int:
         return hash(dask.threaded.get)
+
+
+@contextmanager
+def _threads_of(given: Any, count: int) -> Iterator[ContextPool | BorrowedPool]:
+    """Those that were given, or so many that end with the work: dask's own would not survive a fork.
+
+    Either way what they read can be given up.
+    """
+    if isinstance(given, multiprocessing.pool.ThreadPool):
+        given = MultiprocessingPoolExecutor(given)
+    if given:
+        yield BorrowedPool(given)
+        return
+    with ContextPool(count) as pool:
+        yield pool
 
 
 class _AsDaskArray(type(da.Array)):  # type: ignore[misc]  # dask's Array has no types

@@ -1,5 +1,6 @@
 """Fixtures: a small archive on disk, the same on a real HTTP server, and independent readings of it."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from liver_dask import dataset, png, remote, tiff, volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 SHAPE = (10, 300, 420)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: tests press Ctrl-C themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import dask
@@ -114,7 +113,7 @@ def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monke
 
 def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user would not know whether the server was silent, overloaded or wrong."""
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: None)
     answers = iter(["503", "503", "elsewhere", "503", "503", "503"])
 
     class Fails(RangeRequestHandler):
@@ -238,7 +237,7 @@ def random_profile(seed: int) -> Profile:
 def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path, monkeypatch) -> None:
     """A schedule of faults that nobody thought of would hang, give a wrong voxel, or leave a connection open."""
     sleep = time.sleep
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: sleep(min(seconds, 0.01))))
+    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: sleep(min(seconds, 0.01)))
     make_archive(tmp_path, SMALL)
     with ld_settings(), serve(tmp_path) as honest:
         expected = ld.open_human_liver_em(honest.url, shape=SMALL).compute()

@@ -2,7 +2,6 @@
 
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -19,7 +18,7 @@ from liver_dask.demo import RangeRequestHandler, serve
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Waits between tries are noted, not made."""
     waits: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr("liver_dask.remote.pause", waits.append)
     return waits
 
 
