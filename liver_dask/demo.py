@@ -204,8 +204,8 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         """Answer with one range or several (206), or the whole file (200)."""
         path = Path(self.translate_path(self.path))
         if not path.is_file():
-            super().do_GET()  # a listing, or 404
             self._note(0, 0, HTTPStatus.OK if path.is_dir() else HTTPStatus.NOT_FOUND)
+            super().do_GET()  # a listing, or 404
             return
         if len(self.headers.get("Range", "")) > LONGEST_RANGE_HEADER:
             self.refuse(HTTPStatus.BAD_REQUEST, {"Connection": "close"})
