@@ -22,10 +22,12 @@ from .demo import run_demo
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
 from .export import Export
+from .inventory import check_structure
 from .pictures import PIXELS, show
 from .pyramid import add_pyramid
+from .record_checks import record_problem
 from .settings import setting
-from .store import read_record
+from .store import layout_of, read_record
 from .verify import verify as verify_store
 from .view import open_target, serve_slicer, view
 
@@ -104,6 +106,10 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     store = Path(target)
     record = read_record(store)
     if record:
+        problem = record_problem(record)
+        if problem:
+            raise click.ClickException(f"{store} is damaged: its record says that {problem}.")
+        check_structure(store, record, layout_of(record))
         try:
             click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
         except Exception as error:  # whatever zarr makes of a damaged store
@@ -260,14 +266,15 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--full", is_flag=True, help="Compare every voxel, not only some of every shard.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another one looks at other voxels.")
+@click.option("--source", help="Where the archive is.  [default: the address that the store names]")
 @cluster_options
-def verify(store: Path, full: bool, seed: int, scheduler: str | None, workers: int | None) -> None:
+def verify(store: Path, full: bool, seed: int, source: str | None, scheduler: str | None, workers: int | None) -> None:
     """Compare a store with its recorded checksums and with its source.
 
     The exit code is 1 if anything is wrong.
     """
     with cluster(scheduler, workers) as client:
-        report = verify_store(store, full=full, seed=seed, client=client)
+        report = verify_store(store, source=source, full=full, seed=seed, client=client)
     click.echo(report)
     if not report.ok:
         sys.exit(1)

@@ -15,8 +15,8 @@ Until it is complete a store lies in the folder `NAME.partial`:
 Each file appears under its name when its bytes are on the disk. In the end `store/` gets the store's own name in one
 step. It carries a record of what it is, as attributes of its group `liver_dask`: only a store with the record of the
 same call is gone on with, or returned; beside each array's chunks the checksums of its shards (`manifest.json`); and
-in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk. What
-`pyramid` adds are stores like it, below it.
+in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk; and an
+inventory of all that is no shard. What `pyramid` adds are stores like it, below it.
 """
 
 import errno
@@ -38,6 +38,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from .documents import read_document, short
 from .errors import (
     DamagedError,
     InvalidArgumentError,
@@ -47,6 +48,9 @@ from .errors import (
     StoreExistsError,
 )
 from .export_plan import Layout, Region, Shard, ShardRow, plan_layout
+from .inventory import FILE as INVENTORY
+from .inventory import check_structure, checksum_of, checksum_of_record, take_inventory
+from .record_checks import record_problem
 from .slabs import STATISTICS, Checksum, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
 from .transport import Identity
 from .volume import DIMS
@@ -67,7 +71,7 @@ def read_record(store: Path) -> dict[str, Any] | None:
     """What was recorded of a store, complete or not; None if it is not one of ours."""
     try:
         found = json.loads((store / RECORD / "zarr.json").read_bytes())["attributes"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
@@ -77,12 +81,16 @@ def open_record(store: Path) -> dict[str, Any]:
 
     Raises:
         NotDownloadedError: It is none.
+        DamagedError: What was recorded cannot be.
     """
     record = read_record(store)
     if record is None or not record.get("complete"):
         partial = store.with_name(store.name + ".partial")
         there = f"; {partial} is an unfinished one, finish it first" if partial.exists() else ""
         raise NotDownloadedError(f"There is no complete store of liver_dask at {store}{there}.")
+    problem = record_problem(record)
+    if problem:
+        raise DamagedError(f"{store / RECORD / 'zarr.json'}, which says what the store is, is damaged: {problem}.")
     return record
 
 
@@ -100,10 +108,14 @@ def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
     """
     path = store / name / MANIFEST
     try:
-        shards = json.loads(path.read_bytes())["shards"]
-        return {Shard(*map(int, place.split("/"))): Checksum(*found) for place, found in shards.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}, which has the checksums of the shards of {name}, cannot be read.") from error
+        shards = read_document(path, f"has the checksums of the shards of {name}")["shards"]
+        return {_shard_of(place): _checksum_of(found) for place, found in shards.items()}
+    except DamagedError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{path}, which has the checksums of the shards of {name}, cannot be read ({error})."
+        ) from error
 
 
 def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
@@ -113,7 +125,9 @@ def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
         DamagedError: They are not there.
     """
     path = store / RECORD / name / statistic
+    record = open_record(store)
     try:
+        check_structure(store, record, layout_of(record), path.relative_to(store).as_posix())
         return np.asarray(zarr.open_array(path, mode="r")[:])
     except Exception as error:  # whatever zarr makes of a damaged store
         raise DamagedError(f"{path}, which tells where there is something, cannot be read ({error}).") from error
@@ -272,13 +286,17 @@ class Store:
             self._check_shards(name, shards)
             self._write_json(self._unfinished / name / MANIFEST, manifest)
             self._write_statistics(name)
+        inventory = self._unfinished / RECORD / INVENTORY
+        self._write_json(inventory, take_inventory(self._unfinished, self.names)._asdict())
         metadata = self._unfinished / RECORD / "zarr.json"
         document = json.loads(metadata.read_bytes())
-        document["attributes"]["complete"] = True
+        record = document["attributes"]
+        record |= {"complete": True, "inventory": checksum_of(inventory.read_bytes())}
+        record["checksum"] = checksum_of_record(record)
         self._write_json(metadata, document)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification as yet ...
             zarr.consolidate_metadata(self._unfinished)  # ... but xarray warns of stores without
-        _sync_metadata(self._unfinished)
+        _sync_metadata(self._unfinished, self.names)
         self._unfinished.replace(self.target)
         sync_folder(self.target.parent)
 
@@ -343,7 +361,7 @@ class Store:
                 shard_path(new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
             for folder in ("sources", *(f"{kind}/{name}" for kind in ("slabs", "shards") for name in self.names)):
                 (self._progress / folder).mkdir(parents=True)
-            _sync_metadata(new)
+            _sync_metadata(new, self.names)
             new.replace(self._unfinished)
             sync_folder(self.partial)
         elif not self._is_of(read_record(self._unfinished)):
@@ -464,11 +482,26 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _sync_metadata(store: Path) -> None:
+def _shard_of(place: str) -> Shard:
+    """The shard that a key of a manifest names."""
+    shard = Shard(*map(int, place.split("/")))
+    if "/".join(map(str, shard)) != place or min(shard) < 0:
+        raise ValueError(f"{short(place)} is no shard")
+    return shard
+
+
+def _checksum_of(found: Any) -> Checksum:
+    if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int and 0 <= n < 2**63 for n in found):
+        raise ValueError(f"{short(found)} is no size and checksum")
+    return Checksum(*found)
+
+
+def _sync_metadata(store: Path, names: Iterable[str]) -> None:
     """Make all of a store but its shards durable: zarr and xarray write without."""
+    shards = tuple(f"{store / name / 'c'}{os.sep}" for name in names)
     for folder, folders, files in os.walk(store):
         for name in files:
-            if name.endswith(".json") or Path(folder).is_relative_to(store / RECORD):
+            if not f"{folder}{os.sep}".startswith(shards):  # those were made durable one by one
                 with Path(folder, name).open("rb") as file:
                     os.fsync(file.fileno())
         if folders or files:  # a folder of shards alone was made durable with each of them
