@@ -112,13 +112,18 @@ class Metadata:
 
     Attributes:
         problems: What is wrong, one sentence each.
-        recorded: Whether there was an inventory to compare with, or the store is of a version that had none.
+        notes: What else there is to know.
     """
 
     def __init__(self, store: Path, record: Mapping[str, Any], layout: Layout) -> None:
         self._store, self._record, self._layout = store, record, layout
         self._inventory, self.problems = read_inventory(store, record)
-        self.recorded = self._inventory is not None or bool(self.problems)
+        self.notes: list[str] = []
+        if not self._inventory and not self.problems:
+            self.notes.append(
+                f"{store} is of a version that did not record its coordinates, attributes and tables: whether they are "
+                "what was written cannot be told"
+            )
         self._documents: dict[str, Any] = {}
         self._bad: set[str] = set()
         for node, problem in self._structure_problems():
@@ -199,6 +204,9 @@ class Metadata:
 
     def _root_problems(self, root: Mapping[str, Any]) -> Iterator[str]:
         attributes = self._inventory.attributes if self._inventory else {}
+        if attributes and not attributes.keys() & as_object(root.get("attributes")).keys():
+            self.notes.append(f"the attributes of {self._store} were replaced, as xarray does that writes into a store")
+            attributes = {}
         expected = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
         return document_problems(root, expected, is_array=False)
 

@@ -55,7 +55,7 @@ class VerifyReport:
         bytes: Bytes of those.
         voxels: Voxels that were compared with the source.
         unchecked: Variables that could not be compared, because the store does not tell what they were computed of.
-        unrecorded: What could not be checked, because the version that wrote the store did not record it.
+        notes: What else there is to know, such as what an older version did not record, so that it cannot be checked.
         changed: Files of the source that are no longer those that the store was made of, one sentence each. That alone
             is nothing wrong with the store; where its voxels are not the source's any more, that is a problem, which
             says so.
@@ -67,7 +67,7 @@ class VerifyReport:
     bytes: int = 0
     voxels: int = 0
     unchecked: list[str] = field(default_factory=list)
-    unrecorded: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ class VerifyReport:
         ]
         if self.unchecked:
             lines.append(f"Not compared, since they were computed: {', '.join(self.unchecked)} (give the Dataset).")
-        lines += [f"Not compared, since it was not recorded: {what}." for what in self.unrecorded]
+        lines += [f"Note: {note}." for note in self.notes]
         if self.changed:
             lines.append(f"The source has changed since, in {len(self.changed)} of the files that were looked at:")
             lines += [*self.changed[:MOST_SHOWN], *(["..."] if len(self.changed) > MOST_SHOWN else [])]
@@ -247,8 +247,7 @@ class _Plan:
         self._layout = layout = layout_of(record)
         self._metadata = Metadata(store, record, layout)
         self._tell(self._metadata.problems)
-        if not self._metadata.recorded:
-            report.unrecorded.append(f"whether coordinates, attributes and tables of {store} are what was written")
+        report.notes += self._metadata.notes
         shards = {name: ShardPlan(store, name, layout) for name in record["variables"]}
         for of_variable in shards.values():
             self._tell(of_variable.problems)
