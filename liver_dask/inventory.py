@@ -86,7 +86,7 @@ def checksum_of_record(record: Mapping[str, Any]) -> int:
 def read_inventory(store: Path, record: Mapping[str, Any]) -> tuple[Inventory | None, list[str]]:
     """What was recorded of a store, and what is wrong with that; (None, []) of a version that recorded nothing."""
     path = store / RECORD / FILE
-    if record.get("format") == 3 and not path.exists() and not record.keys() & {"inventory", "checksum"}:
+    if not path.exists() and not record.keys() & {"inventory", "checksum"}:
         return None, []
     problems = []
     if record.get("checksum") != checksum_of_record(record):
