@@ -42,11 +42,12 @@ FILES = (
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 4, 7, 16, 255, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, 10**30, -(2**63), 0.5,
-    1e308, float("nan"), float("inf"), "", "0", "a", "z", "raw", "../raw", "/etc/passwd", "~", "a\0b", "x" * 5000, "0/0/0",
-    "http://nobody.invalid/a", "https://user:secret@nobody.invalid/", "ssh://nobody.invalid/a", "file:///etc", "uint16",
-    "float64", "int64", "bool", "<u2", "|u1", "O", "days since 2000-01-01", "bytes", "blosc", "zstd", "gzip", "crc32c",
-    "transpose", "sharding_indexed", "regular", "v2", "array", "group", [], {}, [0], [1, 1, 1], [2**31 - 1] * 3,
-    [4, 40, 50], [2, 16, 16], [2**40], [[]], {"a": 1}, {"name": "bytes"}, [-1, -1, -1], ["z", "y", "x"], {"attributes": {}},
+    1e308, float("nan"), float("inf"), "", "0", "a", "z", "raw", "../raw", "/etc/passwd", "~", "a\0b", "x" * 5000,
+    "0/0/0", "http://nobody.invalid/a", "https://user:secret@nobody.invalid/", "ssh://nobody.invalid/a", "file:///etc",
+    "uint16", "float64", "int64", "bool", "<u2", "|u1", "O", "days since 2000-01-01", "bytes", "blosc", "zstd", "gzip",
+    "crc32c", "transpose", "sharding_indexed", "regular", "v2", "array", "group", [], {}, [0], [1, 1, 1],
+    [2**31 - 1] * 3, [4, 40, 50], [2, 16, 16], [2**40], [[]], {"a": 1}, {"name": "bytes"}, [-1, -1, -1], ["z", "y", "x"],
+    {"attributes": {}},
 )  # fmt: skip
 NAMES = (
     "scale_factor",
