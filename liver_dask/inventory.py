@@ -33,6 +33,7 @@ from .volume import DIMS
 FILE = "inventory.json"
 METADATA = "zarr.json"
 RECORD = "liver_dask"
+GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
 
 
 class Inventory(NamedTuple):
@@ -148,7 +149,7 @@ class Metadata:
             self.problems.append(problem)
 
     def _structure_problems(self) -> Iterator[tuple[str, str]]:
-        """What of the arrays that are ours is not as the record has it; what could be read is kept."""
+        """What of the arrays and groups that are ours is not as the record has it; what could be read is kept."""
         for node, (shape, chunks, dtype, dims) in arrays_of(self._store, self._record, self._layout).items():
             document = self._read(node)
             if document is None:
@@ -156,6 +157,12 @@ class Metadata:
             yield from ((node, problem) for problem in array_problems(document, shape, chunks, dtype, dims))
             if node in self._record["variables"]:
                 yield from ((node, problem) for problem in sharding_problems(document, self._layout.chunks))
+        for node in (RECORD, *(f"{RECORD}/{name}" for name in self._record["variables"])):
+            document = self._read(node)
+            if document is not None:
+                expected = GROUP | {"attributes": self._record if node == RECORD else {}}
+                yield from ((node, problem) for problem in document_problems(document, expected, is_array=False))
+        self._documents.pop(RECORD, None)  # whose copy is compared with the record itself
 
     def _read(self, node: str) -> Any:
         try:
@@ -193,22 +200,18 @@ class Metadata:
         if consolidated is None:
             return  # readers look at the arrays' own
         copies = as_object(as_object(consolidated).get("metadata"))
-        for node, expected in (self._expected | {RECORD: self._record_document()}).items():
+        for node, expected in (self._expected | {RECORD: GROUP | {"attributes": self._record}}).items():
             copy = copies.get(prefix + node)
             told = "is missing" if copy is None else "; its ".join(document_problems(copy, expected))
             if told:
                 self._tell(node, f"the copy of the metadata of {prefix}{node} in {where}: {told}")
-
-    def _record_document(self) -> Any:
-        return {"zarr_format": 3, "node_type": "group", "attributes": self._record}
 
     def _root_problems(self, root: Mapping[str, Any]) -> Iterator[str]:
         attributes = self._inventory.attributes if self._inventory else {}
         if attributes and not attributes.keys() & as_object(root.get("attributes")).keys():
             self.notes.append(f"the attributes of {self._store} were replaced, as xarray does that writes into a store")
             attributes = {}
-        expected = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        return document_problems(root, expected, is_array=False)
+        return document_problems(root, GROUP | {"attributes": attributes}, is_array=False)
 
     def _open_all(self) -> None:
         """Whatever else zarr may find."""

@@ -164,6 +164,12 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "the record changed": lambda store: tiny.edit_record(
         store, lambda record: record["variables"]["raw"].__setitem__("files", ["elsewhere"])
     ),
+    "the record's group of another format": lambda store: tiny.edit(
+        store / "liver_dask" / "zarr.json", set_in("zarr_format", value=1)
+    ),
+    "a table's group of another format": lambda store: tiny.edit(
+        store / "liver_dask" / "raw" / "zarr.json", set_in("zarr_format", value=1)
+    ),
     "the copy of the record changed": lambda store: tiny.edit(
         store / "zarr.json",
         set_in("consolidated_metadata", "metadata", "liver_dask", "attributes", "chunks", value=[2, 16, 8]),

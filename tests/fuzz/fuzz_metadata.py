@@ -46,8 +46,8 @@ VALUES: tuple[Any, ...] = (
     "0/0/0", "http://nobody.invalid/a", "https://user:secret@nobody.invalid/", "ssh://nobody.invalid/a", "file:///etc",
     "uint16", "float64", "int64", "bool", "<u2", "|u1", "O", "days since 2000-01-01", "bytes", "blosc", "zstd", "gzip",
     "crc32c", "transpose", "sharding_indexed", "regular", "v2", "array", "group", [], {}, [0], [1, 1, 1],
-    [2**31 - 1] * 3, [4, 40, 50], [2, 16, 16], [2**40], [[]], {"a": 1}, {"name": "bytes"}, [-1, -1, -1], ["z", "y", "x"],
-    {"attributes": {}},
+    [2**31 - 1] * 3, [4, 40, 50], [2, 16, 16], [2**40], [[]], {"a": 1}, {"name": "bytes"}, [-1, -1, -1],
+    ["z", "y", "x"], {"attributes": {}},
 )  # fmt: skip
 NAMES = (
     "scale_factor",
