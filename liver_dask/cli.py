@@ -24,10 +24,12 @@ from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
 from .export import Export
 from .interrupts import interrupts_noted
+from .inventory import check_structure
 from .pictures import PIXELS, show
 from .pyramid import add_pyramid
+from .record_checks import record_problem
 from .settings import setting
-from .store import has_record, open_record, read_record, what_it_lacks
+from .store import has_record, layout_of, open_record, read_record, what_it_lacks
 from .verify import verify as verify_store
 from .view import open_target, serve_slicer, view
 
@@ -118,6 +120,10 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     if not record and has_record(store):
         open_record(store)  # which says what is wrong with it
     if record:
+        problem = record_problem(record)
+        if problem:
+            raise click.ClickException(f"{store} is damaged: its record says that {problem}.")
+        check_structure(store, record, layout_of(record))
         try:
             click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
         except Exception as error:  # whatever zarr makes of a damaged store
@@ -282,14 +288,15 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--full", is_flag=True, help="Compare every voxel, not only some of every shard.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another one looks at other voxels.")
+@click.option("--source", help="Where the archive is.  [default: the address that the store names]")
 @cluster_options
-def verify(store: Path, full: bool, seed: int, scheduler: str | None, workers: int | None) -> None:
+def verify(store: Path, full: bool, seed: int, source: str | None, scheduler: str | None, workers: int | None) -> None:
     """Compare a store with its recorded checksums and with its source.
 
     The exit code is 1 if anything is wrong.
     """
     with cluster(scheduler, workers) as client:
-        report = verify_store(store, full=full, seed=seed, client=client)
+        report = verify_store(store, source=source, full=full, seed=seed, client=client)
     click.echo(report)
     for lacking in what_it_lacks(open_record(store)):
         click.echo(f"{store}: {lacking}")

@@ -18,6 +18,7 @@ from dask.base import tokenize
 from . import volume
 from .boxes import crop
 from .dataset import VolumeReader, readers_of
+from .documents import DECODED_ATTRIBUTES
 from .errors import InvalidArgumentError
 from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, FilesRead, estimate
 from .export_checks import check_call, check_disk, check_memory, check_workers
@@ -25,9 +26,10 @@ from .export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout
 from .export_run import Driver
 from .export_work import in_blocks
 from .progress import show_progress
+from .record_checks import OTHER_GROUPS
 from .settings import setting
 from .slabs import codecs_of
-from .store import NOT_THERE, RECORD, Store
+from .store import NOT_THERE, Store
 from .team import gather
 from .traffic import traffic
 from .window import VolumeArray
@@ -40,11 +42,6 @@ LONGEST_NAME = 240
 
 LARGEST_VOXEL = 8
 """Bytes; numpy has longer floats, Zarr has not."""
-
-OTHER_GROUPS = (RECORD, "pyramid", "labels")
-"""What else a store holds, or will when it has a pyramid."""
-
-DECODED_ATTRIBUTES = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"}
 
 
 class Export:

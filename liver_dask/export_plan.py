@@ -9,6 +9,7 @@ A task writes a **run**: some regions of the same slices, from top to bottom. Wh
 a run is a few regions; where they cannot (a mask has to be inflated from its first row), it is all of them.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -168,7 +169,7 @@ def plan_layout(
     ]
     row_bytes = sum(bytes_of_variable.values()) * chunks[0] * shape[2]
     rows = clipped[1] // chunks[1]
-    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * chunks[1] * row_bytes <= REGION_BYTES]
+    fitting = [n for n in _divisors(rows) if n * chunks[1] * row_bytes <= REGION_BYTES]
     return Layout(_triple(shape), _triple(chunks), _triple(clipped), max(fitting, default=1) * chunks[1])
 
 
@@ -196,6 +197,12 @@ def rows_at_once(layout: Layout, group: Group) -> int:
     if group.cuts is None:
         return layout.band
     return layout.band + max(b - a for a, b in zip(group.cuts[:-1], group.cuts[1:], strict=True))
+
+
+def _divisors(number: int) -> Iterator[int]:
+    for small in range(1, math.isqrt(number) + 1):
+        if number % small == 0:
+            yield from (small, number // small)
 
 
 def _parts(regions: list[Region], length: int) -> list[list[Region]]:

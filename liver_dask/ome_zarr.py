@@ -16,6 +16,7 @@ import xarray as xr
 import zarr
 
 from . import volume
+from .documents import as_object, is_same, read_document, short
 from .export_plan import Shape
 from .slabs import sync_folder
 from .store import open_record, read_statistics, walk
@@ -45,6 +46,19 @@ def is_described(levels: Sequence[Level]) -> bool:
         return False
     paths = [_path_of(level, levels, _image_of(_open(levels[0].path))) for level in levels]
     return LABELS in root and paths == _described(root.attrs.asdict().get("ome", {}))
+
+
+def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> str | None:
+    """What of the OME metadata of a store is not as `write_ome_metadata` has it, but for colours and contrast."""
+    path = levels[0].path / "zarr.json"
+    ome = as_object(as_object(read_document(path, "says what the store is"))["attributes"]).get("ome")
+    if not isinstance(ome, dict):
+        return f"{path} does not describe the {len(levels)} levels that there are; `liver-dask pyramid` does"
+    expected = _Describer(levels, voxel_size_nm).image()
+    for key in ("version", "multiscales"):
+        if not is_same(ome.get(key), expected[key]):
+            return f"{path} does not describe the levels that there are: {key} of ome is {short(ome.get(key))}"
+    return None
 
 
 def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:

@@ -39,6 +39,12 @@ def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
         yield _Lines(title, total).advance
 
 
+def say(line: str, shown: bool) -> None:
+    """Print a line on standard error, if it is to be shown."""
+    if shown:
+        print(line, file=sys.stderr, flush=True)
+
+
 class _Lines:
     """A line at the end, and every few seconds until then."""
 

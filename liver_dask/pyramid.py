@@ -22,13 +22,15 @@ import xarray as xr
 import zarr
 
 from .allowance import cores
+from .documents import read_document
 from .errors import DamagedError
 from .export import Export
 from .export_plan import Shape
+from .inventory import check_structure
 from .ome_zarr import Level, is_described, write_ome_metadata
 from .store import layout_of, open_record, read_checksums, read_record
 from .stored import StoredArray
-from .volume import DIMS
+from .volume import DIMS, check_voxel_size
 from .window import LazyWindow, Selection, VolumeArray, Window
 
 if TYPE_CHECKING:
@@ -75,7 +77,9 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     """
     root = Path(store).expanduser().absolute()
     levels = [Level(root, (1, 1, 1))]
-    planned = plan_levels(layout_of(open_record(root)).shape, voxel_size_of(root))
+    known = open_record(root)
+    check_structure(root, known, layout_of(known))
+    planned = plan_levels(layout_of(known).shape, voxel_size_of(root))
     if planned:
         zarr.open_group(root / FOLDER, mode="a")
     for factors in planned:
@@ -143,9 +147,11 @@ def voxel_size_of(store: Path) -> tuple[float, ...] | None:
     """
     path = store / "zarr.json"
     try:
-        told = json.loads(path.read_bytes())["attributes"].get("voxel_size_nm")
-        return tuple(map(float, told)) if told else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        told = read_document(path, "says what the store is")["attributes"].get("voxel_size_nm")
+        return check_voxel_size(told) if told else None
+    except DamagedError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"{path}, which says what the store is, cannot be read ({error}).") from error
 
 
@@ -158,6 +164,9 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
         root: The store.
     """
     record = open_record(below.path)
+    for path in {below.path, root}:
+        known = open_record(path)
+        check_structure(path, known, layout_of(known))
     step = factors[0] // below.factors[0], factors[1] // below.factors[1], factors[2] // below.factors[2]
     source = xr.open_zarr(below.path, chunks=None, consolidated=False)
     variables = {}

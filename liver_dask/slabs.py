@@ -7,6 +7,7 @@ one deep and all along x, and its index says besides what is known of the voxels
 and adds to offsets; nothing is decoded. Reading a part of a chunk decodes only the blocks of Blosc that hold it.
 """
 
+import math
 import os
 import secrets
 import struct
@@ -88,7 +89,7 @@ def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape) -> Chunk:
     Readers take 0 for what is left out; -0.0, whose sign they would lose by that, is kept.
     """
     little = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
-    statistics = _statistics_of(little)  # of neighbouring bytes: three times as fast as of a part of a region
+    statistics = statistics_of(little)  # of neighbouring bytes: three times as fast as of a part of a region
     if not statistics["nonzero"] and not (little.dtype.kind == "f" and little.view(np.uint8).any()):
         return Chunk(b"", statistics)
     if little.shape != chunk:
@@ -282,7 +283,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _statistics_of(voxels: npt.NDArray[Any]) -> npt.NDArray[np.void]:
+def statistics_of(voxels: npt.NDArray[Any]) -> npt.NDArray[np.void]:
+    """What is known of a chunk's voxels, see STATISTICS."""
     known = np.zeros((), STATISTICS)
     known["nonzero"] = np.count_nonzero(voxels)
     if known["nonzero"] and voxels.itemsize > 1:
@@ -313,7 +315,7 @@ def _read_chunk(file: Any, start: int, length: int) -> bytes:
 
 def _read_index(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
     """The index at the end of a file, and where it begins."""
-    size = int(np.prod(shape)) * dtype.itemsize + CRC_BYTES
+    size = math.prod(shape) * dtype.itemsize + CRC_BYTES
     if file.seek(0, os.SEEK_END) < size:
         raise DamagedError("it is cut short")
     begins = file.seek(-size, os.SEEK_END)

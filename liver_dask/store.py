@@ -15,8 +15,8 @@ Until it is complete a store lies in the folder `NAME.partial`:
 Each file appears under its name when its bytes are on the disk. In the end `store/` gets the store's own name in one
 step. It carries a record of what it is, as attributes of its group `liver_dask`: only a store with the record of the
 same call is gone on with, or returned; beside each array's chunks the checksums of its shards (`manifest.json`); and
-in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk. What
-`pyramid` adds are stores like it, below it.
+in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk; and an
+inventory of all that is no shard. What `pyramid` adds are stores like it, below it.
 """
 
 import errno
@@ -40,6 +40,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from .documents import read_document, short
 from .errors import (
     DamagedError,
     InvalidArgumentError,
@@ -49,6 +50,9 @@ from .errors import (
     StoreExistsError,
 )
 from .export_plan import Layout, Region, Shard, ShardRow, plan_layout
+from .inventory import FILE as INVENTORY
+from .inventory import check_structure, checksum_of, checksum_of_record, take_inventory
+from .record_checks import record_problem
 from .remote import ZARR_METADATA
 from .slabs import STATISTICS, Checksum, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
 from .versions import MISSING, Identity
@@ -102,7 +106,7 @@ def _any_record(store: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes())["attributes"]
     except FileNotFoundError:  # it went a moment ago
         return None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -112,6 +116,7 @@ def open_record(store: Path) -> dict[str, Any]:
 
     Raises:
         NotDownloadedError: It is none.
+        DamagedError: What was recorded cannot be.
     """
     record = read_record(store)
     if record is None or not record.get("complete"):
@@ -120,6 +125,9 @@ def open_record(store: Path) -> dict[str, Any]:
         if record is None and is_there(store):
             there = f": it is {what_is_at(store)}{there}"
         raise NotDownloadedError(f"There is no complete store of liver_dask at {store}{there}.")
+    problem = record_problem(record)
+    if problem:
+        raise DamagedError(f"{store / RECORD / 'zarr.json'}, which says what the store is, is damaged: {problem}.")
     for lacking in what_it_lacks(record):
         _tell_once(f"{store}: {lacking}")
     return record
@@ -202,10 +210,14 @@ def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
     """
     path = store / name / MANIFEST
     try:
-        shards = json.loads(path.read_bytes())["shards"]
-        return {Shard(*map(int, place.split("/"))): Checksum(*found) for place, found in shards.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}, which has the checksums of the shards of {name}, cannot be read.") from error
+        shards = read_document(path, f"has the checksums of the shards of {name}")["shards"]
+        return {_shard_of(place): _checksum_of(found) for place, found in shards.items()}
+    except DamagedError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{path}, which has the checksums of the shards of {name}, cannot be read ({error})."
+        ) from error
 
 
 def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
@@ -215,7 +227,9 @@ def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
         DamagedError: They are not there.
     """
     path = store / RECORD / name / statistic
+    record = open_record(store)
     try:
+        check_structure(store, record, layout_of(record), path.relative_to(store).as_posix())
         return np.asarray(zarr.open_array(path, mode="r")[:])
     except Exception as error:  # whatever zarr makes of a damaged store
         raise DamagedError(f"{path}, which tells where there is something, cannot be read ({error}).") from error
@@ -413,13 +427,17 @@ class Store:
             self._check_shards(name, shards)
             self._write_json(self._unfinished / name / MANIFEST, manifest)
             self._write_statistics(name)
+        inventory = self._unfinished / RECORD / INVENTORY
+        self._write_json(inventory, take_inventory(self._unfinished, self.names)._asdict())
         metadata = self._unfinished / RECORD / "zarr.json"
         document = json.loads(metadata.read_bytes())
-        document["attributes"]["complete"] = True
+        record = document["attributes"]
+        record |= {"complete": True, "inventory": checksum_of(inventory.read_bytes())}
+        record["checksum"] = checksum_of_record(record)
         self._write_json(metadata, document)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification as yet ...
             zarr.consolidate_metadata(self._unfinished)  # ... but xarray warns of stores without
-        _sync_metadata(self._unfinished)
+        _sync_metadata(self._unfinished, self.names)
         self._unfinished.replace(self.target)
         sync_folder(self.target.parent)
 
@@ -534,7 +552,7 @@ class Store:
             for row in self.layout.shard_rows(self.names):
                 shard_path(self._new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
             self._make_progress()
-            _sync_metadata(self._new)
+            _sync_metadata(self._new, self.names)
             self._began = True
             self._new.replace(self._unfinished)
             sync_folder(self.partial)
@@ -734,11 +752,26 @@ def _files_in(folder: Path, suffix: str = "") -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
 
 
-def _sync_metadata(store: Path) -> None:
+def _shard_of(place: str) -> Shard:
+    """The shard that a key of a manifest names."""
+    shard = Shard(*map(int, place.split("/")))
+    if "/".join(map(str, shard)) != place or min(shard) < 0:
+        raise ValueError(f"{short(place)} is no shard")
+    return shard
+
+
+def _checksum_of(found: Any) -> Checksum:
+    if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int and 0 <= n < 2**63 for n in found):
+        raise ValueError(f"{short(found)} is no size and checksum")
+    return Checksum(*found)
+
+
+def _sync_metadata(store: Path, names: Iterable[str]) -> None:
     """Make all of a store but its shards durable: zarr and xarray write without."""
+    shards = tuple(f"{store / name / 'c'}{os.sep}" for name in names)
     for folder, folders, files in walk(store):
         for name in files:
-            if name.endswith(".json") or Path(folder).is_relative_to(store / RECORD):
+            if not f"{folder}{os.sep}".startswith(shards):  # those were made durable one by one
                 with Path(folder, name).open("rb") as file:
                     os.fsync(file.fileno())
         if folders or files:  # a folder of shards alone was made durable with each of them

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .errors import DamagedError, InvalidArgumentError
 from .export_plan import Shape, Shard
+from .inventory import check_structure
 from .slabs import EMPTY, Index, decode_planes, read_shard_index
 from .store import CHECKSUMS_SINCE, layout_of, open_record, shard_path
 
@@ -35,6 +36,7 @@ class StoredArray:
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
         InvalidArgumentError: It does not hold the variable. (ValueError)
+        DamagedError: The array is not what the store says of it. (OSError)
     """
 
     def __init__(self, store: Path, name: str) -> None:
@@ -44,6 +46,7 @@ class StoredArray:
         self._store, self._name = store, name
         self._has_checksums = record["format"] >= CHECKSUMS_SINCE
         self._layout = layout_of(record)
+        check_structure(store, record, self._layout, name)
         self.shape: Shape = self._layout.shape
         self.dtype: np.dtype[Any] = np.dtype(record["variables"][name]["dtype"])
         self._indexes: dict[Shard, Index] = {}

@@ -71,6 +71,18 @@ def test_a_cluster_makes_the_same_levels(
     assert_same_files(tmp_path / "here.zarr", tmp_path / "there.zarr")
 
 
+def test_a_cluster_verifies_as_threads_do(client: Client, archive: Path, tmp_path: Path, server: ArchiveServer) -> None:
+    """A worker could not be sent a check, or what it finds be lost."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=["er"])
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
+    assert ld.verify(path, client=client, progress=False) == ld.verify(path, progress=False)
+    shard = path / "raw" / "c" / "0" / "1" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    found = ld.verify(path, client=client, progress=False)
+    assert found == ld.verify(path, progress=False)
+    assert not found.ok
+
+
 class CountsConnections(RangeRequestHandler):
     """Notes the most connections that were open at once; made anew for each test."""
 

@@ -1,0 +1,142 @@
+"""JSON of a store, which may have been damaged, or written by somebody else: read and compared, and never trusted."""
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import DamagedError
+
+LARGEST_DOCUMENT = 64 << 20
+"""Bytes. The manifest of the full volume has 0.1 MB."""
+
+DECODED_ATTRIBUTES = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"}
+"""By these, readers that know the CF conventions give other values than there are."""
+
+CHANGING_ATTRIBUTES = DECODED_ATTRIBUTES | {"dtype", "_Encoding", "units"}
+"""By these, xarray does: a time's `units` make dates of numbers."""
+
+TIMES = ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds")
+
+Document = Mapping[str, Any]
+
+
+def read_document(path: Path, what: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: The file.
+        what: What it is for, to be told where it cannot be read.
+
+    Raises:
+        DamagedError: It is no JSON, or not there, or names a key twice.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
+        if path.stat().st_size > LARGEST_DOCUMENT:
+            raise ValueError("it is too large")
+        return json.loads(path.read_bytes(), object_pairs_hook=_without_doubles)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}, which {what}, cannot be read ({error}).") from error
+
+
+def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {short(twice)} twice")
+    return found
+
+
+def as_object(value: Any) -> Document:
+    """A JSON object, or what is there instead as an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def short(value: Any) -> str:
+    """A value as a message shows it, however long it is."""
+    return _short.repr(value)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same to a reader: 1 is 1.0, but not true; NaN is NaN."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
+        return True
+    return bool(one == other)
+
+
+def array_problems(
+    document: Any, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str]
+) -> Iterator[str]:
+    """What of an array's metadata is not as it must be: "NAME is VALUE, and was written as VALUE"."""
+    expected = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "dimension_names": list(dims),
+    }
+    found = as_object(document)
+    for key, value in expected.items():
+        if not is_same(found.get(key), value):
+            yield f"{key} is {short(found.get(key))}, and was written as {short(value)}"
+    if found.get("storage_transformers"):
+        yield f"storage_transformers is {short(found['storage_transformers'])}, and there were none"
+    if dtype.kind in "biu" and not is_same(found.get("fill_value"), False if dtype.kind == "b" else 0):
+        yield f"fill_value is {short(found.get('fill_value'))}, and was written as 0"
+
+
+def sharding_problems(document: Any, chunks: Sequence[int]) -> Iterator[str]:
+    """What of the codecs of an array of voxels is not as this package writes it, in any version."""
+    codecs = as_object(document).get("codecs")
+    codec = as_object(codecs[0]) if isinstance(codecs, list) and len(codecs) == 1 else {}
+    sharding = as_object(codec.get("configuration"))
+    if codec.get("name") != "sharding_indexed" or not is_same(sharding.get("chunk_shape"), list(chunks)):
+        yield f"codecs are {short(codecs)}, and were written as shards of chunks of {list(chunks)}"
+        return
+    inner, index = _names_of(sharding.get("codecs")), _names_of(sharding.get("index_codecs"))
+    if inner[:2] != ["bytes", "blosc"] or set(inner[2:]) - {"crc32c"} or len(inner) > 3:
+        yield f"codecs of a chunk are {short(inner)}, and were written as bytes, blosc"
+    if index != ["bytes", "crc32c"] or sharding.get("index_location", "end") != "end":
+        yield f"codecs of a shard's index are {short(index)}, and were written as bytes, crc32c at its end"
+    for of in (sharding.get("codecs"), sharding.get("index_codecs")):
+        first = as_object(of[0]) if isinstance(of, list) and of else {}
+        if as_object(first.get("configuration")).get("endian", "little") != "little":
+            yield "codecs have another order of bytes than the little one that was written"
+
+
+def changing_attributes(attributes: Any) -> set[str]:
+    """Those by which a reader would give other values than there are."""
+    if attributes is None:
+        return set()
+    if not isinstance(attributes, dict):
+        return {"attributes"}
+    found = CHANGING_ATTRIBUTES & attributes.keys()
+    units = attributes.get("units")
+    return found if _is_of_time(units) else found - {"units"}
+
+
+def _is_of_time(units: Any) -> bool:
+    return isinstance(units, str) and (" since " in units or units.strip().lower() in TIMES)
+
+
+def _names_of(codecs: Any) -> list[Any]:
+    return [as_object(codec).get("name") for codec in codecs] if isinstance(codecs, list) else []

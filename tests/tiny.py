@@ -1,0 +1,52 @@
+"""A store of some kilobytes, and ways to change its metadata."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+import liver_dask as ld
+from liver_dask.demo import make_archive
+
+SHAPE = (4, 40, 50)
+LAYOUT: dict[str, Any] = {"chunks": (2, 16, 16), "shards": (4, 32, 32)}
+
+
+def make_tiny_store(folder: Path, source: str | Path | None = None, name: str = "a.zarr") -> Path:
+    """An archive of SHAPE in `folder`, unless `source` is one, and the store of its `raw` and `er`."""
+    if source is None:
+        source = folder / "archive"
+        source.mkdir(parents=True)
+        make_archive(source, SHAPE)
+    ds = ld.open_human_liver_em(source, shape=SHAPE, labels=["er"])
+    return Path(ld.to_zarr(ds, folder / name, progress=False, **LAYOUT))
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file; `change` edits what it is given in place, or returns what is to be there instead."""
+    document = json.loads(path.read_bytes())
+    changed = change(document)
+    part = path.with_name(".new")  # not in place: masks have hard links
+    part.write_text(json.dumps(document if changed is None else changed))
+    part.replace(path)
+
+
+def edit_record(store: Path, change: Callable[[Any], Any]) -> None:
+    """Change what a store says of itself."""
+    edit(store / "liver_dask" / "zarr.json", lambda document: change(document["attributes"]))
+
+
+def forget_what_was_recorded(store: Path) -> None:
+    """Make of a store one of an earlier version, which did not record its small files."""
+    (store / "liver_dask" / "inventory.json").unlink(missing_ok=True)
+
+    def drop(record: dict[str, Any]) -> None:
+        record.pop("inventory", None)
+        record.pop("checksum", None)
+
+    edit_record(store, drop)
+    with warnings.catch_warnings(action="ignore"):
+        zarr.consolidate_metadata(store)
