@@ -16,9 +16,10 @@ import xarray as xr
 import zarr
 
 from . import volume
+from .disk import walk
 from .export_plan import Shape
 from .slabs import sync_folder
-from .store import open_record, read_statistics, walk
+from .store import open_record, read_statistics
 
 VERSION = "0.5"
 LABELS = "labels"

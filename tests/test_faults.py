@@ -26,7 +26,7 @@ pytestmark = [
 
 BOX = (150, 214, 100, 164, 2, 6)
 TINY = {"chunks": (2, 32, 32), "shards": (4, 64, 32)}
-SAMPLE = 6
+SAMPLE = 10
 """Operations of each kind of run that the suite lets fail; `pytest -m real` takes all."""
 
 
@@ -132,6 +132,12 @@ def check_nothing_is_lost(before: dict[Path, bytes], folder: Path) -> None:
         assert all((records / name.format(x)).exists() for x in (0, 1)), f"{path} is gone, and not merged"
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """All but what could not be tidied up, and will be by the next call."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path: (folder / path).read_bytes() for path in found if ".partial" not in str(path)}
+
+
 def check_fault(case: Case, operation: Operation, number: int, folder: Path) -> str:
     """Let one operation fail in a run on a copy of the case's folder; what came of it."""
     shutil.copytree(case.start, folder)
@@ -144,7 +150,7 @@ def check_fault(case: Case, operation: Operation, number: int, folder: Path) -> 
             told, sentence = type(error).__name__, str(error)
     assert len(sentence.splitlines()) == 1, sentence
     if told == "nobody was told":
-        assert_same_files(case.expected / "a.zarr", folder / "a.zarr")
+        assert files_of(case.expected / "a.zarr") == files_of(folder / "a.zarr")
     check_nothing_is_lost(before, folder)
     case.call(folder)
     assert_same_files(case.expected / "a.zarr", folder / "a.zarr")
