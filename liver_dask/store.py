@@ -441,6 +441,7 @@ class Store:
             raise StoreExistsError(f"{self.target} is being written by another process; wait for it to end.") from None
         except OSError as error:
             if error.errno not in CANNOT_LOCK:
+                os.close(descriptor)
                 raise
             log.warning("%s: this file system has no locks; see that no other process writes the store", self.target)
         return descriptor
