@@ -5,7 +5,6 @@ goes on after a kill, in `store`.
 """
 
 import os
-import stat
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from dask.base import tokenize
 from . import volume
 from .boxes import crop
 from .dataset import VolumeReader, readers_of
+from .disk import is_link
 from .documents import DECODED_ATTRIBUTES
 from .errors import InvalidArgumentError
 from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, FilesRead, estimate
@@ -29,7 +29,7 @@ from .progress import show_progress
 from .record_checks import OTHER_GROUPS
 from .settings import setting
 from .slabs import codecs_of
-from .store import NOT_THERE, Store
+from .store import Store
 from .team import gather
 from .traffic import traffic
 from .window import VolumeArray
@@ -168,7 +168,7 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
     try:
         text = os.fspath(path)
         given = Path(text).expanduser().absolute()
-        target = Path(os.path.realpath(given)) if _is_link(given) else given
+        target = Path(os.path.realpath(given)) if is_link(given) else given
         usable = (
             bool(text) and "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
         )
@@ -176,18 +176,9 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
         usable = False
     if not usable:
         raise InvalidArgumentError(f"Cannot write {path!r}: a store is a new folder on a local file system.")
-    if _is_link(target):
+    if is_link(target):
         raise InvalidArgumentError(f"Cannot write {path!r}: the symbolic link {target} leads nowhere.")
     return target
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return stat.S_ISLNK(path.lstat().st_mode)
-    except OSError as error:
-        if error.errno in NOT_THERE:
-            return False
-        raise
 
 
 def _check_variables(ds: xr.Dataset) -> None:

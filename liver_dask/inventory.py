@@ -16,6 +16,7 @@ import google_crc32c
 import numpy as np
 import zarr
 
+from .disk import walk
 from .documents import (
     array_problems,
     as_object,
@@ -66,7 +67,7 @@ def take_inventory(store: Path, names: Collection[str]) -> Inventory:
 def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
     """All files of a store but the shards of its variables, and what is being written."""
     shards = {store / name / "c" for name in names}
-    for folder, folders, files in os.walk(store):
+    for folder, folders, files in walk(store):
         folders[:] = [name for name in folders if Path(folder, name) not in shards]
         for name in files:
             if not name.startswith(".") and not name.endswith(".partial") and name != FILE:

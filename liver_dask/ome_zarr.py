@@ -16,10 +16,11 @@ import xarray as xr
 import zarr
 
 from . import volume
+from .disk import walk
 from .documents import as_object, is_same, read_document, short
 from .export_plan import Shape
 from .slabs import sync_folder
-from .store import open_record, read_statistics, walk
+from .store import open_record, read_statistics
 
 VERSION = "0.5"
 LABELS = "labels"

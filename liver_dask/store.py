@@ -4,7 +4,7 @@ Until it is complete a store lies in the folder `NAME.partial`:
 
 =====================================  =========================================================================
 `lock`                                 held by the process that writes the store, and by no other
-`store/`                               the store itself: metadata and finished shards
+`store/`                               the store itself: metadata and finished shards; `store.new/` while it is begun
 `progress/run`                         which run is at it; tasks of a run that ended see that and stop
 `progress/slabs/VARIABLE/Z-Y`          a region's encoded chunks: when the file is there, the region is written
 `progress/shards/VARIABLE/Z-Y-X.npy`   what is known of the voxels of a shard's chunks
@@ -12,11 +12,12 @@ Until it is complete a store lies in the folder `NAME.partial`:
 `progress/sources/...`                 size and ETag of a source file, from before the first slab that was made of it
 =====================================  =========================================================================
 
-Each file appears under its name when its bytes are on the disk. In the end `store/` gets the store's own name in one
-step. It carries a record of what it is, as attributes of its group `liver_dask`: only a store with the record of the
-same call is gone on with, or returned; beside each array's chunks the checksums of its shards (`manifest.json`); and
-in the group `liver_dask/VARIABLE` arrays `nonzero`, `mean` and `std`, with a value for each inner chunk; and an
-inventory of all that is no shard. What `pyramid` adds are stores like it, below it.
+Each file appears under its name when its bytes are on the disk, and where the disk does not tell what there is, nothing
+is removed. In the end `store/` gets the store's own name in one step. It carries a record of what it is, as attributes
+of its group `liver_dask`: only a store with the record of the same call is gone on with, or returned; beside each
+array's chunks the checksums of its shards (`manifest.json`); in the group `liver_dask/VARIABLE` arrays `nonzero`,
+`mean` and `std`, with a value for each inner chunk; and an inventory of all that is no shard. What `pyramid` adds are
+stores like it, below it.
 """
 
 import errno
@@ -28,18 +29,18 @@ import logging
 import os
 import secrets
 import shutil
-import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from .disk import files_in, is_empty_folder, is_there, size_of, walk
 from .documents import read_document, short
 from .errors import (
     DamagedError,
@@ -77,7 +78,6 @@ OLDEST_READ = 3
 CHECKSUMS_SINCE = 4
 """Stores of earlier formats have no checksums behind their chunks. They are read, but not gone on with."""
 
-NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
@@ -168,32 +168,6 @@ def what_is_at(path: Path) -> str:
     if any(is_there(path / name) for name in ZARR_METADATA):
         return f"a Zarr store that liver_dask did not write: xr.open_zarr({str(path)!r}) may open it"
     return "something that liver_dask did not write"
-
-
-def is_there(path: Path) -> bool:
-    """Whether a path exists; unlike pathlib's, which in some versions of Python takes any fault for a no.
-
-    Raises:
-        OSError: It cannot be told.
-    """
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno in NOT_THERE:
-            return False
-        raise
-    except ValueError:  # a name that no path has
-        return False
-    return True
-
-
-def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, but a folder that cannot be read is an error, and not an empty one."""
-
-    def fail(error: OSError) -> NoReturn:
-        raise error
-
-    return os.walk(folder, onerror=fail)
 
 
 def layout_of(record: Mapping[str, Any]) -> Layout:
@@ -294,7 +268,7 @@ class Store:
 
     def is_written(self) -> bool:
         """Whether the very store is there, complete; StoreExistsError if something else is."""
-        if not is_there(self.target) or _is_empty_folder(self.target):
+        if not is_there(self.target) or is_empty_folder(self.target):
             return False
         found = read_record(self.target)
         if not found or not self._is_of(found) or not found.get("complete"):
@@ -303,7 +277,7 @@ class Store:
         self._check_missing(missing_files(self.target, self.names))
         for name in self.names:
             for shard, expected in read_checksums(self.target, name).items():
-                size = _size_of(shard_path(self.target, name, shard))
+                size = size_of(shard_path(self.target, name, shard))
                 if size != expected.size:
                     what = "lost" if size is None else "damaged"
                     raise StoreExistsError(
@@ -366,7 +340,7 @@ class Store:
             return found
         for name in self.names:
             folder = self._progress / "slabs" / name
-            slabs = {path.name for path in _files_in(folder)} if is_there(folder) else set()  # a kill may leave none
+            slabs = {path.name for path in files_in(folder)} if is_there(folder) else set()  # a kill may leave none
             found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
         for row in self.layout.shard_rows(self.names):
             if self.is_merged(row):
@@ -417,7 +391,7 @@ class Store:
         self._list_missing(_missing_of(sources))
         for name in self.names:
             shards: dict[str, Any] = {}
-            for path in _files_in(self._progress / "shards" / name, ".json"):
+            for path in files_in(self._progress / "shards" / name, ".json"):
                 shards |= json.loads(path.read_bytes())
             of_variable = [source for source in sources if source["url"].startswith(tuple(self._files[name]))]
             manifest = {
@@ -515,6 +489,7 @@ class Store:
             raise StoreExistsError(f"{self.target} is being written by another process; wait for it to end.") from None
         except OSError as error:
             if error.errno not in CANNOT_LOCK:
+                os.close(descriptor)
                 raise
             log.warning("%s: this file system has no locks; see that no other process writes the store", self.target)
         return descriptor
@@ -657,7 +632,7 @@ class Store:
     def _remove_torn(self) -> None:
         """Remove what a process that was killed here, in `complete`, had not yet given its name."""
         folders = [self._unfinished, *(self._unfinished / name for name in self.names)]
-        files = [path for folder in folders for path in _files_in(folder)]
+        files = [path for folder in folders for path in files_in(folder)]
         files += [Path(folder, name) for folder, _, names in walk(self._unfinished / RECORD) for name in names]
         for path in files:
             if path.name.startswith(".") or path.name.endswith(".partial"):
@@ -665,7 +640,7 @@ class Store:
 
     def _sources(self) -> list[dict[str, Any]]:
         """The files that were read for it so far, and their versions."""
-        return [json.loads(path.read_bytes()) for path in _files_in(self._progress / "sources", ".json")]
+        return [json.loads(path.read_bytes()) for path in files_in(self._progress / "sources", ".json")]
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         """Refuse zeros where a file was missing, if the caller does not want them."""
@@ -688,7 +663,7 @@ class Store:
         grid = self.layout.chunks_per_shard
         chunks = tuple(-(-length // chunk) for length, chunk in zip(self.layout.shape, self.layout.chunks, strict=True))
         known = np.zeros(chunks, STATISTICS)
-        for path in _files_in(self._progress / "shards" / name, ".npy"):
+        for path in files_in(self._progress / "shards" / name, ".npy"):
             place = zip(map(int, path.stem.split("-")), grid, strict=True)
             here = known[tuple(slice(number * count, (number + 1) * count) for number, count in place)]
             here[:] = np.load(path)[tuple(map(slice, here.shape))]
@@ -705,7 +680,7 @@ class Store:
         for row in self.layout.shard_rows([name]):
             for shard in self.layout.shards_of(row):
                 path = shard_path(self._unfinished, name, shard)
-                if _size_of(path) != shards.get("/".join(map(str, shard)), [-1])[0]:
+                if size_of(path) != shards.get("/".join(map(str, shard)), [-1])[0]:
                     raise DamagedError(
                         f"{path} is not as it was written; remove {self.partial} and begin anew, on another disk."
                     )
@@ -733,23 +708,6 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return stat.S_ISDIR(path.stat().st_mode) and not any(path.iterdir())
-
-
-def _size_of(path: Path) -> int | None:
-    """Bytes of a file; None where there is none."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-
-
-def _files_in(folder: Path, suffix: str = "") -> list[Path]:
-    """All in a folder whose names end so; unlike `glob`, which takes a folder that cannot be read for an empty one."""
-    return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
 
 
 def _shard_of(place: str) -> Shard:

@@ -36,7 +36,7 @@ def to_zarr(
     Args:
         ds: What `open_human_liver_em` gave, cropped or changed lazily or not: variables of dims (z, y, x).
         path: The store to write, on a file system that this process and all workers share. Missing folders above it
-            are made.
+            are made. Of a symbolic link it is made where that leads.
         client: The cluster to work on, of whatever kind; threads of this process if None. All its processes together
             have no more requests under way than `connections` of `open_human_liver_em` says.
         bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each max exclusive; all

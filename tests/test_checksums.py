@@ -1,5 +1,6 @@
 """What was written is what every reader gets, to the bit, whatever its type; or, where a bit was changed, an error."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -197,8 +198,11 @@ def test_a_damaged_chunk_of_a_slab_is_not_merged(
         ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
 
 
-def test_the_metadata_say_that_chunks_have_checksums(kept: Path) -> None:
-    """Readers would not compare them, or take them for a part of the chunk."""
+def test_the_metadata_say_what_chunks_are(kept: Path) -> None:
+    """Readers would not compare checksums, or take them for a part of the chunk; or take a value for none."""
     for name in ("raw", "mito", "grey"):
         codecs = [codec.to_dict()["name"] for codec in zarr.open_array(kept / name, mode="r").compressors]
         assert codecs == ["blosc", "crc32c"]
+        document = json.loads((kept / name / "zarr.json").read_bytes())
+        assert document["fill_value"] == 0
+        assert "_FillValue" not in document["attributes"]
