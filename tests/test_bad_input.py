@@ -169,15 +169,9 @@ def spoil(path: Path, how: str) -> None:
         case "another size":
             Image.fromarray(np.zeros((HEIGHT + 1, WIDTH), np.uint16 if path.suffix == ".tif" else np.uint8)).save(path)
         case "a photo":
-            Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(path)
+            Image.fromarray(np.tile(np.array([20, 30, 40], np.uint8), (HEIGHT, WIDTH, 1))).save(path)
         case "floats":
-            Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(path)
-        case "tiles":
-            import tifffile
-
-            tifffile.imwrite(path, np.zeros((HEIGHT, WIDTH), np.uint16), tile=(16, 16))
-        case "jpeg in tiff":
-            Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(path, compression="jpeg")
+            Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)).save(path)
         case "a million pixels wide":
             header = struct.pack(">IIBBBBB", 10**6, 10**6, 8, 0, 0, 0, 0)
             path.write_bytes(
@@ -198,8 +192,6 @@ def spoil(path: Path, how: str) -> None:
         "another size",
         "a photo",
         "floats",
-        "tiles",
-        "jpeg in tiff",
     ],
 )
 def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
