@@ -437,6 +437,7 @@ class _Sparse(io.RawIOBase):
     def __init__(self, file: RemoteFile, height: int, width: int) -> None:
         self._file = file
         self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
+        self._longest = height * width // 8 + (1 << 20)  # nor of the smallest tiles
         large = height * width >= BOTH_ENDS_FROM
         self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
         if 0 not in self._fetched:
@@ -467,6 +468,8 @@ class _Sparse(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         target = memoryview(buffer).cast("B")
         stop = min(self._position + len(target), self._size)
+        if stop - self._position > self._longest:
+            raise ValueError(f"a directory of {stop - self._position} bytes")
         if stop <= self._position:
             return 0
         data = self._bytes(self._position, stop)

@@ -314,6 +314,18 @@ def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> N
         opened(own_archive).raw.compute()
 
 
+def test_a_directory_that_says_it_is_as_long_as_the_file(own_archive: Path) -> None:
+    """All of a slice would be fetched, and held in memory, for one wrong number."""
+    path = own_archive / volume.file_of_slice("raw", 0)
+    data = path.read_bytes()
+    at = data.rindex(struct.pack("<HHI", 273, 4, HEIGHT))
+    path.write_bytes(data[: at + 4] + struct.pack("<I", 1 << 26) + data[at + 8 :])
+    os.truncate(path, 300 << 20)
+    with ld.trace() as told, pytest.raises(ld.FormatError, match="is no TIFF that can be read, or is cut short"):
+        opened(own_archive).raw.compute()
+    assert told.bytes < 4 << 20
+
+
 def test_a_changed_byte_of_a_mask_is_noticed(own_archive: Path) -> None:
     """Where nothing is compressed, a damaged byte decodes as well as any: only the checksum tells."""
     path = own_archive / volume.file_of_slice("er", 0)

@@ -15,18 +15,21 @@ from liver_dask.errors import FormatError
 from liver_dask.tiff import TiffSlice, prefix_shares
 
 HEIGHT, WIDTH = 12, 20
-LZW = 5
+UNCOMPRESSED, LZW = 1, 5
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 warnings.simplefilter("ignore")
 
 
 def read_by_tifffile(data: bytes) -> np.ndarray | None:
-    """The grey of the first page, or None where it is refused, or where its LZW may end the process."""
+    """The grey of the first page, or None where it is refused.
+
+    None, too, of LZW, which may end the process, and of a predictor without compression, which runs on from row to row.
+    """
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             page = tiff.pages[0]
-            if int(page.compression) == LZW:
+            if int(page.compression) == LZW or (int(page.compression) == UNCOMPRESSED and int(page.predictor) != 1):
                 return None
             pixels = page.asarray()
             return pixels if pixels.shape == (HEIGHT, WIDTH) else None
