@@ -1,10 +1,11 @@
 """Rows of one TIFF slice: the strip index is read once, then only the strips that hold the rows.
 
 Read right: the directory first or last, little and big endian, classic and BigTIFF, LZW, deflate or none, predictor 1
-or 2, one or many rows a strip with a short last strip. Anything else is a FormatError that says what was found.
+or 2, one or many rows a strip with a short last strip. Anything else is slower, see tiff_segments.
 """
 
 import io
+import logging
 import struct
 import sys
 import threading
@@ -25,8 +26,11 @@ from .errors import FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
 from .strip_codecs import DECODER_OF_COMPRESSION, StripError
+from .tiff_segments import Segments
 from .volume import RAW_DTYPE
 from .window import LARGEST_LOOK
+
+log = logging.getLogger(__name__)
 
 HEAD = 512
 """Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
@@ -72,6 +76,15 @@ class StripIndex:
     predictor: int
     big_endian: bool
 
+    @property
+    def needed(self) -> int:
+        """How many strips all rows take."""
+        return -(-self.height // self.rows_per_strip)
+
+    def row_of(self, strip: int) -> int:
+        """The first row of a strip."""
+        return strip * self.rows_per_strip
+
     def to_bytes(self) -> bytes:
         """As one npz file."""
         out = io.BytesIO()
@@ -108,29 +121,32 @@ class TiffSlice:
         if file.source.cache_dir and file.source.cache_raw_bytes:
             file.kept = SpanCache(file.source.cache_dir, file.source.cache_raw_bytes)
         self._index: StripIndex | None = None
+        self._segments: Segments | None = None  # instead of an index, of a file of another kind
         self.foreseen = 0  # rows up to this one will be read, with other slices: each need not use every connection
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes kept: of the strip index, and of the file where the server sends nothing less."""
         index = 0 if self._index is None else self._index.offsets.nbytes + self._index.counts.nbytes
-        return index + self._file.nbytes
+        segments = 0 if self._segments is None else self._segments.nbytes
+        return index + segments + self._file.nbytes
 
     def look(self) -> None:
         """Find out whether the file is there and as expected, by its directory."""
-        self._load_index()
+        self._open()
 
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
-        index = self._load_index()
+        index = self._open()
         if self.foreseen or out.nbytes > LARGEST_LOOK or not (self._file.identity and self._file.identity.tag):
-            self._read_strips(index, rows, columns, out)
+            self._read_pixels(index, rows, columns, out)
             return
         lacking = [i for i, row in enumerate(rows.tolist()) if not self._copy_kept(row, columns, out[i])]
         if lacking:
             pixels = np.empty((len(lacking), out.shape[1]), RAW_DTYPE)
-            self._read_strips(index, rows[lacking], columns, pixels)
+            self._read_pixels(index, rows[lacking], columns, pixels)
             out[lacking] = pixels
             for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
                 kept_rows.put((self._file.key, row), _Stretch(columns.start, kept.copy()))
@@ -142,6 +158,41 @@ class TiffSlice:
             return False
         out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
         return True
+
+    def _open(self) -> StripIndex | Segments:
+        """Load the directory, the first time."""
+        with self._opening:
+            if self._segments is None:
+                try:
+                    return self._load_index()
+                except _OtherKindError as other:
+                    self._segments = other.segments
+                    log.info("%s; it is read strip by strip, or tile by tile, by tifffile, which is slower", other)
+            return self._segments
+
+    def _read_pixels(
+        self, index: StripIndex | Segments, rows: Rows, columns: slice, out: npt.NDArray[np.uint16]
+    ) -> None:
+        if isinstance(index, StripIndex):
+            self._read_strips(index, rows, columns, out)
+        else:
+            for plane in range(index.planes):
+                self._read_segments(index, index.touched(rows, columns, plane), rows, columns, out)
+
+    def _read_segments(
+        self, segments: Segments, numbers: Rows, rows: Rows, columns: slice, out: npt.NDArray[np.uint16]
+    ) -> None:
+        """Read the pixels that some segments, all of one plane, hold of rows and columns."""
+        offsets, counts = segments.offsets[numbers], segments.counts[numbers]
+        spans = list(map(Span, offsets.tolist(), (offsets + counts).tolist()))
+        pieces = plan_pieces(offsets, counts, 1 if self.foreseen else self._file.source.connections)
+
+        def decode_piece(i: int, parts: list[memoryview]) -> None:
+            for number, part in zip(numbers[pieces[i]].tolist(), parts, strict=True):
+                with cores:
+                    segments.decode(number, part, rows, columns, out)
+
+        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
 
     def _read_strips(self, index: StripIndex, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
@@ -300,6 +351,14 @@ prefix_shares = PrefixShares()
 kept_rows: MemoryCache[_Stretch] = MemoryCache(ROWS_LIMIT)
 
 
+class _OtherKindError(FormatError):
+    """The file is not of the kind that a StripIndex is for; `segments` can be read."""
+
+    def __init__(self, message: str, segments: Segments) -> None:
+        super().__init__(message)
+        self.segments = segments
+
+
 def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
     """Parse the directory of a TIFF, fetching only the bytes that hold it (two or three requests).
 
@@ -311,9 +370,14 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
         with tifffile.TiffFile(cast(IO[bytes], sparse)) as tiff:
             page = tiff.pages[0]
             assert isinstance(page, tifffile.TiffPage)
-            problem = _difference(page, height, width)
-            if problem:
-                raise FormatError(f"{file.url}: {problem}.")
+            if (page.imagelength, page.imagewidth) != (height, width):
+                found, expected = f"{page.imagelength} x {page.imagewidth}", f"{height} x {width}"
+                raise FormatError(f"{file.url}: found {found} pixels (rows x columns), expected {expected}.")
+            difference = _difference(page)
+            if difference:
+                segments = Segments.of(page, file.url)
+                _check_places(segments, file)
+                raise _OtherKindError(f"{file.url}: {difference}", segments)
             index = StripIndex(
                 offsets=np.array(page.dataoffsets, np.int64),
                 counts=np.array(page.databytecounts, np.int64),
@@ -324,7 +388,8 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
                 predictor=int(page.predictor),
                 big_endian=tiff.byteorder == ">",
             )
-        return _checked(index, file)
+        _check_places(index, file)
+        return index
     except LiverDaskError:
         raise
     except (struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
@@ -333,10 +398,9 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
 
 
-def _difference(page: tifffile.TiffPage, height: int, width: int) -> str:
-    """What of the page is not as expected; empty if all is."""
+def _difference(page: tifffile.TiffPage) -> str:
+    """What of the page is not as in the archive; empty if all is."""
     found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
-        ("rows x columns", f"{page.imagelength} x {page.imagewidth}", [f"{height} x {width}"]),
         ("samples a pixel", page.samplesperpixel, [1]),
         ("bits a sample", page.bitspersample, [16]),
         ("sample format (1 is unsigned)", int(page.sampleformat), [1]),
@@ -352,17 +416,16 @@ def _difference(page: tifffile.TiffPage, height: int, width: int) -> str:
     )
 
 
-def _checked(index: StripIndex, file: RemoteFile) -> StripIndex:
-    strips = -(-index.height // index.rows_per_strip)
-    if not len(index.offsets) == len(index.counts) == strips:
-        raise FormatError(f"{file.url}: has {len(index.offsets)} strips where its {index.height} rows need {strips}.")
+def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
+    """See to it that all strips or tiles are there, and within the file."""
+    if not len(index.offsets) == len(index.counts) == index.needed:
+        raise FormatError(f"{file.url}: has {len(index.offsets)} strips or tiles where {index.needed} are needed.")
     assert file.identity is not None
     size = file.identity.size
-    beyond = np.flatnonzero((index.offsets <= 0) | (index.counts <= 0) | (index.offsets + index.counts > size))
+    beyond = np.flatnonzero((index.offsets <= 0) | (index.counts <= 0) | (index.counts > size - index.offsets))
     if len(beyond):
-        row = int(beyond[0]) * index.rows_per_strip
+        row = index.row_of(int(beyond[0]))
         raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
-    return index
 
 
 class _Sparse(io.RawIOBase):
@@ -371,6 +434,7 @@ class _Sparse(io.RawIOBase):
     def __init__(self, file: RemoteFile, height: int, width: int) -> None:
         self._file = file
         self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
+        self._longest = height * width // 8 + (1 << 20)  # nor of the smallest tiles
         large = height * width >= BOTH_ENDS_FROM
         self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
         if 0 not in self._fetched:
@@ -379,6 +443,11 @@ class _Sparse(io.RawIOBase):
         self._size = file.identity.size
         self._position = 0
         self.failure: LiverDaskError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """No more memory is taken than the file has bytes, whatever a damaged directory says."""
+        left = max(self._size - self._position, 0)
+        return super().read(left if size < 0 else min(size, left)) or b""
 
     def readable(self) -> bool:
         return True
@@ -396,6 +465,8 @@ class _Sparse(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         target = memoryview(buffer).cast("B")
         stop = min(self._position + len(target), self._size)
+        if stop - self._position > self._longest:
+            raise ValueError(f"a directory of {stop - self._position} bytes")
         if stop <= self._position:
             return 0
         data = self._bytes(self._position, stop)

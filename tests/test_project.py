@@ -86,10 +86,10 @@ def test_imports_go_one_way() -> None:
 
 
 def test_importing_is_light() -> None:
-    """`import liver_dask` would start threads, or drag in torch or matplotlib."""
+    """`import liver_dask` would start threads, or drag in torch, matplotlib or numba."""
     script = (
         "import sys, threading, liver_dask; "
-        "print(threading.active_count(), {'torch', 'matplotlib', 'torch_em', 'IPython'} & set(sys.modules))"
+        "print(threading.active_count(), {'torch', 'matplotlib', 'torch_em', 'IPython', 'numba'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split(maxsplit=1) == ["1", "set()\n"]

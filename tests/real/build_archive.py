@@ -36,15 +36,28 @@ def write_atomically(image: Image.Image, path: Path, **options: object) -> None:
     part.rename(path)
 
 
+def build_raw(em: Path, out: Path, z: int, *, uneven: bool = False) -> Path:
+    """Write raw of slice `z` from section `z % 20` of the EM folder, unless it is there.
+
+    Uneven rows are multiplied by a factor of their own each, so that all strips differ in how much LZW makes of them.
+    """
+    path = out / "humanliver_raw_images" / f"humanliver_raw_{z:03d}.tif"
+    if not path.exists():
+        tissue = mirror_tiles(np.asarray(Image.open(em / "raw" / f"{z % 20:02d}.png")).astype(np.uint16) * 128 + 1)
+        random = np.random.default_rng(z)
+        noise = random.integers(0, 256, tissue.shape, dtype=np.uint16)
+        tissue += np.where(tissue > 0, noise, np.uint16(0))
+        if uneven:
+            for row, factor in zip(tissue, random.uniform(0.0005, 1, SIZE), strict=True):
+                row[:] = row * factor
+        write_atomically(Image.fromarray(tissue), path, **LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP)
+    return path
+
+
 def build_slice(em: Path, out: Path, z: int) -> None:
     """Write raw and masks of slice `z` from section `z % 20` of the EM folder."""
     section = f"{z % 20:02d}.png"
-    raw_path = out / "humanliver_raw_images" / f"humanliver_raw_{z:03d}.tif"
-    if not raw_path.exists():
-        tissue = mirror_tiles(np.asarray(Image.open(em / "raw" / section)).astype(np.uint16) * 128 + 1)
-        noise = np.random.default_rng(z).integers(0, 256, tissue.shape, dtype=np.uint16)
-        tissue += np.where(tissue > 0, noise, np.uint16(0))
-        write_atomically(Image.fromarray(tissue), raw_path, **LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP)
+    build_raw(em, out, z)
     for label, folder in MASK_OF_LABEL.items():
         path = out / f"humanliver_{label}_mask" / f"humanliver_{label}_mask_{z:03d}.png"
         if not path.exists():

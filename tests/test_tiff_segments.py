@@ -1,0 +1,266 @@
+"""TIFFs of other kinds than the archive's: tiles, planes, other codecs and samples; each voxel as tifffile reads it."""
+
+import logging
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from liver_dask import volume
+from liver_dask.demo import serve
+
+HEIGHT, WIDTH = 150, 203
+
+
+def pixels(dtype: str = "u2", samples: int = 0) -> np.ndarray:
+    """Smooth, with some noise, and with whole numbers that all these types can hold."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    most = 120 if np.dtype(dtype).itemsize == 1 else 30000
+    noise = np.random.default_rng(7).integers(0, most // 30, (HEIGHT, WIDTH))
+    grey = (((np.sin(rows / 9) + np.cos(columns / 7) + 2) * most / 4).astype(int) + noise).astype(dtype)
+    return np.repeat(grey[..., None], samples, axis=-1) if samples else grey
+
+
+def write(folder: Path, data: np.ndarray, **options) -> Path:
+    """The one slice of an archive; it says nothing of what the samples are but that they are grey."""
+    path = folder / volume.file_of_slice("raw", 0)
+    path.parent.mkdir(exist_ok=True)
+    tifffile.imwrite(path, data, **{"photometric": "minisblack", "metadata": None} | options)
+    return path
+
+
+WINDOWS = [
+    np.s_[HEIGHT - 1 : HEIGHT, WIDTH - 1 : WIDTH],
+    np.s_[30:34, 60:70],
+    np.s_[3:HEIGHT:37, 5:WIDTH:11],
+    np.s_[100:20:-1, ::-3],
+    np.s_[:HEIGHT, :WIDTH],
+]
+
+
+def check(source: Path | str, path: Path, windows: Sequence[tuple[slice, slice]] = WINDOWS) -> None:
+    """Windows of the slice against tifffile."""
+    expected = tifffile.imread(path, key=0)
+    if expected.ndim > 2:
+        expected = expected[..., 0] if expected.shape[-1] < 5 else expected[0]
+    raw = ld.open_human_liver_em(source, shape=(1, HEIGHT, WIDTH), chunk_rows=60).raw[0]
+    for window in windows:
+        found = raw[window].compute(scheduler="sync")
+        assert found.dtype == np.uint16
+        np.testing.assert_array_equal(found, expected[window])
+
+
+LOSSLESS = ["none", "lzw", "deflate", "zstd", "packbits", "lzma"]
+LAYOUTS = {
+    "a row a strip": {"rowsperstrip": 1},
+    "7 rows a strip": {"rowsperstrip": 7},
+    "tiles": {"tile": (32, 64)},
+    "tiles larger than the slice": {"tile": (256, 256)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("compression", LOSSLESS)
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "f4"])
+def test_types_codecs_and_layouts(tmp_path: Path, dtype: str, compression: str, layout: str) -> None:
+    """A dialect of TIFF would be refused, or give other voxels than tifffile."""
+    for predictor, byteorder in [(False, "<"), (True, ">")]:
+        path = write(
+            tmp_path,
+            pixels(dtype),
+            compression=compression,
+            predictor=predictor and compression not in ("none", "packbits"),
+            byteorder=byteorder,
+            bigtiff=predictor,
+            **LAYOUTS[layout],
+        )
+        check(tmp_path, path, WINDOWS[1::3])
+
+
+@pytest.mark.parametrize("dtype", ["b1", "i1", "i2", "u4", "u8", "i8", "f2", "f8"])
+def test_types_that_few_use(tmp_path: Path, dtype: str) -> None:
+    """A number that a voxel can hold would be refused, or changed on the way."""
+    data = pixels("u1") > 60 if dtype == "b1" else (pixels("u2") // 16).astype("u1" if dtype == "i1" else "u2")
+    data = np.minimum(data, 127 if dtype == "i1" else 2000).astype(dtype)
+    check(tmp_path, write(tmp_path, data, tile=(32, 64), compression="zlib" if dtype != "b1" else None))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "jpeg", "dtype": "u1"},
+        {"compression": "jpeg", "dtype": "u1", "tile": (64, 64)},
+        {"compression": "jpeg2000", "tile": (64, 64)},
+        {"compression": "jpegxl", "tile": (64, 64)},
+        {"compression": "png", "tile": (64, 64)},
+        {"compression": "webp", "dtype": "u1", "samples": 3, "tile": (64, 64), "photometric": "rgb",
+         "compressionargs": {"lossless": True}},
+        {"compression": "lerc", "tile": (64, 64)},
+        {"compression": "zlib", "samples": 3, "planarconfig": "contig"},
+        {"compression": "lzw", "samples": 3, "planarconfig": "separate", "tile": (32, 64)},
+        {"compression": "lzw", "samples": 2, "planarconfig": "separate", "rowsperstrip": 3, "predictor": 2},
+        {"compression": "lzw", "samples": 4, "dtype": "u1", "predictor": 2, "planarconfig": "contig"},
+        {"samples": 3, "dtype": "u1", "photometric": "rgb"},
+        {"bitspersample": 12, "tile": (32, 64)},
+        {"bitspersample": 10},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)  # fmt: skip
+def test_codecs_and_samples_that_few_use(tmp_path: Path, options) -> None:
+    """A file that tifffile reads would be refused."""
+    asked = dict(options)
+    samples = asked.pop("samples", 0)
+    data = pixels(asked.pop("dtype", "u2"), samples)
+    if "bitspersample" in asked:
+        data = data % 1024
+    if asked.get("planarconfig") == "separate":
+        data = np.moveaxis(data, -1, 0).copy()
+    path = write(tmp_path, data, **asked)
+    with serve(tmp_path) as server:
+        check(server.url, path)
+
+
+@pytest.mark.parametrize("compression", ["none", "lzw", "zlib"])
+def test_bytes_whose_bits_are_in_reverse_order(tmp_path: Path, compression: str) -> None:
+    """The fill order of few writers would be overlooked: every voxel would be wrong."""
+    encode = {"none": bytes, "lzw": imagecodecs.lzw_encode, "zlib": imagecodecs.zlib_encode}[compression]
+    strips = [imagecodecs.bitorder_decode(encode(row.tobytes())) for row in pixels()]
+    path = write(
+        tmp_path, iter(strips), shape=(HEIGHT, WIDTH), dtype="u2", compression=compression, rowsperstrip=1,
+        extratags=[(65000, 3, 1, 2, True)],
+    )  # fmt: skip
+    entry, of_fill_order = (struct.pack("<HHI", tag, 3, 1) for tag in (65000, 266))  # which tifffile does not write
+    path.write_bytes(path.read_bytes().replace(entry, of_fill_order))
+    assert np.array_equal(tifffile.imread(path), pixels())
+    check(tmp_path, path)
+
+
+def test_only_the_touched_tiles_are_fetched_and_it_says_so_once(tmp_path: Path, caplog) -> None:
+    """A window would cost the whole slice, and nobody would know why it takes so long."""
+    path = write(tmp_path, np.random.default_rng(0).integers(0, 1 << 16, (1024, 1024), np.uint16), tile=(64, 64))
+    with serve(tmp_path) as server, caplog.at_level(logging.INFO, "liver_dask"):
+        raw = ld.open_human_liver_em(server.url, shape=(1, 1024, 1024)).raw[0]
+        np.testing.assert_array_equal(raw[70:80, 60:70], tifffile.imread(path)[70:80, 60:70])
+        first = server.bytes_sent
+        assert first <= 2 * 64 * 64 * 2 + 8000
+        raw[500:510, 500:510].compute()
+        assert server.bytes_sent - first <= 4 * 64 * 64 * 2
+    told = [record.getMessage() for record in caplog.records if "slower" in record.getMessage()]
+    assert len(told) == 1
+    assert "found layout tiles, expected strips" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "told"),
+    [
+        ("i4", 65536, "65536"),
+        ("i4", -1, "-1"),
+        ("i1", -7, "-7"),
+        ("u8", 2**63 + 1, "9223372036854775809"),
+        ("i8", -(2**40), "-1099511627776"),
+        ("f4", 0.5, "0.5"),
+        ("f4", np.nan, "nan"),
+        ("f8", np.inf, "inf"),
+        ("f8", 65535.0001, "65535.0001"),
+        ("f4", -0.25, "-0.25"),
+    ],
+)
+def test_a_value_that_no_voxel_can_hold(tmp_path: Path, dtype: str, value, told: str) -> None:
+    """It would be wrapped, cut or rounded: a wrong voxel that looks like any other."""
+    data = pixels("u1").astype(dtype)
+    data[77, 101] = value
+    for options in ({"tile": (32, 64)}, {"rowsperstrip": 1, "compression": "zlib"}):
+        write(tmp_path, data, **options)
+        raw = ld.open_human_liver_em(tmp_path, shape=(1, HEIGHT, WIDTH)).raw[0]
+        np.testing.assert_array_equal(raw[:77], data[:77].astype("u2"))
+        with pytest.raises(
+            ld.FormatError, match=rf"row 77, column 101 is {told}, which is no whole number of 0 to 65535"
+        ):
+            raw.compute()
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_colours_are_no_grey(tmp_path: Path, planar: str) -> None:
+    """One of the samples would be taken for the voxel."""
+    data = pixels("u2", 3)
+    data[77, 101, 1] += 1
+    if planar == "separate":
+        data = np.moveaxis(data, -1, 0).copy()
+    write(tmp_path, data, planarconfig=planar, tile=(32, 64))
+    raw = ld.open_human_liver_em(tmp_path, shape=(1, HEIGHT, WIDTH)).raw[0]
+    raw[:70].compute()
+    with pytest.raises(ld.FormatError, match="the 3 samples of row 77, column 101 are not all equal"):
+        raw.compute()
+
+
+def test_a_palette_is_no_grey(tmp_path: Path) -> None:
+    """The number of a colour would be taken for a brightness."""
+    colours = np.arange(3 * 256, dtype="u2").reshape(3, 256)
+    write(tmp_path, pixels("u1"), photometric="palette", colormap=colours)
+    with pytest.raises(ld.FormatError, match="colours of a palette"):
+        ld.open_human_liver_em(tmp_path, shape=(1, HEIGHT, WIDTH)).raw.compute()
+
+
+@pytest.mark.parametrize("compression", ["none", "lzw", "zlib", "zstd", "packbits", "jpeg2000"])
+def test_a_damaged_tile_is_one_sentence(tmp_path: Path, compression: str) -> None:
+    """Another library's traceback, or a crash, would be all that a user sees; or zeros."""
+    path = write(tmp_path, pixels(), tile=(32, 64), compression=compression)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offset, count = page.dataoffsets[6], page.databytecounts[6]  # rows 32-63, columns 128-191
+        counts_at, size = page.tags["TileByteCounts"].valueoffset, page.tags["TileByteCounts"].dtype_name
+    data = bytearray(path.read_bytes())
+    if compression == "none":  # cut
+        width = {"SHORT": 2, "LONG": 4}[size]
+        data[counts_at + 6 * width : counts_at + 7 * width] = (count - 2).to_bytes(width, "little")
+    else:
+        data[offset : offset + count] = np.random.default_rng(0).bytes(count)
+    path.write_bytes(data)
+    raw = ld.open_human_liver_em(tmp_path, shape=(1, HEIGHT, WIDTH)).raw[0]
+    assert raw[:32].compute().shape == (32, WIDTH)
+    with pytest.raises(
+        ld.FormatError, match=r"rows 32-63, columns 128-191 cannot be decoded \(.*\); the file is dam"
+    ) as told:
+        raw.compute()
+    assert "\n" not in str(told.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    tile=st.sampled_from([None, (16, 16), (16, 48), (32, 16)]),
+    samples=st.sampled_from([0, 2, 3]),
+    planar=st.booleans(),
+    compression=st.sampled_from(["lzw", "zlib", "zstd", "none"]),
+)
+def test_any_window_of_any_layout(
+    tmp_path_factory: pytest.TempPathFactory,
+    data,
+    height: int,
+    width: int,
+    tile,
+    samples: int,
+    planar: bool,
+    compression,
+) -> None:
+    """A tile at an edge, or a plane, would be put in the wrong place."""
+    folder = tmp_path_factory.mktemp("layout")
+    grey = np.random.default_rng(height * width).integers(0, 1 << 16, (height, width), np.uint16)
+    pixels = grey if not samples else np.stack([grey] * samples, axis=0 if planar else -1)
+    layout = {"tile": tile} if tile else {"rowsperstrip": data.draw(st.integers(1, height))}
+    separate = {"planarconfig": "separate" if planar else "contig"} if samples else {}
+    write(folder, pixels, compression=compression, **layout, **separate)
+    raw = ld.open_human_liver_em(folder, shape=(1, height, width)).raw[0]
+    rows = slice(*sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height)))))
+    columns = slice(*sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width)))))
+    np.testing.assert_array_equal(raw[rows, columns].compute(scheduler="sync"), grey[rows, columns])
+    np.testing.assert_array_equal(raw[:: height // 3 + 1].compute(scheduler="sync"), grey[:: height // 3 + 1])
