@@ -11,11 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -26,6 +25,7 @@ from .errors import DamagedError
 from .export import Export
 from .export_plan import Shape
 from .ome_zarr import Level, is_described, write_ome_metadata
+from .placement import Placement, placement_of
 from .store import layout_of, open_record, read_checksums, read_record
 from .stored import StoredArray
 from .volume import DIMS
@@ -38,9 +38,6 @@ FOLDER = "pyramid"
 
 SMALL_ENOUGH = 512
 """Rows and columns of the last level, at most."""
-
-READ_OR_CUT = ("open_dataset-", "original-open_dataset-", "getitem-", "rechunk-merge-", "rechunk-split-")
-"""How dask's layers are named that read voxels and leave them as they are."""
 
 TILE = (1024, 2048)
 """Rows and columns that are read at once of the level below: with 16 slices of raw, 64 MB."""
@@ -102,25 +99,59 @@ def levels_of(store: Path) -> list[Level]:
 
 
 def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
-    """A Dataset, and the levels above it if it is a store, or a part of one, that `xr.open_zarr` gave.
+    """A Dataset, and the levels above it if its voxels are those of a store, or of a box of one, as they are there.
 
-    The levels are whole, and have coordinates in voxels of the whole volume. Of changed voxels there are none.
+    The levels are whole, and have the coordinates that `ds` would have if it were whole, too, whatever those are. Of
+    changed voxels, or where it is not sure which ones they are, there are none.
 
     Returns:
         For each level how many voxels of `ds` one of its voxels stands for, along (z, y, x).
     """
-    store = Path(str(ds.encoding.get("source", "")))
     levels: list[tuple[xr.Dataset, Shape]] = [(ds, (1, 1, 1))]
-    if read_record(store) and all(_is_as_stored(variable.data) for variable in ds.data_vars.values()):
-        for path, factors in levels_of(store)[1:]:
-            levels.append((xr.open_zarr(path, chunks=None, consolidated=False)[list(ds.data_vars)], factors))
+    found = _box_of(ds)
+    if found is None:
+        return levels
+    store, corner = found
+    for below, level in pairwise(levels_of(store)):
+        if not _is_made_of(below, level, list(map(str, ds.data_vars))):
+            break
+        whole = xr.open_zarr(level.path, chunks=None, consolidated=False)[list(ds.data_vars)]
+        places = {
+            dim: ds[dim].values[0] - first + (factor - 1) / 2 + factor * np.arange(whole.sizes[dim])
+            for dim, first, factor in zip(DIMS, corner, level.factors, strict=True)
+        }
+        levels.append((whole.assign_coords(places), level.factors))
     return levels
 
 
-def _is_as_stored(array: Any) -> bool:
-    """Whether a dask array was read by xarray and cut out, and nothing else was done with it."""
-    layers = array.dask.layers if isinstance(array, da.Array) else ("in memory",)
-    return all(name.startswith(READ_OR_CUT) for name in layers)
+def _box_of(ds: xr.Dataset) -> Placement | None:
+    """The complete store whose variables a Dataset has, and its first voxel there; None where that is not sure."""
+    found = {name: placement_of(variable.variable) for name, variable in ds.data_vars.items()}
+    boxes = {
+        Placement(place.array.parent, place.corner) if place and place.array.name == name else None
+        for name, place in found.items()
+    }
+    if len(boxes) != 1 or any(variable.dims != DIMS for variable in ds.data_vars.values()):
+        return None
+    (box,) = boxes
+    record = read_record(box.array) if box else None
+    return box if record and record.get("complete") else None
+
+
+def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
+    """Whether a level is there, complete, and made of the one below as that is now."""
+    record = read_record(level.path)
+    if not record or not record.get("complete"):
+        return False
+    step = _step(below, level.factors)
+    try:
+        for name in names:
+            told = tuple(HalvedReader(below.path, name, step, is_mask).describe() for is_mask in (False, True))
+            if not record["variables"][name]["voxels"].startswith(told):
+                return False
+    except (DamagedError, LookupError, AttributeError):
+        return False
+    return True
 
 
 def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:
@@ -158,7 +189,7 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
         root: The store.
     """
     record = open_record(below.path)
-    step = factors[0] // below.factors[0], factors[1] // below.factors[1], factors[2] // below.factors[2]
+    step = _step(below, factors)
     source = xr.open_zarr(below.path, chunks=None, consolidated=False)
     variables = {}
     for name in record["variables"]:
@@ -176,6 +207,11 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
     if size:
         attrs["voxel_size_nm"] = [of * factor for of, factor in zip(size, factors, strict=True)]
     return xr.Dataset(variables, coordinates, attrs)
+
+
+def _step(below: Level, factors: Shape) -> Shape:
+    z, y, x = (of // factor for of, factor in zip(factors, below.factors, strict=True))
+    return z, y, x
 
 
 @dataclass(frozen=True)
