@@ -21,15 +21,16 @@ import xarray as xr
 import zarr
 
 from .allowance import cores
-from .errors import DamagedError
+from .errors import DamagedError, StoreExistsError
 from .export import Export
 from .export_plan import Shape
-from .ome_zarr import Level, is_described, write_ome_metadata
+from .ome_zarr import Level, check_names, is_described, open_variables, write_ome_metadata
 from .placement import Placement, placement_of
 from .store import layout_of, open_record, read_checksums, read_record
 from .stored import StoredArray
 from .volume import DIMS
 from .window import LazyWindow, Selection, VolumeArray, Window
+from .zarr_group import read_group
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -53,6 +54,7 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     The store itself is as before: `xr.open_zarr(store)`; `xr.open_datatree(store, group="pyramid")` gives the levels,
     with coordinates in voxels of the whole volume. Viewers find raw and all levels at the store's root, and the masks
     in its group `labels`, where shards are hard links to those of the variables (copies where the disk has no links).
+    What else is in `labels`, such as a segmentation of your own, stays as it is, and so do the root's other attributes.
 
     After an interruption the same call goes on; if all is there it does nothing.
 
@@ -67,24 +69,49 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
         InvalidArgumentError: There is not enough disk or memory. (ValueError)
-        StoreExistsError: Another process is at it, or the levels are of another store. (FileExistsError)
+        StoreExistsError: Another process is at it, the levels are of another store, or something that this package did
+            not make has the name of a level or label. (FileExistsError)
         DamagedError: A level cannot be read. (OSError)
     """
     root = Path(store).expanduser().absolute()
-    levels = [Level(root, (1, 1, 1))]
     planned = plan_levels(layout_of(open_record(root)).shape, voxel_size_of(root))
+    levels = [Level(root, (1, 1, 1))]
+    levels += [Level(root / FOLDER / f"s{number}", factors) for number, factors in enumerate(planned, 1)]
+    _check_levels(root / FOLDER, levels[1:])
+    described = all(level.path.is_dir() for level in levels) and is_described(levels)
+    if not described:
+        check_names(levels)
     if planned:
         zarr.open_group(root / FOLDER, mode="a")
-    for factors in planned:
-        below = levels[-1]
-        level = Level(root / FOLDER / f"s{len(levels)}", factors)
+    for below, level in pairwise(levels):
         record = open_record(below.path)
-        ds = halved(below, factors, root)
+        ds = halved(below, level.factors, root)
         Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
-        levels.append(level)
-    if not is_described(levels):
+    if not described:
         write_ome_metadata(levels, voxel_size_of(root))
     return [str(level.path) for level in levels]
+
+
+def _check_levels(group: Path, levels: Sequence[Level]) -> None:
+    """Refuse to add levels where something else has their names; before hours are spent on the first of them.
+
+    Raises:
+        StoreExistsError: The group `pyramid`, or a level in it, is not of this package.
+    """
+    folders = [path for path in group.iterdir() if path.is_dir()] if group.is_dir() else []
+    is_new = group.is_dir() and not folders and (read_group(group) == {} or not (group / "zarr.json").exists())
+    ours = {path for path in folders if _is_level(path)}
+    names = {name for level in levels for name in (level.path.name, f"{level.path.name}.partial")}
+    taken = [path for path in folders if path.name in names and path not in ours and any(path.iterdir())]
+    if os.path.lexists(group) and not is_new and not ours:
+        taken = [group]
+    if taken:
+        raise StoreExistsError(f"{taken[0]} is something that liver_dask did not make; rename it, and begin again.")
+
+
+def _is_level(path: Path) -> bool:
+    """Whether a folder is a level, or one that is not complete."""
+    return read_record(path) is not None or (path.name.endswith(".partial") and (path / "lock").is_file())
 
 
 def levels_of(store: Path) -> list[Level]:
@@ -115,7 +142,7 @@ def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
     for below, level in pairwise(levels_of(store)):
         if not _is_made_of(below, level, list(map(str, ds.data_vars))):
             break
-        whole = xr.open_zarr(level.path, chunks=None, consolidated=False)[list(ds.data_vars)]
+        whole = open_variables(level.path)[list(ds.data_vars)]
         places = {
             dim: ds[dim].values[0] - first + (factor - 1) / 2 + factor * np.arange(whole.sizes[dim])
             for dim, first, factor in zip(DIMS, corner, level.factors, strict=True)
@@ -190,14 +217,14 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
     """
     record = open_record(below.path)
     step = _step(below, factors)
-    source = xr.open_zarr(below.path, chunks=None, consolidated=False)
+    source = open_variables(below.path)
     variables = {}
     for name in record["variables"]:
         attrs = source[name].attrs
         reader = HalvedReader(below.path, name, step, "flag_values" in attrs or source[name].dtype == bool)
         window = LazyWindow(reader, Window.whole(reader.shape), source[name].dtype)
         variables[name] = DIMS, VolumeArray.of(window, tuple((length,) for length in window.shape)), attrs
-    whole = xr.open_zarr(root, chunks=None, consolidated=False)
+    whole = open_variables(root)
     coordinates = {
         dim: whole[dim].values[0] + ((factor - 1) / 2 + factor * np.arange(length) if factor > 1 else np.arange(length))
         for dim, factor, length in zip(DIMS, factors, reader.shape, strict=True)
