@@ -20,8 +20,7 @@ def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
     Raises:
         InvalidArgumentError: The box leaves `ds` or is empty, or coordinates do not run one by one. (ValueError)
     """
-    if 0 in ds.sizes.values():
-        raise InvalidArgumentError(f"The Dataset holds no voxels: its sizes are {dict(ds.sizes)}.")
+    _check_size(ds)
     if bounding_box is None:
         return ds
     held = held_box(ds)
@@ -35,6 +34,7 @@ def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
 
 def held_box(ds: xr.Dataset) -> volume.BoundingBox:
     """The box of the volume that a Dataset holds, by its coordinates, which must run one by one."""
+    _check_size(ds)
     bounds = {}
     for dim in volume.DIMS:
         index = ds.indexes.get(dim)
@@ -44,3 +44,8 @@ def held_box(ds: xr.Dataset) -> volume.BoundingBox:
             )
         bounds[dim] = int(index[0]), int(index[-1]) + 1
     return volume.BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
+
+
+def _check_size(ds: xr.Dataset) -> None:
+    if 0 in ds.sizes.values():
+        raise InvalidArgumentError(f"The Dataset holds no voxels: its sizes are {dict(ds.sizes)}.")

@@ -191,7 +191,8 @@ def snapshot(
 def view_command(target: str, shape: tuple[int, int, int], z: int | None, port: int, browser: bool) -> None:
     """Slide through a volume in a browser, without a notebook.
 
-    TARGET is a store, or a source; EMPIAR-13356 if left out. Only this machine can see it. Ctrl-C ends it.
+    TARGET is a store, or a source; EMPIAR-13356 if left out. Only this machine can see it, by the address that is
+    printed: its token is needed, as with Jupyter. Ctrl-C ends it.
     """
     view(open_target(target, shape=shape), z=z).close()  # whatever is wrong is told here
     serve_slicer(target, shape, z, port, browser)

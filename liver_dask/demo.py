@@ -4,8 +4,6 @@
 `serve` puts a folder on http, with byte ranges, and counts what is asked for; `run_demo` is `liver-dask demo`.
 """
 
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +27,13 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from . import volume
 from .dataset import open_human_liver_em
 from .errors import LiverDaskError
-from .store import read_record
+from .own_files import replacing
 from .traffic import traffic
 from .zarr_export import to_zarr
 
 DEMO_SHAPE = (16, 1024, 1024)
 DEMO_BOX = (200, 856, 120, 632, 2, 14)
+PICTURE, CROP = "slice.png", "crop.zarr"
 TIFF_TAGS = {317: 2, 278: 1}
 """Predictor 2, one row a strip."""
 
@@ -360,32 +359,28 @@ def run_demo(out: Path) -> None:
     """Make an archive, open it over http, look at it, keep a crop, check every voxel; print each step.
 
     Args:
-        out: Folder for the picture and the crop; made if it is not there.
+        out: Folder for the picture and the crop; made if it is not there. Those of an earlier demo are replaced.
 
     Raises:
+        StoreExistsError: A picture or crop is there that no demo made, or that was changed since.
         LiverDaskError: A voxel of the crop differs from the archive's.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    crop = out / "crop.zarr"
-    for earlier in (crop, out / "crop.zarr.partial"):
-        if read_record(earlier):  # a demo's own, of an archive that is no longer there
-            shutil.rmtree(earlier)
-    with tempfile.TemporaryDirectory() as folder:
+    with replacing(out, (PICTURE, CROP), "liver_dask_demo") as new:
+        archive, crop = new / "archive", new / CROP
         began = time.monotonic()
         print(f"Making an archive of {DEMO_SHAPE[0]} slices of {DEMO_SHAPE[1]} x {DEMO_SHAPE[2]} pixels ...")
-        make_archive(Path(folder))
-        with serve(Path(folder)) as server:
+        make_archive(archive, DEMO_SHAPE)
+        with serve(archive) as server:
             print(f"Serving it at {server.url} ({time.monotonic() - began:.0f} s)\n")
             ds = open_human_liver_em(server.url, shape=DEMO_SHAPE)
             print(f'ds = open_human_liver_em("{server.url}", shape={DEMO_SHAPE})   # {len(server.requests)} requests')
             print(ds, "\n")
             _show_window(ds)
-            picture = out / "slice.png"
-            overlay_picture(ds.assign_attrs(title="A made-up liver"), z=DEMO_SHAPE[0] // 2).save(picture)
-            print(f"A picture of slice {DEMO_SHAPE[0] // 2} with its labels: {picture}")
+            overlay_picture(ds.assign_attrs(title="A made-up liver"), z=DEMO_SHAPE[0] // 2).save(new / PICTURE)
             to_zarr(ds, crop, bounding_box=DEMO_BOX)
-        voxels = check_crop(crop, Path(folder), volume.BoundingBox(*DEMO_BOX))
-    print(f"A crop that any Zarr reader opens: {crop}")
+        voxels = check_crop(crop, archive, volume.BoundingBox(*DEMO_BOX))
+    print(f"A picture of slice {DEMO_SHAPE[0] // 2} with its labels: {out / PICTURE}")
+    print(f"A crop that any Zarr reader opens: {out / CROP}")
     print(f"All {voxels:,} voxels of the crop equal the archive's. The demo took {time.monotonic() - began:.0f} s.")
 
 

@@ -1,29 +1,26 @@
 """What makes a store with a pyramid an OME-Zarr 0.5 image with labels, for the viewers of the field.
 
-The image's levels are where they are (`raw`, `pyramid/s1/raw`, ...); viewers want those of a label in one group, so
-`labels/NAME/0`, `1`, ... have the metadata of the masks' arrays again, and hard links to their shards.
+The image's levels are where they are (`raw`, `pyramid/s1/raw`, ...); viewers want those of a label in one group, see
+`label_group`.
 """
 
-import os
-import shutil
-import warnings
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from . import volume
-from .disk import walk
 from .documents import as_object, is_same, read_document, short
+from .errors import StoreExistsError
 from .export_plan import Shape
-from .slabs import sync_folder
+from .label_group import LABELS, add_labels, check_labels, labels_are_there
 from .store import open_record, read_statistics
+from .zarr_group import is_consolidated, read_group, write_group
 
 VERSION = "0.5"
-LABELS = "labels"
 CONTRAST = 2.5
 """Standard deviations about the mean of the tissue that viewers show from black to white at first."""
 
@@ -42,11 +39,26 @@ class Level(NamedTuple):
 
 def is_described(levels: Sequence[Level]) -> bool:
     """Whether the metadata of just these levels are there: `write_ome_metadata` writes those of the root last."""
-    root = zarr.open_group(levels[0].path, mode="r")
-    if root.metadata.consolidated_metadata is None:  # which are written last
-        return False
-    paths = [_path_of(level, levels, _image_of(_open(levels[0].path))) for level in levels]
-    return LABELS in root and paths == _described(root.attrs.asdict().get("ome", {}))
+    store = levels[0].path
+    described = _Describer(levels, None)
+    scales = _scales_of((read_group(store) or {}).get("ome"))
+    return (
+        described.paths in map(_paths_of, scales)
+        and is_consolidated(store)
+        and labels_are_there(store, described.masks)
+    )
+
+
+def check_names(levels: Sequence[Level]) -> None:
+    """Refuse to describe a store in which something else has the names that this takes; the levels need not be there.
+
+    Raises:
+        StoreExistsError: `labels`, or a label, or the attribute `ome` is not of this package.
+    """
+    store = levels[0].path
+    check_labels(store, _Describer(levels, None).arrays)
+    if not isinstance((read_group(store) or {}).get("ome", {}), dict):
+        raise StoreExistsError(f"{store} has an attribute 'ome' that is not of OME-Zarr; rename it, and begin again.")
 
 
 def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> str | None:
@@ -55,7 +67,7 @@ def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] 
     ome = as_object(as_object(read_document(path, "says what the store is"))["attributes"]).get("ome")
     if not isinstance(ome, dict):
         return f"{path} does not describe the {len(levels)} levels that there are; `liver-dask pyramid` does"
-    expected = _Describer(levels, voxel_size_nm).image()
+    expected = _Describer(levels, voxel_size_nm).image(ome)
     for key in ("version", "multiscales"):
         if not is_same(ome.get(key), expected[key]):
             return f"{path} does not describe the levels that there are: {key} of ome is {short(ome.get(key))}"
@@ -63,22 +75,28 @@ def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] 
 
 
 def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:
-    """Describe a store and its levels as an OME-Zarr image with labels.
+    """Describe a store and its levels as an OME-Zarr image with labels; what a user has added to it stays.
 
     Args:
         levels: The store itself, then the levels above it, all complete.
         voxel_size_nm: Size of a voxel of the store (z, y, x); None leaves the scales without a unit.
+
+    Raises:
+        StoreExistsError: Something else has the names that this takes.
     """
     store = levels[0].path
     described = _Describer(levels, voxel_size_nm)
-    _write_labels(store, described)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification as yet
-        if len(levels) > 1:
-            zarr.consolidate_metadata(levels[1].path.parent)
-        root = zarr.open_group(store, mode="r+", use_consolidated=False)
-        root.attrs.update({"ome": described.image(), LABELS: described.masks})  # the latter for vizarr
-        zarr.consolidate_metadata(store)
-    sync_folder(store)
+    check_names(levels)
+    add_labels(store, described.arrays, {name: described.label(name) for name in described.masks}, VERSION)
+    if len(levels) > 1:
+        pyramid = levels[1].path.parent
+        write_group(pyramid, read_group(pyramid) or {}, consolidate=True)
+    attributes = read_group(store) or {}
+    known, ome = attributes.get(LABELS, []), attributes.get("ome", {})
+    attributes["ome"] = described.image(ome)
+    if isinstance(known, list):  # for vizarr
+        attributes[LABELS] = [*known, *(name for name in described.masks if name not in known)]
+    write_group(store, attributes, consolidate=True)
 
 
 class _Describer:
@@ -88,18 +106,24 @@ class _Describer:
         self.levels = levels
         self._size = voxel_size_nm
         store = levels[0].path
-        self._ds = _open(store)
+        self._ds = open_variables(store)
         self._corner = [float(self._ds[dim][0]) for dim in volume.DIMS]
         self.masks = [name for name in open_record(store)["variables"] if "flag_values" in self._ds[name].attrs]
+        self.arrays = {name: [level.path / name for level in levels] for name in self.masks}
+        self.name = volume.RAW if volume.RAW in self._ds else min(map(str, self._ds))
+        self.paths = [(level.path / self.name).relative_to(store).as_posix() for level in levels]
 
-    def image(self) -> dict[str, Any]:
-        """Of the root."""
-        name = _image_of(self._ds)
-        paths = [_path_of(level, self.levels, name) for level in self.levels]
-        described: dict[str, Any] = {"version": VERSION, "multiscales": [self._multiscale(name, paths)]}
-        if name not in self.masks:
-            described["omero"] = {"channels": [self._channel(name)], "rdefs": {"model": "greyscale"}}
-        return described
+    def image(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the root.
+
+        Args:
+            known: What is there: other images, and how a user wants this one to be shown, stay.
+        """
+        others = [scale for scale in _scales_of(known) if not _is_own(_paths_of(scale), self.paths)]
+        described: dict[str, Any] = {"version": VERSION, "multiscales": [self._multiscale(self.name, self.paths)]}
+        if self.name not in self.masks:
+            described["omero"] = {"channels": [self._channel(self.name)], "rdefs": {"model": "greyscale"}}
+        return {**described, **known, "multiscales": described["multiscales"] + others}
 
     def label(self, name: str) -> dict[str, Any]:
         """Of the group of a mask."""
@@ -158,44 +182,26 @@ def _contrast_of(store: Path, name: str) -> tuple[float, float]:
     return float(round(middle - CONTRAST * spread)), float(round(middle + CONTRAST * spread + 1))
 
 
-def _write_labels(store: Path, described: _Describer) -> None:
-    """Write the group `labels`; it gets its name when it is whole."""
-    new, folder = store / f"{LABELS}.partial", store / LABELS
-    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
-    group = zarr.open_group(new, mode="w-", attributes={"ome": {"version": VERSION, LABELS: described.masks}})
-    for name in described.masks:
-        group.create_group(name, attributes={"ome": described.label(name)})
-        for number, level in enumerate(described.levels):
-            _link_array(level.path / name, new / name / str(number))
-    shutil.rmtree(folder, ignore_errors=True)
-    new.replace(folder)
+def open_variables(store: Path) -> xr.Dataset:
+    """A store as it was written, without dask: what was added to it since is not looked at."""
+    return xr.open_zarr(store, chunks=None, consolidated=is_consolidated(store))
 
 
-def _link_array(array: Path, copy: Path) -> None:
-    """The same array elsewhere, without its bytes a second time where the disk has hard links."""
-    for folder, _, files in walk(array):
-        there = copy / Path(folder).relative_to(array)
-        there.mkdir()
-        for name in files:
-            try:
-                os.link(Path(folder, name), there / name)
-            except OSError:
-                shutil.copyfile(Path(folder, name), there / name)
+def _scales_of(ome: Any) -> list[Any]:
+    """The images that the attribute of a root describes."""
+    scales = ome.get("multiscales") if isinstance(ome, dict) else None
+    return scales if isinstance(scales, list) else []
 
 
-def _open(store: Path) -> xr.Dataset:
-    return xr.open_zarr(store, chunks=None, consolidated=False)
+def _paths_of(scale: Any) -> list[Any]:
+    """The arrays of an image, as far as it tells them."""
+    try:
+        return [dataset["path"] for dataset in scale["datasets"]]
+    except (TypeError, LookupError):
+        return []
 
 
-def _image_of(ds: xr.Dataset) -> str:
-    """The variable that viewers show first."""
-    return volume.RAW if volume.RAW in ds else min(map(str, ds))
-
-
-def _path_of(level: Level, levels: Sequence[Level], name: str) -> str:
-    """Of a variable of a level, below the root."""
-    return (level.path / name).relative_to(levels[0].path).as_posix()
-
-
-def _described(ome: Any) -> list[str]:
-    return [dataset["path"] for scale in ome.get("multiscales", [])[:1] for dataset in scale["datasets"]]
+def _is_own(paths: Sequence[Any], own: Sequence[str]) -> bool:
+    """Whether an image is of the same variable and its levels, as one that was described with fewer or more of them."""
+    name = re.escape(own[0])
+    return bool(paths) and all(re.fullmatch(rf"(pyramid/s\d+/)?{name}", str(path)) for path in paths)

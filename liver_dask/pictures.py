@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PIXELS = 1024
 """A window is shown by so many rows or columns at most."""
 
-Bounds = Sequence[int] | None
+Bounds = Sequence[int] | slice | None
+"""Rows or columns: the first, and the one after the last, as a pair or a slice; None, there too, is where ds ends."""
 
 
 class Levels:
@@ -49,8 +50,8 @@ class Levels:
     def window(self, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
         """See `window`."""
         held = self.held
-        _within("z", (z, z + 1), held.z_min, held.z_max)
-        rows, columns = _within("y", y, held.y_min, held.y_max), _within("x", x, held.x_min, held.x_max)
+        check_slice(z, held)
+        rows, columns = check_bounds(y, x, held)
         step = max(1, math.ceil(max(rows[1] - rows[0], columns[1] - columns[0]) / pixels))
         level, factors = next((found for found in self._levels if found[1][1] >= step), self._levels[-1])
         stride = math.ceil(step / factors[1])
@@ -71,8 +72,9 @@ def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: i
     Args:
         ds: What `open_human_liver_em` or `xr.open_zarr` gave.
         z: The slice, counted in the whole volume.
-        y: First row, and the row after the last, counted in the whole volume; all that `ds` holds if None.
-        x: First column, and the column after the last.
+        y: First row, and the row after the last, counted in the whole volume: a pair, or a slice such as
+            `slice(100, 400)`, which may be open; all that `ds` holds if None.
+        x: First column, and the column after the last, likewise.
         pixels: Rows and columns to show, at most.
 
     Returns:
@@ -115,8 +117,8 @@ def show(
     Args:
         ds: What `open_human_liver_em` or `xr.open_zarr` gave.
         z: The slice, counted in the whole volume.
-        y: First row, and the row after the last; all if None.
-        x: First column, and the column after the last; all if None.
+        y: First row, and the row after the last, as a pair or a slice; all if None.
+        x: First column, and the column after the last, as a pair or a slice; all if None.
         labels: The masks to show; all of `ds` if None.
         opacity: Of the masks, 0 to 1.
         contrast: The percentiles of raw, empty glass left out, that are black and white.
@@ -182,14 +184,42 @@ def labels_of(ds: xr.Dataset) -> list[str]:
     return [str(name) for name, variable in ds.data_vars.items() if "flag_values" in variable.attrs]
 
 
+def check_slice(z: int, held: volume.BoundingBox) -> int:
+    """A slice that a box of the volume holds.
+
+    Raises:
+        InvalidArgumentError: It does not hold it.
+    """
+    try:
+        number = operator.index(z)
+    except TypeError:
+        raise InvalidArgumentError(f"z={z!r} must be a whole number: one slice.") from None
+    _within("z", (number, number + 1), held.z_min, held.z_max)
+    return number
+
+
+def check_bounds(y: Bounds, x: Bounds, held: volume.BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns as pairs: what was asked for, or all that a box of the volume holds.
+
+    Raises:
+        InvalidArgumentError: They leave the box, or are no pairs and no slices.
+    """
+    return _within("y", y, held.y_min, held.y_max), _within("x", x, held.x_min, held.x_max)
+
+
 def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
-    """The bounds that were asked for, or all there are."""
     if given is None:
         return low, high
     try:
+        if isinstance(given, slice):
+            if given.step not in (None, 1):
+                raise ValueError
+            given = low if given.start is None else given.start, high if given.stop is None else given.stop
         start, stop = map(operator.index, given)
     except (TypeError, ValueError):
-        raise InvalidArgumentError(f"{axis}={given!r} must be two whole numbers: first, and after the last.") from None
+        raise InvalidArgumentError(
+            f"{axis}={given!r} must be two whole numbers, first and after the last, or a slice of them without a step."
+        ) from None
     if not low <= start < stop <= high:
         raise InvalidArgumentError(f"{axis} {start}..{stop} is not within the {low}..{high} that the Dataset holds.")
     return start, stop

@@ -11,11 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -23,15 +22,17 @@ import zarr
 
 from .allowance import cores
 from .documents import read_document
-from .errors import DamagedError
+from .errors import DamagedError, StoreExistsError
 from .export import Export
 from .export_plan import Shape
 from .inventory import check_structure
-from .ome_zarr import Level, is_described, write_ome_metadata
+from .ome_zarr import Level, check_names, is_described, open_variables, write_ome_metadata
+from .placement import Placement, placement_of
 from .store import layout_of, open_record, read_checksums, read_record
 from .stored import StoredArray
 from .volume import DIMS, check_voxel_size
 from .window import LazyWindow, Selection, VolumeArray, Window
+from .zarr_group import read_group
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,9 +41,6 @@ FOLDER = "pyramid"
 
 SMALL_ENOUGH = 512
 """Rows and columns of the last level, at most."""
-
-READ_OR_CUT = ("open_dataset-", "original-open_dataset-", "getitem-", "rechunk-merge-", "rechunk-split-")
-"""How dask's layers are named that read voxels and leave them as they are."""
 
 TILE = (1024, 2048)
 """Rows and columns that are read at once of the level below: with 16 slices of raw, 64 MB."""
@@ -58,6 +56,7 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     The store itself is as before: `xr.open_zarr(store)`; `xr.open_datatree(store, group="pyramid")` gives the levels,
     with coordinates in voxels of the whole volume. Viewers find raw and all levels at the store's root, and the masks
     in its group `labels`, where shards are hard links to those of the variables (copies where the disk has no links).
+    What else is in `labels`, such as a segmentation of your own, stays as it is, and so do the root's other attributes.
 
     After an interruption the same call goes on; if all is there it does nothing.
 
@@ -72,26 +71,51 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
         InvalidArgumentError: There is not enough disk or memory. (ValueError)
-        StoreExistsError: Another process is at it, or the levels are of another store. (FileExistsError)
+        StoreExistsError: Another process is at it, the levels are of another store, or something that this package did
+            not make has the name of a level or label. (FileExistsError)
         DamagedError: A level cannot be read. (OSError)
     """
     root = Path(store).expanduser().absolute()
-    levels = [Level(root, (1, 1, 1))]
     known = open_record(root)
     check_structure(root, known, layout_of(known))
     planned = plan_levels(layout_of(known).shape, voxel_size_of(root))
+    levels = [Level(root, (1, 1, 1))]
+    levels += [Level(root / FOLDER / f"s{number}", factors) for number, factors in enumerate(planned, 1)]
+    _check_levels(root / FOLDER, levels[1:])
+    described = all(level.path.is_dir() for level in levels) and is_described(levels)
+    if not described:
+        check_names(levels)
     if planned:
         zarr.open_group(root / FOLDER, mode="a")
-    for factors in planned:
-        below = levels[-1]
-        level = Level(root / FOLDER / f"s{len(levels)}", factors)
+    for below, level in pairwise(levels):
         record = open_record(below.path)
-        ds = halved(below, factors, root)
+        ds = halved(below, level.factors, root)
         Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
-        levels.append(level)
-    if not is_described(levels):
+    if not described:
         write_ome_metadata(levels, voxel_size_of(root))
     return [str(level.path) for level in levels]
+
+
+def _check_levels(group: Path, levels: Sequence[Level]) -> None:
+    """Refuse to add levels where something else has their names; before hours are spent on the first of them.
+
+    Raises:
+        StoreExistsError: The group `pyramid`, or a level in it, is not of this package.
+    """
+    folders = [path for path in group.iterdir() if path.is_dir()] if group.is_dir() else []
+    is_new = group.is_dir() and not folders and (read_group(group) == {} or not (group / "zarr.json").exists())
+    ours = {path for path in folders if _is_level(path)}
+    names = {name for level in levels for name in (level.path.name, f"{level.path.name}.partial")}
+    taken = [path for path in folders if path.name in names and path not in ours and any(path.iterdir())]
+    if os.path.lexists(group) and not is_new and not ours:
+        taken = [group]
+    if taken:
+        raise StoreExistsError(f"{taken[0]} is something that liver_dask did not make; rename it, and begin again.")
+
+
+def _is_level(path: Path) -> bool:
+    """Whether a folder is a level, or one that is not complete."""
+    return read_record(path) is not None or (path.name.endswith(".partial") and (path / "lock").is_file())
 
 
 def levels_of(store: Path) -> list[Level]:
@@ -106,25 +130,59 @@ def levels_of(store: Path) -> list[Level]:
 
 
 def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
-    """A Dataset, and the levels above it if it is a store, or a part of one, that `xr.open_zarr` gave.
+    """A Dataset, and the levels above it if its voxels are those of a store, or of a box of one, as they are there.
 
-    The levels are whole, and have coordinates in voxels of the whole volume. Of changed voxels there are none.
+    The levels are whole, and have the coordinates that `ds` would have if it were whole, too, whatever those are. Of
+    changed voxels, or where it is not sure which ones they are, there are none.
 
     Returns:
         For each level how many voxels of `ds` one of its voxels stands for, along (z, y, x).
     """
-    store = Path(str(ds.encoding.get("source", "")))
     levels: list[tuple[xr.Dataset, Shape]] = [(ds, (1, 1, 1))]
-    if read_record(store) and all(_is_as_stored(variable.data) for variable in ds.data_vars.values()):
-        for path, factors in levels_of(store)[1:]:
-            levels.append((xr.open_zarr(path, chunks=None, consolidated=False)[list(ds.data_vars)], factors))
+    found = _box_of(ds)
+    if found is None:
+        return levels
+    store, corner = found
+    for below, level in pairwise(levels_of(store)):
+        if not _is_made_of(below, level, list(map(str, ds.data_vars))):
+            break
+        whole = open_variables(level.path)[list(ds.data_vars)]
+        places = {
+            dim: ds[dim].values[0] - first + (factor - 1) / 2 + factor * np.arange(whole.sizes[dim])
+            for dim, first, factor in zip(DIMS, corner, level.factors, strict=True)
+        }
+        levels.append((whole.assign_coords(places), level.factors))
     return levels
 
 
-def _is_as_stored(array: Any) -> bool:
-    """Whether a dask array was read by xarray and cut out, and nothing else was done with it."""
-    layers = array.dask.layers if isinstance(array, da.Array) else ("in memory",)
-    return all(name.startswith(READ_OR_CUT) for name in layers)
+def _box_of(ds: xr.Dataset) -> Placement | None:
+    """The complete store whose variables a Dataset has, and its first voxel there; None where that is not sure."""
+    found = {name: placement_of(variable.variable) for name, variable in ds.data_vars.items()}
+    boxes = {
+        Placement(place.array.parent, place.corner) if place and place.array.name == name else None
+        for name, place in found.items()
+    }
+    if len(boxes) != 1 or any(variable.dims != DIMS for variable in ds.data_vars.values()):
+        return None
+    (box,) = boxes
+    record = read_record(box.array) if box else None
+    return box if record and record.get("complete") else None
+
+
+def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
+    """Whether a level is there, complete, and made of the one below as that is now."""
+    record = read_record(level.path)
+    if not record or not record.get("complete"):
+        return False
+    step = _step(below, level.factors)
+    try:
+        for name in names:
+            told = tuple(HalvedReader(below.path, name, step, is_mask).describe() for is_mask in (False, True))
+            if not record["variables"][name]["voxels"].startswith(told):
+                return False
+    except (DamagedError, LookupError, AttributeError):
+        return False
+    return True
 
 
 def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:
@@ -167,15 +225,15 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
     for path in {below.path, root}:
         known = open_record(path)
         check_structure(path, known, layout_of(known))
-    step = factors[0] // below.factors[0], factors[1] // below.factors[1], factors[2] // below.factors[2]
-    source = xr.open_zarr(below.path, chunks=None, consolidated=False)
+    step = _step(below, factors)
+    source = open_variables(below.path)
     variables = {}
     for name in record["variables"]:
         attrs = source[name].attrs
         reader = HalvedReader(below.path, name, step, "flag_values" in attrs or source[name].dtype == bool)
         window = LazyWindow(reader, Window.whole(reader.shape), source[name].dtype)
         variables[name] = DIMS, VolumeArray.of(window, tuple((length,) for length in window.shape)), attrs
-    whole = xr.open_zarr(root, chunks=None, consolidated=False)
+    whole = open_variables(root)
     coordinates = {
         dim: whole[dim].values[0] + ((factor - 1) / 2 + factor * np.arange(length) if factor > 1 else np.arange(length))
         for dim, factor, length in zip(DIMS, factors, reader.shape, strict=True)
@@ -185,6 +243,11 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
     if size:
         attrs["voxel_size_nm"] = [of * factor for of, factor in zip(size, factors, strict=True)]
     return xr.Dataset(variables, coordinates, attrs)
+
+
+def _step(below: Level, factors: Shape) -> Shape:
+    z, y, x = (of // factor for of, factor in zip(factors, below.factors, strict=True))
+    return z, y, x
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ipywidgets import (
 from matplotlib.figure import Figure
 
 from . import volume
-from .pictures import Levels, add_scale_bar, extent_of, grey_range, overlay
+from .pictures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay
 from .progressive import Look, ProgressiveReader
 
 SECONDS_AT_REST = 0.15
@@ -92,13 +92,23 @@ class Slicer(VBox):
             self._watch()
             self._look()
 
-    def go_to(self, z: int | None = None, y: tuple[int, int] | None = None, x: tuple[int, int] | None = None) -> None:
-        """Look at a slice and a window, in voxels of the whole volume; all of the slice where rows or columns lack."""
-        held = self._levels.held
+    def go_to(self, z: int | None = None, y: Bounds = None, x: Bounds = None) -> None:
+        """Look at a slice and a window, in voxels of the whole volume.
+
+        Args:
+            z: The slice; the one that is looked at if None.
+            y: First row, and the row after the last, as a pair or a slice; all if None.
+            x: First column, and the column after the last, as a pair or a slice; all if None.
+
+        Raises:
+            InvalidArgumentError: The Dataset does not hold them. (ValueError)
+        """
+        window = check_bounds(y, x, self._levels.held)
+        number = None if z is None else check_slice(z, self._levels.held)
         with self._lock:
-            if z is not None:
-                self.z.value = z
-            self._show_window((y or (held.y_min, held.y_max), x or (held.x_min, held.x_max)))
+            if number is not None:
+                self.z.value = number
+            self._show_window(window)
 
     @property
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -1,8 +1,6 @@
 """`view`: slide through a volume in a notebook."""
 
-import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +22,6 @@ SMALLEST = 100
 
 TARGET = "LIVER_DASK_VIEW_TARGET"
 """The variable by which the kernel is told what to show."""
-
-PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def view(
@@ -97,15 +93,13 @@ def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
 
 
 def serve_slicer(target: str, shape: Sequence[int], z: int | None, port: int, browser: bool) -> None:
-    """Show the slicer in a browser until it is interrupted; to this machine alone.
-
-    Voila runs a notebook of one cell, so it is the same widget as in Jupyter, and no second viewer.
+    """Show the slicer in a browser until it is interrupted; to this machine alone, and of it to who has the token.
 
     Raises:
         MissingExtraError: voila is not installed. (ImportError)
     """
     try:
-        from voila.app import Voila
+        from .browser import serve_notebook
     except ImportError as error:
         raise MissingExtraError(f"A browser needs voila ({error}): pip install 'liver_dask[app]'.") from error
     where = os.path.abspath(target) if os.path.exists(target) else target  # the kernel runs in another folder
@@ -114,20 +108,4 @@ def serve_slicer(target: str, shape: Sequence[int], z: int | None, port: int, br
         f"ld.view(open_target(os.environ[{TARGET!r}], shape={tuple(shape)!r}), z={z!r})"
     )
     os.environ[TARGET] = where  # not into the notebook, which is shown and lies on the disk: there may be a password
-    notebook = {"cells": [_code_cell(cell)], "metadata": {"kernelspec": PYTHON}, "nbformat": 4, "nbformat_minor": 5}
-    with tempfile.TemporaryDirectory(prefix="liver_dask-view-") as folder:
-        path = Path(folder, "liver_dask.ipynb")
-        path.write_text(json.dumps(notebook))
-        options = [f"--port={port}", "--Voila.ip=127.0.0.1", *([] if browser else ["--no-browser"])]
-        Voila.launch_instance([str(path), *options])
-
-
-def _code_cell(source: str) -> dict[str, Any]:
-    return {
-        "cell_type": "code",
-        "id": "slicer",
-        "execution_count": None,
-        "metadata": {},
-        "outputs": [],
-        "source": source,
-    }
+    serve_notebook(cell, port, browser)

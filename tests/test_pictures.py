@@ -98,6 +98,11 @@ def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
         ({"z": 290, "y": (4999, 5010)}, "y 4999..5010 is not within"),
         ({"z": 290, "x": (7100, 7100)}, "x 7100..7100 is not within"),
         ({"z": 290, "x": 7}, "x=7 must be two whole numbers"),
+        ({"z": 290, "y": slice(5000, 5100, 2)}, r"y=slice\(5000, 5100, 2\) must be two whole numbers.* without a step"),
+        ({"z": 290, "y": slice(5000.5, None)}, "must be two whole numbers"),
+        ({"z": 290, "y": slice(-10, None)}, "y -10..5400 is not within"),
+        ({"z": 290, "y": (5000, 5100, 1)}, "must be two whole numbers"),
+        ({"z": slice(290, 291)}, "must be a whole number: one slice"),
         ({"z": 290, "labels": ["nucleus"]}, "There is no 'nucleus'"),
     ],
 )
@@ -105,6 +110,28 @@ def test_a_window_that_is_not_there(corner: xr.Dataset, wrong, told: str) -> Non
     """Another part of the volume would be shown than was asked for."""
     with pytest.raises(ld.InvalidArgumentError, match=told):
         ld.show(corner, **wrong)
+    with pytest.raises(ld.InvalidArgumentError, match="holds no voxels"):
+        ld.show(corner.isel(x=[]), 290)
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        (slice(5010, 5020), (5010, 5020)),
+        (slice(5010, 5020, 1), (5010, 5020)),
+        (slice(None, 5020), (5000, 5020)),
+        (slice(5390, None), (5390, 5400)),
+        (slice(None), (5000, 5400)),
+        ([np.int64(5010), np.uint16(5020)], (5010, 5020)),
+    ],
+)
+def test_slices_are_as_good_as_pairs(corner: xr.Dataset, given, rows: tuple[int, int]) -> None:
+    """Whoever says a range as xarray and Python do would be refused, or shown another range."""
+    (bottom, top) = corner.liver.show(290, y=given).axes[0].get_ylim()
+    assert (top, bottom) == (rows[0] - 0.5, rows[1] - 0.5)
+    (left, right) = ld.show(corner, 290, x=slice(7100, 7200), y=given).axes[0].get_xlim()
+    assert (left, right) == (7099.5, 7199.5)
+    xr.testing.assert_identical(pictures.window(corner, 290, given), pictures.window(corner, 290, rows))
 
 
 def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import liver_dask
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OF_AN_EXTRA = {"torch_dataset": "torch_em"}
+OF_AN_EXTRA = {"torch_dataset": "torch_em", "browser": "voila"}
 """Modules that need a package which need not be there."""
 
 MODULES = [

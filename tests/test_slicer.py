@@ -72,6 +72,19 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
     assert tuple(slicer._picture._raw.get_extent()) == edges
 
 
+def test_it_goes_to_slices_as_to_pairs_and_to_nothing_else(archive: Path, slicers) -> None:
+    """A range said as xarray does would be refused; or a place that is not there be another one, without a word."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    slicer.go_to(5, slice(20, 120), slice(None, 200))
+    assert (slicer.z.value, slicer.window) == (5, ((20, 120), (0, 200)))
+    slicer.go_to(y=(30, 60))
+    assert (slicer.z.value, slicer.window) == (5, ((30, 60), (0, 420)))
+    for wrong in ({"z": 10}, {"z": -1}, {"z": 2, "y": (-1, 10)}, {"x": slice(0, 10, 2)}, {"y": 7}, {"x": (9, 9)}):
+        with pytest.raises(ld.InvalidArgumentError):
+            slicer.go_to(**wrong)
+    assert (slicer.z.value, slicer.window) == (5, ((30, 60), (0, 420)))
+
+
 @pytest.mark.parametrize("zoom", [1, 4, 16])
 def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
     """A mask would be shown beside what it marks, at some zoom."""

@@ -1,0 +1,199 @@
+"""Pictures of a store with a pyramid: whatever was done with the Dataset, each pixel is of the voxels that it tells."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from xarray.core import indexing
+
+import liver_dask as ld
+from liver_dask import pictures, pyramid
+
+SHAPE = (6, 96, 120)
+FIRST = (40, 500, 900)
+DIMS = ("z", "y", "x")
+OPENED = [{}, {"chunks": None}, {"chunks": {"y": 48, "x": 64}}]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store whose voxels tell their place, as those of its levels do: 16384 z + 128 y + x; and a mask."""
+    z, y, x = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+    voxels = {"raw": (z * 16384 + y * 128 + x).astype(np.float32), "mito": ((y + x) % 64 < 32).astype(np.uint8) * 255}
+    flags = {"flag_values": [0, 255], "flag_meanings": "background mito"}
+    ds = xr.Dataset(
+        {
+            name: (DIMS, da.from_array(of, chunks=(2, 32, 120)), flags if name == "mito" else {})
+            for name, of in voxels.items()
+        },
+        {dim: np.arange(first, first + n) for dim, first, n in zip(DIMS, FIRST, SHAPE, strict=True)},
+    )
+    path = tmp_path_factory.mktemp("placed") / "a.zarr"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pyramid, "SMALL_ENOUGH", 15)
+        ld.to_zarr(ds, path, chunks=(2, 16, 32), shards=(4, 32, 64), pyramid=True, progress=False)
+        yield path
+
+
+def draw_chain(data: st.DataObject) -> list[tuple[str, Callable[[xr.Dataset], xr.Dataset]]]:
+    """Some operations, each with its name."""
+
+    def cut(ds: xr.Dataset) -> xr.Dataset:
+        dim = data.draw(st.sampled_from(DIMS))
+        length = ds.sizes[dim]
+        start = data.draw(st.integers(0, length - 1))
+        stop = data.draw(st.integers(start + 1, length))
+        return ds.isel({dim: slice(start, stop)})
+
+    def by_label(ds: xr.Dataset) -> xr.Dataset:
+        dim = data.draw(st.sampled_from(DIMS))
+        return ds.sel({dim: slice(*sorted((ds[dim].values[0], ds[dim].values[-1])))})
+
+    def stride(ds: xr.Dataset) -> xr.Dataset:
+        return ds.isel(
+            {data.draw(st.sampled_from(DIMS)): slice(None, None, data.draw(st.sampled_from([-2, -1, 2, 3])))}
+        )
+
+    def listed(ds: xr.Dataset) -> xr.Dataset:
+        dim = data.draw(st.sampled_from(DIMS))
+        indexes = np.arange(ds.sizes[dim])
+        swapped = data.draw(st.booleans())
+        if swapped:
+            indexes[len(indexes) // 2 :] = indexes[len(indexes) // 2 :][::-1]
+        return ds.isel({dim: indexes.tolist()})
+
+    def shifted(ds: xr.Dataset) -> xr.Dataset:
+        return ds.assign_coords(
+            {dim: ds[dim] + data.draw(st.integers(-30, 30)) for dim in data.draw(st.sets(st.sampled_from(DIMS)))}
+        )
+
+    def numbered(ds: xr.Dataset) -> xr.Dataset:
+        return ds.assign_coords({dim: np.arange(ds.sizes[dim]) + data.draw(st.integers(0, 50)) for dim in DIMS})
+
+    others = {
+        "twice": lambda ds: xr.concat([ds, ds], "y"),
+        "rolled": lambda ds: ds.roll(x=5, roll_coords=False),
+        "chunked": lambda ds: ds.chunk({"y": 20}),
+        "changed": lambda ds: ds.assign(raw=ds.raw + 1),
+        "renamed": lambda ds: ds.rename(raw="other").rename(mito="raw").rename(other="mito"),
+        "turned": lambda ds: ds.transpose("y", "x", "z").transpose(*DIMS),
+        "mirrored": lambda ds: ds.sortby("y", ascending=False),
+        "padded": lambda ds: ds.pad(y=(1, 0), mode="edge"),
+        "loaded": lambda ds: ds.copy(deep=True).load(),
+        "copied": lambda ds: ds.copy(deep=True),
+    }
+    mostly = [cut, cut, cut, shifted, shifted, by_label, stride, listed, numbered]
+    steps = [(step.__name__, step) for step in mostly]
+    drawn = data.draw(st.lists(st.sampled_from([*steps, *steps, *others.items()]), max_size=4))
+    return [*drawn, ("numbered", numbered)] if data.draw(st.booleans()) else drawn
+
+
+@given(data=st.data(), opened=st.sampled_from(OPENED))
+@settings(deadline=None, max_examples=60, phases=[Phase.explicit, Phase.generate])
+def test_whatever_was_done_pictures_show_the_voxels_that_they_tell(store: Path, data: st.DataObject, opened) -> None:
+    """Another row would be shown than the axes say: a crop whose coordinates begin anew, mirrored or joined ones."""
+    ds = xr.open_zarr(store, **opened)
+    names = []
+    for name, step in draw_chain(data):
+        ds = step(ds)
+        names.append(name)
+    try:
+        levels = pictures.Levels(ds)
+    except ld.InvalidArgumentError:  # coordinates that do not run one by one
+        return
+    if set(names) <= {"cut", "shifted", "numbered", "copied"}:
+        assert len(levels._levels) == 4, "the levels are not used where they could be"
+    held, voxels = levels.held, ds.raw.values
+    for pixels in (1, 9, 40):
+        z = data.draw(st.integers(held.z_min, held.z_max - 1))
+        y, x = (
+            sorted(data.draw(st.lists(st.integers(low, high), min_size=2, max_size=2, unique=True)))
+            for low, high in ((held.y_min, held.y_max), (held.x_min, held.x_max))
+        )
+        seen = levels.window(z, y, x, pixels)
+        check_picture(seen, levels, ds, voxels, (z, y, x), pixels)
+
+
+@pytest.mark.parametrize("opened", OPENED)
+def test_pictures_of_a_part_are_of_its_levels_under_whatever_coordinates(store: Path, opened) -> None:
+    """A crop would be shown from afar by reading all of it, or a level be laid over it where the crop used to be."""
+    ds = xr.open_zarr(store, **opened)
+    part = ds.isel(y=slice(10, 80)).isel(z=slice(1, 5), x=slice(3, 99)).assign_coords(y=np.arange(20, 90), z=range(4))
+    assert len(pictures.Levels(part)._levels) == len(pictures.Levels(ds)._levels) == 4
+    seen = ld.show(part, 2, (30, 70), labels=[], pixels=24).axes[0].images[0]
+    left, right, bottom, top = seen.get_extent()
+    assert (left, right, bottom, top) == (899.5, 999.5, 69.5, 29.5)
+    np.testing.assert_allclose(seen.get_array()[1, 1], 3 * 16384 + 25.5 * 128 + 5.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ds: ds.assign_coords(y=ds.y[::-1]).isel(y=slice(None, None, -1)),
+        lambda ds: ds.isel(x=[*range(60), *range(119, 59, -1)]).assign_coords(x=ds.x),
+        lambda ds: ds.rename(raw="other").rename(mito="raw").rename(other="mito"),
+        lambda ds: ds.assign(raw=ds.raw.transpose("z", "y", "x").roll(y=3, roll_coords=False)),
+        lambda ds: ds.assign(mito=ds.mito.isel(y=slice(1, None)).pad(y=(0, 1), mode="edge").drop_vars("y")),
+        lambda ds: xr.concat([ds.isel(y=slice(48, None)), ds.isel(y=slice(48))], "y").assign_coords(y=ds.y),
+    ],
+)
+def test_of_other_voxels_there_are_no_levels(store: Path, change) -> None:
+    """From afar a store would be shown in the place of what was made of it."""
+    for opened in OPENED:
+        assert len(pyramid.open_levels(change(xr.open_zarr(store, **opened)))) == 1
+
+
+def test_a_level_of_another_store_or_of_none_is_not_shown(store: Path, tmp_path: Path) -> None:
+    """Far views would be of voxels that the store does not hold, or fail."""
+    own = shutil.copytree(store, tmp_path / "a.zarr")
+    assert len(pyramid.open_levels(xr.open_zarr(own))) == 4
+    manifest = own / "raw" / "manifest.json"
+    kept = manifest.read_bytes()
+    known = json.loads(kept)
+    known["shards"]["0/0/0"][1] ^= 1
+    manifest.write_text(json.dumps(known))
+    assert len(pyramid.open_levels(xr.open_zarr(own))) == 1
+    manifest.write_bytes(kept)
+    shutil.rmtree(own / "pyramid" / "s2")
+    zarr.create_group(own / "pyramid" / "s2").create_array("raw", shape=(3, 24, 30), dtype="float32")
+    assert len(pyramid.open_levels(xr.open_zarr(own))) == 2
+
+
+def test_nothing_is_read_to_find_out(store: Path) -> None:
+    """All voxels of a store without dask would be read before the first picture."""
+    ds = xr.open_zarr(store, chunks=None)
+    levels = pictures.Levels(ds)
+    assert isinstance(ds.raw.variable._data, indexing.MemoryCachedArray)
+    assert isinstance(ds.raw.variable._data.array, indexing.CopyOnWriteArray), "all of it was read"
+    assert len(levels._levels) == 4
+
+
+def check_picture(seen: xr.Dataset, levels: pictures.Levels, ds: xr.Dataset, voxels: np.ndarray, asked, pixels) -> None:
+    """Compare each pixel with the voxels about its coordinates, and their extent with what was asked for."""
+    least = max(1, -(-max(high - low for low, high in asked[1:]) // pixels))
+    factors = next((factors for _, factors in levels._levels if factors[1] >= least), levels._levels[-1][1])
+    weights = {}
+    for dim, factor in zip(DIMS, factors, strict=True):
+        middles = np.atleast_1d(seen[dim].values)
+        inside = np.abs(ds[dim].values - middles[:, None]) <= (factor - 1) / 2
+        weights[dim] = inside / inside.sum(1, keepdims=True)
+    for dim, (low, high) in zip(("y", "x"), asked[1:], strict=True):
+        first, last = seen[dim].values[[0, -1]]
+        half = (dict(zip(DIMS, factors, strict=True))[dim] - 1) / 2
+        assert first - half <= low <= first + half, "it begins elsewhere"
+        assert last - half < high <= last + half + seen.attrs["step"], "it ends elsewhere"
+    expected = np.einsum("z,yr,xc,zrc->yx", weights["z"][0], weights["y"], weights["x"], voxels, optimize=True)
+    whole = [(weights[dim] > 0).sum(1) == factor for dim, factor in zip(DIMS, factors, strict=True)]
+    room = [
+        np.where(all_there, 0, unit * factor)
+        for all_there, unit, factor in zip(whole, (16384, 128, 1), factors, strict=True)
+    ]
+    assert (np.abs(seen.raw.values - expected) <= room[0][0] + room[1][:, None] + room[2] + 1e-6).all()
