@@ -67,7 +67,7 @@ def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] 
     ome = as_object(as_object(read_document(path, "says what the store is"))["attributes"]).get("ome")
     if not isinstance(ome, dict):
         return f"{path} does not describe the {len(levels)} levels that there are; `liver-dask pyramid` does"
-    expected = _Describer(levels, voxel_size_nm).image(ome)
+    expected = _Describer(levels, voxel_size_nm).image(ome) | {"version": VERSION}
     for key in ("version", "multiscales"):
         if not is_same(ome.get(key), expected[key]):
             return f"{path} does not describe the levels that there are: {key} of ome is {short(ome.get(key))}"
