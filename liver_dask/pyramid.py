@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import zarr
 
 from .allowance import cores
 from .documents import read_document
@@ -32,7 +31,7 @@ from .store import layout_of, open_record, read_checksums, read_record
 from .stored import StoredArray
 from .volume import DIMS, check_voxel_size
 from .window import LazyWindow, Selection, VolumeArray, Window
-from .zarr_group import read_group
+from .zarr_group import read_group, write_group
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -85,8 +84,9 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     described = all(level.path.is_dir() for level in levels) and is_described(levels)
     if not described:
         check_names(levels)
-    if planned:
-        zarr.open_group(root / FOLDER, mode="a")
+    if planned and read_group(root / FOLDER) is None:
+        (root / FOLDER).mkdir(exist_ok=True)
+        write_group(root / FOLDER, {})
     for below, level in pairwise(levels):
         record = open_record(below.path)
         ds = halved(below, level.factors, root)
