@@ -22,6 +22,7 @@ from .documents import (
     changing_attributes,
     is_same,
     read_document,
+    reason_of,
     sharding_problems,
     short,
 )
@@ -66,11 +67,16 @@ def take_inventory(store: Path, names: Collection[str]) -> Inventory:
 def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
     """All files of a store but the shards of its variables, and what is being written."""
     shards = {store / name / "c" for name in names}
-    for folder, folders, files in os.walk(store):
+    for folder, folders, files in os.walk(store, onerror=_raise):
         folders[:] = [name for name in folders if Path(folder, name) not in shards]
         for name in files:
             if not name.startswith(".") and not name.endswith(".partial") and name != FILE:
                 yield Path(folder, name)
+
+
+def _raise(error: OSError) -> None:
+    """Or a folder that cannot be read would be taken for an empty one."""
+    raise error
 
 
 def checksum_of(data: bytes) -> tuple[int, int]:
@@ -218,14 +224,14 @@ class Metadata:
         try:
             zarr.open_group(self._store, mode="r")
         except Exception as error:  # whatever zarr makes of damaged metadata
-            self.problems.append(f"{METADATA} cannot be opened ({_told(error)})")
+            self.problems.append(f"{METADATA} cannot be opened ({reason_of(error)})")
         for node in arrays_of(self._store, self._record, self._layout):
             if node in self._bad:
                 continue
             try:
                 zarr.open_array(self._store / node, mode="r")
             except Exception as error:  # whatever zarr makes of damaged metadata
-                self._tell(node, f"{node} cannot be opened ({_told(error)})")
+                self._tell(node, f"{node} cannot be opened ({reason_of(error)})")
 
 
 Structure = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], tuple[str, ...]]
@@ -342,7 +348,3 @@ def _dtype_of(document: Mapping[str, Any]) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         return np.dtype(np.int64)
     return dtype if dtype.kind in "biuf" and dtype.itemsize <= 8 else np.dtype(np.int64)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -38,7 +38,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from .documents import read_document, short
+from .documents import read_document, reason_of, short
 from .errors import (
     DamagedError,
     InvalidArgumentError,
@@ -130,7 +130,8 @@ def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
         check_structure(store, record, layout_of(record), path.relative_to(store).as_posix())
         return np.asarray(zarr.open_array(path, mode="r")[:])
     except Exception as error:  # whatever zarr makes of a damaged store
-        raise DamagedError(f"{path}, which tells where there is something, cannot be read ({error}).") from error
+        reason = reason_of(error)
+        raise DamagedError(f"{path}, which tells where there is something, cannot be read ({reason}).") from error
 
 
 def shard_path(store: Path, name: str, shard: Shard) -> Path:

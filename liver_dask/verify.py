@@ -17,10 +17,11 @@ from rich.filesize import decimal
 
 from . import volume
 from .dataset import open_human_liver_em, open_origin, readers_of
+from .documents import reason_of
 from .errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from .export import Export
 from .export_plan import Group, Layout, Region, Run, plan_runs
-from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
+from .export_work import READERS, Rows, foreseeing, in_blocks, part_of, report_of
 from .inventory import Metadata
 from .ome_zarr import Level, description_problem, has_description
 from .progress import say, show_progress
@@ -162,7 +163,7 @@ def verify(
                 report.problems.append(f"{plan.where} cannot be compared with the level below ({error})")
                 return
             except Exception as error:  # whatever a source or a lost worker raises: it is told as one of ours
-                raise as_told(error) from error
+                raise asreason_of(error) from error
             if kind == "source":
                 plan.changed |= result
                 return
@@ -219,15 +220,11 @@ def _look_at_description(levels: Sequence[Level], report: VerifyReport) -> None:
         else:
             report.notes.append(f"the pyramid of {store} is not finished; `liver-dask pyramid {store}` goes on with it")
     except Exception as error:  # whatever zarr makes of damaged metadata
-        report.problems.append(f"whether {store} describes its levels cannot be told ({_told(error)})")
+        report.problems.append(f"whether {store} describes its levels cannot be told ({reason_of(error)})")
 
 
 def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
-    return f"{level} cannot be compared with {below}, its level below ({_told(error)})"
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return f"{level} cannot be compared with {below}, its level below ({reason_of(error)})"
 
 
 class Difference(NamedTuple):
@@ -399,7 +396,7 @@ class Comparison:
         try:
             found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
         except Exception as error:  # whatever zarr makes of a damaged store
-            yield Difference(name, z.start, f"{where} cannot be read ({_told(error)})")
+            yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})")
             return
         for number, here in enumerate(differs(found, expected), start=z.start):
             different = np.argwhere(here)
