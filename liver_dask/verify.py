@@ -163,7 +163,7 @@ def verify(
                 report.problems.append(f"{plan.where} cannot be compared with the level below ({error})")
                 return
             except Exception as error:  # whatever a source or a lost worker raises: it is told as one of ours
-                raise asreason_of(error) from error
+                raise as_told(error) from error
             if kind == "source":
                 plan.changed |= result
                 return
