@@ -21,7 +21,7 @@ from .documents import reason_of
 from .errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from .export import Export
 from .export_plan import Group, Layout, Region, Run, plan_runs
-from .export_work import READERS, Rows, foreseeing, in_blocks, part_of, report_of
+from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
 from .inventory import Metadata
 from .ome_zarr import Level, description_problem, has_description
 from .progress import say, show_progress
