@@ -20,6 +20,7 @@ from . import volume
 from .cache import WHAT_IS_KEPT, FolderCache
 from .dataset import Missing, open_human_liver_em
 from .demo import run_demo
+from .documents import reason_of
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
 from .export import Export
@@ -127,7 +128,8 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
         try:
             click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
         except Exception as error:  # whatever zarr makes of a damaged store
-            raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({error}).") from error
+            reason = reason_of(error)
+            raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
         click.echo(f"\n{store}: {'complete' if record['complete'] else 'unfinished'}, {_size_of(store)} on disk,")
         click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
         for name, variable in record["variables"].items():

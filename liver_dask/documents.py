@@ -14,6 +14,8 @@ from .errors import DamagedError
 LARGEST_DOCUMENT = 64 << 20
 """Bytes. The manifest of the full volume has 0.1 MB."""
 
+LONGEST_REASON = 300
+
 DECODED_ATTRIBUTES = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"}
 """By these, readers that know the CF conventions give other values than there are."""
 
@@ -62,6 +64,11 @@ def as_object(value: Any) -> Document:
 def short(value: Any) -> str:
     """A value as a message shows it, however long it is."""
     return _short.repr(value)
+
+
+def reason_of(error: Exception) -> str:
+    """What another library's error says, in one line that is not too long: it may quote what it was given."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
 
 
 _short = reprlib.Repr()

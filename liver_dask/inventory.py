@@ -23,6 +23,7 @@ from .documents import (
     changing_attributes,
     is_same,
     read_document,
+    reason_of,
     sharding_problems,
     short,
 )
@@ -32,6 +33,9 @@ from .slabs import STATISTICS
 from .volume import DIMS
 
 FILE = "inventory.json"
+SINCE = 4
+"""The format of stores from which on they have one."""
+
 METADATA = "zarr.json"
 RECORD = "liver_dask"
 GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
@@ -74,6 +78,11 @@ def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
+def _raise(error: OSError) -> None:
+    """Or a folder that cannot be read would be taken for an empty one."""
+    raise error
+
+
 def checksum_of(data: bytes) -> tuple[int, int]:
     """Size and CRC-32C."""
     return len(data), google_crc32c.value(data)
@@ -88,7 +97,7 @@ def checksum_of_record(record: Mapping[str, Any]) -> int:
 def read_inventory(store: Path, record: Mapping[str, Any]) -> tuple[Inventory | None, list[str]]:
     """What was recorded of a store, and what is wrong with that; (None, []) of a version that recorded nothing."""
     path = store / RECORD / FILE
-    if not path.exists() and not record.keys() & {"inventory", "checksum"}:
+    if record["format"] < SINCE and not record.keys() & {"inventory", "checksum"}:
         return None, []
     problems = []
     if record.get("checksum") != checksum_of_record(record):
@@ -219,14 +228,14 @@ class Metadata:
         try:
             zarr.open_group(self._store, mode="r")
         except Exception as error:  # whatever zarr makes of damaged metadata
-            self.problems.append(f"{METADATA} cannot be opened ({_told(error)})")
+            self.problems.append(f"{METADATA} cannot be opened ({reason_of(error)})")
         for node in arrays_of(self._store, self._record, self._layout):
             if node in self._bad:
                 continue
             try:
                 zarr.open_array(self._store / node, mode="r")
             except Exception as error:  # whatever zarr makes of damaged metadata
-                self._tell(node, f"{node} cannot be opened ({_told(error)})")
+                self._tell(node, f"{node} cannot be opened ({reason_of(error)})")
 
 
 Structure = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], tuple[str, ...]]
@@ -343,7 +352,3 @@ def _dtype_of(document: Mapping[str, Any]) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         return np.dtype(np.int64)
     return dtype if dtype.kind in "biuf" and dtype.itemsize <= 8 else np.dtype(np.int64)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

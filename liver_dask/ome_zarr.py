@@ -61,6 +61,12 @@ def check_names(levels: Sequence[Level]) -> None:
         raise StoreExistsError(f"{store} has an attribute 'ome' that is not of OME-Zarr; rename it, and begin again.")
 
 
+def has_description(store: Path) -> bool:
+    """Whether `write_ome_metadata` came to its end; what it wrote may be damaged."""
+    root = as_object(read_document(store / "zarr.json", "says what the store is"))
+    return bool({"ome", LABELS} & as_object(root.get("attributes")).keys())
+
+
 def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> str | None:
     """What of the OME metadata of a store is not as `write_ome_metadata` has it, but for colours and contrast."""
     path = levels[0].path / "zarr.json"

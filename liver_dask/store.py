@@ -41,7 +41,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from .disk import files_in, is_empty_folder, is_there, size_of, walk
-from .documents import read_document, short
+from .documents import read_document, reason_of, short
 from .errors import (
     DamagedError,
     InvalidArgumentError,
@@ -206,7 +206,8 @@ def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
         check_structure(store, record, layout_of(record), path.relative_to(store).as_posix())
         return np.asarray(zarr.open_array(path, mode="r")[:])
     except Exception as error:  # whatever zarr makes of a damaged store
-        raise DamagedError(f"{path}, which tells where there is something, cannot be read ({error}).") from error
+        reason = reason_of(error)
+        raise DamagedError(f"{path}, which tells where there is something, cannot be read ({reason}).") from error
 
 
 def missing_files(store: Path, names: Iterable[str]) -> list[str]:
@@ -217,11 +218,11 @@ def missing_files(store: Path, names: Iterable[str]) -> list[str]:
     """
     missing: set[str] = set()
     for name in names:
-        path = store / name / MANIFEST
+        path, what = store / name / MANIFEST, f"lists the files that {name} is made of"
         try:
-            missing |= set(_missing_of(json.loads(path.read_bytes())["sources"]))
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise DamagedError(f"{path}, which lists the files that {name} is made of, cannot be read.") from error
+            missing |= set(_missing_of(read_document(path, what)["sources"]))
+        except (LookupError, TypeError) as error:
+            raise DamagedError(f"{path}, which {what}, is damaged.") from error
     return sorted(missing)
 
 

@@ -18,12 +18,13 @@ from rich.filesize import decimal
 
 from . import volume
 from .dataset import Missing, open_human_liver_em, open_origin, readers_of
+from .documents import reason_of
 from .errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from .export import Export
 from .export_plan import Group, Layout, Region, Run, plan_runs
 from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
 from .inventory import Metadata
-from .ome_zarr import description_problem
+from .ome_zarr import Level, description_problem, has_description
 from .progress import say, show_progress
 from .pyramid import FOLDER, halved, levels_of, voxel_size_of
 from .remote import limited
@@ -196,15 +197,19 @@ def verify(
 def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -> Iterator["_Plan"]:
     try:
         levels = levels_of(store)
-        problem = description_problem(levels, voxel_size_of(store)) if (store / FOLDER).is_dir() else None
-        report.problems += [problem] if problem else []
-    except Exception as error:  # whatever zarr makes of damaged metadata
-        report.problems.append(str(error) if isinstance(error, DamagedError) else _cannot_compare(store, store, error))
+    except DamagedError as error:
+        report.problems.append(str(error))
         return
+    if (store / FOLDER).is_dir():
+        _look_at_description(levels, report)
     for below, level in pairwise(levels):
-        where = f"{level.path.relative_to(store)}/"
+        where, ds = f"{level.path.relative_to(store)}/", None
         try:
-            plan = _Plan(level.path, where, halved(below, level.factors, store), None, seed, full, report)
+            ds = halved(below, level.factors, store)
+        except Exception as error:  # whatever zarr makes of damaged metadata
+            report.problems.append(_cannot_compare(level.path, below.path, error))
+        try:
+            plan = _Plan(level.path, where, ds, None, seed, full, report)
             for group in (store, store / FOLDER):
                 plan.compare_consolidated_in(group)
         except Exception as error:  # whatever zarr makes of damaged metadata
@@ -213,9 +218,20 @@ def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -
             yield plan
 
 
+def _look_at_description(levels: Sequence[Level], report: VerifyReport) -> None:
+    store = levels[0].path
+    try:
+        if has_description(store):
+            problem = description_problem(levels, voxel_size_of(store))
+            report.problems += [problem] if problem else []
+        else:
+            report.notes.append(f"the pyramid of {store} is not finished; `liver-dask pyramid {store}` goes on with it")
+    except Exception as error:  # whatever zarr makes of damaged metadata
+        report.problems.append(f"whether {store} describes its levels cannot be told ({reason_of(error)})")
+
+
 def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
-    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return f"{level} cannot be compared with {below}, its level below ({told})"
+    return f"{level} cannot be compared with {below}, its level below ({reason_of(error)})"
 
 
 class Difference(NamedTuple):
@@ -389,8 +405,7 @@ class Comparison:
         try:
             found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
         except Exception as error:  # whatever zarr makes of a damaged store
-            told = f"{where} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
-            yield Difference(name, z.start, told)
+            yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})")
             return
         for number, here in enumerate(differs(found, expected), start=z.start):
             different = np.argwhere(here)

@@ -216,6 +216,9 @@ ADDED: dict[str, Callable[[Path], Any]] = {
     ],
     "attributes through xarray": lambda store: xr.Dataset(attrs={"mine": 1}).to_zarr(store, mode="a"),
     "an array through xarray": lambda store: xr.Dataset({"mine": ("x", np.arange(50))}).to_zarr(store, mode="a"),
+    "an array on the grid of the store": lambda store: (
+        xr.open_zarr(store).assign(mine=lambda ds: ds.raw[0] * 2)[["mine"]].to_zarr(store, mode="a")
+    ),
     "an array, not consolidated": lambda store: zarr.create_array(store / "mine", shape=(3,), dtype="u1"),
     "a group": lambda store: zarr.open_group(store / "labels" / "mine", mode="w", attributes={"ome": {}}),
     "consolidated anew": zarr.consolidate_metadata,
@@ -235,7 +238,7 @@ def test_what_was_added_is_no_damage(store: Path, what: str) -> None:
             ADDED[of](store)
             report = ld.verify(store, progress=False)
             assert report.ok, report
-    replaced = "xarray" in what  # it leaves no attribute that was there
+    replaced = "through xarray" in what  # it leaves no attribute that was there
     assert replaced == ("attributes of" in " ".join(report.notes))
 
 
@@ -250,6 +253,29 @@ def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Path) -> No
         tiny.edit(
             with_levels / "zarr.json", set_in("attributes", "ome", "omero", "channels", 0, "color", value="00FF00")
         )
+
+
+def test_a_pyramid_that_is_not_finished_is_no_damage(with_levels: Path) -> None:
+    """Whoever interrupts `pyramid` would be told that the store is damaged."""
+    tiny.edit(
+        with_levels / "zarr.json", lambda root: [root["attributes"].pop(key) for key in ("ome", "labels")] and None
+    )
+    shutil.rmtree(with_levels / "pyramid" / "s2")
+    with warnings.catch_warnings(action="ignore"):
+        zarr.consolidate_metadata(with_levels)
+        zarr.consolidate_metadata(with_levels / "pyramid")
+    report = ld.verify(with_levels, progress=False)
+    assert report.ok, report
+    assert any("is not finished" in note for note in report.notes)
+
+
+def test_a_level_is_looked_at_even_if_the_one_below_is_damaged(with_levels: Path) -> None:
+    """Mending what is told would bring the next surprise."""
+    (with_levels / "raw" / "zarr.json").write_text("{")
+    shard = with_levels / "pyramid" / "s1" / "er" / "c" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    problems = " ".join(ld.verify(with_levels, progress=False).problems)
+    assert "pyramid/s1/shard 0/0/0 of er is not what was written" in problems
 
 
 OF_S1 = "attributes", "ome", "multiscales", 0, "datasets", 1

@@ -285,6 +285,9 @@ ABSURD: dict[str, Callable[[Path], None]] = {
         "liver_dask/raw/nonzero/zarr.json",
         lambda document: document["chunk_grid"]["configuration"].__setitem__("chunk_shape", [2**11, 2**11, 2**11]),
     ),
+    "a table of a codec of a long name": of_file(
+        "liver_dask/raw/mean/zarr.json", lambda document: document["codecs"].append({"name": "x" * 5000})
+    ),
     "a voxel of no size": of_file("zarr.json", lambda document: document["attributes"].update(voxel_size_nm=[0, 0, 0])),
     "a voxel of text": of_file("zarr.json", lambda document: document["attributes"].update(voxel_size_nm="abc")),
     "a voxel of two": of_file("zarr.json", lambda document: document["attributes"].update(voxel_size_nm=[8])),

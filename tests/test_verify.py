@@ -1,6 +1,7 @@
 """`verify`: what is right passes, and every kind of damage is told, where it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from test_zarr_export import BOX, SMALL
 
 import liver_dask as ld
 from liver_dask import store as stores
+from liver_dask import volume
 from liver_dask.demo import ArchiveServer
 from liver_dask.export_plan import Shard
 from liver_dask.slabs import Checksum
@@ -231,3 +233,16 @@ def test_big_endian_voxels_are_compared_by_value() -> None:
     voxels = np.array([[[1.5, -0.0, np.nan]]], ">f4")
     assert not differs(voxels.astype("<f4"), voxels).any()
     assert differs(voxels.astype("<f4"), -voxels).ravel().tolist() == [True, True, False]
+
+
+def test_a_source_that_cannot_be_read_is_told(archive: Path, tmp_path: Path) -> None:
+    """A traceback, or a store called damaged, because a server is down."""
+    shutil.copytree(archive, tmp_path / "archive")
+    ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"])
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL)
+    (tmp_path / "archive" / volume.file_of_slice("er", 1)).unlink()
+    with pytest.raises(ld.SliceNotFoundError, match="er, slice 1"):
+        ld.verify(path, progress=False)
+    shutil.rmtree(tmp_path / "archive")
+    with pytest.raises(ld.SliceNotFoundError, match="--source"):
+        ld.verify(path, progress=False)
