@@ -475,7 +475,8 @@ class Store:
 
     def _open_lock(self, path: Path) -> int:
         try:
-            if is_there(self.partial) and any(self.partial.iterdir()) and not is_there(path):
+            found = {entry.name for entry in files_in(self.partial)} if is_there(self.partial) else set()
+            if found - {self._new.name} and not is_there(path):  # threads of zarr write that after an error, too
                 raise StoreExistsError(f"{self.partial} is something that liver_dask did not write; remove it.")
             self.partial.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

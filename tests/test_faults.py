@@ -298,3 +298,21 @@ def test_labels_whose_metadata_were_not_put_together_are_written_again(cases: di
     metadata.write_text(json.dumps(document))
     cases["labels"].call(folder)
     assert_same_files(cases["labels"].expected / "a.zarr", folder / "a.zarr")
+
+
+def test_what_zarr_still_writes_of_a_failed_run_is_no_strangers(cases: dict[str, Case], tmp_path: Path) -> None:
+    """Its threads go on for a moment after an error, and would leave a folder that blocks the path for good."""
+    case = cases["new"]
+    folder = tmp_path / "a"
+    late = folder / "a.zarr.partial" / "store.new" / "x"
+    late.mkdir(parents=True)
+    (late / "zarr.json").write_text("{}")
+    case.call(folder)
+    assert_same_files(case.expected / "a.zarr", folder / "a.zarr")
+    assert [path.name for path in folder.iterdir()] == ["a.zarr"]
+    shutil.rmtree(folder)
+    late.mkdir(parents=True)
+    (late.parents[1] / "mine").write_text("")
+    with pytest.raises(ld.StoreExistsError, match="did not write"):
+        case.call(folder)
+    assert late.is_dir()
