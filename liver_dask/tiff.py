@@ -434,7 +434,7 @@ class _Sparse(io.RawIOBase):
     def __init__(self, file: RemoteFile, height: int, width: int) -> None:
         self._file = file
         self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
-        self._longest = height * width // 8 + (1 << 20)  # nor of the smallest tiles
+        self._longest = self._near_end + height * width // 8 + (1 << 20)  # nor of the smallest tiles
         large = height * width >= BOTH_ENDS_FROM
         self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
         if 0 not in self._fetched:

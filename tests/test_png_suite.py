@@ -158,6 +158,17 @@ def test_any_kind_of_any_size(tmp_path_factory: pytest.TempPathFactory, image, d
     np.testing.assert_array_equal(mask.compute(scheduler="sync"), expected)
 
 
+@pytest.mark.parametrize("palette", [None, b"", bytes(4), bytes(3 * 257)], ids=["none", "empty", "torn", "too long"])
+def test_a_palette_that_cannot_be(tmp_path: Path, palette: bytes | None) -> None:
+    """Without its colours a mask would be all background, or the error be numpy's."""
+    data = png_of(np.ones((9, 9, 1), int), 3, 2, False, [0], 1000)
+    right = chunk(b"PLTE", bytes(3) + bytes(range(1, 10)))
+    assert right in data
+    spoilt = data.replace(right, b"" if palette is None else chunk(b"PLTE", palette))
+    with pytest.raises(ld.FormatError, match="has no palette, or a damaged one"):
+        opened(archive_of(spoilt, tmp_path), 9, 9).compute()
+
+
 @pytest.mark.parametrize("kind", ["16 bit", "interlaced", "interlaced 16 bit RGB"])
 def test_large_ones_are_decoded_once_and_fetched_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
