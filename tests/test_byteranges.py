@@ -55,6 +55,7 @@ def test_a_body_of_several_parts_is_read_whatever_its_blocks_are(spans: list[Spa
     assert [bytes(part) for part in received.cut(spans)] == [FILE[s.start : s.stop] for s in spans]
 
 
+@settings(deadline=None)
 @given(spans=spans_of_a_file, data=st.data())
 def test_what_came_before_a_fault_is_not_asked_for_again(spans: list[Span], data) -> None:
     """A stream that broke midway would begin anew, or leave a hole."""

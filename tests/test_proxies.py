@@ -240,6 +240,7 @@ def test_socks_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     """A proxy that needs a package would be left out, or end in an error of Python's own."""
     monkeypatch.setitem(sys.modules, "socks", None)
     monkeypatch.delitem(sys.modules, "urllib3.contrib.socks", raising=False)
+    monkeypatch.delattr("urllib3.contrib.socks", raising=False)
     monkeypatch.setenv("all_proxy", "socks5h://u:s3cr3t@a:1")
     with pytest.raises(ld.MissingExtraError, match=r"socks5h://a:1 speaks SOCKS .*pip install PySocks"):
         ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE).raw[0, 0].compute()
