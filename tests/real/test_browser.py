@@ -129,22 +129,28 @@ def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:
         page.close()
 
 
+@contextmanager
+def viewing(folder: Path, *given: str) -> Iterator[str]:
+    """`liver-dask view` in a folder, until the end of the context; the address that it prints."""
+    command = [sys.executable, "-c", "from liver_dask.cli import main; main()", "view", *given, "--no-browser"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stderr=log)
+    try:
+        yield printed_address(process, folder / "log")
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
 def test_without_a_notebook(browser, tmp_path: Path, pictures: Path) -> None:
     """`liver-dask view` would show an empty page to those who have no notebook."""
     pytest.importorskip("voila", reason="needs the extra `app`")
     make_archive(tmp_path / "archive", SHAPE)
-    given = ["view", "archive", "--shape", *map(str, SHAPE), "--z", "5", "--no-browser", "--port", str(free_port())]
-    command = [sys.executable, "-c", "from liver_dask.cli import main; main()", *given]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=log)
-    try:
+    with viewing(tmp_path, "archive", "--shape", *map(str, SHAPE), "--z", "5", "--port", "0") as address:
         page = browser.new_page(viewport={"width": 1000, "height": 1100})
-        page.goto(printed_address(process, tmp_path / "log"))
+        page.goto(address)
         slide_and_toggle(page, pictures, "view", 5)
         page.close()
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def printed_address(process: subprocess.Popen, log: Path) -> str:
