@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 from playwright.sync_api import sync_playwright
-from test_browser import SHAPE, Z_SLIDER, free_port, running
+from test_browser import SHAPE, Z_SLIDER, viewing
 
 from liver_dask import volume
 from liver_dask.demo import make_archive
@@ -22,13 +22,11 @@ COLOURS = 256
 def save_slicer(path: Path, folder: Path) -> None:
     """The slicer as a browser shows it."""
     make_archive(folder / "archive", SHAPE)
-    port = free_port()
-    given = ["view", "archive", "--shape", *map(str, SHAPE), "--z", "8", "--no-browser", "--port", str(port)]
-    serving = running(["-c", "from liver_dask.cli import main; main()", *given], f"http://127.0.0.1:{port}/", folder)
-    with serving, sync_playwright() as playwright:
+    serving = viewing(folder, "archive", "--shape", *map(str, SHAPE), "--z", "8", "--port", "0")
+    with serving as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 830, "height": 800}, device_scale_factor=1.5)
-        page.goto(f"http://127.0.0.1:{port}/")
+        page.goto(address)
         page.locator(Z_SLIDER).wait_for(timeout=60_000)
         page.wait_for_timeout(5000)
         page.mouse.move(400, 480)

@@ -129,15 +129,36 @@ def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:
         page.close()
 
 
+@contextmanager
+def viewing(folder: Path, *given: str) -> Iterator[str]:
+    """`liver-dask view` in a folder, until the end of the context; the address that it prints."""
+    command = [sys.executable, "-c", "from liver_dask.cli import main; main()", "view", *given, "--no-browser"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stderr=log)
+    try:
+        yield printed_address(process, folder / "log")
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
 def test_without_a_notebook(browser, tmp_path: Path, pictures: Path) -> None:
     """`liver-dask view` would show an empty page to those who have no notebook."""
     pytest.importorskip("voila", reason="needs the extra `app`")
     make_archive(tmp_path / "archive", SHAPE)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/"
-    given = ["view", "archive", "--shape", *map(str, SHAPE), "--z", "5", "--no-browser", "--port", str(port)]
-    with running(["-c", "from liver_dask.cli import main; main()", *given], url, tmp_path):
+    with viewing(tmp_path, "archive", "--shape", *map(str, SHAPE), "--z", "5", "--port", "0") as address:
         page = browser.new_page(viewport={"width": 1000, "height": 1100})
-        page.goto(url)
+        page.goto(address)
         slide_and_toggle(page, pictures, "view", 5)
         page.close()
+
+
+def printed_address(process: subprocess.Popen, log: Path) -> str:
+    """The address with its token, as somebody copies it from the terminal."""
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        found = re.search(r"http://127\.0\.0\.1:\d+/\?token=\w+", log.read_text())
+        if found:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
