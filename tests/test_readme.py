@@ -90,6 +90,24 @@ PROMISES = {
         "test_verify::test_sampling_looks_at_the_edges_and_at_every_shard",
     ],
     "every voxel": ["test_verify::test_a_good_store_passes"],
+    "Each chunk carries a checksum": [
+        "test_checksums::test_a_changed_bit_is_an_error_for_every_reader",
+        "test_checksums::test_no_plane_of_a_damaged_chunk_is_decoded",
+    ],
+    "still open, train and verify": [
+        "test_formats::test_stores_of_format_3_open_train_and_verify",
+        "test_formats::test_what_format_3_lacks_is_said",
+    ],
+    "A changed byte is found wherever it is": [
+        "test_damage::test_a_flipped_byte_of_any_small_file_is_found_or_harmless",
+        "test_damage::test_what_was_added_is_no_damage",
+        "test_damage::test_a_source_that_changed_is_told_as_such",
+    ],
+    "is told before it is asked": [
+        "test_untrusted::test_the_recorded_address_is_told_before_it_is_asked",
+        "test_untrusted::test_another_address_of_the_archive_can_be_named",
+        "test_untrusted::test_the_command_takes_a_source",
+    ],
     # open it elsewhere
     "or download ... --pyramid": ["test_pyramid::test_what_reads_the_store_reads_it_as_before"],
     "each half of the one before": [
@@ -164,7 +182,7 @@ PROMISES = {
         "test_network::test_a_stream_that_breaks_off_is_continued",
         "test_remote::test_tries_are_bounded_and_the_error_tells_the_last_reason",
     ],
-    "counts what is fetched meanwhile": ["test_network::test_a_trace_counts_what_was_fetched"],
+    "counts what is fetched": ["test_network::test_a_trace_counts_what_was_fetched"],
     "up to the last column that is needed": [
         "test_byteranges::test_a_window_fetches_the_beginnings_of_its_strips",
         "test_dataset::test_a_mask_is_fetched_no_further_than_its_last_row",
@@ -181,14 +199,69 @@ PROMISES = {
         "test_network::test_strips_are_kept_for_other_processes",
         "test_network::test_the_shell_tells_and_empties_a_cache",
     ],
+    "by one byte whether what is kept": [
+        "test_versions::test_what_is_cached_is_checked_by_one_byte_and_once",
+        "test_versions::test_a_cached_file_is_of_the_present_version_or_not_used",
+    ],
     "another version of it is an error": [
         "test_remote::test_a_file_that_changes_between_two_reads_is_an_error_not_a_mix",
+        "test_versions::test_another_dataset_of_the_source_changes_nothing_for_the_first",
         "test_resume::test_a_source_that_changed_between_two_runs_is_refused",
     ],
+    "Pickles of the Dataset take the notes along": [
+        "test_versions::test_two_processes_that_share_a_dataset_see_one_version",
+        "test_versions::test_copies_in_a_process_share_what_was_read",
+        "test_versions::test_a_file_that_is_older_than_the_dataset_is_read_whatever_the_clocks_say",
+    ],
     "cannot be decoded is fetched anew once": ["test_network::test_a_changed_byte_that_breaks_a_file_is_fetched_again"],
+    "**Missing slices** are an error": ["test_missing::test_without_it_a_missing_slice_is_an_error_that_says_so"],
+    "what does not exist (404, while its folder does) is zero": [
+        "test_missing::test_missing_slices_are_zeros_where_that_is_asked_for",
+        "test_missing::test_what_is_not_surely_missing_is_an_error",
+        "test_missing::test_a_store_lists_what_is_missing_and_is_finished",
+        "test_missing::test_the_shell_takes_it",
+    ],
+    "A download that was begun without": ["test_missing::test_a_store_that_was_begun_without_is_finished_with_it"],
     "A byte that changes on its way": [
-        "test_network::test_a_changed_byte_costs_no_more_than_its_row",
         "test_bad_input::test_a_changed_byte_of_a_mask_is_noticed",
+        "test_dialects::test_a_byte_that_changed_on_its_way_gives_no_pixel",
+    ],
+    "In raw it is noticed where": [
+        "test_network::test_a_changed_byte_costs_no_more_than_its_row",
+        "test_lzw::test_a_row_that_gets_another_length_is_noticed",
+    ],
+    # what is not as the archive's own files
+    "is read by whole strips or tiles": [
+        "test_tiff_segments::test_types_codecs_and_layouts",
+        "test_tiff_segments::test_only_the_touched_tiles_are_fetched_and_it_says_so_once",
+        "test_tiff_segments::test_a_value_that_no_voxel_can_hold",
+        "test_tiff_segments::test_colours_are_no_grey",
+    ],
+    "A mask may be any PNG": [
+        "test_png_suite::test_every_file_of_the_suite",
+        "test_png_suite::test_large_ones_are_decoded_once_and_fetched_once",
+    ],
+    "The suite replays some thousand": ["test_fuzz::test_damaged_inputs"],
+    # secrets, and servers that mean harm
+    "goes to its host alone, and is shown and kept nowhere": [
+        "test_credentials::test_the_secret_opens_the_archive_and_is_found_nowhere",
+        "test_credentials::test_no_error_holds_the_secret",
+        "test_credentials::test_a_secret_goes_to_no_other_host",
+        "test_credentials::test_netrc_is_looked_at_as_requests_does",
+        "test_proxies::test_the_proxy_is_asked",
+        "test_proxies::test_some_hosts_are_asked_without_it",
+        "test_proxies::test_a_socks_proxy_is_asked",
+        "test_proxies::test_certificates_are_those_that_are_set_up",
+    ],
+    "Nothing is read beyond what was asked for": [
+        "test_answers::test_several_ranges_are_no_more_than_was_asked_for",
+        "test_answers::test_no_body_is_read_beyond_what_it_is_for",
+        "test_answers::test_a_redirect_is_followed_five_times",
+        "test_proxies::test_tls_is_not_left_for_a_redirect",
+    ],
+    "Ctrl-C ends what waits at once": [
+        "test_interrupts::test_ctrl_c_on_a_silent_source_ends_the_process_at_once",
+        "test_interrupts::test_an_interrupt_that_falls_into_a_callback_is_not_lost",
     ],
     "`pytest -m real` builds": ["real/test_real_size::test_a_crop_next_to_torch_ems_own_loader"],
 }
@@ -200,6 +273,7 @@ MEASURED = {
     "at the archive's speed, with and without stalls": "tests/bench/network.py",
     "compares a cluster's rate": "tests/bench/full_volume.py",
     "trains a U-Net in six minutes": "notebooks/train_mito.ipynb",
+    "makes by the million": "tests/fuzz/run.py",
 }
 
 UNTESTED = [
@@ -224,6 +298,7 @@ NO_PROMISE = [
     "**Speed.**",
     "**napari**",
     "MIT licence",
+    "What is above is for strips",
     "The data are CC0",
     "patches with mitochondria, drawn by a table",
 ]
