@@ -95,7 +95,7 @@ def test_the_secret_opens_the_archive_and_is_found_nowhere(
     assert ds.attrs["source"] == clean
     assert_clean(ds, ds.attrs, plain, plain.attrs, plain.raw.variable, repr(reader), repr(reader.source))
     assert_clean(repr(reader.source.secret), reader.describe(), reader.origin(), reader.files)
-    assert_clean(ds.raw.data.name, dict(ds.raw.data.dask), repr(remote._process), remote.versions)
+    assert_clean(ds.raw.data.name, dict(ds.raw.data.dask), repr(remote._process), vars(reader.source.versions))
     assert_clean(ld.to_zarr.__doc__, caplog.text, *capfd.readouterr())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 20
