@@ -11,7 +11,7 @@ from liver_dask.byteranges import LONGEST_PART_HEADER, Received, Span, range_hea
 SIZE = 500
 FILE = bytes(i * i % 251 for i in range(SIZE))
 SPANS = [Span(0, 10), Span(17, 60), Span(61, 62), Span(100, 250), Span(490, 510)]
-MOST_PARTS = 8
+MOST_PARTS = 6
 HEADERS = [
     b"\r\n--x\r\nContent-Range: bytes %d-%d/%d\r\n\r\n",
     b"\r\n--x\r\nContent-Type: image/tiff\r\ncontent-range:bytes %d-%d/%d\r\n\r\n",
@@ -26,7 +26,7 @@ def of_parts(told: bytes) -> bytes:
     body = b""
     for at in range(0, min(len(told) - 4, 5 * MOST_PARTS), 5):
         start, length = int.from_bytes(told[at : at + 2], "big") % SIZE, int.from_bytes(told[at + 2 : at + 4], "big")
-        data = FILE[start : start + length % 200]
+        data = FILE[start : start + length % 100]
         lie = told[at + 4] // 32 if told[at + 4] > 128 else 0
         head = HEADERS[told[at + 4] % len(HEADERS) if lie else told[at + 4] % 2]
         body += head % (start + (lie == 5), start + len(data) - 1 + (lie == 6), SIZE + (lie == 7)) + data
@@ -35,7 +35,7 @@ def of_parts(told: bytes) -> bytes:
 
 def cut_into_blocks(body: bytes, where: int) -> Iterator[bytes]:
     """The body in blocks of a few lengths that come again and again."""
-    lengths = [where % 5 + 1, where % 37 + 1, 2 * where + 1]
+    lengths = [where % 5 + 1, where % 37 + 1, 2 * where + 16]
     at = number = 0
     while at < len(body):
         stop = at + lengths[number % 3]
