@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 from dask.array.core import normalize_chunks
+from dask.base import normalize_token
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
@@ -326,6 +327,21 @@ class LiverBackend(BackendEntrypoint):
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Only the archive's own URL; any other must be opened with `engine="liver_dask"`."""
         return isinstance(filename_or_obj, str) and filename_or_obj.rstrip("/") == volume.EMPIAR_URL
+
+
+@normalize_token.register((indexing.ExplicitlyIndexed, indexing.ImplicitToExplicitIndexingAdapter))  # type: ignore[untyped-decorator]
+def _token(adapter: Any) -> Any:
+    """What dask calls a variable of the engine: the same wherever and whenever it is opened.
+
+    Else dask takes the pickle for its name, which has what is known of the files' versions.
+    """
+    keys, leaf = [], adapter
+    while leaf is not None and not isinstance(leaf, LazyWindow):
+        keys.append(getattr(getattr(leaf, "key", None), "tuple", None))
+        leaf = getattr(leaf, "lazy" if isinstance(leaf, _BackendWindow) else "array", None)
+    if leaf is None:
+        return normalize_token.dispatch(object)(adapter)  # somebody else's
+    return leaf.__dask_tokenize__(), normalize_token(keys)
 
 
 class _BackendWindow(BackendArray):

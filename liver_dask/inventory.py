@@ -33,9 +33,6 @@ from .slabs import STATISTICS
 from .volume import DIMS
 
 FILE = "inventory.json"
-SINCE = 4
-"""The format of stores from which on they have one."""
-
 METADATA = "zarr.json"
 RECORD = "liver_dask"
 GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
@@ -97,7 +94,7 @@ def checksum_of_record(record: Mapping[str, Any]) -> int:
 def read_inventory(store: Path, record: Mapping[str, Any]) -> tuple[Inventory | None, list[str]]:
     """What was recorded of a store, and what is wrong with that; (None, []) of a version that recorded nothing."""
     path = store / RECORD / FILE
-    if record["format"] < SINCE and not record.keys() & {"inventory", "checksum"}:
+    if not path.exists() and not record.keys() & {"inventory", "checksum"}:
         return None, []
     problems = []
     if record.get("checksum") != checksum_of_record(record):

@@ -314,10 +314,11 @@ def archive_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
     """
     url, secret = resolve_url(source)
     is_local = "://" not in url
-    if Path(url, "store", "zarr.json").exists() if is_local else url.endswith(".zarr.partial"):
-        raise InvalidArgumentError(f"{url} is an unfinished Zarr store; the call that began it goes on with it.")
-    if any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else url.endswith(".zarr"):
-        raise InvalidArgumentError(f"{url} {told_zarr(url)}")
+    shown = url if is_local else url.partition("?")[0].rstrip("/")
+    if Path(url, "store", "zarr.json").exists() if is_local else shown.endswith(".zarr.partial"):
+        raise InvalidArgumentError(f"{shown} is an unfinished Zarr store; the call that began it goes on with it.")
+    if any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else shown.endswith(".zarr"):
+        raise InvalidArgumentError(f"{shown} {told_zarr(shown)}")
     return url, secret
 
 

@@ -223,7 +223,7 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
     assert slicer.status.value == "the folder &lt;b&gt; is gone"
     assert not any(image.get_visible() for image in slicer._picture._masks.values())
     assert slicer._picture._raw.get_alpha() < 1
-    shutil.copy(archive / volume.file_of_slice("raw", 6), tmp_path / "archive" / volume.file_of_slice("raw", 6))
+    shutil.copy2(archive / volume.file_of_slice("raw", 6), tmp_path / "archive" / volume.file_of_slice("raw", 6))
     slicer._look()
     assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
     assert slicer._picture._raw.get_alpha() == 1

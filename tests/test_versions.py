@@ -222,3 +222,19 @@ def test_a_changed_file_of_another_slice_does_not_stop_a_store(own: Path, tmp_pa
         ld.to_zarr(ds.isel(z=slice(4, 6)), tmp_path / "b.zarr", progress=False)
         with pytest.raises(ld.SourceChangedError):
             ld.to_zarr(ds.isel(z=slice(0, 1)), tmp_path / "c.zarr", progress=False)
+
+
+def test_what_was_read_of_files_changes_no_name(own: Path) -> None:
+    """What was computed of the engine's variables would be another thing to dask, and to an unfinished store."""
+
+    def names() -> list[str]:
+        ds = xr.open_dataset(own, engine="liver_dask", shape=SHAPE)
+        parts = [ds.raw, ds.er, ds.raw[:2], ds.raw[2:4], ds.raw[[1, 3]], ds.raw[[1, 4]], ds.raw[:, 5:, ::2]]
+        found = [part.chunk(y=100).data.name for part in parts]
+        ds.er[0].compute()
+        assert found == [part.chunk(y=100).data.name for part in parts]
+        return [*found, ld.open_human_liver_em(own, shape=SHAPE).raw.data.name]
+
+    first = names()
+    assert len(set(first)) == len(first)
+    assert names() == first
