@@ -28,9 +28,9 @@ from .interrupts import interrupts_noted
 from .inventory import check_structure
 from .pictures import PIXELS, show
 from .pyramid import add_pyramid
+from .record import has_record, layout_of, open_record, read_record, what_it_lacks
 from .record_checks import record_problem
 from .settings import setting
-from .store import has_record, layout_of, open_record, read_record, what_it_lacks
 from .verify import verify as verify_store
 from .view import open_target, serve_slicer, view
 

@@ -16,8 +16,8 @@ import zarr
 
 from .disk import walk
 from .errors import StoreExistsError
+from .record import RECORD
 from .slabs import sync_folder
-from .store import RECORD
 from .zarr_group import read_group, write_group
 
 LABELS = "labels"

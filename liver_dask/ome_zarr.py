@@ -17,7 +17,7 @@ from .documents import as_object, is_same, read_document, short
 from .errors import StoreExistsError
 from .export_plan import Shape
 from .label_group import LABELS, add_labels, check_labels, labels_are_there
-from .store import open_record, read_statistics
+from .record import open_record, read_statistics
 from .zarr_group import is_consolidated, read_group, write_group
 
 VERSION = "0.5"

@@ -27,7 +27,7 @@ from .export_plan import Shape
 from .inventory import check_structure
 from .ome_zarr import Level, check_names, is_described, open_variables, write_ome_metadata
 from .placement import Placement, placement_of
-from .store import layout_of, open_record, read_checksums, read_record
+from .record import layout_of, open_record, read_checksums, read_record
 from .stored import StoredArray
 from .volume import DIMS, check_voxel_size
 from .window import LazyWindow, Selection, VolumeArray, Window

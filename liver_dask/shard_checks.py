@@ -15,8 +15,8 @@ import numpy.typing as npt
 from .errors import DamagedError
 from .export_plan import Layout, Shape, Shard
 from .inventory import Metadata
+from .record import MANIFEST, RECORD, read_checksums, read_statistics, shard_path
 from .slabs import CRC_BYTES, EMPTY, STATISTICS, Checksum, decode_chunk, read_shard_index, statistics_of
-from .store import MANIFEST, RECORD, read_checksums, read_statistics, shard_path
 
 READ_AT_ONCE = 16 << 20
 MOST_NAMED = 20

@@ -11,8 +11,8 @@ from .dataset import VolumeReader
 from .documents import read_document, short
 from .errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from .export_work import READERS, report_of
+from .record import MANIFEST
 from .remote import RemoteFile, limited
-from .store import MANIFEST
 from .team import Report
 from .threads import ContextPool
 from .transport import Source

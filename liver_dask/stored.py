@@ -18,8 +18,8 @@ import numpy.typing as npt
 from .errors import DamagedError, InvalidArgumentError
 from .export_plan import Shape, Shard
 from .inventory import check_structure
+from .record import CHECKSUMS_SINCE, layout_of, open_record, shard_path
 from .slabs import EMPTY, Index, decode_planes, read_shard_index
-from .store import CHECKSUMS_SINCE, layout_of, open_record, shard_path
 
 
 class StoredArray:

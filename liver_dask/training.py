@@ -17,9 +17,9 @@ from .dataset import open_human_liver_em
 from .download import get_human_liver_em_paths
 from .errors import InvalidArgumentError, MissingExtraError
 from .export_plan import Shape
+from .record import layout_of, open_record, read_statistics
 from .sampling import SPLITS, Box, Demand, Densities, PatchSampler, SplitName, plan_split
 from .settings import setting
-from .store import layout_of, open_record, read_statistics
 from .stored import StoredArray
 from .threads import ContextPool
 from .volume import BoundingBox

@@ -27,11 +27,11 @@ from .inventory import Metadata
 from .ome_zarr import Level, description_problem, has_description
 from .progress import say, show_progress
 from .pyramid import FOLDER, halved, levels_of, voxel_size_of
+from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
 from .remote import limited
 from .settings import setting
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
 from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources, slice_of
-from .store import CHECKSUMS_SINCE, layout_of, missing_files, open_record
 from .team import Job, Report, gather
 from .threads import ContextPool
 

@@ -11,7 +11,7 @@ from . import volume
 from .dataset import open_human_liver_em
 from .errors import InvalidArgumentError, MissingExtraError
 from .pictures import Levels
-from .store import has_record, open_record
+from .record import has_record, open_record
 
 if TYPE_CHECKING:
     from .slicer import Slicer

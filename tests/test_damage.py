@@ -20,8 +20,8 @@ import zarr
 import liver_dask as ld
 from liver_dask import pyramid, volume
 from liver_dask.demo import make_archive, serve
+from liver_dask.record import open_record, read_checksums, read_statistics
 from liver_dask.slabs import STATISTICS
-from liver_dask.store import open_record, read_checksums, read_statistics
 from liver_dask.stored import StoredArray
 
 NO_VOXELS = xr.Dataset()

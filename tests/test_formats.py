@@ -22,7 +22,7 @@ import liver_dask as ld
 from liver_dask import pyramid, volume
 from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.store import FORMAT, open_record, read_statistics, what_it_lacks
+from liver_dask.record import FORMAT, open_record, read_statistics, what_it_lacks
 from liver_dask.stored import StoredArray
 from liver_dask.view import open_target
 

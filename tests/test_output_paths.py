@@ -14,7 +14,7 @@ import xarray as xr
 from conftest import SHAPE
 
 import liver_dask as ld
-from liver_dask import store
+from liver_dask import record
 from liver_dask.demo import ArchiveServer
 
 BOX = (100, 160, 100, 140, 2, 4)
@@ -182,4 +182,4 @@ def test_what_is_foreign_in_the_partial_folder_stays(server: ArchiveServer, tmp_
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
     assert [path.name for path in partial.iterdir() if path.name != "lock"] == ["notes.txt"]
-    assert store.read_record(tmp_path / "a.zarr")
+    assert record.read_record(tmp_path / "a.zarr")

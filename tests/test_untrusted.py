@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import liver_dask as ld
 from liver_dask import cli, pyramid, volume
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.store import read_statistics
+from liver_dask.record import read_statistics
 from liver_dask.stored import StoredArray
 
 MOST_MEMORY = 96 << 20

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from test_zarr_export import BOX, SMALL
 
 import liver_dask as ld
-from liver_dask import store as stores
-from liver_dask import volume
+from liver_dask import record, volume
 from liver_dask.demo import ArchiveServer
 from liver_dask.export_plan import Shard
 from liver_dask.slabs import Checksum
@@ -88,10 +87,10 @@ def test_wrong_voxels_with_right_checksums_are_found_where_they_are_read(kept: P
     """Whoever wrote wrong voxels at first would record their checksums, too."""
     array = zarr.open_array(kept / "raw", mode="r+")
     array[3, 100, 7] += 1
-    checksums = stores.read_checksums(kept, "raw")
+    checksums = record.read_checksums(kept, "raw")
     manifest = json.loads((kept / "raw" / "manifest.json").read_bytes())
     shard = Shard(0, 0, 0)
-    data = stores.shard_path(kept, "raw", shard).read_bytes()
+    data = record.shard_path(kept, "raw", shard).read_bytes()
     assert checksums[shard] != Checksum(len(data), google_crc32c.value(data))
     manifest["shards"]["0/0/0"] = Checksum(len(data), google_crc32c.value(data))
     (kept / "raw" / "manifest.json").write_text(json.dumps(manifest))

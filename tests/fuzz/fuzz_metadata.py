@@ -27,7 +27,7 @@ import liver_dask as ld
 from liver_dask import cli, inventory, pyramid, transport
 from liver_dask.errors import LiverDaskError, RemoteError
 from liver_dask.export import Export
-from liver_dask.store import read_checksums, read_statistics
+from liver_dask.record import read_checksums, read_statistics
 from liver_dask.stored import StoredArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
