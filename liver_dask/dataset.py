@@ -75,6 +75,11 @@ class VolumeReader:
         """Which variable of which source; how the source is asked does not change its voxels."""
         return f"{self.variable} of {self.shape} at {self.source.url}"
 
+    @property
+    def variant(self) -> str:
+        """What becomes of slices that do not exist; where they do, it is the same volume."""
+        return self.missing
+
     def origin(self) -> dict[str, Any]:
         """The same, as JSON; see `open_origin`."""
         return {"source": self.source.url, "shape": list(self.shape), "variable": self.variable}
@@ -119,11 +124,11 @@ class VolumeReader:
     def _read_slice(
         self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any], *, anew: bool = False
     ) -> None:
-        if self.source.versions.get(self._url(z)) == MISSING:
-            self._fill_missing(z, out)
-            return
-        item = self._item(z)
         try:
+            if self.source.versions.get(self._url(z)) == MISSING:
+                self._fill_missing(z, out)
+                return
+            item = self._item(z)
             item.read(rows, columns, out)
         except LiverDaskError as error:
             _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again

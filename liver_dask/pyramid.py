@@ -297,6 +297,11 @@ class HalvedReader:
         voxels = hashlib.sha256(known.encode()).hexdigest()[:32]
         return f"{how} of {self.step} voxels of the {self.variable} whose shards' checksums have the SHA-256 {voxels}"
 
+    @property
+    def variant(self) -> str:
+        """None."""
+        return ""
+
     def origin(self) -> None:
         """Not of an archive."""
 

@@ -26,6 +26,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -66,6 +67,9 @@ from .versions import Identity
 from .volume import DIMS
 
 log = logging.getLogger(__name__)
+
+_TORN = re.compile(r"\..+\.[0-9a-f]{8}|.+\.[0-9a-f]{32}\.partial")
+"""How a DurableFile, and one of zarr's, is named before it is whole."""
 
 PARTS = ("slabs", "shards")
 """The folders of `progress` that hold what is finished."""
@@ -408,9 +412,14 @@ class Store:
 
         Not to be called where there is an unfinished store.
         """
-        for folder in (self._new, self._progress):
+        for folder in (self._new, *(self._progress / name for name in ("sources", *PARTS))):
             if is_there(folder):
                 shutil.rmtree(folder)
+        if is_there(self._progress):
+            for path in files_in(self._progress):
+                if path.name == "run" or _TORN.fullmatch(path.name):
+                    path.unlink()
+            self._progress.rmdir()  # unless somebody keeps something of his own in it
 
     def _remove_leftovers(self) -> None:
         """Remove what lies beside an unfinished store where there is none, or no more; nothing where that is not sure.
@@ -475,7 +484,7 @@ class Store:
         files = [path for folder in folders for path in files_in(folder)]
         files += [Path(folder, name) for folder, _, names in walk(self._unfinished / RECORD) for name in names]
         for path in files:
-            if path.name.startswith(".") or path.name.endswith(".partial"):
+            if _TORN.fullmatch(path.name):
                 path.unlink()
 
     def _sources(self) -> list[dict[str, Any]]:

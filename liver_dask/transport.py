@@ -430,7 +430,11 @@ class FsspecTransport:
         self._is_near = source.url.partition("://")[0] in ("file", "local", "memory") or "://" not in source.url
         fault = None
         try:
-            self._fs, _ = fsspec.url_to_fs(source.secret.into(source.url))
+            self._fs, _ = fsspec.url_to_fs(
+                source.secret.into(source.url),
+                use_listings_cache=False,  # what a file was when its folder was listed is not what it is
+                skip_instance_cache=True,
+            )
         except Exception as error:  # whatever the file system's package raises where it cannot connect
             fault = RemoteError(f"{source.url} cannot be opened ({self._secret.hidden(error)}).")
         if fault:
@@ -456,6 +460,8 @@ class FsspecTransport:
             if stop < start:
                 return SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
             data = self._fs.cat_file(path, start=start, end=stop)
+            if _identity_of(self._fs.info(path)) != _identity_of(info):
+                return TryAgainError("the file was changed while it was read")
         except FileNotFoundError:
             return SliceNotFoundError(f"{url}: there is no such file.")
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
@@ -464,10 +470,7 @@ class FsspecTransport:
             return TryAgainError(self._secret.hidden(error))
         if len(data) != stop - start:
             return TryAgainError(f"sent {len(data)} of {stop - start} bytes")
-        tag = next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in info), "")
-        mtime = info.get("mtime")
-        modified = mtime if isinstance(mtime, (int, float)) and mtime <= time() else None
-        return Identity(int(info["size"]), tag, modified), data
+        return _identity_of(info), data
 
     def folders(self, url: str) -> list[str]:
         """See Transport."""
@@ -482,6 +485,15 @@ class FsspecTransport:
 
     def close_idle(self) -> None:
         """See Transport; fsspec keeps its own connections, and has no way to close the idle ones."""
+
+
+def _identity_of(info: Mapping[str, Any]) -> Identity:
+    """Which version of a file a file system tells of."""
+    names = ("ETag", "etag", "LastModified", "mtime", "modify", "created")
+    tag = next((str(info[name]) for name in names if name in info), "")
+    mtime = info.get("mtime")
+    modified = mtime if isinstance(mtime, (int, float)) and mtime <= time() else None
+    return Identity(int(info["size"]), tag, modified)
 
 
 def _read_one(answer: _Answer, span: Span, receive: Receive) -> None:

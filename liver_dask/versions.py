@@ -32,6 +32,9 @@ class Identity:
 MISSING = Identity(0, "missing")
 """Stands for the version of a file that the source does not have, where that is taken for zeros."""
 
+_SEVERAL = Identity(-1, "several")
+"""Stands for the versions of a file of which two processes have each read another."""
+
 
 class Versions:
     """The versions of the files that a Dataset has read, in this process and wherever its pickles came from.
@@ -51,8 +54,15 @@ class Versions:
         return _joined, (self.id, self._opened, self._known.copy())
 
     def get(self, url: str) -> Identity | None:
-        """The version of a file that is read, if any of it was."""
-        return self._known.get(url)
+        """The version of a file that is read, if any of it was.
+
+        Raises:
+            SourceChangedError: Two processes have read two versions; what is kept of either is not to be used.
+        """
+        known = self._known.get(url)
+        if known == _SEVERAL:
+            raise SourceChangedError(f"{url} was read in two versions, by two processes; open the source again.")
+        return known
 
     def note(self, url: str, found: Identity) -> None:
         """Take note of which version of a file is there now.
@@ -60,7 +70,7 @@ class Versions:
         Raises:
             SourceChangedError: It is not the one that was read before, or may not be the one that others have read.
         """
-        if url not in self._known and found.modified is not None and found.modified > self._opened:
+        if self.get(url) is None and found.modified is not None and found.modified > self._opened:
             raise SourceChangedError(
                 f"{url} was changed at {_local_time(found.modified)}, after it was opened at "
                 f"{_local_time(self._opened)}; other parts may have been read before, so open the source again."
@@ -74,11 +84,14 @@ class Versions:
 
     def has_read_below(self, prefix: str) -> bool:
         """Whether a file whose URL begins so was read, and so is there."""
-        return any(url.startswith(prefix) and known != MISSING for url, known in self._known.copy().items())
+        none_read = MISSING, _SEVERAL
+        return any(url.startswith(prefix) and known not in none_read for url, known in [*self._known.items()])
 
     def _join(self, known: dict[str, Identity]) -> None:
-        """Take over what another process has noted; where the two differ, what is read next is refused."""
-        self._known |= known
+        """Take over what another process has noted; a file of which the two know two versions is read no more."""
+        for url, version in known.items():
+            if self._known.setdefault(url, version) != version:
+                self._known[url] = _SEVERAL
 
 
 _of_this_process: WeakValueDictionary[str, Versions] = WeakValueDictionary()

@@ -114,6 +114,10 @@ class Reader(Protocol):
     def describe(self) -> str:
         """Which variable of which source, the same in every process."""
 
+    @property
+    def variant(self) -> str:
+        """How readers may differ that read the same voxels: what they do where there are none."""
+
     def origin(self) -> dict[str, Any] | None:
         """The same, as JSON from which it can be opened again; None if it cannot."""
 
@@ -183,7 +187,7 @@ class LazyWindow:
 
     def __dask_tokenize__(self) -> Any:
         """One name for the same voxels."""
-        return self.describe(), self.window.kept
+        return self.describe(), self.window.kept, self.read.variant
 
 
 class _LookAtOnce:

@@ -17,7 +17,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 def executed(name: str, environ: dict[str, str], folder: Path) -> list[nbformat.NotebookNode]:
     """Run a notebook in a folder of its own; its cells."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | environ)
     return notebook.cells
 
@@ -31,7 +31,7 @@ def shown(cells: list[nbformat.NotebookNode], kind: str = "image/png") -> int:
     return sum(kind in out.get("data", ()) for cell in cells for out in cell.get("outputs", ()))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_training_runs_and_learns(tmp_path: Path) -> None:
     """The notebook on training would stop midway, or not learn what it is for."""
     pytest.importorskip("torch_em", reason="the extra `train` is not installed")

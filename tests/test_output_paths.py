@@ -183,3 +183,21 @@ def test_what_is_foreign_in_the_partial_folder_stays(server: ArchiveServer, tmp_
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
     assert [path.name for path in partial.iterdir() if path.name != "lock"] == ["notes.txt"]
     assert record.read_record(tmp_path / "a.zarr")
+
+
+def test_what_is_foreign_in_an_unfinished_store_stays(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a user put among its files would go when it is completed, for its name or its place."""
+    ds, box = ld.open_human_liver_em(server.url, shape=SHAPE), BOX
+    with monkeypatch.context() as patch:
+        patch.setattr("liver_dask.store.Store.complete", lambda store: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=box, progress=False)
+    partial = tmp_path / "a.zarr.partial"
+    mine = ["store/notes.partial", "store/raw/.mine", "store/liver_dask/.mine.txt", "progress/mine.txt"]
+    for name in mine:
+        (partial / name).write_text("precious")
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=box, progress=False)
+    there = [tmp_path / "a.zarr" / name.removeprefix("store/") for name in mine[:3]] + [partial / mine[3]]
+    assert all(path.read_text() == "precious" for path in there)

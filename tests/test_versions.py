@@ -11,15 +11,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
 from conftest import SHAPE
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 import liver_dask as ld
 from liver_dask import dataset, png, tiff, volume
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
+from liver_dask.transport import FsspecTransport
 
 LONG_AGO = 1_000_000_000
 
@@ -238,3 +241,61 @@ def test_what_was_read_of_files_changes_no_name(own: Path) -> None:
     first = names()
     assert len(set(first)) == len(first)
     assert names() == first
+
+
+@pytest.mark.parametrize("name", ["raw", "er"])
+def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
+    own: Path, tmp_path: Path, name: str
+) -> None:
+    """What the one keeps and what the other notes would make up one slice."""
+    script = (
+        "import pickle, sys, liver_dask as ld\n"
+        "ds = pickle.load(open(sys.argv[1], 'rb'))\nds[sys.argv[2]][0, -1].values\n"
+        "pickle.dump(ds, open(sys.argv[1], 'wb'))\n"
+    )
+    pickled = tmp_path / "ds"
+    ds = ld.open_human_liver_em(own, shape=SHAPE)
+    pickled.write_bytes(pickle.dumps(ds))
+    ds[name][0, :40].compute()
+    change(own, when=LONG_AGO + 5)  # a date from before, as `mv` and `rsync` leave it
+    subprocess.run([sys.executable, "-c", script, str(pickled), name], check=True)
+    again = pickle.loads(pickled.read_bytes())
+    for copy in (ds, again, pickle.loads(pickle.dumps(ds))):
+        for rows in (slice(None), slice(40), slice(200, None)):
+            assert read_or_error(copy, name, rows) is None
+
+
+def test_a_file_that_is_replaced_while_it_is_read(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its new bytes would be taken for those of the version that was there a moment before."""
+    path = own / volume.file_of_slice("raw", 0)
+    shutil.copyfile(own / volume.file_of_slice("raw", 1), tmp_path / "new")
+    os.utime(tmp_path / "new", (LONG_AGO + 5,) * 2)
+    ds = ld.open_human_liver_em(own, shape=SHAPE)
+    ds.raw[0, :40].compute()
+    real = LocalFileSystem.cat_file
+
+    def cat_file(fs: LocalFileSystem, *args: object, **options: object) -> bytes:
+        if (tmp_path / "new").exists():
+            os.replace(tmp_path / "new", path)
+        return real(fs, *args, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
+    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: None)
+    assert read_or_error(ds, "raw", slice(100, None)) is None
+
+
+def test_a_file_system_is_asked_what_there_is_and_not_what_there_was(own: Path) -> None:
+    """Size and ETag of when a folder was listed would be taken for those of now, by every Dataset of the process."""
+    source = ld.open_human_liver_em(f"file://{own}", shape=SHAPE).raw.data.lazy.read.source
+    one, other = FsspecTransport(source), FsspecTransport(source)
+    assert not one._fs.dircache.use_listings_cache
+    assert one._fs is not other._fs
+
+
+def test_datasets_that_treat_missing_slices_in_two_ways_are_two_to_dask(own: Path) -> None:
+    """Zeros would stand in the one that is to raise, where both are computed together or kept by a cluster."""
+    (own / volume.file_of_slice("er", 3)).unlink()
+    strict, lenient = (ld.open_human_liver_em(own, shape=SHAPE, missing=word).er[3].data for word in ("raise", "zeros"))
+    assert strict.name != lenient.name
+    with pytest.raises(ld.SliceNotFoundError):
+        dask.compute(lenient, strict)

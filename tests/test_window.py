@@ -21,6 +21,8 @@ WHOLE = np.arange(np.prod(SHAPE), dtype="u2").reshape(SHAPE)
 class CountingReader:
     """Reads from an array and notes how many voxels it was asked for."""
 
+    variant = ""
+
     def __init__(self) -> None:
         self.read = 0
 
