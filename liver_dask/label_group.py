@@ -45,6 +45,12 @@ def check_labels(store: Path, arrays: Arrays) -> None:
             )
 
 
+def other_labels(store: Path, arrays: Arrays) -> list[Path]:
+    """The labels of these names that are not, byte for byte, of these arrays: changed, damaged, or a user's own."""
+    labels = [(store / LABELS / name, levels) for name, levels in arrays.items()]
+    return [label for label, levels in labels if _is_taken(label) and not _is_whole(label, levels)]
+
+
 def labels_are_there(store: Path, names: Sequence[str]) -> bool:
     """Whether the group lists and has labels of these names, whoever made them."""
     listed = _listed(read_group(store / LABELS))

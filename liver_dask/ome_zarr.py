@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from . import volume
+from . import label_group, volume
 from .documents import as_object, is_same, read_document, short
 from .errors import StoreExistsError
 from .export_plan import Shape
@@ -78,6 +78,11 @@ def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] 
         if not is_same(ome.get(key), expected[key]):
             return f"{path} does not describe the levels that there are: {key} of ome is {short(ome.get(key))}"
     return None
+
+
+def other_labels(levels: Sequence[Level]) -> list[Path]:
+    """See `label_group.other_labels`."""
+    return label_group.other_labels(levels[0].path, _Describer(levels, None).arrays)
 
 
 def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:

@@ -24,7 +24,7 @@ from .export import Export
 from .export_plan import Group, Layout, Region, Run, plan_runs
 from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
 from .inventory import Metadata
-from .ome_zarr import Level, description_problem, has_description
+from .ome_zarr import Level, description_problem, has_description, other_labels
 from .progress import say, show_progress
 from .pyramid import FOLDER, halved, levels_of, voxel_size_of
 from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
@@ -224,6 +224,11 @@ def _look_at_description(levels: Sequence[Level], report: VerifyReport) -> None:
         if has_description(store):
             problem = description_problem(levels, voxel_size_of(store))
             report.problems += [problem] if problem else []
+            report.notes += [
+                f"{label} is not what this package makes of {label.name}: somebody changed it, or it is damaged; "
+                f"remove it, and `liver-dask pyramid {store}` makes it anew"
+                for label in other_labels(levels)
+            ]
         else:
             report.notes.append(f"the pyramid of {store} is not finished; `liver-dask pyramid {store}` goes on with it")
     except Exception as error:  # whatever zarr makes of damaged metadata

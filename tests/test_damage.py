@@ -500,3 +500,20 @@ def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
         for at in range(path.stat().st_size):
             became[flip(store, path, at, 1 << chance.randrange(8), expected)] += 1
         print(path.relative_to(store), path.stat().st_size, became, flush=True)
+
+
+def test_a_label_that_is_no_copy_of_its_mask_is_told(tmp_path: Path) -> None:
+    """After a move without hard links, what viewers show would be another mask, and nobody be told."""
+    store = tiny.make_tiny_store(tmp_path)
+    ld.add_pyramid(store, progress=False)
+    assert ld.verify(store, progress=False).notes == []
+    moved = tmp_path / "moved.zarr"
+    shutil.copytree(store, moved)
+    assert ld.verify(moved, progress=False).notes == []
+    shard = next(path for path in (moved / "labels" / "er" / "0" / "c").rglob("*") if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.write_bytes(data)
+    report = ld.verify(moved, progress=False)
+    assert report.ok
+    assert [note for note in report.notes if "labels/er is not what this package makes of er" in note]

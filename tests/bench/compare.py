@@ -85,7 +85,7 @@ WORKS = {"crop": CROP, "cluster": CLUSTER, "read": READ, "xarray": XARRAY}
 
 def seconds(checkout: Path, work: str, **given: Any) -> float:
     """Run one piece of work with the package of a checkout."""
-    script = Path(given["out"], f"{work}.py")
+    script = Path(given["out"], f"run_{work}.py")
     script.write_text(TIMED.format(work=WORKS[work].format(**given)))
     done = subprocess.run(
         [sys.executable, str(script)],
