@@ -24,6 +24,7 @@ from .export import Export
 from .export_plan import Group, Layout, Region, Run, plan_runs
 from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
 from .inventory import Metadata
+from .label_group import LABELS
 from .ome_zarr import Level, description_problem, has_description, other_labels
 from .progress import say, show_progress
 from .pyramid import FOLDER, halved, levels_of, voxel_size_of
@@ -202,6 +203,8 @@ def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -
         return
     if (store / FOLDER).is_dir():
         _look_at_description(levels, report)
+    if (store / LABELS).is_dir():
+        _look_at_labels(levels, report)
     for below, level in pairwise(levels):
         where, ds = f"{level.path.relative_to(store)}/", None
         try:
@@ -224,15 +227,23 @@ def _look_at_description(levels: Sequence[Level], report: VerifyReport) -> None:
         if has_description(store):
             problem = description_problem(levels, voxel_size_of(store))
             report.problems += [problem] if problem else []
-            report.notes += [
-                f"{label} is not what this package makes of {label.name}: somebody changed it, or it is damaged; "
-                f"remove it, and `liver-dask pyramid {store}` makes it anew"
-                for label in other_labels(levels)
-            ]
         else:
             report.notes.append(f"the pyramid of {store} is not finished; `liver-dask pyramid {store}` goes on with it")
     except Exception as error:  # whatever zarr makes of damaged metadata
         report.problems.append(f"whether {store} describes its levels cannot be told ({reason_of(error)})")
+
+
+def _look_at_labels(levels: Sequence[Level], report: VerifyReport) -> None:
+    """Labels of our names that are no copies of the masks: a user's own, maybe, so no problem, but to be known."""
+    store = levels[0].path
+    try:
+        report.notes += [
+            f"{label} is not what this package makes of {label.name}: somebody changed it, or it is damaged; "
+            f"remove it, and `liver-dask pyramid {store}` makes it anew"
+            for label in other_labels(levels)
+        ]
+    except Exception as error:  # whatever zarr makes of damaged metadata
+        report.problems.append(f"whether {store / LABELS} holds the masks cannot be told ({reason_of(error)})")
 
 
 def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
