@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -64,6 +65,11 @@ class OneSentenceGroup(click.Group):
             said = "Interrupted." if isinstance(error, KeyboardInterrupt) else str(error)
             kind = click.UsageError if isinstance(error, InvalidArgumentError) else click.ClickException
             raise kind(" ".join([said, *getattr(error, "__notes__", [])])) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # of other packages, as zarr's of a damaged chunk: a sentence, and no traceback
+            how_to_know = "Of a store, `liver-dask verify STORE` says what is damaged."
+            raise click.ClickException(f"{reason_of(error)}. {how_to_know}") from error
 
 
 source_option = click.option(
@@ -81,6 +87,13 @@ missing_option = click.option(
     show_default=True,
     help="What becomes of a slice whose file does not exist.",
 )
+
+
+def no_address(_context: click.Context, _parameter: click.Parameter, given: Path) -> Path:
+    """Refuse an address where a store on this machine is meant: a path would make folders of it."""
+    if re.match(r"[a-z0-9+.-]{2,}:/", str(given)):
+        raise click.BadParameter(f"{given} is an address; give a folder on this machine.")
+    return given
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,7 +143,7 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
         except Exception as error:  # whatever zarr makes of a damaged store
             reason = reason_of(error)
             raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
-        click.echo(f"\n{store}: {'complete' if record['complete'] else 'unfinished'}, {_size_of(store)} on disk,")
+        click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {_size_of(store)} on disk,")
         click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
         for name, variable in record["variables"].items():
             click.echo(f"  {name}: {variable['voxels']}")
@@ -201,7 +214,7 @@ def view_command(target: str, shape: tuple[int, int, int], z: int | None, port: 
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), callback=no_address)
 @click.option(
     "--bbox",
     type=int,
@@ -274,7 +287,7 @@ def download(
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path), callback=no_address)
 @cluster_options
 def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
     """Add smaller copies of all voxels to a store, and make it an OME-Zarr image.
@@ -288,7 +301,7 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path), callback=no_address)
 @click.option("--full", is_flag=True, help="Compare every voxel, not only some of every shard.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another one looks at other voxels.")
 @click.option("--source", help="Where the archive is.  [default: the address that the store names]")

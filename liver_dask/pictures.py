@@ -134,7 +134,7 @@ def show(
         InvalidArgumentError: The window leaves the Dataset, or a label is not in it. (ValueError)
     """
     names = labels_of(ds) if labels is None else list(labels)
-    missing = [name for name in names if name not in ds]
+    missing = [name for name in (volume.RAW, *names) if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
     pyplot, patches = _import_extra()

@@ -106,8 +106,11 @@ class ProgressiveReader:
     def _begin(self, task: "_Task", names: Sequence[str], read: Callable[["_Task", str], None]) -> None:
         with self._lock:
             task.left += len(names)
-        for name in names:
-            self._pool.submit(self._guarded, task, name, read)
+        try:
+            for name in names:
+                self._pool.submit(self._guarded, task, name, read)
+        except RuntimeError:  # the interpreter ends, and takes on nothing: nobody is to wait for it
+            task.done.set()
 
     def _guarded(self, task: "_Task", name: str, read: Callable[["_Task", str], None]) -> None:
         """Read something; whatever is wrong is told, and the viewer lives on."""

@@ -11,6 +11,7 @@ import xarray as xr
 from conftest import SHAPE
 from PIL import Image
 
+import liver_dask as ld
 from liver_dask.demo import ArchiveServer
 
 COMMAND = [str(Path(sys.executable).with_name("liver-dask"))]
@@ -119,3 +120,25 @@ def test_a_full_volume_by_processes_of_this_machine(server: ArchiveServer, tmp_p
     stored = xr.open_zarr(store)
     for name, expected in voxels.items():
         np.testing.assert_array_equal(stored[name], expected)
+
+
+def test_no_traceback_whatever_is_wrong(archive: Path, tmp_path: Path) -> None:
+    """Damage, a store without raw, or an address for a folder would end in a traceback, or in a folder named `s3:`."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(z=slice(2), y=slice(64), x=slice(64))
+    store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False))
+    ld.to_zarr(ds[["er"]], tmp_path / "b.zarr", progress=False)
+    shard = store / "raw" / "c" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    picture = ["-o", str(tmp_path / "a.png")]
+    for arguments, told in (
+        (["snapshot", str(store), "--z", "0", *picture], "liver-dask verify"),
+        (["snapshot", str(tmp_path / "b.zarr"), "--z", "0", *picture], "There is no 'raw'"),
+        (["download", "s3://bucket/x.zarr", "--full", "--source", str(archive)], "is an address"),
+        (["verify", "http://127.0.0.1:9/x.zarr"], "is an address"),
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode in (1, 2), arguments
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
