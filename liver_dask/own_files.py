@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .disk import files_in
 from .errors import StoreExistsError
-from .slabs import DurableFile
+from .slabs import TORN, DurableFile
 from .store import CANNOT_LOCK
 
 
@@ -45,6 +46,8 @@ def replacing(folder: Path, names: Sequence[str], maker: str) -> Iterator[Path]:
         for rest in (new, old):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
             rest.mkdir()
+        for torn in [path for path in files_in(own) if TORN.fullmatch(path.name)]:
+            torn.unlink()
         try:
             yield new
             _check(folder, names, own)

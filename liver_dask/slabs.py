@@ -9,6 +9,7 @@ and adds to offsets; nothing is decoded. Reading a part of a chunk decodes only 
 
 import math
 import os
+import re
 import secrets
 import struct
 from collections.abc import Iterable, Sequence
@@ -244,6 +245,10 @@ def read_shard_index(file: Any, grid: Shape) -> Index:
     if ((offsets > begins) | (lengths > begins) | (offsets + lengths > begins)).any():
         raise DamagedError("its index points out of the file")
     return index
+
+
+TORN = re.compile(r"\..+\.[0-9a-f]{8}")
+"""How a DurableFile is named before it is whole; so it stays where its process is killed."""
 
 
 class DurableFile:

@@ -1,7 +1,6 @@
 """The metadata of Zarr groups that are there already: changed in one step, and on the disk when that is done."""
 
 import json
-import re
 import shutil
 import tempfile
 import warnings
@@ -12,11 +11,9 @@ from typing import Any
 import zarr
 
 from .disk import files_in
-from .slabs import DurableFile
+from .slabs import TORN, DurableFile
 
 METADATA = "zarr.json"
-_TORN = re.compile(rf"\.{re.escape(METADATA)}\.[0-9a-f]{{8}}")
-"""How a DurableFile is named before it is whole."""
 
 
 def read_group(group: Path) -> dict[str, Any] | None:
@@ -54,7 +51,9 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification as yet
                 zarr.consolidate_metadata(shadow)
         content = Path(shadow, METADATA).read_bytes()
-    for torn in [path for path in files_in(group) if _TORN.fullmatch(path.name)]:  # of a run that was killed here
+    for torn in [
+        path for path in files_in(group) if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name)
+    ]:  # of a run that was killed here
         torn.unlink()
     with DurableFile(group / METADATA) as file:
         file.write(content)
