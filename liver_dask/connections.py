@@ -94,7 +94,7 @@ class _Watched:
         query = f"?{exchange.query}" if exchange.query else ""
         super().putrequest(method, url + query, *args, **options)  # type: ignore[misc]  # it is a mixin
         if exchange.authorization:
-            self.putheader("Authorization", exchange.authorization)  # type: ignore[attr-defined]
+            self.putheader("Authorization", exchange.authorization)  # type: ignore[attr-defined]  # it is a mixin
 
 
 class _HttpConnection(_Watched, HTTPConnection):

@@ -157,8 +157,8 @@ class VolumeReader:
     def _is_missing(self, z: int, error: LiverDaskError) -> bool:
         """Whether an error means that a slice is to be taken for zeros: there is no such file, but there is its folder.
 
-        A wrong address must not give a volume of zeros. That of a file is asked for once more, since servers that are
-        being repaired have been seen to answer 404.
+        A wrong address must not give a volume of zeros, nor a single wrong answer a slice of zeros: so the folder has to
+        be seen, and the file is asked for once more.
         """
         if self.missing != "zeros" or not isinstance(error, SliceNotFoundError):
             return False
@@ -334,7 +334,10 @@ class LiverBackend(BackendEntrypoint):
         return isinstance(filename_or_obj, str) and filename_or_obj.rstrip("/") == volume.EMPIAR_URL
 
 
-@normalize_token.register((indexing.ExplicitlyIndexed, indexing.ImplicitToExplicitIndexingAdapter))  # type: ignore[untyped-decorator]
+_OF_XARRAY = indexing.ExplicitlyIndexed, indexing.ImplicitToExplicitIndexingAdapter
+
+
+@normalize_token.register(_OF_XARRAY)  # type: ignore[untyped-decorator]  # dask's has no types
 def _token(adapter: Any) -> Any:
     """What dask calls a variable of the engine: the same wherever and whenever it is opened.
 
