@@ -157,8 +157,8 @@ class VolumeReader:
     def _is_missing(self, z: int, error: LiverDaskError) -> bool:
         """Whether an error means that a slice is to be taken for zeros: there is no such file, but there is its folder.
 
-        A wrong address must not give a volume of zeros, nor a single wrong answer a slice of zeros: so the folder has to
-        be seen, and the file is asked for once more.
+        A wrong address must not give a volume of zeros, nor one wrong answer a slice of zeros: so the folder has to be
+        seen, and the file is asked for once more.
         """
         if self.missing != "zeros" or not isinstance(error, SliceNotFoundError):
             return False
