@@ -11,7 +11,6 @@ from .compiled import Compiled
 
 NONE, SUB, UP, AVERAGE, PAETH = range(5)
 LAST_FILTER = PAETH
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 Bytes1D = npt.NDArray[np.uint8]
 Bytes2D = npt.NDArray[np.uint8]
