@@ -6,10 +6,10 @@ Nothing is asked of the archive until voxels are needed.
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,20 +23,38 @@ from xarray.core import indexing
 from . import volume
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
-from .png import PngSlice
+from .png import MaskRows, PngSlice
 from .remote import RemoteFile, archive_url, folder_exists, is_zarr, list_folders, told_zarr
 from .settings import setting
 from .tiff import TiffSlice
 from .transport import Source
-from .versions import MISSING, note_file
+from .versions import MISSING, Identity, note_file
 from .window import LazyWindow, Selection, VolumeArray, Window, leaves_of
 
 log = logging.getLogger(__name__)
 
 Missing = Literal["raise", "zeros"]
+T = TypeVar("T")
 
 MEMORY_LIMIT = 256 << 20
 """Bytes of strip indexes, mask files and checkpoints that a process keeps."""
+
+
+@dataclass(frozen=True)
+class SlicePart:
+    """What one process found out about a slice, for others: so that it is fetched and decoded once.
+
+    Attributes:
+        version: Of its file.
+        content: Decoded rows of a mask; nothing of a slice that does not exist.
+    """
+
+    version: Identity
+    content: MaskRows | None
+
+    def __sizeof__(self) -> int:
+        """Bytes, as dask asks for them."""
+        return object.__sizeof__(self) + (self.content.nbytes if self.content else 0)
 
 
 @dataclass(frozen=True)
@@ -57,19 +75,43 @@ class VolumeReader:
 
     slices_at_once = 1  # each is a file
 
-    def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
-        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
+    def __call__(
+        self,
+        z: Selection,
+        y: Selection,
+        x: Selection,
+        out: npt.NDArray[Any],
+        prepared: Sequence[SlicePart] = (),
+    ) -> None:
+        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x)).
+
+        Args:
+            z: Slices.
+            y: Rows.
+            x: Columns.
+            out: Is filled.
+            prepared: What `prepare` gave for each slice, or nothing.
+        """
         if _is_run(y) and _is_run(x):
+            rows, columns = np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1)
             for i, number in enumerate(z):
-                self._read_slice(int(number), np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1), out[i])
+                self._read_slice(int(number), rows, columns, out[i], *prepared[i : i + 1])
             return
         rows, place_of_row = np.unique(np.asarray(y, np.intp), return_inverse=True)
         columns = slice(int(min(x)), int(max(x)) + 1)
         picked = np.ix_(place_of_row, np.asarray(x, np.intp) - columns.start)
         for i, number in enumerate(z):
             pixels = np.empty((len(rows), columns.stop - columns.start), out.dtype)
-            self._read_slice(int(number), rows, columns, pixels)
+            self._read_slice(int(number), rows, columns, pixels, *prepared[i : i + 1])
             out[i] = pixels[picked]
+
+    def prepare(self, z: int, start: int, stop: int) -> SlicePart:
+        """What reading rows `start` to `stop` of a slice takes, for any process: decoded rows of a mask."""
+        rows = np.arange(start, stop)
+        part = self._use_slice(z, rows, lambda item: item.prepare(start, stop), lambda: None)
+        version = self.source.versions.get(self._url(z))
+        assert version
+        return SlicePart(version, part)
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
@@ -122,27 +164,56 @@ class VolumeReader:
         return _memory.get_or_make(self._key(z), lambda: self._open_slice(self._key(z)[-1]))
 
     def _read_slice(
-        self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any], *, anew: bool = False
+        self,
+        z: int,
+        rows: npt.NDArray[np.intp],
+        columns: slice,
+        out: npt.NDArray[Any],
+        part: SlicePart | None = None,
     ) -> None:
+        def fill() -> None:
+            out[...] = 0
+
+        def read(item: TiffSlice | PngSlice) -> None:
+            item.read(rows, columns, out)
+
+        if part:
+            self.source.versions.note(self._url(z), part.version)
+            if isinstance(part.content, MaskRows):
+                note_file(self._url(z), part.version)
+                part.content.read(rows, columns, out)
+                return
+        self._use_slice(z, rows, read, fill)
+
+    def _use_slice(
+        self,
+        z: int,
+        rows: npt.NDArray[np.intp],
+        use: Callable[[TiffSlice | PngSlice], T],
+        use_nothing: Callable[[], T],
+        *,
+        anew: bool = False,
+    ) -> T:
+        """What is made of some rows of a slice, or of one that does not exist and is to be empty."""
         try:
             if self.source.versions.get(self._url(z)) == MISSING:
-                self._fill_missing(z, out)
-                return
+                note_file(self._url(z), MISSING)
+                return use_nothing()
             item = self._item(z)
-            item.read(rows, columns, out)
+            used = use(item)
         except LiverDaskError as error:
             _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
             if self._is_missing(z, error):
-                self._fill_missing(z, out)
-                return
+                note_file(self._url(z), MISSING)
+                return use_nothing()
             if self._may_pass(error, z) and not anew:
-                self._read_slice(z, rows, columns, out, anew=True)
-                return
+                return self._use_slice(z, rows, use, use_nothing, anew=True)
             raise self._located(error, z, rows) from error
         _memory.put(self._key(z), item)
         version = self.source.versions.get(self._url(z))
         assert version  # or nothing was read
         note_file(self._url(z), version)
+        return used
 
     def _may_pass(self, error: LiverDaskError, z: int) -> bool:
         """Evict a file that cannot be decoded from the caches; whether it may be read when fetched anew."""
@@ -182,10 +253,6 @@ class VolumeReader:
             return len(RemoteFile(self.source, self._key(z)[-1]).fetch(0, 1)) > 0
         except SliceNotFoundError:
             return False
-
-    def _fill_missing(self, z: int, out: npt.NDArray[Any]) -> None:
-        out[...] = 0
-        note_file(self._url(z), MISSING)
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
         file = RemoteFile(self.source, path)

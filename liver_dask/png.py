@@ -63,6 +63,11 @@ class MaskRows:
     first: int
     blocks: tuple[bytes, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blocks."""
+        return sum(map(len, self.blocks))
+
     def read(self, rows: npt.NDArray[np.intp], columns: slice, out: Bytes2D) -> None:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns).
 
@@ -156,9 +161,9 @@ class PngSlice:
 
     def read(self, rows: npt.NDArray[np.intp], columns: slice, out: Bytes2D) -> None:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
-        self.decode(int(rows[0]), int(rows[-1]) + 1).read(rows, columns, out)
+        self.prepare(int(rows[0]), int(rows[-1]) + 1).read(rows, columns, out)
 
-    def decode(self, start: int, stop: int) -> MaskRows:
+    def prepare(self, start: int, stop: int) -> MaskRows:
         """Rows `start` to `stop`, and some around them."""
         with self._lock:
             layout = self._layout_now()

@@ -151,6 +151,10 @@ class TiffSlice:
             for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
                 kept_rows.put((self._file.key, row), _Stretch(columns.start, kept.copy()))
 
+    def prepare(self, start: int, stop: int) -> None:
+        """Nothing yet."""
+        self._open()
+
     def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[np.uint16]) -> bool:
         """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
         kept = kept_rows.get((self._file.key, row))

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import dask
 import dask.array as da
@@ -26,6 +26,7 @@ from dask.local import MultiprocessingPoolExecutor
 from dask.system import CPU_COUNT
 from dask.utils import ensure_dict
 
+from .slice_graph import sliced_graph
 from .threads import BorrowedPool, ContextPool
 
 LARGEST_LOOK = 24 << 20
@@ -128,6 +129,24 @@ class Reader(Protocol):
         """Meanwhile all of this will be read, a part at a time."""
 
 
+@runtime_checkable
+class SlicedReader(Reader, Protocol):
+    """Reads slice by slice; what reading parts of a slice takes can be prepared once, for all processes."""
+
+    def prepare(self, z: int, start: int, stop: int) -> Any:
+        """Of rows `start` to `stop` of a slice; picklable, and small."""
+
+    def __call__(
+        self,
+        z: Selection,
+        y: Selection,
+        x: Selection,
+        out: npt.NDArray[Any],
+        prepared: Sequence[Any] = (),
+    ) -> None:
+        """As any reader, with what was prepared of each slice, or nothing."""
+
+
 @dataclass(frozen=True)
 class LazyWindow:
     """A window with its reader: what a dask task indexes to get voxels."""
@@ -153,10 +172,22 @@ class LazyWindow:
 
     def __getitem__(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
         """Read what `key` selects, see Window."""
-        window = self.window[key]
+        return self._read(self.window[key])
+
+    def prepare(self, z: int) -> Any:
+        """What reading rows of a slice of this window takes, of a reader that reads slice by slice."""
+        assert isinstance(self.read, SlicedReader)
+        zs, ys, _ = self.window.selections
+        return self.read.prepare(int(zs[z]), int(min(ys)), int(max(ys)) + 1)
+
+    def read_prepared(self, key: tuple[slice, ...], prepared: Sequence[Any]) -> npt.NDArray[Any]:
+        """Read what `key` selects, with what was prepared of each slice of it, or nothing."""
+        return self._read(self.window[key], *([prepared] if prepared else []))
+
+    def _read(self, window: Window, *prepared: Sequence[Any]) -> npt.NDArray[Any]:
         out = np.empty([len(selection) for selection in window.selections], self.dtype)
         if out.size:
-            self.read(*window.selections, out)
+            self.read(*window.selections, out, *prepared)
         return out.reshape(window.shape)
 
     def read_slices(self, rows: slice, pool: Executor, out: npt.NDArray[Any]) -> None:
@@ -255,15 +286,13 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
     @classmethod
     def of(cls, lazy: LazyWindow, chunks: tuple[tuple[int, ...], ...]) -> "VolumeArray":
         """The array of a lazy window, in the given chunks."""
-        plain = da.from_array(
-            lazy,
-            chunks=chunks,
-            name=f"liver-{tokenize(lazy, chunks)}",
-            asarray=False,
-            meta=np.empty((0,) * lazy.ndim, lazy.dtype),
-        )
-        array = cls(plain.dask, plain.name, plain.chunks, meta=plain._meta)
-        array._of_window = plain.name, lazy
+        name, meta = f"liver-{tokenize(lazy, chunks)}", np.empty((0,) * lazy.ndim, lazy.dtype)
+        if isinstance(lazy.read, SlicedReader):
+            graph = sliced_graph(name, lazy, chunks, has_z=0 in lazy.window.kept)
+        else:
+            graph = da.from_array(lazy, chunks=chunks, name=name, asarray=False, meta=meta).dask
+        array = cls(graph, name, chunks, meta=meta)
+        array._of_window = name, lazy
         return array
 
     @property

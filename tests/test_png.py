@@ -1,6 +1,5 @@
 """One mask of a slice, read in parts, by whoever and however interrupted."""
 
-import io
 import linecache
 import sys
 import threading
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from masks import png_in_chunks
 
 from liver_dask import png, png_stream
 from liver_dask.png import PngSlice
@@ -27,21 +26,11 @@ HEIGHT, WIDTH = 150, 40
 def mask(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, bytes]:
     """Pixels, and a file of some chunks of them; a request brings one or two."""
     pixels = np.where(np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.3, 255, 0).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    data = file.getvalue()
-    at = data.index(b"IDAT") - 4
-    stream = data[at + 8 : at + 8 + int.from_bytes(data[at : at + 4], "big")]
-    parts = [stream[i : i + 200] for i in range(0, len(stream), 200)]
-    chunks = b"".join(
-        len(part).to_bytes(4, "big") + b"IDAT" + part + png_stream.zlib_ng.crc32(b"IDAT" + part).to_bytes(4, "big")
-        for part in parts
-    )
     for name, value in {"BLOCK_ROWS": 32, "STEP_ROWS": 16, "FIRST_REQUEST": 300, "SMALLEST_REQUEST": 200}.items():
         monkeypatch.setattr(png, name, value)
     for name in ("MARGIN", "MARGIN_LIMIT", "PRIOR_ROWS"):
         monkeypatch.setattr(png, name, 1)
-    return pixels, data[:at] + chunks + data[-12:]
+    return pixels, png_in_chunks(pixels, 200)
 
 
 def read(item: PngSlice, start: int, stop: int) -> np.ndarray:
