@@ -3,8 +3,7 @@
 An input says, byte by byte: what reads the store; whether the checksums are made right again, as somebody would who
 made the store; and some changes: of which file, where in it, and what. The store is some kilobytes in a folder in
 memory, with one level of a pyramid. Nothing may be asked of a host that nobody named, nor of one that was not told.
-All that is read is read on the calling thread: hundreds of inputs a second leave no time for others, and the same
-input takes the same way each time.
+All is read on the calling thread: so it takes less time, and the same input takes the same way each time.
 """
 
 import asyncio
