@@ -7,7 +7,7 @@ second; `fuzz_verify` has zarr and xarray read it, too.
 import functools
 from pathlib import Path
 
-from spoilt_store import Choices, attempt, check_voxels, instead, made, opened, spoilt, tiny
+from spoilt_store import Choices, attempt, check, instead, made, opened, spoilt, tiny
 
 from liver_dask import pyramid, zarr_group
 from liver_dask.export import Export
@@ -87,7 +87,7 @@ def one_input(data: bytes) -> None:
     choices = Choices(data)
     read = READERS[choices.next(len(READERS))]
     with spoilt(made(()), choices) as here, instead((Metadata, "_open_all", lambda _: None)):
-        check_voxels(here, attempt(read, here.store), box_of(choices))
+        check(here, attempt(read, here.store), box_of(choices))
 
 
 def box_of(choices: Choices) -> tuple[slice, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 from click.testing import CliRunner
-from spoilt_store import Choices, attempt, check_voxels, made, spoilt, tiny, verify
+from spoilt_store import Choices, attempt, check, made, spoilt, tiny, verify
 
 from liver_dask import cli
 from liver_dask.record import read_statistics
@@ -45,4 +45,4 @@ def one_input(data: bytes) -> None:
     choices = Choices(data)
     read = READERS[choices.next(len(READERS))]
     with spoilt(made(("er",)), choices) as here:
-        check_voxels(here, attempt(read, here.store), ALL)
+        check(here, attempt(read, here.store), ALL)

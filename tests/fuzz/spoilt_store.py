@@ -242,13 +242,13 @@ class Spoilt(NamedTuple):
 
     Attributes:
         store: Where it is.
-        voxels: Of its raw, as they were written.
+        made: How it was made.
         changed: What its files hold that were changed.
         sealed: Whether the checksums were made right again.
     """
 
     store: Path
-    voxels: np.ndarray
+    made: Made
     changed: dict[str, bytes]
     sealed: bool
 
@@ -256,7 +256,7 @@ class Spoilt(NamedTuple):
 @contextmanager
 def spoilt(of: Made, choices: Choices) -> Iterator[Spoilt]:
     """Change the store, and change it back."""
-    store, files, _, voxels = of
+    store, files = of.store, of.files
     sealed = bool(choices.next(2))
     changed = changed_files(of, choices)
     try:
@@ -265,7 +265,7 @@ def spoilt(of: Made, choices: Choices) -> Iterator[Spoilt]:
         if sealed:
             seal(store, changed, files)
         with watched(), dask.config.set({"liver-dask.attempts": 1, "scheduler": "synchronous"}):
-            yield Spoilt(store, voxels, changed, sealed)
+            yield Spoilt(store, of, changed, sealed)
     finally:
         for name in {*changed, *(SEALED if sealed else ())}:
             (store / name).write_bytes(files[name])
@@ -355,11 +355,28 @@ def attempt(read: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def check_voxels(here: Spoilt, told: Any, box: tuple[slice, ...]) -> None:
-    """See that voxels are read as they were written, or refused; and not refused where `told` is that all is right."""
+def check(here: Spoilt, told: Any, box: tuple[slice, ...]) -> None:
+    """See that voxels are read as they were written, or refused; and that what is told to be all right is so."""
     found = attempt(lambda: StoredArray(here.store, "raw")[box])
     if told is True and not here.sealed:
         assert isinstance(found, np.ndarray)
+        for name, content in here.changed.items():
+            assert is_harmless(name, here.made.files[name], content), f"{name} was changed, and nobody told"
     if isinstance(found, np.ndarray) and not here.sealed and "raw/zarr.json" not in here.changed:
-        assert (found == here.voxels[box]).all()
-        assert found.dtype == here.voxels.dtype
+        assert (found == here.made.voxels[box]).all()
+        assert found.dtype == here.made.voxels.dtype
+
+
+def is_harmless(name: str, was: bytes, content: bytes) -> bool:
+    """Whether a file may have changed so: attributes may be added, and JSON may be written otherwise."""
+    if not name.endswith("/zarr.json") or name.startswith("pyramid"):
+        return content == was or name == "zarr.json" or name.startswith("pyramid")  # to which users write
+    known, found = json.loads(was), json.loads(content)
+    attributes, added = known.pop("attributes", {}), found.pop("attributes", {})
+    kept = {key: value for key, value in added.items() if key in attributes}
+    return told_by(found) == told_by(known) and kept == attributes and (added == attributes or name not in SEALED)
+
+
+def told_by(node: dict[str, Any]) -> dict[str, Any]:
+    """Metadata without what says nothing, and without the copies of others'."""
+    return {key: value for key, value in node.items() if key != "consolidated_metadata" and value not in (None, [])}
