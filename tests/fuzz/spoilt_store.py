@@ -11,6 +11,7 @@ import atexit
 import functools
 import json
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -117,7 +118,8 @@ class Made(NamedTuple):
 @functools.cache
 def made(labels: tuple[str, ...]) -> Made:
     """Make the store: with labels it has all that there may be, and without as little as there may be."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-metadata-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
+    prefix = f"fuzz-metadata-{os.getpid()}-"  # atheris ends without a farewell, and somebody has to know whose it was
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     logging.disable(logging.CRITICAL)
     store = folder / "a.zarr"
