@@ -62,7 +62,7 @@ class _Visit:
     @property
     def cannot_hear(self) -> bool:
         """Whether the scheduler will tell nothing: the worker ends, or its event loop waits for what is read here."""
-        return self._is_ending or not self.has_loop and monotonic() - self.began > SECONDS_FOR_A_LOOP
+        return self._is_ending or (not self.has_loop and monotonic() - self.began > SECONDS_FOR_A_LOOP)
 
     @property
     def _is_ending(self) -> bool:

@@ -1,5 +1,7 @@
 """One limit of connections for all workers of a cluster that read lazily, whoever comes, ends or is killed."""
 
+import asyncio
+import multiprocessing
 import os
 import select
 import signal
@@ -8,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,6 +152,7 @@ def test_a_worker_alone_has_all_of_them(client: Client, archive: Path) -> None:
         client.compute(ds.raw, workers=[worker], allow_other_workers=False).result()
         other = list(client.scheduler_info()["workers"])[1]
         client.compute(ds.raw, workers=[other], allow_other_workers=False).result()
+        wait_until(lambda: not handler.open)
     assert handler.most_busy_after(0) > 3
     assert handler.most <= 6
 
@@ -193,6 +197,43 @@ def test_workers_that_are_threads_share_as_one_process(archive: Path, tmp_path: 
     with serve(archive, handler) as server:  # the cluster has ended, and its process reads on
         np.testing.assert_array_equal(opened(server.url).raw, voxels["raw"])
     assert 1 < handler.most <= MOST
+
+
+def test_reading_that_blocks_the_event_loop_goes_on(archive: Path, voxels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who calls `compute` in a coroutine, beside a cluster of the same loop, would wait for ever."""
+    monkeypatch.setattr(shares, "SECONDS_FOR_A_LOOP", 0.5)
+
+    async def read(url: str) -> xr.DataArray:
+        async with LocalCluster(n_workers=1, processes=False, asynchronous=True, dashboard_address="127.0.0.1:0"):
+            return opened(url).raw[0].compute(scheduler="threads")
+
+    with serve(archive) as server:
+        np.testing.assert_array_equal(asyncio.run(read(server.url)), voxels["raw"][0])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_of_a_worker_waits_for_nobody(archive: Path, tmp_path: Path, voxels) -> None:
+    """What a task forks (a DataLoader does) would wait for a worker whose event loop is not there."""
+    with workers(1, tmp_path, processes=False), serve(archive) as server:
+        ds = opened(server.url)
+        ds.raw[0].compute(scheduler="threads")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            found = pool.submit(ds.raw[1].compute, scheduler="single-threaded").result(30)
+    np.testing.assert_array_equal(found, voxels["raw"][1])
+
+
+def test_a_scheduler_that_cannot_share_out_is_told_of(
+    archive: Path, tmp_path: Path, voxels, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without this package where the scheduler runs, nothing could be read, or nobody knew of the connections."""
+
+    def refuse(**_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'liver_dask'")
+
+    with workers(1, tmp_path, processes=False) as client, serve(archive) as server:
+        client.cluster.scheduler.handlers["register_scheduler_plugin"] = refuse
+        np.testing.assert_array_equal(client.compute(opened(server.url).raw[0]).result(), voxels["raw"][0])
+    assert "each worker may have 4 connections, since ModuleNotFoundError" in caplog.text
 
 
 class Worker:
