@@ -303,7 +303,8 @@ def open_human_liver_em(
             `cholangiocyte`, `endothelial`, `hepatocyte` and `sinusoid` are said to.
         chunk_rows: Rows of a dask block, which is (1, chunk_rows, width); 1024 unless dask's configuration says
             otherwise (`liver-dask.chunk-rows`).
-        connections: The most requests under way at once from a process; 16, or `liver-dask.connections`.
+        connections: The most requests under way at once, from a process or from all workers of a dask cluster together;
+            16, or `liver-dask.connections`.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None; `liver-dask.cache-dir`. Once a
             process, the source is asked by one byte whether what is kept of a file is of its present version.
         cache_raw_gb: GB (10^9 bytes) of disk that `cache_dir` may take for strips of raw, those used longest ago going

@@ -300,7 +300,7 @@ class PngSlice:
         count = min(count, self._file.identity.size - first)
         if count <= 0 or self._chunks.ended:
             return False
-        step = max(SMALLEST_REQUEST, -(-count // self._file.source.connections))
+        step = max(SMALLEST_REQUEST, -(-count // self._file.connections))
         requests = [[Span(start, min(start + step, first + count))] for start in range(first, first + count, step)]
         parts: dict[int, list[memoryview]] = {}
         self._file.fetch_each(requests, parts.__setitem__)

@@ -83,6 +83,11 @@ class RemoteFile:
         """Bytes kept of it, because the server sends nothing less than all."""
         return len(self._whole)
 
+    @property
+    def connections(self) -> int:
+        """Into how many requests a read is best split now: in a worker of a cluster fewer than `source.connections`."""
+        return _process.transport(self.source).connections
+
     def fetch(self, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_spans`."""
         return self._fetch_spans([Span(start, stop)])[0]

@@ -189,7 +189,7 @@ class TiffSlice:
         """Read the pixels that some segments, all of one plane, hold of rows and columns."""
         offsets, counts = segments.offsets[numbers], segments.counts[numbers]
         spans = list(map(Span, offsets.tolist(), (offsets + counts).tolist()))
-        pieces = plan_pieces(offsets, counts, 1 if self.foreseen else self._file.source.connections)
+        pieces = plan_pieces(offsets, counts, 1 if self.foreseen else self._file.connections)
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:
             for number, part in zip(numbers[pieces[i]].tolist(), parts, strict=True):
@@ -202,7 +202,7 @@ class TiffSlice:
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         offsets, wanted = index.offsets[strips], self._bytes_wanted(index, strips, columns.stop)
         spans = list(map(Span, offsets.tolist(), (offsets + wanted).tolist()))
-        pieces = plan_pieces(offsets, wanted, 1 if self.foreseen else self._file.source.connections)
+        pieces = plan_pieces(offsets, wanted, 1 if self.foreseen else self._file.connections)
         straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:

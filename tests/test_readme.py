@@ -137,7 +137,10 @@ PROMISES = {
     "a job that is taken away is replaced": ["real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled"],
     "fetched and decoded once": ["test_cluster::test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice"],
     "that is too small is refused": ["test_cluster::test_refused_with_numbers_before_anything_is_written"],
-    "All workers together": ["test_cluster::test_all_workers_together_keep_to_one_limit"],
+    "All workers together": [
+        "test_cluster::test_all_workers_together_keep_to_one_limit",
+        "test_shares::test_an_export_and_lazy_reads_share_them",
+    ],
     "may be killed at any moment": [
         "test_cluster::test_a_killed_worker_costs_what_it_was_at",
         "test_cluster::test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with",
@@ -173,8 +176,13 @@ PROMISES = {
     "At most 16 at once from a process": [
         "test_remote::test_no_more_requests_at_once_than_connections",
         "test_dataset::test_options_may_come_from_dask_config",
-        "test_byteranges::test_merged_ranges_hold_all_that_was_asked_for",
     ],
+    "from all workers of a dask cluster together": [
+        "test_shares::test_workers_that_read_lazily_keep_to_one_limit",
+        "test_shares::test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs",
+    ],
+    "take turns where they are more": ["test_shares::test_workers_take_turns"],
+    "for up to 190 ranges of a file": ["test_byteranges::test_merged_ranges_hold_all_that_was_asked_for"],
     "is given up, and what has not come is asked for again": [
         "test_remote::test_a_silent_request_is_given_up_and_asked_again_at_once",
         "test_network::test_a_server_that_takes_its_time_is_waited_for",
