@@ -20,6 +20,7 @@ from . import volume
 from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from .export_plan import Layout, Region, Run, Shape, Shard, ShardRow
+from .held import got, held_by_a_cluster
 from .remote import limited
 from .slabs import Chunk, encode_chunk
 from .store import Store
@@ -227,6 +228,7 @@ class Rows:
         self._held: Arrays = {}
         self._start = self._stop = 0  # the rows that are held
         self._spare: list[npt.NDArray[np.uint8]] = []
+        self._is_held = any(True for variable in part.data_vars.values() for _ in held_by_a_cluster(variable.data))
 
     def read(self, region: Region) -> Arrays:
         """All voxels of a region, by variable."""
@@ -268,6 +270,8 @@ class Rows:
                 lazy.read_slices(slice(start, stop), self._readers, out)
             else:
                 computed[str(name)] = variable.data[:, start:stop]
+        if self._is_held:
+            computed = got(computed)
         return arrays | compute(computed, scheduler="threads", pool=self._readers)[0]
 
 

@@ -33,7 +33,7 @@ from .remote import limited
 from .settings import setting
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
 from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources, slice_of
-from .team import Job, Report, gather
+from .team import Job, Report, client_in_force, gather
 from .threads import ContextPool
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def verify(
             asked, and opened only if it is http(s), a local folder or a common object storage.
         full: Whether to decode every chunk and compare every voxel, which fetches all of the source again.
         seed: Which slices and rows are looked at; another one looks at others.
-        client: The cluster to work on; threads of this process if None.
+        client: The cluster to work on; if None, what `to_zarr` takes then.
         progress: Whether to report on standard error.
 
     Returns:
@@ -185,7 +185,7 @@ def verify(
                 plan.differences += found
                 report.voxels += count
 
-        with gather(client, tell) as team:
+        with gather(client_in_force() if client is None else client, tell) as team:
             left = iter(jobs)
             team.work_off(setting("connections"), lambda: next(left, None), take)
     for plan in plans:

@@ -26,6 +26,7 @@ from dask.local import MultiprocessingPoolExecutor
 from dask.system import CPU_COUNT
 from dask.utils import ensure_dict
 
+from .errors import InvalidArgumentError
 from .threads import BorrowedPool, ContextPool
 
 LARGEST_LOOK = 24 << 20
@@ -254,7 +255,8 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
 
     @classmethod
     def of(cls, lazy: LazyWindow, chunks: tuple[tuple[int, ...], ...]) -> "VolumeArray":
-        """The array of a lazy window, in the given chunks."""
+        """The array of a lazy window, in the given chunks; InvalidArgumentError with another kind of dask arrays."""
+        check_kind_of_arrays()
         plain = da.from_array(
             lazy,
             chunks=chunks,
@@ -298,6 +300,15 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
         """Another array of the same voxels."""
         make, arguments = self.__reduce__()
         return make(*arguments)
+
+
+def check_kind_of_arrays() -> None:
+    """InvalidArgumentError where dask makes arrays of expressions, which know no graph that could be looked at."""
+    if getattr(da, "ARRAY_EXPR_ENABLED", False):  # older versions of dask have none
+        raise InvalidArgumentError(
+            "dask's query planning for arrays is on, which liver_dask cannot use: leave array.query-planning "
+            "(DASK_ARRAY__QUERY_PLANNING) out of dask's configuration, and begin a new process."
+        )
 
 
 def leaves_of(array: da.Array) -> list[Any]:

@@ -137,7 +137,17 @@ PROMISES = {
     "a job that is taken away is replaced": ["real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled"],
     "fetched and decoded once": ["test_cluster::test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice"],
     "that is too small is refused": ["test_cluster::test_refused_with_numbers_before_anything_is_written"],
-    "All workers together": ["test_cluster::test_all_workers_together_keep_to_one_limit"],
+    "All workers together": [
+        "test_cluster::test_all_workers_together_keep_to_one_limit",
+        "test_dask_citizen::test_two_calls_on_one_cluster_keep_to_one_limit",
+        "test_dask_citizen::test_shares_never_exceed_the_limit_whoever_comes_and_goes",
+    ],
+    "is used without `client=`, too": ["test_dask_citizen::test_the_client_in_force_is_used_as_by_all_of_dask"],
+    "may adapt from no worker on": [
+        "test_dask_citizen::test_a_cluster_that_adapts_grows_while_it_writes",
+        "test_dask_citizen::test_a_task_of_a_cluster_of_one_thread_may_write_a_store",
+        "test_dask_citizen::test_what_a_cluster_holds_can_be_kept",
+    ],
     "may be killed at any moment": [
         "test_cluster::test_a_killed_worker_costs_what_it_was_at",
         "test_cluster::test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with",
