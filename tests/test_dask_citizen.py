@@ -206,6 +206,7 @@ def test_what_ended_the_work_is_told(
         ending.join()
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")  # filters are the process's, and two threads set them
 def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Path, voxels) -> None:
     """Each call would have as many requests under way as the archive is to bear from all."""
     handler = counting(0.03)
@@ -216,14 +217,14 @@ def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Pat
         Client(cluster, set_as_default=False) as other,
         ThreadPoolExecutor(2) as pool,
     ):
-        ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=5)
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=2)
 
         def write(name: str, client: Client) -> str:
             return ld.to_zarr(ds, tmp_path / name, client=client, bounding_box=BOX, progress=False, **SMALL)
 
         for path in pool.map(write, ["a.zarr", "b.zarr"], [one, other]):
             check(path, voxels)
-    assert 3 <= handler.most <= 5
+    assert handler.most == 2
 
 
 class Account:
