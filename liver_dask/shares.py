@@ -69,13 +69,15 @@ class Shares(SchedulerPlugin):
 def keep_account(client: "Client") -> None:
     """Have the scheduler keep the account, if it does not yet; this package need not be installed there."""
     module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        client.register_plugin(Shares())
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
+    with _registering:  # which is the process's, and several threads may begin an export
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            client.register_plugin(Shares())
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
+_registering = threading.Lock()
 _lock = threading.Lock()
 _held: Counter[str] = Counter()
 """What the jobs of this process have, by their worker; with threads for workers there are several."""
