@@ -29,7 +29,7 @@ from .settings import setting
 from .tiff import TiffSlice
 from .transport import Source
 from .versions import MISSING, Identity, note_file
-from .window import LazyWindow, Selection, VolumeArray, Window, leaves_of
+from .window import LazyWindow, Selection, VolumeArray, Window, check_kind_of_arrays, leaves_of
 
 log = logging.getLogger(__name__)
 
@@ -449,6 +449,7 @@ def _prepare(
     missing: Missing,
 ) -> tuple[dict[str, LazyWindow], tuple[int, int, int], dict[str, Any]]:
     """Check every argument; give the whole volume of each variable, the shape of a block, the attributes."""
+    check_kind_of_arrays()
     _, height, width = checked_shape = volume.check_shape(shape)
     if missing not in get_args(Missing):
         raise InvalidArgumentError(f"missing={missing!r} must be 'raise' or 'zeros'.")

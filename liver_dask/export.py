@@ -21,16 +21,17 @@ from .disk import is_link
 from .documents import DECODED_ATTRIBUTES
 from .errors import InvalidArgumentError
 from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, FilesRead, estimate
-from .export_checks import check_call, check_disk, check_memory, check_workers
+from .export_checks import check_call, check_disk, check_held, check_memory, check_workers
 from .export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout
 from .export_run import Driver
 from .export_work import in_blocks
+from .held import held_by_a_cluster, wait_for
 from .progress import show_progress
 from .record_checks import OTHER_GROUPS
 from .settings import setting
 from .slabs import codecs_of
 from .store import Store
-from .team import gather
+from .team import client_in_force, gather
 from .traffic import traffic
 from .window import VolumeArray
 
@@ -63,6 +64,7 @@ class Export:
         allows_missing = any(reader.missing == "zeros" for readers in self._readers.values() for reader in readers)
         self.store = Store(target, layout, _content_of(in_blocks(ds, layout), layout, self._readers), allows_missing)
         self.fetched = self.requests = 0
+        self._held = [future for variable in blocks.data_vars.values() for future in held_by_a_cluster(variable.data)]
 
     @classmethod
     def plan(
@@ -94,6 +96,7 @@ class Export:
 
     def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
         """Write what is not there yet, then complete the store."""
+        client = client_in_force() if client is None else client
         check_call(client, on_error)
         if self.store.is_written():
             self.store.tidy_beside()
@@ -102,6 +105,7 @@ class Export:
         if setting("check-room"):
             check_disk(self.store, expected)
             check_memory(client, expected)
+        check_held(self._held, client)
         with self.store.claimed(self._write_metadata) as run_name:
             if not run_name:
                 return
@@ -127,6 +131,7 @@ class Export:
             driver = Driver(self.shared, self.store, run_name, self.groups, self.connections, goes_on, advance)
             try:
                 with gather(client, driver.report) as team:
+                    wait_for(self._held)
                     driver.write(written, team)
             finally:
                 self.fetched, self.requests = driver.fetched, driver.requests

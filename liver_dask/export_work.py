@@ -20,7 +20,7 @@ from . import volume
 from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from .export_plan import Layout, Region, Run, Shape, Shard, ShardRow
-from .remote import limited
+from .held import got, held_by_a_cluster
 from .slabs import Chunk, encode_chunk
 from .store import Store
 from .team import Report
@@ -80,16 +80,14 @@ class Task:
     threads: int
     goes_on: bool
 
-    def write(self, connections: int | None, report: Callable[[Report], None]) -> Outcome:
+    def write(self, report: Callable[[Report], None]) -> Outcome:
         """Write the regions, one after the other; while one is kept, the next is encoded, and the one after it read.
 
-        Args:
-            connections: How many requests may be under way for it; None if the process is not limited.
-            report: Is told of each region.
+        `report` is told of each region.
         """
         written: list[Region] = []
         failures: list[Failure] = []
-        with limited(connections, self.threads), foreseeing(self.part), noting_files() as files, ExitStack() as stack:
+        with foreseeing(self.part), noting_files() as files, ExitStack() as stack:
             for region, keeping in _ahead(self._begin(stack, files), 2):
                 try:
                     done = keeping.result()
@@ -142,14 +140,13 @@ class Task:
         return self.store.layout.voxels_of(region) * sum(self.part[name].dtype.itemsize for name in encoded)
 
 
-def look(part: xr.Dataset, connections: int | None, report: Callable[[Report], None]) -> Exception | None:
+def look(part: xr.Dataset, report: Callable[[Report], None]) -> Exception | None:
     """Find out whether the first slice of each variable is there and as expected; what is wrong, if anything."""
     try:
-        with limited(connections, 1):
-            for variable in part.data_vars.values():
-                lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
-                if lazy:
-                    lazy.read.look(int(lazy.window.selections[0][0]))
+        for variable in part.data_vars.values():
+            lazy = variable.data.lazy if isinstance(variable.data, VolumeArray) else None
+            if lazy:
+                lazy.read.look(int(lazy.window.selections[0][0]))
     except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
         return as_told(error)
     report(report_of(0))
@@ -227,6 +224,7 @@ class Rows:
         self._held: Arrays = {}
         self._start = self._stop = 0  # the rows that are held
         self._spare: list[npt.NDArray[np.uint8]] = []
+        self._is_held = any(True for variable in part.data_vars.values() for _ in held_by_a_cluster(variable.data))
 
     def read(self, region: Region) -> Arrays:
         """All voxels of a region, by variable."""
@@ -268,6 +266,8 @@ class Rows:
                 lazy.read_slices(slice(start, stop), self._readers, out)
             else:
                 computed[str(name)] = variable.data[:, start:stop]
+        if self._is_held:
+            computed = got(computed)
         return arrays | compute(computed, scheduler="threads", pool=self._readers)[0]
 
 

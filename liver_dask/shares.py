@@ -154,12 +154,8 @@ class Share:
 
     async def _attend(self, visit: _Visit) -> None:
         """Let the scheduler know of a visit, and of its end; runs on the worker's event loop meanwhile."""
-        from distributed.protocol.pickle import dumps
-
-        from .ledger_plugin import SharesConnections  # here, so that nobody else imports distributed for it
-
         visit.has_loop = True
-        plugin = dumps(SharesConnections())
+        plugin = pickled_plugin()
         try:
             await visit.worker.scheduler.register_scheduler_plugin(plugin=plugin, name=OPERATION, idempotent=True)
         except Exception as error:  # of whatever kind: the voxels can be read all the same
@@ -211,6 +207,23 @@ class Share:
         }
         with suppress(RuntimeError):  # the loop has ended, and the worker with it
             visit.worker.loop.add_callback(visit.worker.batched_send, message)
+
+
+def pickled_plugin() -> bytes:
+    """The scheduler's part, for a scheduler that need not have this package."""
+    import cloudpickle  # here, so that nobody imports distributed who has no cluster
+
+    from . import ledger, ledger_plugin
+
+    with _lock:  # what is registered is the process's
+        for module in (ledger, ledger_plugin):
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            pickled: bytes = cloudpickle.dumps(ledger_plugin.SharesConnections())
+        finally:
+            for module in (ledger, ledger_plugin):
+                cloudpickle.unregister_pickle_by_value(module)
+    return pickled
 
 
 _shares: dict[str, Share] = {}

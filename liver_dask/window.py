@@ -26,6 +26,7 @@ from dask.local import MultiprocessingPoolExecutor
 from dask.system import CPU_COUNT
 from dask.utils import ensure_dict
 
+from .errors import InvalidArgumentError
 from .slice_graph import sliced_graph
 from .threads import BorrowedPool, ContextPool
 
@@ -285,7 +286,8 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
 
     @classmethod
     def of(cls, lazy: LazyWindow, chunks: tuple[tuple[int, ...], ...]) -> "VolumeArray":
-        """The array of a lazy window, in the given chunks."""
+        """The array of a lazy window, in the given chunks; InvalidArgumentError with another kind of dask arrays."""
+        check_kind_of_arrays()
         name, meta = f"liver-{tokenize(lazy, chunks)}", np.empty((0,) * lazy.ndim, lazy.dtype)
         if isinstance(lazy.read, SlicedReader):
             graph = sliced_graph(name, lazy, chunks, has_z=0 in lazy.window.kept)
@@ -327,6 +329,15 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
         """Another array of the same voxels."""
         make, arguments = self.__reduce__()
         return make(*arguments)
+
+
+def check_kind_of_arrays() -> None:
+    """InvalidArgumentError where dask makes arrays of expressions, which know no graph that could be looked at."""
+    if getattr(da, "ARRAY_EXPR_ENABLED", False):  # older versions of dask have none
+        raise InvalidArgumentError(
+            "dask's query planning for arrays is on, which liver_dask cannot use: leave array.query-planning "
+            "(DASK_ARRAY__QUERY_PLANNING) out of dask's configuration, and begin a new process."
+        )
 
 
 def leaves_of(array: da.Array) -> list[Any]:

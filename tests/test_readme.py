@@ -140,6 +140,13 @@ PROMISES = {
     "All workers together": [
         "test_cluster::test_all_workers_together_keep_to_one_limit",
         "test_shares::test_an_export_and_lazy_reads_share_them",
+        "test_dask_citizen::test_two_calls_on_one_cluster_keep_to_one_limit",
+    ],
+    "is used without `client=`, too": ["test_dask_citizen::test_the_client_in_force_is_used_as_by_all_of_dask"],
+    "may adapt from no worker on": [
+        "test_dask_citizen::test_a_cluster_that_adapts_grows_while_it_writes",
+        "test_dask_citizen::test_a_task_of_a_cluster_of_one_thread_may_write_a_store",
+        "test_dask_citizen::test_what_a_cluster_holds_can_be_kept",
     ],
     "may be killed at any moment": [
         "test_cluster::test_a_killed_worker_costs_what_it_was_at",
