@@ -6,7 +6,7 @@ Nothing is asked of the archive until voxels are needed.
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,6 +24,7 @@ from . import volume
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
 from .png import PngSlice
+from .points import LazyPoints
 from .remote import RemoteFile, archive_url, folder_exists, is_zarr, list_folders, told_zarr
 from .settings import setting
 from .tiff import TiffSlice
@@ -37,6 +38,9 @@ Missing = Literal["raise", "zeros"]
 
 MEMORY_LIMIT = 256 << 20
 """Bytes of strip indexes, mask files and checkpoints that a process keeps."""
+
+BYTES_OF_ROWS = 32 << 20
+"""Bytes of a mask's pixels that are in memory while points are picked out of them."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,32 @@ class VolumeReader:
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
         """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
         if _is_run(y) and _is_run(x):
+            rows, columns = np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1)
             for i, number in enumerate(z):
-                self._read_slice(int(number), np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1), out[i])
+                self._read_window(int(number), rows, columns, out[i])
             return
         rows, place_of_row = np.unique(np.asarray(y, np.intp), return_inverse=True)
         columns = slice(int(min(x)), int(max(x)) + 1)
         picked = np.ix_(place_of_row, np.asarray(x, np.intp) - columns.start)
         for i, number in enumerate(z):
             pixels = np.empty((len(rows), columns.stop - columns.start), out.dtype)
-            self._read_slice(int(number), rows, columns, pixels)
+            self._read_window(int(number), rows, columns, pixels)
             out[i] = pixels[picked]
+
+    def read_points(self, z: int, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]) -> None:
+        """Read voxels of one slice, in any order and repeated or not, into `out`: (points,)."""
+        rows = np.unique(y)
+
+        def read(item: TiffSlice | PngSlice) -> None:
+            if isinstance(item, TiffSlice):
+                item.read_points(y, x, out)
+            else:
+                _read_points_by_rows(item, y, x, out)
+
+        self._read_slice(z, rows, read, out)
+
+    def _read_window(self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any]) -> None:
+        self._read_slice(z, rows, lambda item: item.read(rows, columns, out), out)
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
@@ -122,21 +142,28 @@ class VolumeReader:
         return _memory.get_or_make(self._key(z), lambda: self._open_slice(self._key(z)[-1]))
 
     def _read_slice(
-        self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any], *, anew: bool = False
+        self,
+        z: int,
+        rows: npt.NDArray[np.intp],
+        read: Callable[[TiffSlice | PngSlice], None],
+        out: npt.NDArray[Any],
+        *,
+        anew: bool = False,
     ) -> None:
+        """Have `read` fill `out` with what it wants of some ascending rows, or fill it with zeros."""
         try:
             if self.source.versions.get(self._url(z)) == MISSING:
                 self._fill_missing(z, out)
                 return
             item = self._item(z)
-            item.read(rows, columns, out)
+            read(item)
         except LiverDaskError as error:
             _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
             if self._is_missing(z, error):
                 self._fill_missing(z, out)
                 return
             if self._may_pass(error, z) and not anew:
-                self._read_slice(z, rows, columns, out, anew=True)
+                self._read_slice(z, rows, read, out, anew=True)
                 return
             raise self._located(error, z, rows) from error
         _memory.put(self._key(z), item)
@@ -274,8 +301,8 @@ def open_origin(origin: Mapping[str, Any], like: xr.Dataset) -> xr.DataArray:
 
 def readers_of(array: Any) -> set[VolumeReader]:
     """The variables of the archive that a dask array is made of, as far as its graph shows them."""
-    windows = [leaf for leaf in map(_innermost, leaves_of(array)) if isinstance(leaf, LazyWindow)]
-    return {window.read for window in windows if isinstance(window.read, VolumeReader)}
+    leaves = [leaf for leaf in map(_innermost, leaves_of(array)) if isinstance(leaf, LazyWindow | LazyPoints)]
+    return {leaf.read for leaf in leaves if isinstance(leaf.read, VolumeReader)}
 
 
 class LiverBackend(BackendEntrypoint):
@@ -406,7 +433,7 @@ def _prepare(
 
 def _innermost(leaf: Any) -> Any:
     """What xarray has wrapped, which does not say so in its types."""
-    while not isinstance(leaf, LazyWindow):
+    while not isinstance(leaf, LazyWindow | LazyPoints):
         inner = getattr(leaf, "lazy" if isinstance(leaf, _BackendWindow) else "array", None)
         if inner is None:
             return leaf
@@ -448,6 +475,22 @@ def _raw_bytes(gigabytes: Any, cache_dir: Any) -> int:
     if count and not cache_dir:
         raise InvalidArgumentError(f"cache_raw_gb={gigabytes!r} needs a folder to keep strips in: give cache_dir.")
     return int(count)
+
+
+def _read_points_by_rows(
+    item: PngSlice, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]
+) -> None:
+    """Read single pixels of a mask, of which rows are decoded: some rows at a time, from the top."""
+    rows, row_of_point = np.unique(y, return_inverse=True)
+    columns = slice(int(x.min()), int(x.max()) + 1)
+    width = columns.stop - columns.start
+    at_once = max(BYTES_OF_ROWS // width, 1)
+    for first in range(0, len(rows), at_once):
+        some = rows[first : first + at_once]
+        pixels = np.empty((len(some), width), out.dtype)
+        item.read(some, columns, pixels)
+        here = np.flatnonzero((row_of_point >= first) & (row_of_point < first + len(some)))
+        out[here] = pixels[row_of_point[here] - first, x[here] - columns.start]
 
 
 def _is_run(selection: Selection) -> bool:
