@@ -4,6 +4,7 @@ Nothing is asked of the archive until voxels are needed.
 """
 
 import logging
+import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -308,8 +309,8 @@ def readers_of(array: Any) -> set[VolumeReader]:
 class LiverBackend(BackendEntrypoint):
     """The engine `liver_dask`: `xr.open_dataset(url, engine="liver_dask", chunks={})`.
 
-    Takes the arguments of `open_human_liver_em`. Without `chunks` the variables are lazy and without dask, and compose
-    any number of indexing steps; with `chunks={}` xarray makes dask arrays, which hand down one step.
+    Takes the arguments of `open_human_liver_em`. With `chunks={}` the variables are the dask arrays that it gives;
+    without `chunks` they are lazy and without dask. Either way any number of indexing steps, and points, are composed.
     """
 
     description = "Open EMPIAR-13356, or an archive laid out like it"
@@ -347,8 +348,11 @@ class LiverBackend(BackendEntrypoint):
         )  # fmt: skip
         preferred = {"preferred_chunks": dict(zip(volume.DIMS, block, strict=True))}
         variables = {
-            name: xr.Variable(
-                volume.DIMS, indexing.LazilyIndexedArray(_BackendWindow(window)), volume.attributes_of(name), preferred
+            name: _EngineVariable(
+                volume.DIMS,
+                indexing.LazilyIndexedArray(_BackendWindow(window, block)),
+                volume.attributes_of(name),
+                preferred,
             )
             for name, window in lazy.items()
         }
@@ -380,20 +384,55 @@ def _token(adapter: Any) -> Any:
 
 
 class _BackendWindow(BackendArray):
-    """A lazy window as xarray's backends want it."""
+    """A lazy window of the whole volume as xarray's backends want it, and how it is cut where dask has it."""
 
-    def __init__(self, lazy: LazyWindow) -> None:
+    def __init__(self, lazy: LazyWindow, block: tuple[int, int, int]) -> None:
         self.lazy = lazy
         self.shape = lazy.shape
         self.dtype = lazy.dtype
+        self._block = block
+
+    @property
+    def chunked(self) -> VolumeArray:
+        """The same as `open_human_liver_em` has it."""
+        return VolumeArray.of(self.lazy, normalize_chunks(self._block, self.shape))
 
     def __dask_tokenize__(self) -> Any:
         return self.lazy.__dask_tokenize__()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self.lazy.__getitem__
-        )
+        if isinstance(key, indexing.VectorizedIndexer) and _is_sparse(key.tuple):
+            return self.chunked.vindex[key.tuple].compute(scheduler=VolumeArray.__dask_scheduler__)
+        outer = indexing.IndexingSupport.OUTER
+        return indexing.explicit_indexing_adapter(key, self.shape, outer, self.lazy.read_side_by_side)
+
+
+def _is_sparse(indexes: tuple[npt.NDArray[np.intp], ...]) -> bool:
+    """Whether reading all that is at one of the indexes of each axis would be much more than the points are."""
+    return math.prod(len(np.unique(index)) for index in indexes) > 2 * math.prod(
+        np.broadcast_shapes(*map(np.shape, indexes))
+    )
+
+
+class _EngineVariable(xr.Variable):
+    """A variable of the engine; made a dask array, it is the one that `open_human_liver_em` gives, indexed alike.
+
+    Of any other lazy array xarray makes a dask array that hands down one indexing step, and no points.
+    """
+
+    __slots__ = ()
+
+    def chunk(self, *args: Any, **options: Any) -> Any:
+        """See `xarray.Variable.chunk`; where nothing is said of an axis, blocks are those of the archive's files."""
+        lazy = self._data
+        while isinstance(lazy, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
+            lazy = lazy.array
+        if not (isinstance(lazy, indexing.LazilyIndexedArray) and isinstance(lazy.array, _BackendWindow)):
+            return super().chunk(*args, **options)
+        array: Any = lazy.array.chunked
+        for axis, index in reversed(list(enumerate(lazy.key.tuple))):
+            array = array[(slice(None),) * axis + (index,)]
+        return xr.Variable(self.dims, array, self.attrs, self.encoding).chunk(*args, **options)
 
 
 def _prepare(

@@ -171,6 +171,16 @@ class LazyWindow:
                 self.read(*window.selections, out)
         return out.reshape(window.shape)
 
+    def read_side_by_side(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
+        """Read what `key` selects, see Window, several slices at once."""
+        part = LazyWindow(self.read, self.window[key], self.dtype)
+        out = np.empty([len(selection) for selection in part.window.selections], self.dtype)
+        if out.size:
+            whole = Window(part.window.selections)
+            with across(len(out)), ContextPool(_reads_at_once(out.nbytes)) as pool:
+                LazyWindow(self.read, whole, self.dtype).read_slices(slice(None), pool, out)
+        return out.reshape(part.shape)
+
     def read_slices(self, rows: slice, pool: Executor, out: npt.NDArray[Any]) -> None:
         """Read some rows of all slices, side by side, into `out`, (z, y, x); of a window that keeps all axes."""
         z, y, x = self.window.selections
@@ -202,6 +212,11 @@ class LazyWindow:
         return self.describe(), self.window.kept, self.read.variant
 
 
+def _reads_at_once(size: int) -> int:
+    """How many blocks are best read side by side, of so many bytes."""
+    return READS_OF_A_LOOK if size <= LARGEST_LOOK else CPU_COUNT
+
+
 class _LookAtOnce:
     """Dask's threads; more of them for a look, whose blocks wait for the archive and not for a core.
 
@@ -214,7 +229,7 @@ class _LookAtOnce:
         leaves = [getattr(node, "value", None) for node in graph.values()]
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, LazyWindow | LazyPoints))
         given, count = (options.pop(name, None) or dask.config.get(name, None) for name in ("pool", "num_workers"))
-        with _threads_of(given, count or (READS_OF_A_LOOK if size <= LARGEST_LOOK else CPU_COUNT)) as pool:
+        with _threads_of(given, count or _reads_at_once(size)) as pool:
             try:
                 return dask.threaded.get(graph, keys, pool=pool, **options)
             except BaseException:  # of whatever kind: nobody will look at the rest
