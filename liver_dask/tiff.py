@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, cast
 
 import imagecodecs
@@ -21,8 +21,10 @@ import numpy.typing as npt
 import tifffile
 
 from .allowance import cores
+from .breadth import slices_across
 from .byteranges import MOST_OF_A_REQUEST, Span
 from .cache import FolderCache, MemoryCache, SpanCache
+from .directory import HEADER, Directory, fetch_entries, read_directory
 from .errors import FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
@@ -49,6 +51,10 @@ ROWS_LIMIT = 96 << 20
 
 INDEX_BYTES_PER_ROW = 8
 """What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
+
+FEW_ROWS = 8
+LARGE_INDEX = 32 << 10
+"""Rows, and bytes of a strip index: of a larger one not all is fetched for fewer rows of many slices."""
 
 Rows = npt.NDArray[np.intp]
 
@@ -85,6 +91,10 @@ class StripIndex:
     def row_of(self, strip: int) -> int:
         """The first row of a strip."""
         return strip * self.rows_per_strip
+
+    def knows(self, rows: Rows) -> bool:
+        """Whether it has the places of some rows; of strips that were not asked for it may have none."""
+        return bool((self.offsets[rows // self.rows_per_strip] > 0).all())
 
     def to_bytes(self) -> bytes:
         """As one npz file."""
@@ -136,7 +146,7 @@ class TiffSlice:
 
     def look(self) -> None:
         """Find out whether the file is there and as expected, by its directory."""
-        self._open()
+        self._open(np.arange(self._height))
 
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
@@ -182,6 +192,10 @@ class TiffSlice:
         out[points] = kept.pixels[columns - kept.start]
         return True
 
+    @property
+    def _kind(self) -> tuple[str, int, int]:
+        return self._file.source.url, self._height, self._width
+
     def _may_keep(self) -> bool:
         return bool(self._file.identity and self._file.identity.tag)
 
@@ -193,12 +207,12 @@ class TiffSlice:
         out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
         return True
 
-    def _open(self, rows: Rows | None = None) -> StripIndex | Segments:
-        """Load the directory, the first time."""
+    def _open(self, rows: Rows) -> StripIndex | Segments:
+        """Load the directory, the first time, and of the strip index what some rows need."""
         with self._opening:
             if self._segments is None:
                 try:
-                    return self._load_index()
+                    return self._load_index(rows)
                 except _OtherKindError as other:
                     self._segments = other.segments
                     log.info("%s; it is read strip by strip, or tile by tile, by tifffile, which is slower", other)
@@ -378,11 +392,34 @@ class TiffSlice:
             "the file is damaged at its source."
         )
 
-    def _load_index(self) -> StripIndex:
+    def _load_index(self, rows: Rows) -> StripIndex:
+        """The strip index, with the entries of some rows at least."""
         with self._lock:
             if self._index is None:
-                self._index = self._load_kept_index() or self._fetch_index()
+                self._index = self._load_kept_index() or self._fetch_entries(rows)
+            if self._index is None or not self._index.knows(rows):
+                self._index = self._fetch_index()
             return self._index
+
+    def _fetch_entries(self, rows: Rows) -> StripIndex | None:
+        """The strip index with what it has of some rows and their neighbours; None where to have all is better.
+
+        That takes a round trip less. So only a few rows of many slices are read without; who then asks for others gets
+        all of it.
+        """
+        known = known_directories.get(self._kind)
+        is_thin = len(rows) <= FEW_ROWS and slices_across() > self._file.source.connections
+        if known is None or known[0].nbytes < LARGE_INDEX or not is_thin or self._folder:
+            return None
+        directory, index = known
+        entries = fetch_entries(self._file, directory, (rows // index.rows_per_strip).tolist())
+        if entries is not None:
+            index = replace(index, offsets=entries[0], counts=entries[1])
+            if not _beyond(index, self._file).any(where=index.offsets != 0):
+                return index
+        log.info("%s: its directory is not like another slice's", self._file.url)
+        known_directories[self._kind] = None
+        return None
 
     def _load_kept_index(self) -> StripIndex | None:
         kept = self._folder.load("strips", self._file.url) if self._folder else None
@@ -436,6 +473,10 @@ def request_bytes(total: int, connections: int) -> int:
 
 prefix_shares = PrefixShares()
 
+known_directories: dict[tuple[str, int, int], tuple[Directory, StripIndex] | None] = {}
+"""By archive and size of a slice, what the next directory will be like, and an index without entries; None where it was
+not so."""
+
 kept_rows: MemoryCache[_Stretch] = MemoryCache(ROWS_LIMIT)
 
 
@@ -477,6 +518,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
                 big_endian=tiff.byteorder == ">",
             )
         _check_places(index, file)
+        _learn_directory(sparse.directory(page.offset), index, file)
         return index
     except LiverDaskError:
         raise
@@ -484,6 +526,14 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
         if sparse.failure:  # not the file is damaged: tifffile takes any failing read for that
             raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
+
+
+def _learn_directory(directory: Directory | None, index: StripIndex, file: RemoteFile) -> None:
+    """Take note of what the directories of other slices will be like."""
+    kind = file.source.url, index.height, index.width
+    if directory and directory.offsets.length == directory.counts.length == index.needed:
+        nothing = np.zeros(0, np.int64)
+        known_directories.setdefault(kind, (directory, replace(index, offsets=nothing, counts=nothing)))
 
 
 def _difference(page: tifffile.TiffPage) -> str:
@@ -508,12 +558,17 @@ def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
     """See to it that all strips or tiles are there, and within the file."""
     if not len(index.offsets) == len(index.counts) == index.needed:
         raise FormatError(f"{file.url}: has {len(index.offsets)} strips or tiles where {index.needed} are needed.")
-    assert file.identity is not None
-    size = file.identity.size
-    beyond = np.flatnonzero((index.offsets <= 0) | (index.counts <= 0) | (index.counts > size - index.offsets))
+    beyond = np.flatnonzero(_beyond(index, file))
     if len(beyond):
-        row = index.row_of(int(beyond[0]))
+        assert file.identity is not None
+        row, size = index.row_of(int(beyond[0])), file.identity.size
         raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
+
+
+def _beyond(index: StripIndex | Segments, file: RemoteFile) -> npt.NDArray[np.bool_]:
+    """Which strips or tiles are not within the file."""
+    assert file.identity is not None
+    return (index.offsets <= 0) | (index.counts <= 0) | (index.counts > file.identity.size - index.offsets)
 
 
 class _Sparse(io.RawIOBase):
@@ -561,6 +616,11 @@ class _Sparse(io.RawIOBase):
         target[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def directory(self, begins: int) -> Directory | None:
+        """What it will share with those of files that are written alike, as far as it was looked at."""
+        parts = [data[begins - first :] for first, data in self._fetched.items() if first <= begins < first + len(data)]
+        return read_directory(self._fetched[0][:HEADER], parts[0]) if parts else None
 
     def _bytes(self, start: int, stop: int) -> bytes:
         for first, data in self._fetched.items():

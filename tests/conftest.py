@@ -24,6 +24,7 @@ def nothing_kept() -> None:
     dataset._memory._clear()
     png._blocks._clear()
     tiff.kept_rows._clear()
+    tiff.known_directories.clear()
     remote._process.forget()
 
 
