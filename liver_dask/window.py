@@ -321,7 +321,7 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
         cut = [(self.chunks[i], entry) for i, entry in enumerate(full_key) if isinstance(entry, slice)]
         lengths = points.shape[1:]
         chunks = tuple(_chunks_of(*of_axis, length) for of_axis, length in zip(cut, lengths, strict=True))
-        return _array_of_points(points, chunks).reshape(shape + lengths)
+        return _PointArray.of(_array_of_points(points, chunks).reshape(shape + lengths))
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.lazy is None:
@@ -406,6 +406,15 @@ class _PointArray(da.Array, metaclass=_AsDaskArray):
     __slots__ = ()
     __dask_scheduler__ = _LookAtOnce()
 
+    @classmethod
+    def of(cls, array: da.Array) -> "_PointArray":
+        """The same array."""
+        return cls(array.dask, array.name, array.chunks, meta=array._meta)
+
+    def transpose(self, *axes: Any) -> da.Array:
+        """As dask's; xarray moves the points' axes to where they belong."""
+        return _PointArray.of(super().transpose(*axes))  # type: ignore[no-untyped-call]  # dask's has no types
+
 
 def _points_of(lazy: LazyWindow, key: tuple[Any, ...]) -> tuple[LazyPoints, tuple[int, ...]] | None:
     """The points that `vindex` with a full key is of, and their shape; None where dask is to say what is wrong."""
@@ -438,10 +447,10 @@ def _array_of_points(points: LazyPoints, chunks: tuple[tuple[int, ...], ...]) ->
     order, counts = points.by_slice()
     largest = math.prod(max(of_axis) for of_axis in chunks) * points.dtype.itemsize
     most = max(LARGEST_BLOCK // largest, 1)
+    if len(counts) == 1 and len(order) <= most:
+        return _blocks_of(points, ((len(order),), *chunks))
     pieces = tuple(min(most, count - i) for count in counts.tolist() for i in range(0, count, most))
     array = _blocks_of(points.take(order), (pieces, *chunks))
-    if len(order) * largest <= LARGEST_BLOCK:
-        array = array.rechunk({0: -1}).map_blocks(np.take, np.argsort(order), axis=0, dtype=points.dtype)
-    else:
-        array = da.take(array, np.argsort(order), axis=0)
-    return _PointArray(array.dask, array.name, array.chunks, meta=array._meta)  # type: ignore[no-untyped-call]
+    if len(order) > most:
+        return da.take(array, np.argsort(order), axis=0)
+    return array.rechunk({0: -1}).map_blocks(np.take, np.argsort(order), axis=0, dtype=points.dtype)

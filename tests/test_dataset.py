@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from conftest import SHAPE
+from hostile import SideBySide
 
 import liver_dask as ld
 from liver_dask import volume
-from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
+from liver_dask.demo import ArchiveServer, serve
 from liver_dask.window import VolumeArray
 
 
@@ -221,22 +222,14 @@ def test_the_engines_dask_arrays_are_those_of_open(archive: Path) -> None:
 
 def test_without_dask_slices_are_read_side_by_side(archive: Path, voxels) -> None:
     """A line through all slices would take a round trip after the other."""
-    at_once: set[str] = set()
-    most = 0
 
-    class Slow(RangeRequestHandler):
-        def do_GET(self) -> None:
-            nonlocal most
-            at_once.add(self.path)
-            most = max(most, len(at_once))
-            time.sleep(0.1)
-            super().do_GET()
-            at_once.discard(self.path)
+    class Asked(SideBySide):
+        pass
 
-    with serve(archive, Slow) as server:
+    with serve(archive, Asked) as server:
         raw = opened_by_the_engine(server.url).raw
         np.testing.assert_array_equal(raw[::-1, 40, 5:9], voxels["raw"][::-1, 40, 5:9])
-    assert most > 3
+    assert Asked.most > 3
 
 
 def test_options_may_come_from_dask_config(server: ArchiveServer) -> None:

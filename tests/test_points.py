@@ -1,14 +1,18 @@
 """Voxels at points: those of numpy, from the strips that hold them and no others."""
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 import tifffile
 import xarray as xr
 from conftest import SHAPE
+from hostile import SideBySide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -276,6 +280,71 @@ def test_an_array_of_points_knows_its_source(archive: Path) -> None:
     assert {reader.variable for reader in readers_of(ds.raw.isel(points([1], [2], [3])).data)} == {"raw"}
     first, second = (ds.raw.isel(points([1, 4], [2, 3], [3, x])).data.name for x in (7, 8))
     assert first == ds.raw.isel(points([1, 4], [2, 3], [3, 7])).data.name != second
+
+
+@pytest.mark.parametrize(
+    "indexes",
+    [
+        {"z": xr.DataArray(range(10), dims="p"), "y": xr.DataArray(range(100, 110), dims="p"), "x": 7},
+        {"y": xr.DataArray(range(100, 110), dims="p"), "x": xr.DataArray(range(10), dims="p")},
+        {"z": xr.DataArray(np.arange(10).reshape(2, 5), dims=("p", "q")), "y": 7, "x": slice(3)},
+    ],
+    ids=["points", "a line through all slices", "two dims"],
+)
+def test_points_of_many_slices_are_read_side_by_side(archive: Path, indexes) -> None:
+    """Points of hundreds of slices would be read as many at once as the machine has cores: a round trip each."""
+
+    class Asked(SideBySide):
+        pass
+
+    with serve(archive, Asked) as server:
+        ld.open_human_liver_em(server.url, shape=SHAPE).raw.isel(indexes).compute()
+    assert Asked.most > 5
+
+
+def same(array: Any) -> Any:
+    return array
+
+
+@pytest.mark.parametrize(
+    "through",
+    [
+        lambda array: pickle.loads(pickle.dumps(array)),
+        lambda array: dask.optimize(array)[0],
+        lambda array: array.persist(),
+        lambda array: array.map_blocks(same),
+        lambda array: array.rechunk(7),
+        lambda array: array[::-1][::-1],
+        copy.deepcopy,
+    ],
+    ids=["pickle", "optimize", "persist", "map_blocks", "rechunk", "indexed", "deepcopy"],
+)
+def test_points_are_a_dask_array_like_any_other(archive: Path, voxels, through) -> None:
+    """What dask does with its arrays would fail with those of points."""
+    random = np.random.default_rng(3)
+    z, y, x = (random.integers(0, length, 60) for length in SHAPE)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    for name in ("raw", "mito"):
+        array = ds[name].isel(points(z, y, x)).data
+        np.testing.assert_array_equal(through(array).compute(), voxels[name][z, y, x])
+
+
+def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) -> None:
+    """`distributed` would not carry them to its workers, or a strip be fetched by several."""
+    from distributed import Client, LocalCluster
+
+    random = np.random.default_rng(3)
+    z, y, x = (random.integers(0, length, 500) for length in SHAPE)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster,
+        Client(cluster),
+    ):
+        found = ld.open_human_liver_em(server.url, shape=SHAPE).isel(points(z, y, x)).compute()
+    for name, whole in voxels.items():
+        np.testing.assert_array_equal(found[name], whole[z, y, x])
+    raw = sum(request.sent for request in server.requests if "raw" in request.path)
+    strips = sum(int(counts.sum()) + index for counts, index in (counts_and_index(archive, i) for i in range(10)))
+    assert raw <= 1.1 * strips
 
 
 def test_many_points_of_a_mask_are_picked_some_rows_at_a_time(archive: Path, voxels, monkeypatch) -> None:
