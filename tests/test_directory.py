@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask import tiff, volume
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.directory import NEIGHBOURS, place_of_directory, read_directory
 from liver_dask.errors import FormatError
@@ -171,6 +171,40 @@ def test_damage_is_told_as_ever(tmp_path: Path, damage: str) -> None:
             FormatError, match=r"raw, slice 2, rows 3000-3000: .*(row 3000|cut short|strips or tiles where)"
         ):
             raw[:, 3000].compute()
+
+
+def read_row(archive: Path, row: int) -> np.ndarray | None:
+    """A row of a slice by some of the entries or by all, as the setting says; None where it is refused."""
+    raw = ld.open_human_liver_em(archive, shape=SHAPE, labels=[], connections=CONNECTIONS).raw
+    try:
+        raw[0, 10].compute()
+        return raw[:, row].compute(scheduler="sync").to_numpy()
+    except FormatError:
+        return None
+
+
+def test_some_entries_of_a_damaged_index_give_no_other_voxels_than_all(tmp_path: Path, monkeypatch) -> None:
+    """Voxels would depend on how many rows were asked for."""
+    paths = build(tmp_path / "archive")
+    content = paths[2].read_bytes()
+    with tifffile.TiffFile(paths[2]) as file:
+        begins = file.pages[0].offset
+    random = np.random.default_rng(1)
+    read = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        near = random.choice([begins + random.integers(0, 200), begins + 200 + 4 * 3000 + random.integers(-100, 100)])
+        for at in [near, near + random.integers(0, 9)][: random.integers(1, 3)]:
+            damaged[at] = random.integers(0, 256)
+        paths[2].write_bytes(damaged)
+        monkeypatch.setattr(tiff, "FEW_ROWS", 8)
+        some = read_row(tmp_path / "archive", 3000)
+        monkeypatch.setattr(tiff, "FEW_ROWS", 0)
+        whole = read_row(tmp_path / "archive", 3000)
+        if some is not None and whole is not None:
+            read += 1
+            np.testing.assert_array_equal(some, whole)
+    assert read > 5
 
 
 def test_many_slices_at_points_need_no_whole_index(raw_and_server) -> None:
