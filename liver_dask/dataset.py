@@ -4,6 +4,7 @@ Nothing is asked of the archive until voxels are needed.
 """
 
 import logging
+import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +25,10 @@ from . import volume
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
 from .png import MaskRows, PngSlice
+from .points import LazyPoints
 from .remote import RemoteFile, archive_url, folder_exists, is_zarr, list_folders, told_zarr
 from .settings import setting
-from .tiff import TiffSlice
+from .tiff import StripIndex, TiffSlice
 from .transport import Source
 from .versions import MISSING, Identity, note_file
 from .window import LazyWindow, Selection, VolumeArray, Window, check_kind_of_arrays, leaves_of
@@ -39,6 +41,9 @@ T = TypeVar("T")
 MEMORY_LIMIT = 256 << 20
 """Bytes of strip indexes, mask files and checkpoints that a process keeps."""
 
+BYTES_OF_ROWS = 32 << 20
+"""Bytes of a mask's pixels that are in memory while points are picked out of them."""
+
 
 @dataclass(frozen=True)
 class SlicePart:
@@ -46,11 +51,12 @@ class SlicePart:
 
     Attributes:
         version: Of its file.
-        content: Decoded rows of a mask; nothing of a slice that does not exist.
+        content: Decoded rows of a mask, or the strip index of raw; nothing of a slice that does not exist, or of which
+            the file has no such index.
     """
 
     version: Identity
-    content: MaskRows | None
+    content: MaskRows | StripIndex | None
 
     def __sizeof__(self) -> int:
         """Bytes, as dask asks for them."""
@@ -95,23 +101,58 @@ class VolumeReader:
         if _is_run(y) and _is_run(x):
             rows, columns = np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1)
             for i, number in enumerate(z):
-                self._read_slice(int(number), rows, columns, out[i], *prepared[i : i + 1])
+                self._read_window(int(number), rows, columns, out[i], *prepared[i : i + 1])
             return
         rows, place_of_row = np.unique(np.asarray(y, np.intp), return_inverse=True)
         columns = slice(int(min(x)), int(max(x)) + 1)
         picked = np.ix_(place_of_row, np.asarray(x, np.intp) - columns.start)
         for i, number in enumerate(z):
             pixels = np.empty((len(rows), columns.stop - columns.start), out.dtype)
-            self._read_slice(int(number), rows, columns, pixels, *prepared[i : i + 1])
+            self._read_window(int(number), rows, columns, pixels, *prepared[i : i + 1])
             out[i] = pixels[picked]
 
     def prepare(self, z: int, start: int, stop: int) -> SlicePart:
-        """What reading rows `start` to `stop` of a slice takes, for any process: decoded rows of a mask."""
+        """What reading rows `start` to `stop` of a slice takes, for any process."""
         rows = np.arange(start, stop)
         part = self._use_slice(z, rows, lambda item: item.prepare(start, stop), lambda: None)
         version = self.source.versions.get(self._url(z))
         assert version
         return SlicePart(version, part)
+
+    def read_points(self, z: int, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]) -> None:
+        """Read voxels of one slice, in any order and repeated or not, into `out`: (points,)."""
+        rows = np.unique(y)
+
+        def read(item: TiffSlice | PngSlice) -> None:
+            if isinstance(item, TiffSlice):
+                item.read_points(y, x, out)
+            else:
+                _read_points_by_rows(item, y, x, out)
+
+        self._read_slice(z, rows, read, out)
+
+    def _read_window(
+        self,
+        z: int,
+        rows: npt.NDArray[np.intp],
+        columns: slice,
+        out: npt.NDArray[Any],
+        part: SlicePart | None = None,
+    ) -> None:
+        content = part.content if part else None
+        if part:
+            self.source.versions.note(self._url(z), part.version)
+        if part and isinstance(content, MaskRows):
+            note_file(self._url(z), part.version)
+            content.read(rows, columns, out)
+            return
+
+        def read(item: TiffSlice | PngSlice) -> None:
+            if isinstance(content, StripIndex) and isinstance(item, TiffSlice):
+                item.adopt(content)
+            item.read(rows, columns, out)
+
+        self._read_slice(z, rows, read, out)
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
@@ -167,23 +208,11 @@ class VolumeReader:
         self,
         z: int,
         rows: npt.NDArray[np.intp],
-        columns: slice,
+        read: Callable[[TiffSlice | PngSlice], None],
         out: npt.NDArray[Any],
-        part: SlicePart | None = None,
     ) -> None:
-        def fill() -> None:
-            out[...] = 0
-
-        def read(item: TiffSlice | PngSlice) -> None:
-            item.read(rows, columns, out)
-
-        if part:
-            self.source.versions.note(self._url(z), part.version)
-            if isinstance(part.content, MaskRows):
-                note_file(self._url(z), part.version)
-                part.content.read(rows, columns, out)
-                return
-        self._use_slice(z, rows, read, fill)
+        """Have `read` fill `out` with what it wants of some ascending rows, or fill it with zeros."""
+        self._use_slice(z, rows, read, lambda: out.fill(0))
 
     def _use_slice(
         self,
@@ -342,15 +371,15 @@ def open_origin(origin: Mapping[str, Any], like: xr.Dataset) -> xr.DataArray:
 
 def readers_of(array: Any) -> set[VolumeReader]:
     """The variables of the archive that a dask array is made of, as far as its graph shows them."""
-    windows = [leaf for leaf in map(_innermost, leaves_of(array)) if isinstance(leaf, LazyWindow)]
-    return {window.read for window in windows if isinstance(window.read, VolumeReader)}
+    leaves = [leaf for leaf in map(_innermost, leaves_of(array)) if isinstance(leaf, LazyWindow | LazyPoints)]
+    return {leaf.read for leaf in leaves if isinstance(leaf.read, VolumeReader)}
 
 
 class LiverBackend(BackendEntrypoint):
     """The engine `liver_dask`: `xr.open_dataset(url, engine="liver_dask", chunks={})`.
 
-    Takes the arguments of `open_human_liver_em`. Without `chunks` the variables are lazy and without dask, and compose
-    any number of indexing steps; with `chunks={}` xarray makes dask arrays, which hand down one step.
+    Takes the arguments of `open_human_liver_em`. With `chunks={}` the variables are the dask arrays that it gives;
+    without `chunks` they are lazy and without dask. Either way any number of indexing steps, and points, are composed.
     """
 
     description = "Open EMPIAR-13356, or an archive laid out like it"
@@ -388,8 +417,11 @@ class LiverBackend(BackendEntrypoint):
         )  # fmt: skip
         preferred = {"preferred_chunks": dict(zip(volume.DIMS, block, strict=True))}
         variables = {
-            name: xr.Variable(
-                volume.DIMS, indexing.LazilyIndexedArray(_BackendWindow(window)), volume.attributes_of(name), preferred
+            name: _EngineVariable(
+                volume.DIMS,
+                indexing.LazilyIndexedArray(_BackendWindow(window, block)),
+                volume.attributes_of(name),
+                preferred,
             )
             for name, window in lazy.items()
         }
@@ -421,20 +453,55 @@ def _token(adapter: Any) -> Any:
 
 
 class _BackendWindow(BackendArray):
-    """A lazy window as xarray's backends want it."""
+    """A lazy window of the whole volume as xarray's backends want it, and how it is cut where dask has it."""
 
-    def __init__(self, lazy: LazyWindow) -> None:
+    def __init__(self, lazy: LazyWindow, block: tuple[int, int, int]) -> None:
         self.lazy = lazy
         self.shape = lazy.shape
         self.dtype = lazy.dtype
+        self._block = block
+
+    @property
+    def chunked(self) -> VolumeArray:
+        """The same as `open_human_liver_em` has it."""
+        return VolumeArray.of(self.lazy, normalize_chunks(self._block, self.shape))
 
     def __dask_tokenize__(self) -> Any:
         return self.lazy.__dask_tokenize__()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self.lazy.__getitem__
-        )
+        if isinstance(key, indexing.VectorizedIndexer) and _is_sparse(key.tuple):
+            return self.chunked.vindex[key.tuple].compute(scheduler=VolumeArray.__dask_scheduler__)
+        outer = indexing.IndexingSupport.OUTER
+        return indexing.explicit_indexing_adapter(key, self.shape, outer, self.lazy.read_side_by_side)
+
+
+def _is_sparse(indexes: tuple[npt.NDArray[np.intp], ...]) -> bool:
+    """Whether reading all that is at one of the indexes of each axis would be much more than the points are."""
+    return math.prod(len(np.unique(index)) for index in indexes) > 2 * math.prod(
+        np.broadcast_shapes(*map(np.shape, indexes))
+    )
+
+
+class _EngineVariable(xr.Variable):
+    """A variable of the engine; made a dask array, it is the one that `open_human_liver_em` gives, indexed alike.
+
+    Of any other lazy array xarray makes a dask array that hands down one indexing step, and no points.
+    """
+
+    __slots__ = ()
+
+    def chunk(self, *args: Any, **options: Any) -> Any:
+        """See `xarray.Variable.chunk`; where nothing is said of an axis, blocks are those of the archive's files."""
+        lazy = self._data
+        while isinstance(lazy, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
+            lazy = lazy.array
+        if not (isinstance(lazy, indexing.LazilyIndexedArray) and isinstance(lazy.array, _BackendWindow)):
+            return super().chunk(*args, **options)
+        array: Any = lazy.array.chunked
+        for axis, index in reversed(list(enumerate(lazy.key.tuple))):
+            array = array[(slice(None),) * axis + (index,)]
+        return xr.Variable(self.dims, array, self.attrs, self.encoding).chunk(*args, **options)
 
 
 def _prepare(
@@ -475,7 +542,7 @@ def _prepare(
 
 def _innermost(leaf: Any) -> Any:
     """What xarray has wrapped, which does not say so in its types."""
-    while not isinstance(leaf, LazyWindow):
+    while not isinstance(leaf, LazyWindow | LazyPoints):
         inner = getattr(leaf, "lazy" if isinstance(leaf, _BackendWindow) else "array", None)
         if inner is None:
             return leaf
@@ -517,6 +584,22 @@ def _raw_bytes(gigabytes: Any, cache_dir: Any) -> int:
     if count and not cache_dir:
         raise InvalidArgumentError(f"cache_raw_gb={gigabytes!r} needs a folder to keep strips in: give cache_dir.")
     return int(count)
+
+
+def _read_points_by_rows(
+    item: PngSlice, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]
+) -> None:
+    """Read single pixels of a mask, of which rows are decoded: some rows at a time, from the top."""
+    rows, row_of_point = np.unique(y, return_inverse=True)
+    columns = slice(int(x.min()), int(x.max()) + 1)
+    width = columns.stop - columns.start
+    at_once = max(BYTES_OF_ROWS // width, 1)
+    for first in range(0, len(rows), at_once):
+        some = rows[first : first + at_once]
+        pixels = np.empty((len(some), width), out.dtype)
+        item.read(some, columns, pixels)
+        here = np.flatnonzero((row_of_point >= first) & (row_of_point < first + len(some)))
+        out[here] = pixels[row_of_point[here] - first, x[here] - columns.start]
 
 
 def _is_run(selection: Selection) -> bool:

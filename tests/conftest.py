@@ -23,6 +23,7 @@ def nothing_kept() -> None:
     """Every test begins as a new process does."""
     dataset._memory._clear()
     tiff.kept_rows._clear()
+    tiff.known_directories.clear()
     remote._process.forget()
 
 

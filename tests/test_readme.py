@@ -50,7 +50,24 @@ PROMISES = {
     "keep their values in a crop": ["test_zarr_export::test_open_zarr_gives_the_dataset_back"],
     "Six more classes": ["test_bad_input::test_a_missing_class_lists_the_folders_that_are_there"],
     "Any archive laid out alike": ["test_dataset::test_the_same_voxels_from_any_file_system"],
+    "across all slices: of each its row": [
+        "test_directory::test_a_cross_section_fetches_only_the_entries_that_it_needs",
+        "real/test_real_size::test_a_cross_section_of_all_slices",
+    ],
+    "at points (DataArrays of one dim)": [
+        "test_points::test_points_fetch_their_strips_and_no_others",
+        "test_points::test_each_strip_of_many_points_is_fetched_once",
+        "test_points::test_xarrays_ways_to_points",
+        "real/test_real_size::test_points_cost_their_strips",
+    ],
     "an xarray engine": ["test_dataset::test_the_engine_gives_the_same_dataset"],
+    "has the same dask arrays, and without `chunks`": [
+        "test_dataset::test_the_engines_dask_arrays_are_those_of_open",
+        "test_dataset::test_any_chain_of_indexes_fetches_only_what_is_left",
+    ],
+    "reads the box around all of its points": [
+        "test_points::test_points_near_each_other_are_interpolated_from_what_is_around_them"
+    ],
     "a picture: raw, and masks over it in colour": ["test_pictures::test_the_overlay_is_on_the_voxels_that_it_marks"],
     "of the whole slice every 20th row and column": ["test_pictures::test_a_far_view_costs_a_few_rows"],
     "the same box as below, lazily": ["test_pictures::test_the_accessor_does_what_the_functions_do"],

@@ -81,6 +81,18 @@ def test_workers_together_fetch_each_mask_once(
     assert all(count <= (archive / path[1:]).stat().st_size for path, count in sent.items())
 
 
+def test_workers_together_fetch_each_strip_index_once(
+    client: Client, server: ArchiveServer, archive: Path, voxels: dict[str, np.ndarray]
+) -> None:
+    """Each worker would fetch the directory of each file: of a thousand slices some hundred megabytes, each of them."""
+    found = client.compute(opened(server).raw.astype("float64").sum(("y", "x"))).result()
+    np.testing.assert_array_equal(found, voxels["raw"].astype("float64").sum((1, 2)))
+    sizes = [(archive / path_of("raw", z)[1:]).stat().st_size for z in range(SHAPE[0])]
+    beginnings = [request.path for request in server.requests if request.start == 0]
+    assert sorted(beginnings) == sorted({*beginnings})
+    assert sent_of(server).total() <= 1.01 * sum(sizes)  # gaps between ranges are fetched along
+
+
 def test_what_is_left_out_is_not_fetched(client: Client, tmp_path: Path) -> None:
     """A window of a mask would cost the whole mask, or masks of other slices."""
     pixels = np.where(np.random.default_rng(0).random((300, 400)) < 0.3, 255, 0).astype(np.uint8)
