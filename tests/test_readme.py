@@ -296,6 +296,11 @@ PROMISES = {
         "test_interrupts::test_an_interrupt_that_falls_into_a_callback_is_not_lost",
     ],
     "`pytest -m real` builds": ["real/test_real_size::test_a_crop_next_to_torch_ems_own_loader"],
+    "lazy computing fetches and decodes each mask once": [
+        "test_slice_graph::test_workers_together_fetch_each_mask_once",
+        "test_slice_graph::test_workers_together_fetch_each_strip_index_once",
+    ],
+    "There, choose rows first": ["test_slice_graph::test_what_is_left_out_is_not_fetched"],
 }
 
 MEASURED = {

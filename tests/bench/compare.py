@@ -5,9 +5,11 @@ ARCHIVE is of tests/real/build_archive.py. In each round both checkouts do the s
 - crop: a box of 2048 x 2048 x 8 voxels of four variables, from nginx on loopback, in a process of its own;
 - cluster: 8 slices of full width and 2048 rows, four variables, by two workers of one thread;
 - read: 400 patches of (8, 256, 256) of raw and mito of that store, as the training loader reads them;
-- xarray: the whole crop by `xr.open_zarr(...).load()`.
+- xarray: the whole crop by `xr.open_zarr(...).load()`;
+- lazy, lazy2, lazy4: the labelled share of four slices of 20000 x 20000, of three masks, computed by dask: on threads,
+  by two workers of one thread, by four.
 
-Single timings mean little; the ratios of the rounds, after / before, are what is told, with their median.
+Single timings mean little: told are the ratios of the rounds, after / before, with their median, and MB fetched.
 """
 
 import argparse
@@ -80,13 +82,31 @@ def run():
     return time.perf_counter() - began
 """
 
-WORKS = {"crop": CROP, "cluster": CLUSTER, "read": READ, "xarray": XARRAY}
+LAZY = """
+from contextlib import nullcontext
+from distributed import Client, LocalCluster
+def run():
+    workers = {workers}
+    options = dict(n_workers=workers, threads_per_worker=1, memory_limit="4GiB", dashboard_address=":0")
+    ds = ld.open_human_liver_em({url!r}, shape={shape}).isel(z=slice(0, 4))
+    with LocalCluster(local_directory={out!r}, **options) if workers else nullcontext() as cluster:
+        with Client(cluster) if workers else nullcontext() as client:
+            if workers:
+                client.run(ld.open_human_liver_em)
+            began = time.perf_counter()
+            (ds[["mito", "er", "nucleus"]] > 0).mean(("y", "x")).compute()
+            return time.perf_counter() - began
+"""
+
+LAZY_WORKERS = {"lazy": 0, "lazy2": 2, "lazy4": 4}
+WORKS = {"crop": CROP, "cluster": CLUSTER, "read": READ, "xarray": XARRAY} | dict.fromkeys(LAZY_WORKERS, LAZY)
 
 
 def seconds(checkout: Path, work: str, **given: Any) -> float:
     """Run one piece of work with the package of a checkout."""
     script = Path(given["out"], f"run_{work}.py")
-    script.write_text(TIMED.format(work=WORKS[work].format(**given)))
+    workers = LAZY_WORKERS.get(work, 0)
+    script.write_text(TIMED.format(work=WORKS[work].format(**given, workers=workers)))
     done = subprocess.run(
         [sys.executable, str(script)],
         env=os.environ | {"PYTHONPATH": str(checkout)},
@@ -99,13 +119,16 @@ def seconds(checkout: Path, work: str, **given: Any) -> float:
     return float(json.loads(done.stdout.split("SECONDS ")[-1]))
 
 
-def one_round(checkouts: dict[str, Path], url: str, scratch: Path, works: list[str]) -> dict[str, dict[str, float]]:
+def one_round(checkouts: dict[str, Path], nginx: Nginx, scratch: Path, works: list[str]) -> dict[str, dict[str, float]]:
     told: dict[str, dict[str, float]] = {work: {} for work in works}
     folders = {name: Path(tempfile.mkdtemp(dir=scratch)) for name in checkouts}
     for work in works:
         for name, checkout in checkouts.items():
             out = str(folders[name])
-            told[work][name] = round(seconds(checkout, work, url=url, shape=SHAPE, box=BOX, rows=ROWS, out=out), 3)
+            nginx.sent()
+            given = {"url": nginx.url, "shape": SHAPE, "box": BOX, "rows": ROWS, "out": out}
+            told[work][name] = round(seconds(checkout, work, **given), 3)
+            told[work][f"{name}, MB"] = round(nginx.sent().bytes / 1e6, 1)
     for folder in folders.values():
         shutil.rmtree(folder)
     return told
@@ -120,7 +143,7 @@ def main(before: Path, after: Path, archive: Path, rounds: int, works: list[str]
     try:
         for number in range(rounds + 1):  # the first fills caches, and does not count
             pair = [("before", before), ("after", after)]
-            told.append(one_round(dict(pair if number % 2 else pair[::-1]), nginx.url, scratch, works))
+            told.append(one_round(dict(pair if number % 2 else pair[::-1]), nginx, scratch, works))
             print(json.dumps(told[-1]), file=sys.stderr, flush=True)
     finally:
         nginx.stop()
