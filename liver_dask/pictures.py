@@ -8,6 +8,7 @@ import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -167,7 +168,28 @@ def fractions(ds: xr.Dataset) -> xr.Dataset:
     Returns:
         One variable a label, over z: 0 to 1 of all voxels of the slices of `ds`.
     """
-    return (ds[labels_of(ds)] > 0).mean(("y", "x"))
+    masks = ds[labels_of(ds)]
+    shares = (masks > 0).mean(("y", "x"))
+    counted = {
+        name: shares[name].copy(data=_share_of_blocks(mask, ("y", "x")))
+        for name, mask in masks.data_vars.items()
+        if mask.chunks is not None
+    }
+    return shares.assign(counted)
+
+
+def _share_of_blocks(mask: xr.DataArray, dims: Sequence[str]) -> Any:
+    """The mean of `mask > 0` along some dims, of dask: numpy counts ten times as fast as it adds."""
+    axes = tuple(map(mask.dims.index, dims))
+    counts = da.reduction(mask.data, _count, np.sum, axis=axes, dtype=np.int64)
+    return counts / math.prod(mask.sizes[dim] for dim in dims)
+
+
+def _count(block: npt.NDArray[Any], axis: tuple[int, ...], keepdims: bool) -> npt.NDArray[np.int64]:
+    """The voxels of a block that are not 0, along some axes."""
+    if all(length == 1 for i, length in enumerate(block.shape) if i not in axis):  # as blocks of one slice
+        return np.full([1] * block.ndim, np.count_nonzero(block))
+    return np.asarray(np.count_nonzero(block, axis=axis, keepdims=keepdims))
 
 
 def overlay(mask: npt.NDArray[Any], colour: str, opacity: float) -> npt.NDArray[np.float32]:

@@ -80,6 +80,18 @@ def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
         np.testing.assert_allclose(shares[name], (voxels[name] > 0).mean((1, 2)))
 
 
+def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:
+    """Shares of a store, of other blocks, of one slice or of what is in memory would be other numbers, or fail."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=70).isel(y=slice(5, 290))
+    expected = (ds[list(volume.LABELS)].compute() > 0).mean(("y", "x"))
+    small = ds.isel(z=slice(0, 3))
+    ld.to_zarr(small, tmp_path / "a.zarr", progress=False, chunks=(2, 64, 64), shards=(4, 128, 128))
+    others = [ds.compute(), ds.chunk(z=3, y=50, x=100), ds.isel(z=slice(None, None, -2)), ds.isel(z=2), ds.isel(z=[])]
+    for other in (ds, *others, xr.open_zarr(tmp_path / "a.zarr")):
+        wanted = expected.sel(z=other.z)
+        xr.testing.assert_allclose(other.liver.fractions().compute(), wanted)
+
+
 def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
     """A picture would be measured by a wrong bar, or by one that nobody knows."""
 
