@@ -116,7 +116,7 @@ class _Place:
         """These were the next rows."""
         self.row += len(plain)
         self.above = plain[-1].copy()
-        self.inflated = b""
+        self.inflated = self.inflated[len(plain) * (1 + len(self.above)) :]
 
 
 class PngSlice:
@@ -199,7 +199,8 @@ class PngSlice:
         """Inflate and unfilter the next rows, not beyond `end`."""
         count = min(STEP_ROWS - place.row % STEP_ROWS, end - place.row)
         self._inflate(layout, place, count, stop)
-        rows = np.frombuffer(place.inflated, np.uint8).reshape(count, 1 + layout.row_bytes)
+        row_length = 1 + layout.row_bytes  # more may have come, when more was wanted
+        rows = np.frombuffer(place.inflated, np.uint8, count * row_length).reshape(count, row_length)
         if rows[:, 0].max() > LAST_FILTER:
             numbers = f"rows {place.row}-{place.row + count - 1}{layout.of_what}"
             raise self._damaged(f"{numbers} have a filter that does not exist")

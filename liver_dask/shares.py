@@ -39,8 +39,8 @@ class _Visit:
     Attributes:
         worker: Of whatever workers this process has, the one that talks with the scheduler.
         id: Tells it from others of this process.
-        began: When.
-        has_loop: Whether the worker's event loop has taken note of it.
+        seen: When it began, or the worker's event loop last ran.
+        has_joined: Whether the scheduler was told of it.
         allowed: How many connections it may have.
         number: Of the scheduler's message that said so.
     """
@@ -50,8 +50,8 @@ class _Visit:
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.id = next(self._ids)
-        self.began = monotonic()
-        self.has_loop = False
+        self.seen = monotonic()
+        self.has_joined = False
         self.allowed = self.number = 0
 
     @property
@@ -62,7 +62,7 @@ class _Visit:
     @property
     def cannot_hear(self) -> bool:
         """Whether the scheduler will tell nothing: the worker ends, or its event loop waits for what is read here."""
-        return self._is_ending or (not self.has_loop and monotonic() - self.began > SECONDS_FOR_A_LOOP)
+        return self._is_ending or monotonic() - self.seen > SECONDS_FOR_A_LOOP
 
     @property
     def _is_ending(self) -> bool:
@@ -154,7 +154,7 @@ class Share:
 
     async def _attend(self, visit: _Visit) -> None:
         """Let the scheduler know of a visit, and of its end; runs on the worker's event loop meanwhile."""
-        visit.has_loop = True
+        self._look(visit)
         plugin = pickled_plugin()
         try:
             await visit.worker.scheduler.register_scheduler_plugin(plugin=plugin, name=OPERATION, idempotent=True)
@@ -167,15 +167,16 @@ class Share:
         visit.worker.stream_handlers[OPERATION] = lambda **told: visit.worker.loop.add_callback(_hear, **told)
         self._close_idle()
         with self._changed:
+            visit.has_joined = True
             self._tell("join")
-        self._look(visit)
 
     def _look(self, visit: _Visit) -> None:
-        """End a visit when nothing was read for a while."""
+        """Take note that the worker's event loop runs; end a visit when nothing was read for a while."""
+        visit.seen = monotonic()
         with self._changed:
             if self._visit is not visit or not _is_running(visit.worker):
                 return
-            if not self._inside and monotonic() - self._ended > SECONDS_KEPT:
+            if visit.has_joined and not self._inside and monotonic() - self._ended > SECONDS_KEPT:
                 visit.allowed = 0
                 self._close_idle()
                 self._tell("leave")
@@ -194,7 +195,7 @@ class Share:
     def _tell(self, what: str) -> None:
         """Send the scheduler a message; in the order of what it tells of, so with the lock held."""
         visit = self._visit
-        if visit is None:
+        if visit is None or not visit.has_joined:  # the scheduler breaks with a worker of which it understands nothing
             return
         message = {
             "op": OPERATION,

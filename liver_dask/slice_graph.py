@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 from dask._task_spec import Task, TaskRef
+from dask.base import clone_key
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
 from .malloc import keep_memory_of_worker
@@ -81,6 +82,13 @@ class SliceLayer(Layer):
         wanted = frozenset(key[1:] for key in keys) & self._blocks
         layer = SliceLayer(self._name, self._window, self._chunks, self._has_z, wanted, self.annotations)
         return layer, {(self._name, *block): {self._window} for block in wanted}
+
+    def clone(self, keys: set[Any], seed: Any, bind_to: Any = None) -> tuple[Layer, bool]:
+        """See Layer; dask's own looks for keys in tuples, and not in tasks. What is to be waited for, the window is."""
+        if self._window not in keys:
+            return self, False
+        name, window = clone_key(self._name, seed), clone_key(self._window, seed)
+        return SliceLayer(name, window, self._chunks, self._has_z, self._chosen, self.annotations), False
 
     def __getitem__(self, key: Any) -> Task:
         return self._tasks[key]
