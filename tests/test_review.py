@@ -66,8 +66,10 @@ def test_graphs_that_are_cloned_and_bound(
 
 
 def test_reads_that_block_an_event_loop_again_and_again(server: ArchiveServer, voxels: dict[str, np.ndarray]) -> None:
-    """In an asynchronous program, or a task of a cluster that is `async`, the second or third look would last for ever:
-    the scheduler's leave can be heard on the event loop alone, which waits for what is read."""
+    """In an asynchronous program, or in a task that is `async`, the second or third look would last for ever.
+
+    The scheduler's leave can be heard on the event loop alone, which waits for what is read.
+    """
 
     async def look() -> list[np.ndarray]:
         found = []
@@ -92,8 +94,10 @@ def sum_of(array: xr.DataArray) -> int:
 
 
 def test_a_worker_whose_event_loop_read_goes_on(server: ArchiveServer, voxels: dict[str, np.ndarray], tmp_path) -> None:
-    """`client.run(...)` reads on the workers' event loops; after it the scheduler would break with all of them, and what
-    they hold would be lost: it is told of connections before it has the part that understands it."""
+    """`client.run(...)` reads on the workers' event loops; after it the scheduler would break with all of them.
+
+    It would be told of connections before it has the part that understands it.
+    """
     options: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "local_directory": tmp_path}
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
         ids = client.run(int)
