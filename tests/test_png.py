@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from masks import png_in_chunks
+from PIL import Image
 
-from liver_dask import png, png_stream
+import liver_dask as ld
+from liver_dask import png, png_stream, volume
+from liver_dask.demo import RangeRequestHandler, make_archive, serve
 from liver_dask.png import PngSlice
+from liver_dask.threads import AbandonedError, while_wanted
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 
@@ -127,3 +131,24 @@ def test_many_threads_read_one_mask(mask: tuple[np.ndarray, bytes]) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_fewer_rows_of_a_mask_after_a_read_that_was_given_up(tmp_path: Path) -> None:
+    """A slider that gave up a large window would get a bare ValueError for each smaller one, until all is read anew."""
+    height, width = 200, 4001
+    make_archive(tmp_path, (1, height, width))
+    pixels = np.random.default_rng(0).integers(0, 2, (height, width), np.uint8) * 255
+    Image.fromarray(pixels).save(tmp_path / volume.file_of_slice("er", 0))
+    asked: list[str] = []
+
+    class Noting(RangeRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+    with serve(tmp_path, Noting) as server:
+        er = ld.open_human_liver_em(server.url, shape=(1, height, width), labels="er").er[0].data.lazy
+        with pytest.raises(AbandonedError), while_wanted(lambda: len(asked) < 2):
+            er[0:height, :]
+        for stop in (*range(60, 90, 3), height):
+            np.testing.assert_array_equal(er[0:stop, :], pixels[:stop])

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from liver_dask import ledger, shares
-from liver_dask.demo import RangeRequestHandler, serve
+from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 from liver_dask.ledger import Ledger, Told
+from liver_dask.threads import while_wanted
 
 MOST = 4
 
@@ -347,3 +348,46 @@ def test_a_share_of_no_cluster_waits_for_nobody() -> None:
     share = shares.share_of("http://nowhere", 3)
     with share, share, share, share:
         assert share.now == 3
+
+
+def test_reads_that_block_an_event_loop_again_and_again(server: ArchiveServer, voxels: dict[str, np.ndarray]) -> None:
+    """In an asynchronous program, or in a task that is `async`, the second or third look would last for ever.
+
+    The scheduler's leave can be heard on the event loop alone, which waits for what is read.
+    """
+
+    async def look() -> list[np.ndarray]:
+        found = []
+        options: dict[str, Any] = {"processes": False, "dashboard_address": "127.0.0.1:0"}
+        async with (
+            LocalCluster(n_workers=1, asynchronous=True, **options) as cluster,
+            Client(cluster, asynchronous=True),
+        ):
+            ds = opened(server.url)
+            until = time.monotonic() + 60
+            for z in range(4):
+                with while_wanted(lambda: time.monotonic() < until):
+                    found.append(ds.raw[z].compute(scheduler="threads").values)
+                await asyncio.sleep(0)
+        return found
+
+    np.testing.assert_array_equal(asyncio.run(look()), voxels["raw"][:4])
+
+
+def sum_of(array: xr.DataArray) -> int:
+    return int(array.compute(scheduler="sync").sum())
+
+
+def test_a_worker_whose_event_loop_read_goes_on(server: ArchiveServer, voxels: dict[str, np.ndarray], tmp_path) -> None:
+    """`client.run(...)` reads on the workers' event loops; after it the scheduler would break with all of them.
+
+    It would be told of connections before it has the part that understands it.
+    """
+    options: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "local_directory": tmp_path}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
+        ids = client.run(int)
+        found = client.run(sum_of, opened(server.url).raw[0])
+        assert set(found.values()) == {int(voxels["raw"][0].sum())}
+        time.sleep(2)
+        assert client.run(int).keys() == ids.keys()
+        assert client.submit(sum_of, opened(server.url).raw[1]).result(timeout=60) == int(voxels["raw"][1].sum())
