@@ -23,13 +23,14 @@ from xarray.core import indexing
 from . import volume
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
+from .graphs import windows_in
 from .png import PngSlice
 from .remote import RemoteFile, archive_url, folder_exists, is_zarr, list_folders, told_zarr
 from .settings import setting
 from .tiff import TiffSlice
 from .transport import Source
 from .versions import MISSING, note_file
-from .window import LazyWindow, Selection, VolumeArray, Window, leaves_of
+from .window import LazyWindow, Selection, VolumeArray, Window
 
 log = logging.getLogger(__name__)
 
@@ -273,9 +274,13 @@ def open_origin(origin: Mapping[str, Any], like: xr.Dataset) -> xr.DataArray:
 
 
 def readers_of(array: Any) -> set[VolumeReader]:
-    """The variables of the archive that a dask array is made of, as far as its graph shows them."""
-    windows = [leaf for leaf in map(_innermost, leaves_of(array)) if isinstance(leaf, LazyWindow)]
-    return {window.read for window in windows if isinstance(window.read, VolumeReader)}
+    """The variables of the archive that a dask array is made of, as far as its graph shows them.
+
+    Of voxels that were computed before (`persist`, `compute`) nothing tells where they are from.
+    """
+    if isinstance(array, VolumeArray) and array.lazy:
+        return {array.lazy.read} if isinstance(array.lazy.read, VolumeReader) else set()
+    return {window.read for window in windows_in(array) if isinstance(window.read, VolumeReader)}
 
 
 class LiverBackend(BackendEntrypoint):
@@ -402,16 +407,6 @@ def _prepare(
         for name in (volume.RAW, *volume.check_labels(labels))
     }
     return lazy, block, volume.attributes(asked.url, voxel_size_nm)
-
-
-def _innermost(leaf: Any) -> Any:
-    """What xarray has wrapped, which does not say so in its types."""
-    while not isinstance(leaf, LazyWindow):
-        inner = getattr(leaf, "lazy" if isinstance(leaf, _BackendWindow) else "array", None)
-        if inner is None:
-            return leaf
-        leaf = inner
-    return leaf
 
 
 def _coordinates(shape: Sequence[int]) -> dict[str, pd.RangeIndex]:

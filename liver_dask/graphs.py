@@ -1,0 +1,127 @@
+"""What tasks of dask read of the archive, found in their graphs without computing anything.
+
+A graph may be as it was made (layers), or as dask has optimised it: then what reads may be a task within a task.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import (
+    Alias,
+    GraphNode,
+    NestedContainer,
+    Task,
+    TaskRef,
+    _execute_subgraph,
+    convert_legacy_graph,
+)
+from dask.blockwise import Blockwise
+from dask.utils import ensure_dict
+from xarray.core import indexing
+
+from .window import LazyWindow, Window
+
+Tasks = dict[Any, GraphNode]
+
+_OF_XARRAY = indexing.ExplicitlyIndexed, indexing.ImplicitToExplicitIndexingAdapter
+
+
+@dataclass(frozen=True)
+class Read:
+    """A part of a window, as a task reads it."""
+
+    lazy: LazyWindow
+    window: Window
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its voxels."""
+        return int(np.prod([len(selection) for selection in self.window.selections])) * self.lazy.dtype.itemsize
+
+    def of(self, index: Any) -> "Read":
+        """The part of it that is indexed; all of it, where the index is not understood."""
+        try:
+            return Read(self.lazy, self.window[index]) if isinstance(index, tuple) else self
+        except (NotImplementedError, ValueError, IndexError, TypeError):
+            return self
+
+
+def tasks_of(graph: Any) -> Tasks:
+    """All tasks of a graph, whatever its form."""
+    return convert_legacy_graph(ensure_dict(graph))
+
+
+def windows_in(array: da.Array) -> list[LazyWindow]:
+    """The windows that a dask array is made of; of voxels that were computed before (`persist`) nothing tells."""
+    found: dict[int, LazyWindow] = {}
+    for layer in array.dask.layers.values():
+        # a blockwise layer has not been written out yet: what it is made of are other layers, or literals
+        nodes = [layer.task, *(name for name, _ in layer.indices)] if isinstance(layer, Blockwise) else layer.values()
+        found |= {id(lazy): lazy for lazy in _windows_among(nodes)}
+    return list(found.values())
+
+
+def _windows_among(nodes: Iterable[Any]) -> Iterator[LazyWindow]:
+    for node in nodes:
+        if isinstance(node, Mapping):
+            yield from _windows_among(node.values())
+        elif isinstance(node, (tuple, list)):
+            yield from _windows_among(node)
+        elif isinstance(node, Task):
+            yield from _windows_among([*node.args, *node.kwargs.values()])
+        elif read := window_of(getattr(node, "value", node)):
+            yield read.lazy
+
+
+def window_of(leaf: Any) -> Read | None:
+    """The part of a window that an array stands for, however xarray has wrapped it; None of any other array."""
+    keys = []
+    while leaf is not None and not isinstance(leaf, LazyWindow):
+        if isinstance(leaf, _OF_XARRAY):
+            keys.append(getattr(getattr(leaf, "key", None), "tuple", None))
+            leaf = leaf.array if hasattr(leaf, "array") else None
+        else:
+            inner = getattr(leaf, "lazy", None)
+            leaf = inner if isinstance(inner, LazyWindow) else None
+    if leaf is None:
+        return None
+    read = Read(leaf, leaf.window)
+    for key in reversed(keys):
+        read = read.of(key)
+    return read
+
+
+def reads_of(task: Any, known: Mapping[Any, Any]) -> Iterator[Read]:
+    """What one task reads itself.
+
+    Args:
+        task: The task.
+        known: What names stand for that it refers to, as far as that is a Read or an index.
+    """
+    if not isinstance(task, Task):
+        return
+    if task.func is _execute_subgraph:
+        inner, _, names, *given = task.args
+        within = dict(zip(names, (_value(one, known) for one in given), strict=True))
+        for one in inner.values():
+            yield from reads_of(one, within)
+        return
+    values = [_value(one, known) for one in task.args]
+    index = values[1] if len(values) > 1 else None
+    for value in values:
+        if isinstance(value, Read):
+            yield value.of(index)
+
+
+def _value(argument: Any, known: Mapping[Any, Any]) -> Any:
+    if isinstance(argument, TaskRef):
+        return known.get(argument.key)
+    if isinstance(argument, Alias):
+        return known.get(argument.target)
+    if isinstance(argument, NestedContainer):
+        return None if argument.dependencies else argument({})
+    value = getattr(argument, "value", argument)
+    return window_of(value) or value
