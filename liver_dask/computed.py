@@ -27,7 +27,7 @@ from dask.base import optimize
 from .export_plan import Group, Layout, Run, plan_runs
 from .graphs import Read, Tasks, reads_of, tasks_of, window_of
 from .rows import Blocks, ComputedPart
-from .tally import Tally
+from .tally import Tally, extents_of
 
 HELD_BYTES = 512 << 20
 """Voxels that a job holds for regions to come, at most."""
@@ -78,6 +78,7 @@ class Work:
         self._dependents = Counter(needed for of_task in needs.values() for needed in of_task)
         read = sum(read.nbytes for reads in self._reads.values() for read in reads)
         self._voxels = max(read, sum(of.nbytes for of in optimised.values()))
+        self._extents = extents_of(read for reads in self._reads.values() for read in reads)
         self._of_layer = Counter(map(_layer, self.tasks))
         self._fewest = min((blocks.count for blocks in self.blocks.values()), default=0) / 2
 
@@ -176,8 +177,7 @@ class Work:
 
     def _tally(self, runs: Sequence[Run]) -> tuple[Tally, int]:
         """What is read by all jobs, and the most bytes that one holds; of many jobs some stand for all."""
-        tally, held = Tally(), 0
-        tally.see(read for reads in self._reads.values() for read in reads)
+        tally, held = Tally(self._extents), 0
         known: set[Key] = set()
         for keys in self.statistics:
             needed = _needed(self.tasks, keys, known)
@@ -185,9 +185,17 @@ class Work:
             known |= set(keys)
         for i, weight in _sample(len(runs)):
             planned = self._planned(runs[i], known)
-            tally.add(planned.reads(self._sources), weight)
+            tally.add(self._all_reads(planned), weight)
             held = max(held, planned.most_held)
         return tally, held
+
+    def _all_reads(self, planned: "_Planned") -> Iterator[tuple[Read, int]]:
+        """What a job reads, and how often."""
+        for key, times in planned.computed.items():
+            task = planned.part.tasks[key]
+            is_edge = task is not self.tasks[key]
+            for read in reads_of(task, self._sources) if is_edge else self._reads.get(key, ()):
+                yield read, times
 
     def _steps(self, run: Run) -> list[set[Key]]:
         """The blocks of each region."""
@@ -267,12 +275,6 @@ class _Planned(NamedTuple):
     part: ComputedPart
     computed: dict[Key, int]
     most_held: int
-
-    def reads(self, sources: Mapping[Key, Read]) -> Iterator[tuple[Read, int]]:
-        """What is read, and how often."""
-        return (
-            (read, times) for key, times in self.computed.items() for read in reads_of(self.part.tasks[key], sources)
-        )
 
 
 def _layer(key: Key) -> tuple[Any, ...]:

@@ -91,17 +91,15 @@ class Source:
 
 
 def _tallied(tally: Tally, readers: list[VolumeReader]) -> list[FilesRead]:
+    """What is read of each variable's files, as its tasks tell."""
     of_variable = {reader.variable: reader for reader in readers}
     found = []
-    for variable, (last_row, last_column) in tally.last.items():
-        reader, (files, rows) = of_variable[variable], tally.files(variable)
-        _, height, width = reader.shape
-        each = ceil(rows / files)
-        last_row = last_row if variable == volume.RAW else each
-        connections = reader.source.connections
-        found.append(
-            FilesRead(variable, files, each, last_row, last_column, height, width, connections, tally.times[variable])
-        )
+    for variable, (files, all_rows, last_row, last_column) in tally.extents.items():
+        reader, rows = of_variable[variable], ceil(all_rows / files)
+        last_row = last_row if variable == volume.RAW else rows
+        size = reader.shape[1:]
+        connections, times = reader.source.connections, tally.times[variable]
+        found.append(FilesRead(variable, files, rows, last_row, last_column, *size, connections, times))
     return found
 
 

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,48 +12,65 @@ from . import volume
 from .graphs import Read
 
 
-@dataclass
-class Tally:
-    """What is read of files, in rows; of a mask all down to the last that is needed, once a job.
+class Extent(NamedTuple):
+    """What is read of the files of a variable, each row counted once.
 
     Attributes:
-        last: By variable of the archive, the last row and column that are read, plus one.
+        files: How many files.
+        rows: Rows of them all; of masks, those down to the last that is needed.
+        last_row: The last row of a file, plus one.
+        last_column: The last column, plus one.
     """
 
-    last: dict[str, tuple[int, int]] = field(default_factory=dict)
+    files: int
+    rows: int
+    last_row: int
+    last_column: int
+
+
+def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
+    """By variable of the archive, all that is read of it."""
+    rows: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
+    last: dict[str, tuple[int, int]] = {}
+    for read in reads:
+        reader, (z, y, x) = _reader(read), read.window.selections
+        if not read.nbytes:
+            continue
+        seen = rows.setdefault((reader.variable, reader.files), np.zeros(reader.shape[:2], bool))
+        bottom, right = int(max(y)) + 1, int(max(x)) + 1
+        of_file = slice(bottom) if _is_mask(reader) else y
+        for number in z:
+            seen[number, of_file] = True
+        below, beyond = last.get(reader.variable, (0, 0))
+        last[reader.variable] = max(below, bottom), max(beyond, right)
+    found = {}
+    for variable, ends in last.items():
+        of_variable = [seen for (name, _), seen in rows.items() if name == variable]
+        files = sum(int(seen.any(1).sum()) for seen in of_variable)
+        found[variable] = Extent(files, sum(int(seen.sum()) for seen in of_variable), *ends)
+    return found
+
+
+@dataclass
+class Tally:
+    """What jobs read of files, in rows; of a mask, all down to the last that is needed, once a job.
+
+    Attributes:
+        extents: What is read, by variable.
+    """
+
+    extents: Mapping[str, Extent]
     _read: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _rows: dict[Any, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
-    def times(self) -> Mapping[str, float]:
+    def times(self) -> dict[str, float]:
         """How often each variable is read."""
-        return {variable: self._read[variable] / self.files(variable)[1] for variable in self.last}
+        return {variable: self._read[variable] / extent.rows for variable, extent in self.extents.items()}
 
     @property
     def most(self) -> float:
         """How often that is read which is read most often."""
         return max(self.times.values(), default=1.0)
-
-    def files(self, variable: str) -> tuple[int, int]:
-        """How many files of a variable are read, and how many rows of them, each counted once."""
-        files: dict[str, npt.NDArray[np.bool_]] = {}
-        for reader, rows in self._rows.items():
-            if reader.variable == variable:
-                files[reader.files] = rows | files.get(reader.files, rows)
-        return sum(int(rows.any(1).sum()) for rows in files.values()), sum(int(rows.sum()) for rows in files.values())
-
-    def see(self, reads: Iterable[Read]) -> None:
-        """Take note of what is read at all."""
-        for read in reads:
-            reader, (z, y, x) = _reader(read), map(np.asarray, read.window.selections)
-            if not read.nbytes:
-                continue
-            if reader not in self._rows:
-                self._rows[reader] = np.zeros(reader.shape[:2], bool)
-            bottom, right = int(y.max()) + 1, int(x.max()) + 1
-            self._rows[reader][np.ix_(z, np.arange(bottom) if _is_mask(reader) else y)] = True
-            rows, columns = self.last.get(reader.variable, (0, 0))
-            self.last[reader.variable] = max(rows, bottom), max(columns, right)
 
     def add(self, reads: Iterable[tuple[Read, int]], jobs: float = 1) -> None:
         """Take note of what one job reads, or so many that are alike, and how often."""
