@@ -83,17 +83,15 @@ class Driver:
             first = iter([Job("The first slice", look, (self._source.windows,))])
             team.work_off(self._connections, lambda: next(first, None), self._take)
         try:
-            for work in self._source.works if self._anything_left(written) else ():
-                self._compute_statistics(work, team)
+            for group, work in self._source.works:
+                if next(plan_runs(self._store.layout, [group], written), None):
+                    self._compute_statistics(work, team)
             team.work_off(self._connections, self._next_job, self._take)
         except BaseException:
             self._store.end_run()  # jobs that run already end after the region they are at
             raise
         if self.failures:
             raise self._told_failures()
-
-    def _anything_left(self, written: Collection[tuple[str, Region]]) -> bool:
-        return next(plan_runs(self._store.layout, self._source.groups, written), None) is not None
 
     def _compute_statistics(self, work: Work, team: Team) -> None:
         """Compute what all jobs need, once: shares of it in their places, the rest here."""

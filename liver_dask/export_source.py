@@ -40,16 +40,16 @@ class Source:
         return [group for group, _, _ in self._planned]
 
     @property
-    def works(self) -> list[Work]:
-        """Of variables that are computed, their tasks."""
-        return [work for _, work, _ in self._planned if work]
+    def works(self) -> list[tuple[Group, Work]]:
+        """The groups of variables that are computed, and their tasks."""
+        return [(group, work) for group, work, _ in self._planned if work]
 
     @property
     def windows(self) -> list[LazyWindow]:
-        """All that is read."""
+        """A part of each variable of the archive that is read, which tells whether there is such a variable."""
         arrays = [variable.data for variable in self._blocks.data_vars.values()]
         found = [lazy for array in arrays for lazy in ([array.lazy] if _is_lazy(array) else windows_in(array))]
-        return [lazy for lazy in found if lazy.nbytes]
+        return list({lazy.read: lazy for lazy in reversed(found) if lazy.nbytes}.values())
 
     def part(self, run: Run) -> Part:
         """What a job needs."""

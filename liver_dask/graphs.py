@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 from dask._task_spec import (
     Alias,
+    DataNode,
     GraphNode,
     NestedContainer,
     Task,
@@ -80,12 +81,11 @@ def window_of(leaf: Any) -> Read | None:
     """The part of a window that an array stands for, however xarray has wrapped it; None of any other array."""
     keys = []
     while leaf is not None and not isinstance(leaf, LazyWindow):
-        if isinstance(leaf, _OF_XARRAY):
+        inner = getattr(leaf, "lazy", None)
+        if not isinstance(inner, LazyWindow):
             keys.append(getattr(getattr(leaf, "key", None), "tuple", None))
-            leaf = leaf.array if hasattr(leaf, "array") else None
-        else:
-            inner = getattr(leaf, "lazy", None)
-            leaf = inner if isinstance(inner, LazyWindow) else None
+            inner = getattr(leaf, "array", None) if isinstance(leaf, _OF_XARRAY) else None
+        leaf = inner
     if leaf is None:
         return None
     read = Read(leaf, leaf.window)
@@ -105,7 +105,8 @@ def reads_of(task: Any, known: Mapping[Any, Any]) -> Iterator[Read]:
         return
     if task.func is _execute_subgraph:
         inner, _, names, *given = task.args
-        within = dict(zip(names, (_value(one, known) for one in given), strict=True))
+        within = {name: _value(one, {}) for name, one in inner.items() if isinstance(one, DataNode)}
+        within |= zip(names, (_value(one, known) for one in given), strict=True)
         for one in inner.values():
             yield from reads_of(one, within)
         return
