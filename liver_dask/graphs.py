@@ -3,12 +3,12 @@
 A graph may be as it was made (layers), or as dask has optimised it: then what reads may be a task within a task.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
-import numpy as np
 from dask._task_spec import (
     Alias,
     DataNode,
@@ -40,7 +40,15 @@ class Read:
     @property
     def nbytes(self) -> int:
         """Bytes of its voxels."""
-        return int(np.prod([len(selection) for selection in self.window.selections])) * self.lazy.dtype.itemsize
+        return math.prod(map(len, self.window.selections)) * self.lazy.dtype.itemsize
+
+    @property
+    def ends(self) -> tuple[int, int, int]:
+        """The last index along z, y and x, plus one; of one that is not empty."""
+        z, y, x = (
+            max(int(of[0]), int(of[-1]), 0 if isinstance(of, range) else int(of.max())) for of in self.window.selections
+        )
+        return z + 1, y + 1, x + 1
 
     def of(self, index: Any) -> "Read":
         """The part of it that is indexed; all of it, where the index is not understood."""

@@ -242,8 +242,8 @@ def _files(reads: Iterable[Read]) -> Iterable[tuple[Any, tuple[set[int], int]]]:
     """By reader, the slices that are read, and the rows down to the last."""
     found: dict[Any, tuple[set[int], int]] = {}
     for read in reads:
-        z, y, _ = read.window.selections
+        z, _, _ = read.window.selections
         if read.nbytes:
             slices, bottom = found.get(read.lazy.read, (set(), 0))
-            found[read.lazy.read] = slices | set(map(int, z)), max(bottom, int(max(y)) + 1)
+            found[read.lazy.read] = slices | set(map(int, z)), max(bottom, read.ends[1])
     return found.items()

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from . import volume
 from .graphs import Read
+from .window import Selection
 
 
 class Extent(NamedTuple):
@@ -33,14 +34,15 @@ def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
     rows: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
     last: dict[str, tuple[int, int]] = {}
     for read in reads:
-        reader, (z, y, x) = _reader(read), read.window.selections
+        reader, (z, y, _) = _reader(read), read.window.selections
         if not read.nbytes:
             continue
-        seen = rows.setdefault((reader.variable, reader.files), np.zeros(reader.shape[:2], bool))
-        bottom, right = int(max(y)) + 1, int(max(x)) + 1
-        of_file = slice(bottom) if _is_mask(reader) else y
+        if (reader.variable, reader.files) not in rows:
+            rows[reader.variable, reader.files] = np.zeros(reader.shape[:2], bool)
+        _, bottom, right = read.ends
+        of_file = slice(bottom) if _is_mask(reader) else _as_slice(y)
         for number in z:
-            seen[number, of_file] = True
+            rows[reader.variable, reader.files][number, of_file] = True
         below, beyond = last.get(reader.variable, (0, 0))
         last[reader.variable] = max(below, bottom), max(beyond, right)
     found = {}
@@ -81,7 +83,7 @@ class Tally:
                 self._read[reader.variable] += jobs * times * len(z) * len(y)
                 continue
             for number in map(int, z if read.nbytes else ()):
-                prefixes[reader, number] = max(prefixes.get((reader, number), 0), int(max(y)) + 1)
+                prefixes[reader, number] = max(prefixes.get((reader, number), 0), read.ends[1])
         for (reader, _), rows in prefixes.items():
             self._read[reader.variable] += jobs * rows
 
@@ -89,6 +91,11 @@ class Tally:
 def _reader(read: Read) -> Any:
     """The archive's, of whose files a store is made."""
     return read.lazy.read
+
+
+def _as_slice(rows: Selection) -> Any:
+    """A quicker index of the same rows, if there is one."""
+    return slice(rows[0], rows[-1] + 1) if isinstance(rows, range) and rows.step == 1 else np.asarray(rows)
 
 
 def _is_mask(reader: Any) -> bool:

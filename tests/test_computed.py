@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import pickle
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +250,26 @@ def test_a_store_of_an_optimised_dataset_knows_its_files(server: ArchiveServer, 
         manifest = json.loads((tmp_path / "a.zarr" / name / "manifest.json").read_bytes())
         expected = {f"{server.url}/{volume.file_of_slice(name, z)}" for z in (0, 1)}
         assert {source["url"] for source in manifest["sources"]} == expected
+
+
+def test_what_a_cluster_keeps_outlives_a_change_of_the_source(archive: Path, tmp_path: Path) -> None:
+    """The README would promise too little or too much: old voxels while they are held, new ones after."""
+    own = tmp_path / "archive"
+    shutil.copytree(archive, own)
+
+    def read(client: Client) -> np.ndarray:
+        return client.compute(ld.open_human_liver_em(own, shape=SHAPE, chunk_rows=ROWS).raw[0].data).result()
+
+    with LocalCluster(1, processes=False, dashboard_address=":0") as cluster, Client(cluster) as client:
+        held = client.persist(ld.open_human_liver_em(own, shape=SHAPE, chunk_rows=ROWS).raw[0].data)
+        before = held.compute()
+        shutil.copyfile(own / volume.file_of_slice("raw", 1), own / volume.file_of_slice("raw", 0))
+        os.utime(own / volume.file_of_slice("raw", 0), (1e9, 1e9))
+        np.testing.assert_array_equal(read(client), before)
+        del held
+        while client.cluster.scheduler.tasks:
+            time.sleep(0.01)
+        np.testing.assert_array_equal(read(client), ld.open_human_liver_em(own, shape=SHAPE).raw[1])
 
 
 class Counting:
