@@ -22,7 +22,8 @@ import numpy as np
 from dask._task_spec import Alias, DataNode, Task, TaskRef
 from dask.array import chunk
 from dask.array.core import getter, getter_inline, getter_nofancy
-from dask.base import optimize
+from dask.array.optimization import optimize
+from dask.core import flatten
 
 from .export_plan import Group, Layout, Run, plan_runs
 from .graphs import Read, Tasks, reads_of, tasks_of, window_of
@@ -64,11 +65,12 @@ class Work:
     """
 
     def __init__(self, arrays: Mapping[str, da.Array]) -> None:
-        optimised = dict(zip(arrays, optimize(*arrays.values()), strict=True))
-        self.blocks = {name: Blocks.of(array) for name, array in optimised.items()}
-        self.tasks: Tasks = {}
-        for array in optimised.values():
-            self.tasks |= tasks_of(array.dask)
+        self.blocks = {name: Blocks.of(array) for name, array in arrays.items()}
+        written_out: Tasks = {}  # of layers, dask would fuse what reads with each that needs it, to be read for each
+        for array in arrays.values():
+            written_out |= tasks_of(array.dask)
+        keys = [key for array in arrays.values() for key in flatten(array.__dask_keys__())]
+        self.tasks: Tasks = tasks_of(optimize(written_out, keys))
         self.statistics: list[list[Key]] = []
         windows = {key: window_of(getattr(task, "value", None)) for key, task in self.tasks.items()}
         self._sources = {key: read for key, read in windows.items() if read}
@@ -77,7 +79,7 @@ class Work:
         self._reads = {key: reads for key, task in self.tasks.items() if (reads := [*reads_of(task, self._sources)])}
         self._dependents = Counter(needed for of_task in needs.values() for needed in of_task)
         read = sum(read.nbytes for reads in self._reads.values() for read in reads)
-        self._voxels = max(read, sum(of.nbytes for of in optimised.values()))
+        self._voxels = int(max(read, sum(of.nbytes for of in arrays.values())))
         self._extents = extents_of(read for reads in self._reads.values() for read in reads)
         self._of_layer = Counter(map(_layer, self.tasks))
         self._fewest = min((blocks.count for blocks in self.blocks.values()), default=0) / 2
