@@ -188,11 +188,10 @@ class ComputedPart:
         return ComputedRows(self, run, readers)
 
 
-class ComputedRows(Memory):
+class ComputedRows:
     """Computes regions; what those to come need of one, too, is held."""
 
     def __init__(self, part: ComputedPart, run: Run, readers: ContextPool) -> None:
-        super().__init__()
         self._part = part
         self._number = {region: i for i, region in enumerate(run.regions)}
         self._readers = readers
@@ -205,10 +204,13 @@ class ComputedRows(Memory):
         arrays = {}
         for name, of_name in self._part.blocks.items():
             shape = region.z_stop - region.z_start, region.y_stop - region.y_start, of_name.edges[2][-1]
-            arrays[name] = out = self.room(shape, of_name.dtype)
+            arrays[name] = out = np.empty(shape, of_name.dtype)
             for key, place, part in blocks[name]:
                 out[place] = results[key][part]
         return arrays
+
+    def free(self, arrays: Arrays) -> None:
+        """See Rows; dask takes fresh memory all the same."""
 
     def _compute(self, wanted: set[Key], number: int) -> dict[Key, Any]:
         """Compute blocks for the region of this number, with what is held, and hold what is to be."""
