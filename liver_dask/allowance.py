@@ -55,9 +55,6 @@ class Allowance:
         self._changed = threading.Condition()
 
 
-connections = Allowance()
-"""Requests under way: while no job has brought a limit, `Source.connections` alone is it."""
-
 cores = Allowance(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Decoding and encoding. Requests that wait cost nothing and may be many; but with more threads at work than cores, the
 one that has Python's lock waits for a core, and all others for it: 16 decoders on two cores take 1.7 times as long."""

@@ -27,7 +27,9 @@ from dask.core import flatten
 
 from .export_plan import Group, Layout, Run, plan_runs
 from .graphs import Read, Tasks, reads_of, tasks_of, window_of
+from .held import is_held
 from .rows import Blocks, ComputedPart
+from .slice_graph import read
 from .tally import Tally, extents_of
 
 HELD_BYTES = 512 << 20
@@ -50,7 +52,7 @@ SAMPLED = 6
 WORTH_IT = 1.05
 """By how much another order must read less to be taken."""
 
-CUTTING = (getitem, chunk.getitem, getter, getter_inline, getter_nofancy)
+CUTTING = (getitem, chunk.getitem, getter, getter_inline, getter_nofancy, read)
 
 Key = Any
 
@@ -68,19 +70,22 @@ class Work:
         self.blocks = {name: Blocks.of(array) for name, array in arrays.items()}
         written_out: Tasks = {}  # of layers, dask would fuse what reads with each that needs it, to be read for each
         for array in arrays.values():
-            written_out |= tasks_of(array.dask)
+            written_out |= tasks_of(array)
+        self._of_cluster = {key for key, task in written_out.items() if is_held(getattr(task, "value", None))}
         keys = [key for array in arrays.values() for key in flatten(array.__dask_keys__())]
-        self.tasks: Tasks = tasks_of(optimize(written_out, keys))
+        self.tasks: Tasks = dict(
+            optimize(written_out, [*keys, *self._of_cluster])
+        )  # what is held stays apart, to be got
         self.statistics: list[list[Key]] = []
         windows = {key: window_of(getattr(task, "value", None)) for key, task in self.tasks.items()}
-        self._sources = {key: read for key, read in windows.items() if read}
+        self._sources = {key: window for key, window in windows.items() if window}
         needs = {key: task.dependencies & self.tasks.keys() for key, task in self.tasks.items()}
         self._order = {key: i for i, key in enumerate(TopologicalSorter(needs).static_order())}
-        self._reads = {key: reads for key, task in self.tasks.items() if (reads := [*reads_of(task, self._sources)])}
+        self._reads = {key: found for key, task in self.tasks.items() if (found := [*reads_of(task, self._sources)])}
         self._dependents = Counter(needed for of_task in needs.values() for needed in of_task)
-        read = sum(read.nbytes for reads in self._reads.values() for read in reads)
-        self._voxels = int(max(read, sum(of.nbytes for of in arrays.values())))
-        self._extents = extents_of(read for reads in self._reads.values() for read in reads)
+        reads = [one for of_task in self._reads.values() for one in of_task]
+        self._voxels = int(max(sum(one.nbytes for one in reads), sum(of.nbytes for of in arrays.values())))
+        self._extents = extents_of(reads)
         self._of_layer = Counter(map(_layer, self.tasks))
         self._fewest = min((blocks.count for blocks in self.blocks.values()), default=0) / 2
 
@@ -120,7 +125,8 @@ class Work:
         slices: dict[Key, int | None] = {}  # those that a task is made of; None of none, MANY of several
         for key in needed:
             of = {slices[one] for one in self.tasks[key].dependencies & self.tasks.keys()} - {None}
-            of |= {int(min(read.window.selections[0])) // SLICES for read in self._reads.get(key, ())[:1]}
+            of |= {int(min(one.window.selections[0])) // SLICES for one in self._reads.get(key, ())[:1]}
+            of |= {key[1] // SLICES} if key in self._of_cluster and len(key) == 4 else set()
             slices[key] = MANY if len(of) > 1 else next(iter(of), None)
         wanted: dict[int, set[Key]] = {}
         for key in needed:
@@ -130,14 +136,16 @@ class Work:
                 number = slices[end]
                 if number is not None and number != MANY:
                     wanted.setdefault(number, set()).add(end)
-        return [
-            ({key: self.tasks[key] for key in _needed(self.tasks, ends, ())}, list(ends)) for ends in wanted.values()
-        ]
+        return [(self.needed(ends), list(ends)) for ends in wanted.values()]
+
+    def needed(self, keys: Iterable[Key]) -> Tasks:
+        """The tasks that some results need."""
+        return {key: self.tasks[key] for key in _needed(self.tasks, keys, ())}
 
     def _size(self, key: Key) -> int:
         """About the bytes of a task's result; 0 of what is small, or costs nothing."""
         if key in self._reads:
-            return sum(read.nbytes for read in self._reads[key])
+            return sum(one.nbytes for one in self._reads[key])
         return self._voxels // self._of_layer[_layer(key)] if self._is_voxels(key) else 0
 
     def _is_voxels(self, key: Key) -> bool:
@@ -159,11 +167,11 @@ class Work:
         for key in reversed(by_order):
             for needed in self.tasks[key].dependencies & self.tasks.keys() if key in reach else ():
                 widen(needed, *reach[key])
-        steps: dict[Key, int] = {}  # -1 of what is made of no voxels
+        steps: dict[Key, int] = {}  # -1 of what costs nothing
         found: list[list[Key]] = []
         for key in by_order:
             of = [steps[needed] for needed in self.tasks[key].dependencies & self.tasks.keys()]
-            steps[key] = max([*of, 0 if key in self._reads else -1])
+            steps[key] = max([*of, 0 if key in self._reads or key in self._of_cluster else -1])
             first, last = reach.get(key, (0, 0))
             if steps[key] >= 0 and first < last and self._dependents[key] > 1 and self._is_small(key):
                 found += [[]] if len(found) == steps[key] else []
@@ -179,15 +187,17 @@ class Work:
 
     def _tally(self, runs: Sequence[Run]) -> tuple[Tally, int]:
         """What is read by all jobs, and the most bytes that one holds; of many jobs some stand for all."""
-        tally, held = Tally(self._extents), 0
+        tally, held = Tally(self._extents, len(self._of_cluster)), 0
         known: set[Key] = set()
         for keys in self.statistics:
             needed = _needed(self.tasks, keys, known)
-            tally.add((read, 1) for key in needed for read in self._reads.get(key, ()))
+            tally.add((one, 1) for key in needed for one in self._reads.get(key, ()))
+            tally.got += len(self._of_cluster.intersection(needed))
             known |= set(keys)
         for i, weight in _sample(len(runs)):
             planned = self._planned(runs[i], known)
             tally.add(self._all_reads(planned), weight)
+            tally.got += weight * sum(planned.computed.get(key, 0) for key in self._of_cluster)
             held = max(held, planned.most_held)
         return tally, held
 
@@ -196,8 +206,8 @@ class Work:
         for key, times in planned.computed.items():
             task = planned.part.tasks[key]
             is_edge = task is not self.tasks[key]
-            for read in reads_of(task, self._sources) if is_edge else self._reads.get(key, ()):
-                yield read, times
+            for one in reads_of(task, self._sources) if is_edge else self._reads.get(key, ()):
+                yield one, times
 
     def _steps(self, run: Run) -> list[set[Key]]:
         """The blocks of each region."""
@@ -231,8 +241,8 @@ class Work:
         for key in sorted(tasks, key=self._order.__getitem__, reverse=True):
             size, anew = 0 if key in results else self._size(key), uses[key]
             for now, later in pairwise(_bits(uses[key])):
-                fits = load[now:later].max() + size <= HELD_BYTES and (all_fit or later - now <= NEAR)
-                if size == 0 or fits:
+                near = (all_fit or later - now <= NEAR) and load[now:later].max() + size <= HELD_BYTES
+                if (near or size == 0) and key not in self._of_cluster:
                     load[now:later] += size
                     anew &= ~(1 << later)
                     if not isinstance(tasks[key], DataNode):
@@ -262,7 +272,7 @@ class Work:
                 continue
             shape = self._sources[source].window.shape
             indexes = {key: _composed(shape, index, cut) for key, cut in cuts[block]}
-            rows = sum(self._sources[source].of(one).nbytes for one in indexes.values())
+            rows = sum(self._sources[source].of(index).nbytes for index in indexes.values())
             if EDGE * rows <= self._size(block):
                 new |= {
                     key: Task(key, task.func, TaskRef(source), DataNode(None, one), *task.args[2:])

@@ -4,12 +4,13 @@ Nothing is asked of the archive until voxels are needed.
 """
 
 import logging
+import math
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +24,43 @@ from xarray.core import indexing
 from . import volume
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
-from .graphs import windows_in
-from .png import PngSlice
+from .graphs import leaves_in
+from .png import MaskRows, PngSlice
 from .remote import RemoteFile, archive_url, folder_exists, is_zarr, list_folders, told_zarr
 from .settings import setting
-from .tiff import TiffSlice
+from .tiff import StripIndex, TiffSlice
 from .transport import Source
-from .versions import MISSING, note_file
-from .window import LazyWindow, Selection, VolumeArray, Window
+from .versions import MISSING, Identity, note_file
+from .window import LazyWindow, Selection, VolumeArray, Window, check_kind_of_arrays
 
 log = logging.getLogger(__name__)
 
 Missing = Literal["raise", "zeros"]
+T = TypeVar("T")
 
 MEMORY_LIMIT = 256 << 20
 """Bytes of strip indexes, mask files and checkpoints that a process keeps."""
+
+BYTES_OF_ROWS = 32 << 20
+"""Bytes of a mask's pixels that are in memory while points are picked out of them."""
+
+
+@dataclass(frozen=True)
+class SlicePart:
+    """What one process found out about a slice, for others: so that it is fetched and decoded once.
+
+    Attributes:
+        version: Of its file.
+        content: Decoded rows of a mask, or the strip index of raw; nothing of a slice that does not exist, or of which
+            the file has no such index.
+    """
+
+    version: Identity
+    content: MaskRows | StripIndex | None
+
+    def __sizeof__(self) -> int:
+        """Bytes, as dask asks for them."""
+        return object.__sizeof__(self) + (self.content.nbytes if self.content else 0)
 
 
 @dataclass(frozen=True)
@@ -58,19 +81,78 @@ class VolumeReader:
 
     slices_at_once = 1  # each is a file
 
-    def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
-        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
+    def __call__(
+        self,
+        z: Selection,
+        y: Selection,
+        x: Selection,
+        out: npt.NDArray[Any],
+        prepared: Sequence[SlicePart] = (),
+    ) -> None:
+        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x)).
+
+        Args:
+            z: Slices.
+            y: Rows.
+            x: Columns.
+            out: Is filled.
+            prepared: What `prepare` gave for each slice, or nothing.
+        """
         if _is_run(y) and _is_run(x):
+            rows, columns = np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1)
             for i, number in enumerate(z):
-                self._read_slice(int(number), np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1), out[i])
+                self._read_window(int(number), rows, columns, out[i], *prepared[i : i + 1])
             return
         rows, place_of_row = np.unique(np.asarray(y, np.intp), return_inverse=True)
         columns = slice(int(min(x)), int(max(x)) + 1)
         picked = np.ix_(place_of_row, np.asarray(x, np.intp) - columns.start)
         for i, number in enumerate(z):
             pixels = np.empty((len(rows), columns.stop - columns.start), out.dtype)
-            self._read_slice(int(number), rows, columns, pixels)
+            self._read_window(int(number), rows, columns, pixels, *prepared[i : i + 1])
             out[i] = pixels[picked]
+
+    def prepare(self, z: int, start: int, stop: int) -> SlicePart:
+        """What reading rows `start` to `stop` of a slice takes, for any process."""
+        rows = np.arange(start, stop)
+        part = self._use_slice(z, rows, lambda item: item.prepare(start, stop), lambda: None)
+        version = self.source.versions.get(self._url(z))
+        assert version
+        return SlicePart(version, part)
+
+    def read_points(self, z: int, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]) -> None:
+        """Read voxels of one slice, in any order and repeated or not, into `out`: (points,)."""
+        rows = np.unique(y)
+
+        def read(item: TiffSlice | PngSlice) -> None:
+            if isinstance(item, TiffSlice):
+                item.read_points(y, x, out)
+            else:
+                _read_points_by_rows(item, y, x, out)
+
+        self._read_slice(z, rows, read, out)
+
+    def _read_window(
+        self,
+        z: int,
+        rows: npt.NDArray[np.intp],
+        columns: slice,
+        out: npt.NDArray[Any],
+        part: SlicePart | None = None,
+    ) -> None:
+        content = part.content if part else None
+        if part:
+            self.source.versions.note(self._url(z), part.version)
+        if part and isinstance(content, MaskRows):
+            note_file(self._url(z), part.version)
+            content.read(rows, columns, out)
+            return
+
+        def read(item: TiffSlice | PngSlice) -> None:
+            if isinstance(content, StripIndex) and isinstance(item, TiffSlice):
+                item.adopt(content)
+            item.read(rows, columns, out)
+
+        self._read_slice(z, rows, read, out)
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
@@ -123,27 +205,44 @@ class VolumeReader:
         return _memory.get_or_make(self._key(z), lambda: self._open_slice(self._key(z)[-1]))
 
     def _read_slice(
-        self, z: int, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any], *, anew: bool = False
+        self,
+        z: int,
+        rows: npt.NDArray[np.intp],
+        read: Callable[[TiffSlice | PngSlice], None],
+        out: npt.NDArray[Any],
     ) -> None:
+        """Have `read` fill `out` with what it wants of some ascending rows, or fill it with zeros."""
+        self._use_slice(z, rows, read, lambda: out.fill(0))
+
+    def _use_slice(
+        self,
+        z: int,
+        rows: npt.NDArray[np.intp],
+        use: Callable[[TiffSlice | PngSlice], T],
+        use_nothing: Callable[[], T],
+        *,
+        anew: bool = False,
+    ) -> T:
+        """What is made of some rows of a slice, or of one that does not exist and is to be empty."""
         try:
             if self.source.versions.get(self._url(z)) == MISSING:
-                self._fill_missing(z, out)
-                return
+                note_file(self._url(z), MISSING)
+                return use_nothing()
             item = self._item(z)
-            item.read(rows, columns, out)
+            used = use(item)
         except LiverDaskError as error:
             _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
             if self._is_missing(z, error):
-                self._fill_missing(z, out)
-                return
+                note_file(self._url(z), MISSING)
+                return use_nothing()
             if self._may_pass(error, z) and not anew:
-                self._read_slice(z, rows, columns, out, anew=True)
-                return
+                return self._use_slice(z, rows, use, use_nothing, anew=True)
             raise self._located(error, z, rows) from error
         _memory.put(self._key(z), item)
         version = self.source.versions.get(self._url(z))
         assert version  # or nothing was read
         note_file(self._url(z), version)
+        return used
 
     def _may_pass(self, error: LiverDaskError, z: int) -> bool:
         """Evict a file that cannot be decoded from the caches; whether it may be read when fetched anew."""
@@ -183,10 +282,6 @@ class VolumeReader:
             return len(RemoteFile(self.source, self._key(z)[-1]).fetch(0, 1)) > 0
         except SliceNotFoundError:
             return False
-
-    def _fill_missing(self, z: int, out: npt.NDArray[Any]) -> None:
-        out[...] = 0
-        note_file(self._url(z), MISSING)
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
         file = RemoteFile(self.source, path)
@@ -237,7 +332,8 @@ def open_human_liver_em(
             `cholangiocyte`, `endothelial`, `hepatocyte` and `sinusoid` are said to.
         chunk_rows: Rows of a dask block, which is (1, chunk_rows, width); 1024 unless dask's configuration says
             otherwise (`liver-dask.chunk-rows`).
-        connections: The most requests under way at once from a process; 16, or `liver-dask.connections`.
+        connections: The most requests under way at once, from a process or from all workers of a dask cluster together;
+            16, or `liver-dask.connections`.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None; `liver-dask.cache-dir`. Once a
             process, the source is asked by one byte whether what is kept of a file is of its present version.
         cache_raw_gb: GB (10^9 bytes) of disk that `cache_dir` may take for strips of raw, those used longest ago going
@@ -278,16 +374,15 @@ def readers_of(array: Any) -> set[VolumeReader]:
 
     Of voxels that were computed before (`persist`, `compute`) nothing tells where they are from.
     """
-    if isinstance(array, VolumeArray) and array.lazy:
-        return {array.lazy.read} if isinstance(array.lazy.read, VolumeReader) else set()
-    return {window.read for window in windows_in(array) if isinstance(window.read, VolumeReader)}
+    leaves = [array.lazy] if isinstance(array, VolumeArray) and array.lazy else leaves_in(array)
+    return {leaf.read for leaf in leaves if isinstance(leaf.read, VolumeReader)}
 
 
 class LiverBackend(BackendEntrypoint):
     """The engine `liver_dask`: `xr.open_dataset(url, engine="liver_dask", chunks={})`.
 
-    Takes the arguments of `open_human_liver_em`. Without `chunks` the variables are lazy and without dask, and compose
-    any number of indexing steps; with `chunks={}` xarray makes dask arrays, which hand down one step.
+    Takes the arguments of `open_human_liver_em`. With `chunks={}` the variables are the dask arrays that it gives;
+    without `chunks` they are lazy and without dask. Either way any number of indexing steps, and points, are composed.
     """
 
     description = "Open EMPIAR-13356, or an archive laid out like it"
@@ -325,8 +420,11 @@ class LiverBackend(BackendEntrypoint):
         )  # fmt: skip
         preferred = {"preferred_chunks": dict(zip(volume.DIMS, block, strict=True))}
         variables = {
-            name: xr.Variable(
-                volume.DIMS, indexing.LazilyIndexedArray(_BackendWindow(window)), volume.attributes_of(name), preferred
+            name: _EngineVariable(
+                volume.DIMS,
+                indexing.LazilyIndexedArray(_BackendWindow(window, block)),
+                volume.attributes_of(name),
+                preferred,
             )
             for name, window in lazy.items()
         }
@@ -358,20 +456,55 @@ def _token(adapter: Any) -> Any:
 
 
 class _BackendWindow(BackendArray):
-    """A lazy window as xarray's backends want it."""
+    """A lazy window of the whole volume as xarray's backends want it, and how it is cut where dask has it."""
 
-    def __init__(self, lazy: LazyWindow) -> None:
+    def __init__(self, lazy: LazyWindow, block: tuple[int, int, int]) -> None:
         self.lazy = lazy
         self.shape = lazy.shape
         self.dtype = lazy.dtype
+        self._block = block
+
+    @property
+    def chunked(self) -> VolumeArray:
+        """The same as `open_human_liver_em` has it."""
+        return VolumeArray.of(self.lazy, normalize_chunks(self._block, self.shape))
 
     def __dask_tokenize__(self) -> Any:
         return self.lazy.__dask_tokenize__()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self.lazy.__getitem__
-        )
+        if isinstance(key, indexing.VectorizedIndexer) and _is_sparse(key.tuple):
+            return self.chunked.vindex[key.tuple].compute(scheduler=VolumeArray.__dask_scheduler__)
+        outer = indexing.IndexingSupport.OUTER
+        return indexing.explicit_indexing_adapter(key, self.shape, outer, self.lazy.read_side_by_side)
+
+
+def _is_sparse(indexes: tuple[npt.NDArray[np.intp], ...]) -> bool:
+    """Whether reading all that is at one of the indexes of each axis would be much more than the points are."""
+    return math.prod(len(np.unique(index)) for index in indexes) > 2 * math.prod(
+        np.broadcast_shapes(*map(np.shape, indexes))
+    )
+
+
+class _EngineVariable(xr.Variable):
+    """A variable of the engine; made a dask array, it is the one that `open_human_liver_em` gives, indexed alike.
+
+    Of any other lazy array xarray makes a dask array that hands down one indexing step, and no points.
+    """
+
+    __slots__ = ()
+
+    def chunk(self, *args: Any, **options: Any) -> Any:
+        """See `xarray.Variable.chunk`; where nothing is said of an axis, blocks are those of the archive's files."""
+        lazy = self._data
+        while isinstance(lazy, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
+            lazy = lazy.array
+        if not (isinstance(lazy, indexing.LazilyIndexedArray) and isinstance(lazy.array, _BackendWindow)):
+            return super().chunk(*args, **options)
+        array: Any = lazy.array.chunked
+        for axis, index in reversed(list(enumerate(lazy.key.tuple))):
+            array = array[(slice(None),) * axis + (index,)]
+        return xr.Variable(self.dims, array, self.attrs, self.encoding).chunk(*args, **options)
 
 
 def _prepare(
@@ -386,6 +519,7 @@ def _prepare(
     missing: Missing,
 ) -> tuple[dict[str, LazyWindow], tuple[int, int, int], dict[str, Any]]:
     """Check every argument; give the whole volume of each variable, the shape of a block, the attributes."""
+    check_kind_of_arrays()
     _, height, width = checked_shape = volume.check_shape(shape)
     if missing not in get_args(Missing):
         raise InvalidArgumentError(f"missing={missing!r} must be 'raise' or 'zeros'.")
@@ -443,6 +577,22 @@ def _raw_bytes(gigabytes: Any, cache_dir: Any) -> int:
     if count and not cache_dir:
         raise InvalidArgumentError(f"cache_raw_gb={gigabytes!r} needs a folder to keep strips in: give cache_dir.")
     return int(count)
+
+
+def _read_points_by_rows(
+    item: PngSlice, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]
+) -> None:
+    """Read single pixels of a mask, of which rows are decoded: some rows at a time, from the top."""
+    rows, row_of_point = np.unique(y, return_inverse=True)
+    columns = slice(int(x.min()), int(x.max()) + 1)
+    width = columns.stop - columns.start
+    at_once = max(BYTES_OF_ROWS // width, 1)
+    for first in range(0, len(rows), at_once):
+        some = rows[first : first + at_once]
+        pixels = np.empty((len(some), width), out.dtype)
+        item.read(some, columns, pixels)
+        here = np.flatnonzero((row_of_point >= first) & (row_of_point < first + len(some)))
+        out[here] = pixels[row_of_point[here] - first, x[here] - columns.start]
 
 
 def _is_run(selection: Selection) -> bool:

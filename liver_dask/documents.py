@@ -77,15 +77,24 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 def is_same(one: Any, other: Any) -> bool:
     """Whether two JSON values are the same to a reader: 1 is 1.0, but not true; NaN is NaN."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(is_same, one, other))
-    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
-        return True
-    return bool(one == other)
+    pairs = [(one, other)]
+    while pairs:  # a call for each level would end where Python's stack does: JSON may be nested as deep
+        one, other = pairs.pop()
+        if isinstance(one, bool) or isinstance(other, bool):
+            same = one is other
+        elif isinstance(one, dict) and isinstance(other, dict):
+            same = one.keys() == other.keys()
+            pairs += [(one[key], other[key]) for key in one] if same else []
+        elif isinstance(one, list) and isinstance(other, list):
+            same = len(one) == len(other)
+            pairs += zip(one, other, strict=False)
+        elif isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
+            same = True
+        else:
+            same = bool(one == other)
+        if not same:
+            return False
+    return True
 
 
 def array_problems(

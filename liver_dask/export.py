@@ -19,16 +19,17 @@ from .disk import is_link
 from .documents import DECODED_ATTRIBUTES
 from .errors import InvalidArgumentError
 from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, estimate
-from .export_checks import check_call, check_disk, check_memory, check_times, check_workers
+from .export_checks import check_call, check_disk, check_held, check_memory, check_times, check_workers
 from .export_plan import CHUNKS, SHARDS, plan_layout
 from .export_run import Driver
 from .export_source import Source, in_blocks, with_shared_blocks
+from .held import held_by_a_cluster, wait_for
 from .progress import show_progress
 from .record_checks import OTHER_GROUPS
 from .settings import setting
 from .slabs import codecs_of
 from .store import Store
-from .team import gather
+from .team import client_in_force, gather
 from .traffic import traffic
 from .window import VolumeArray
 
@@ -59,6 +60,7 @@ class Export:
         content = _content_of(in_blocks(ds, source.layout), source)
         self.store = Store(target, source.layout, content, allows_missing)
         self.fetched = self.requests = 0
+        self._held = [future for array in source.arrays for future in held_by_a_cluster(array)]
 
     @classmethod
     def plan(
@@ -91,6 +93,7 @@ class Export:
 
     def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
         """Write what is not there yet, then complete the store."""
+        client = client_in_force() if client is None else client
         check_call(client, on_error)
         if self.store.is_written():
             self.store.tidy_beside()
@@ -100,6 +103,7 @@ class Export:
         if setting("check-room"):
             check_disk(self.store, expected)
             check_memory(client, expected)
+        check_held(self._held, client)
         with self.store.claimed(self._write_metadata) as run_name:
             if not run_name:
                 return
@@ -125,6 +129,7 @@ class Export:
             driver = Driver(self.source, self.store, run_name, self.connections, goes_on, advance)
             try:
                 with gather(client, driver.report) as team:
+                    wait_for(self._held)
                     driver.write(written, team)
             finally:
                 self.fetched, self.requests = driver.fetched, driver.requests

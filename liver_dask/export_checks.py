@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -29,6 +29,7 @@ MOST_OF_STATISTICS = 16 << 20
 """Bytes of what is computed before the regions, and sent along with them."""
 
 log = logging.getLogger(__name__)
+WITHOUT_A_CLUSTER = """or work without a cluster: `with dask.config.set(scheduler="threads"):`"""
 
 HOW_TO_SKIP = "liver-dask.check-room: false in dask's configuration skips this."
 
@@ -112,6 +113,23 @@ def _memory_limit(dask_worker: Any) -> int | None:
     return limit
 
 
+def check_held(futures: Sequence[Any], client: "Client | None") -> None:
+    """Refuse what was kept on a cluster (`persist`) that has lost it, or that is not the one that works."""
+    lost = [future for future in futures if future.status in ("cancelled", "lost")]
+    if lost:
+        raise InvalidArgumentError(
+            f"A cluster held {len(lost)} blocks of the Dataset, and has lost them; make the Dataset anew."
+        )
+    if client is None:
+        return
+    others = {future.client.id: future.client for future in futures if future.client is not client}
+    for other in others.values():
+        if other.scheduler_info()["id"] != client.scheduler_info()["id"]:
+            raise InvalidArgumentError(
+                f"{other} holds blocks of the Dataset, and {client} is to do the work; give the first as `client`."
+            )
+
+
 def check_workers(client: "Client", store: Store) -> None:
     """Refuse a folder that a worker does not see; one that comes later fails at its first region, and says why."""
     seen = _ask_workers(client, os.path.exists, str(store.partial / "lock"))
@@ -119,7 +137,7 @@ def check_workers(client: "Client", store: Store) -> None:
     if blind:
         raise InvalidArgumentError(
             f"{len(blind)} workers, {blind[0]} for one, do not see {store.partial}; "
-            "choose a folder that all machines share."
+            f"choose a folder that all machines share, {WITHOUT_A_CLUSTER}."
         )
 
 

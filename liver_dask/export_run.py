@@ -15,6 +15,7 @@ from .export_checks import check_small
 from .export_plan import Group, Region, Run, Shard, ShardRow, plan_runs
 from .export_source import Source
 from .export_work import Failure, Outcome, Share, Task, look, merge
+from .held import got
 from .progress import Advance
 from .store import Store
 from .team import Job, Report, Team
@@ -100,7 +101,7 @@ class Driver:
             values: dict[Any, Any] = {}
             team.work_off(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
             work.settle(values)
-            work.settle(dict(zip(keys, get_sync(work.tasks, keys), strict=True)))
+            work.settle(dict(zip(keys, get_sync(got(work.needed(keys)), keys), strict=True)))
 
     def _take_share(self, values: dict[Any, Any], what: str, future: Future[Any]) -> None:
         try:

@@ -13,7 +13,7 @@ from .computed import Work
 from .dataset import VolumeReader, readers_of
 from .estimate import FilesRead
 from .export_plan import Group, Layout, Run
-from .graphs import windows_in
+from .graphs import leaves_in
 from .rows import Part, WindowPart
 from .tally import Tally
 from .window import LazyWindow, VolumeArray
@@ -35,6 +35,11 @@ class Source:
         self.readers = {str(name): readers_of(variable.data) for name, variable in self._blocks.data_vars.items()}
 
     @property
+    def arrays(self) -> list[Any]:
+        """Those of all variables."""
+        return [variable.data for variable in self._blocks.data_vars.values()]
+
+    @property
     def groups(self) -> list[Group]:
         """The variables, by what they are read together with."""
         return [group for group, _, _ in self._planned]
@@ -47,9 +52,9 @@ class Source:
     @property
     def windows(self) -> list[LazyWindow]:
         """A part of each variable of the archive that is read, which tells whether there is such a variable."""
-        arrays = [variable.data for variable in self._blocks.data_vars.values()]
-        found = [lazy for array in arrays for lazy in ([array.lazy] if _is_lazy(array) else windows_in(array))]
-        return list({lazy.read: lazy for lazy in reversed(found) if lazy.nbytes}.values())
+        leaves = [leaf for array in self.arrays for leaf in ([array.lazy] if _is_lazy(array) else leaves_in(array))]
+        found = [leaf for leaf in leaves if isinstance(leaf, LazyWindow) and leaf.nbytes]
+        return list({lazy.read: lazy for lazy in reversed(found)}.values())
 
     def part(self, run: Run) -> Part:
         """What a job needs."""

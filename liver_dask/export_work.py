@@ -19,7 +19,7 @@ from .allowance import cores
 from .errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from .export_plan import Region, Run, Shape, Shard, ShardRow
 from .graphs import Tasks
-from .remote import limited
+from .held import got
 from .rows import Arrays, Key, Part, foreseeing
 from .slabs import Chunk, encode_chunk
 from .store import Store
@@ -79,16 +79,14 @@ class Task:
     threads: int
     goes_on: bool
 
-    def write(self, connections: int | None, report: Callable[[Report], None]) -> Outcome:
+    def write(self, report: Callable[[Report], None]) -> Outcome:
         """Write the regions, one after the other; while one is kept, the next is encoded, and the one after it read.
 
-        Args:
-            connections: How many requests may be under way for it; None if the process is not limited.
-            report: Is told of each region.
+        `report` is told of each region.
         """
         written: list[Region] = []
         failures: list[Failure] = []
-        with limited(connections, self.threads), self.part.foreseeing(), noting_files() as files, ExitStack() as stack:
+        with self.part.foreseeing(), noting_files() as files, ExitStack() as stack:
             for region, keeping in _ahead(self._begin(stack, files), 2):
                 try:
                     done = keeping.result()
@@ -141,12 +139,11 @@ class Task:
         return self.store.layout.voxels_of(region) * sum(self.part.dtypes[name].itemsize for name in encoded)
 
 
-def look(windows: Iterable[LazyWindow], connections: int | None, report: Callable[[Report], None]) -> Exception | None:
+def look(windows: Iterable[LazyWindow], report: Callable[[Report], None]) -> Exception | None:
     """Find out whether the first slice of each window is there and as expected; what is wrong, if anything."""
     try:
-        with limited(connections, 1):
-            for lazy in windows:
-                lazy.read.look(int(lazy.window.selections[0][0]))
+        for lazy in windows:
+            lazy.read.look(int(lazy.window.selections[0][0]))
     except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
         return as_told(error)
     report(report_of(0))
@@ -167,11 +164,11 @@ class Share:
     tasks: Tasks
     keys: Sequence[Key]
 
-    def compute(self, connections: int | None, report: Callable[[Report], None]) -> dict[Key, Any] | Exception:
+    def compute(self, report: Callable[[Report], None]) -> dict[Key, Any] | Exception:
         """The results; or what went wrong."""
         try:
-            with limited(connections, 1), foreseeing(self.tasks), noting_files() as files, ContextPool(READERS) as pool:
-                results = dask.threaded.get(self.tasks, list(self.keys), pool=pool)
+            with foreseeing(self.tasks), noting_files() as files, ContextPool(READERS) as pool:
+                results = dask.threaded.get(got(self.tasks), list(self.keys), pool=pool)
             self.store.note_versions(files)
         except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
             return as_told(error)

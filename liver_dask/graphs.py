@@ -20,9 +20,11 @@ from dask._task_spec import (
     convert_legacy_graph,
 )
 from dask.blockwise import Blockwise
-from dask.utils import ensure_dict
 from xarray.core import indexing
 
+from .held import is_held
+from .points import LazyPoints
+from .slice_graph import SliceLayer, prepare
 from .window import LazyWindow, Window
 
 Tasks = dict[Any, GraphNode]
@@ -58,30 +60,38 @@ class Read:
             return self
 
 
-def tasks_of(graph: Any) -> Tasks:
-    """All tasks of a graph, whatever its form."""
-    return convert_legacy_graph(ensure_dict(graph))
-
-
-def windows_in(array: da.Array) -> list[LazyWindow]:
-    """The windows that a dask array is made of; of voxels that were computed before (`persist`) nothing tells."""
-    found: dict[int, LazyWindow] = {}
+def tasks_of(array: da.Array) -> Tasks:
+    """All tasks of an array; of windows those that read, which find out themselves what they share in a process."""
+    written_out: dict[Any, Any] = {}
     for layer in array.dask.layers.values():
-        # a blockwise layer has not been written out yet: what it is made of are other layers, or literals
+        written_out |= layer.reading if isinstance(layer, SliceLayer) else layer
+    held = {key: DataNode(key, value) for key, value in written_out.items() if is_held(value)}
+    return convert_legacy_graph(written_out) | held  # which would leave out what a cluster holds
+
+
+def leaves_in(array: da.Array) -> list[LazyWindow | LazyPoints]:
+    """What a dask array reads of; of voxels that were computed before (`persist`) nothing tells."""
+    found: dict[int, LazyWindow | LazyPoints] = {}
+    for layer in array.dask.layers.values():
+        # these layers have not been written out yet: what they are made of are other layers, or literals
+        if isinstance(layer, SliceLayer):
+            continue
         nodes = [layer.task, *(name for name, _ in layer.indices)] if isinstance(layer, Blockwise) else layer.values()
-        found |= {id(lazy): lazy for lazy in _windows_among(nodes)}
+        found |= {id(leaf): leaf for leaf in _leaves_among(nodes)}
     return list(found.values())
 
 
-def _windows_among(nodes: Iterable[Any]) -> Iterator[LazyWindow]:
+def _leaves_among(nodes: Iterable[Any]) -> Iterator[LazyWindow | LazyPoints]:
     for node in nodes:
         if isinstance(node, Mapping):
-            yield from _windows_among(node.values())
+            yield from _leaves_among(node.values())
         elif isinstance(node, (tuple, list)):
-            yield from _windows_among(node)
+            yield from _leaves_among(node)
         elif isinstance(node, Task):
-            yield from _windows_among([*node.args, *node.kwargs.values()])
-        elif read := window_of(getattr(node, "value", node)):
+            yield from _leaves_among([*node.args, *node.kwargs.values()])
+        elif isinstance(leaf := getattr(node, "value", node), LazyPoints):
+            yield leaf
+        elif read := window_of(leaf):
             yield read.lazy
 
 
@@ -109,7 +119,7 @@ def reads_of(task: Any, known: Mapping[Any, Any]) -> Iterator[Read]:
         task: The task.
         known: What names stand for that it refers to, as far as that is a Read or an index.
     """
-    if not isinstance(task, Task):
+    if not isinstance(task, Task) or task.func is prepare:
         return
     if task.func is _execute_subgraph:
         inner, _, names, *given = task.args

@@ -292,7 +292,7 @@ def document_problems(found: Any, expected: Mapping[str, Any], *, is_array: bool
     for key in sorted(one.keys() | other.keys()):
         if not is_same(one.get(key), other.get(key)):
             yield f"{key} is {short(one.get(key))}, and was written as {short(other.get(key))}"
-    attributes, recorded = as_object(found).get("attributes", {}), as_object(expected.get("attributes"))
+    attributes, recorded = as_object(found).get("attributes", {}), as_object(as_object(expected).get("attributes"))
     if not isinstance(attributes, dict):
         yield f"attributes are {short(attributes)}"
         return

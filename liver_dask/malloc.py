@@ -1,6 +1,8 @@
 """How the C library's malloc keeps memory, for processes in which many threads ask for large arrays."""
 
 import ctypes
+import functools
+import os
 
 KEEP = {-3: 32 << 20, -1: 512 << 20}
 """glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: blocks up to the first are reused, and so much is kept for that."""
@@ -16,6 +18,13 @@ def keep_memory() -> None:
     Else each large array is fresh memory, of which every page is a fault, and is zeroed first.
     """
     _set(KEEP | FEW_ARENAS)
+
+
+@functools.cache
+def keep_memory_of_worker() -> None:
+    """The same, once, in a process that was told not to: dask starts its workers with MALLOC_TRIM_THRESHOLD_=65536."""
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        keep_memory()
 
 
 def share_memory() -> None:

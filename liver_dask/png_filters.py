@@ -1,26 +1,16 @@
 """Undoing PNG's row filters, which write each byte as its difference from what bytes to the left and above foretell.
 
-None is a copy, Up and Sub are sums: numpy and imagecodecs do a whole row at once. Paeth is no sum, but in a mask, where
-bytes are alike for long stretches, it comes down to few of them. What is left goes to libpng, which is slower: some
-filtered rows, with the row before them on top, are themselves a small uncompressed PNG.
+A mask's bytes are alike for long stretches. Where nothing changes along one, it is filled at once: so the loops run at
+some GB/s, and inflating is what a mask costs.
 """
 
-import struct
-from itertools import chain
-
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from zlib_ng import zlib_ng
+
+from .compiled import Compiled
 
 NONE, SUB, UP, AVERAGE, PAETH = range(5)
 LAST_FILTER = PAETH
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KIND_OF_STEP = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16, 6)}
-"""Bits of a sample and colour type of pixels that take so many bytes."""
-
-LIBPNG_ROWS = 16
-"""Rows of the small PNG: few enough that it and its copies stay in the processor's cache."""
 
 Bytes1D = npt.NDArray[np.uint8]
 Bytes2D = npt.NDArray[np.uint8]
@@ -34,77 +24,110 @@ def unfilter(rows: Bytes2D, above: Bytes1D, step: int) -> Bytes2D:
         above: The bytes of the row above the first.
         step: How many bytes before a byte is the one that filters take as left of it; divides the bytes of a row.
     """
-    filters = rows[:, 0].tolist()
-    if not any(filters):
+    if not rows[:, 0].any():
         return rows[:, 1:]
     plain = np.empty((len(rows), len(above)), np.uint8)
-    row = 0
-    while row < len(rows):
-        if _undo_as_sums(filters[row], rows[row, 1:], above, plain[row], step):
-            row += 1
-        else:
-            some = slice(row, min(row + LIBPNG_ROWS, len(rows)))
-            plain[some] = _undo_by_libpng(rows[some], above, step)
-            row = some.stop
-        above = plain[row - 1]
+    if step == 1:
+        _undo(_read_only(rows), _read_only(above), plain)
+    else:
+        _undo_of_pixels(_read_only(rows), _read_only(above), np.uint64(step), plain)
     return plain
 
 
-def _undo_as_sums(kind: int, row: Bytes1D, above: Bytes1D, plain: Bytes1D, step: int) -> bool:
-    """Fill `plain`, one row, or return False where that takes libpng."""
-    if kind == NONE:
-        plain[:] = row
-    elif kind == UP:
-        np.add(row, above, out=plain)
-    elif kind == SUB:
-        imagecodecs.delta_decode(row.reshape(-1, step), axis=0, out=plain.reshape(-1, step))
-    else:
-        samples = (slice(sample, None, step) for sample in range(step))
-        return kind == PAETH and all(_undo_paeth_as_sums(row[s], above[s], plain[s]) for s in samples)
-    return True
+def _read_only(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """As the loops are compiled for."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
-def _undo_paeth_as_sums(row: Bytes1D, above: Bytes1D, plain: Bytes1D) -> bool:
-    """Fill `plain`, of one byte a pixel, or return False where Paeth's filter is not the following.
+STRETCH = np.uint64(32)
+"""Bytes that are looked at together; long enough for the processor's widest registers."""
 
-    Paeth foretells a byte by those to its left, above it, and above to the left. Where the latter two are equal, it
-    takes left, as Sub does. Where they differ but left equals one of them, it takes above, as Up does: with no more
-    than two values, as in a mask, nothing else occurs. So a row is made of stretches that begin like Up and go on like
-    Sub. A stretch needs nothing of the one before: its sum is its last byte, the left of the next one's first.
-    """
-    is_start = np.empty(len(row), np.bool_)
-    is_start[0] = True
-    np.not_equal(above[1:], above[:-1], out=is_start[1:])
-    starts = is_start.nonzero()[0]
-    foretold = above[starts]
-    left = (foretold + np.add.reduceat(row, starts, dtype=np.uint8))[:-1]
-    if not ((left == foretold[:-1]) | (left == foretold[1:])).all():
-        return False
-    foretold[1:] -= left  # what makes a sum over the whole row, with no left for its first byte, right at each start
-    plain[:] = row
-    plain[starts] += foretold
-    imagecodecs.delta_decode(plain, out=plain)
-    return True
+ZERO, SAME = np.uint64(0), np.uint8(0)
+# All indexes of the loops are unsigned: numba asks of signed ones whether they count from the end, and then no loop
+# becomes one of the processor's vectors.
 
 
-def _undo_by_libpng(rows: Bytes2D, above: Bytes1D, step: int) -> Bytes2D:
-    block = np.zeros((len(rows) + 1, rows.shape[1]), np.uint8)
-    block[0, 1:] = above
-    block[1:] = rows
-    samples = imagecodecs.png_decode(_png_of(block, step))
-    if samples.itemsize == 2:
-        samples = samples.astype(">u2").view(np.uint8)
-    return samples.reshape(len(block), len(above))[1:]
+def _loop(rows: Bytes2D, above: Bytes1D, plain: Bytes2D) -> None:
+    """Undo the filters of rows with a byte a pixel."""
+    width = np.uint64(plain.shape[1])
+    for number in range(plain.shape[0]):
+        kind, row, out = rows[number, 0], rows[number, 1:], plain[number]
+        if kind == NONE:
+            for i in range(width):
+                out[i] = row[i]
+        elif kind == UP:
+            for i in range(width):
+                out[i] = row[i] + above[i]
+        elif kind == AVERAGE:
+            left = SAME
+            for i in range(width):
+                left = np.uint8(row[i] + (np.int32(left) + np.int32(above[i])) // 2)
+                out[i] = left
+        else:
+            left = corner = SAME
+            start = ZERO
+            while start < width:
+                stop = min(start + STRETCH, width)
+                changes = SAME
+                if kind == SUB:
+                    for i in range(start, stop):
+                        changes |= row[i]
+                else:
+                    for i in range(start, stop):
+                        changes |= row[i] | (above[i] ^ corner)
+                if changes == SAME:
+                    for i in range(start, stop):
+                        out[i] = left
+                elif kind == SUB:
+                    for i in range(start, stop):
+                        left = np.uint8(row[i] + left)
+                        out[i] = left
+                else:
+                    for i in range(start, stop):
+                        up = above[i]
+                        if up == corner:
+                            left = np.uint8(row[i] + left)
+                        elif left == corner:
+                            left = np.uint8(row[i] + up)
+                        else:
+                            a, b, c = np.int32(left), np.int32(up), np.int32(corner)
+                            by_a, by_b, by_c = abs(b - c), abs(a - c), abs(a + b - c - c)
+                            left = np.uint8(row[i] + (a if by_a <= min(by_b, by_c) else b if by_b <= by_c else c))
+                        out[i] = left
+                        corner = up
+                start = stop
+        above = out
 
 
-def _png_of(rows: Bytes2D, step: int) -> bytes:
-    """Filtered rows as a PNG, stored rather than compressed."""
+def _loop_of_pixels(rows: Bytes2D, above: Bytes1D, step: np.uint64, plain: Bytes2D) -> None:
+    """Undo the filters of rows with several bytes a pixel."""
+    width = np.uint64(plain.shape[1])
+    for number in range(plain.shape[0]):
+        kind, row, out = rows[number, 0], rows[number, 1:], plain[number]
+        for i in range(width):
+            a = b = c = foretold = np.int32(0)
+            if i >= step:
+                a, c = np.int32(out[i - step]), np.int32(above[i - step])
+            b = np.int32(above[i])
+            if kind == SUB:
+                foretold = a
+            elif kind == UP:
+                foretold = b
+            elif kind == AVERAGE:
+                foretold = (a + b) // 2
+            elif kind == PAETH:
+                by_a, by_b, by_c = abs(b - c), abs(a - c), abs(a + b - c - c)
+                foretold = a if by_a <= min(by_b, by_c) else b if by_b <= by_c else c
+            out[i] = np.uint8(row[i] + foretold)
+        above = out
 
-    def chunk(kind: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-        crc = zlib_ng.crc32(data, zlib_ng.crc32(kind))
-        return struct.pack(">I", len(data)), kind, data, struct.pack(">I", crc)
 
-    width = (rows.shape[1] - 1) // step
-    header = struct.pack(">IIBBBBB", width, len(rows), *KIND_OF_STEP[step], 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib_ng.compress(rows, 0)), chunk(b"IEND", b"")
-    return b"".join([SIGNATURE, *chain.from_iterable(parts)])
+_ROWS, _ROW, _PLAIN = (
+    "Array(uint8, 2, 'C', readonly=True)",
+    "Array(uint8, 1, 'C', readonly=True)",
+    "Array(uint8, 2, 'C')",
+)
+_undo = Compiled(f"void({_ROWS}, {_ROW}, {_PLAIN})", _loop)
+_undo_of_pixels = Compiled(f"void({_ROWS}, {_ROW}, uint64, {_PLAIN})", _loop_of_pixels)

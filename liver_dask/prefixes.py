@@ -28,13 +28,12 @@ class PrefixShares:
         self._seen: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
 
     def bytes_wanted(
-        self, archive: str, width: int, x_stop: int, counts: npt.NDArray[np.int64]
+        self, archive: str, width: int, x_stops: npt.NDArray[np.intp], counts: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """How many bytes to fetch of strips of `counts` bytes, for the columns up to `x_stop`."""
-        share = self._share(archive, width, x_stop)
-        if share >= WHOLE_FROM:
-            return counts
-        return np.minimum(counts, np.ceil(counts * share * MARGIN_SHARE).astype(np.int64) + MARGIN_BYTES)
+        """How many bytes to fetch of strips of `counts` bytes, each for the columns up to one of `x_stops`."""
+        shares = self._shares(archive, width, x_stops)
+        some = np.minimum(counts, np.ceil(counts * shares * MARGIN_SHARE).astype(np.int64) + MARGIN_BYTES)
+        return np.where(shares >= WHOLE_FROM, counts, some)
 
     def learn(self, archive: str, width: int, x_stop: int, share: float) -> None:
         """Take note of the share of a strip's bytes that its columns up to `x_stop` took."""
@@ -43,12 +42,10 @@ class PrefixShares:
         if len(places) > PLACES:
             places.pop(next(iter(places)), None)
 
-    def _share(self, archive: str, width: int, x_stop: int) -> float:
+    def _shares(self, archive: str, width: int, x_stops: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         places = dict(self._seen.get((archive, width), {}))
-        if x_stop in places:
-            return max(places[x_stop])
         columns = sorted(places)
-        return float(np.interp(x_stop, [0, *columns, width], [0, *(max(places[x]) for x in columns), 1]))
+        return np.interp(x_stops, [0, *columns, width], [0, *(max(places[x]) for x in columns), 1])
 
 
 def bytes_for(count: int, part: int, decoded: int, wanted: int) -> int:

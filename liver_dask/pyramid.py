@@ -61,7 +61,7 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
 
     Args:
         store: A complete store of `to_zarr`, on a file system that this process and all workers share.
-        client: The cluster to work on; threads of this process if None.
+        client: The cluster to work on; if None, what `to_zarr` takes then.
         progress: Whether to report on standard error.
 
     Returns:

@@ -5,7 +5,7 @@ All that a reader allocates, loops over or opens because of a record is bounded 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,39 @@ def record_problem(record: Any) -> str | None:
     except (ValueError, InvalidArgumentError) as error:
         return str(error).rstrip(".")
     return None
+
+
+def told_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    """Why a recorded store is not of a call, if only computed variables have other names; else nothing.
+
+    Args:
+        found: The record.
+        content: What it would be of the call.
+    """
+    there, wanted = as_object(found.get("variables")), content["variables"]
+    differing = [name for name in wanted if there.get(name) != wanted[name]]
+    rest = [name for name in content if name != "variables" and found.get(name) != content[name]]
+    if (
+        rest
+        or not differing
+        or there.keys() != wanted.keys()
+        or not all(
+            _is_computed(of[name]) and of[name] | {"voxels": ""} == there[name] | {"voxels": ""}
+            for name in differing
+            for of in (there, wanted)
+        )
+    ):
+        return ""
+    return (
+        f" Only how {', '.join(differing)} is computed has another name in dask. If you know of no change: a lambda or "
+        "a function of a notebook or script may have another name after each edit and in each process; put it into a "
+        "module that is imported, or give dask a name (`da.map_blocks(..., name=...)`)."
+    )
+
+
+def _is_computed(variable: Any) -> bool:
+    voxels = as_object(variable).get("voxels")
+    return isinstance(voxels, str) and voxels.startswith("computed ")
 
 
 def _lengths(record: Any, key: str) -> tuple[int, int, int]:

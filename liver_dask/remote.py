@@ -6,9 +6,8 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -18,7 +17,6 @@ import fsspec
 import tenacity
 import urllib3
 
-from . import allowance
 from .byteranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
 from .cache import SpanCache
 from .credentials import Secret, split_secret
@@ -83,6 +81,11 @@ class RemoteFile:
         """Bytes kept of it, because the server sends nothing less than all."""
         return len(self._whole)
 
+    @property
+    def connections(self) -> int:
+        """Into how many requests a read is best split now: in a worker of a cluster fewer than `source.connections`."""
+        return _process.transport(self.source).connections
+
     def fetch(self, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_spans`."""
         return self._fetch_spans([Span(start, stop)])[0]
@@ -146,9 +149,8 @@ class RemoteFile:
         transport = _process.transport(self.source)
         if transport.takes_several and not self._whole:
             try:
-                with allowance.connections:
-                    traffic.add(requests=1)
-                    transport.get(self.url, [Span(0, head), Span(-tail, 0)], self.source.timeout, receive)
+                traffic.add(requests=1)
+                transport.get(self.url, [Span(0, head), Span(-tail, 0)], self.source.timeout, receive)
             except OneRangeOnlyError:
                 transport.takes_several = False
             except TryAgainError as fault:  # what lacks is asked for as anything else
@@ -219,11 +221,10 @@ class _Request:
         try:
             missing = self._missing()
             if missing:
-                with allowance.connections:
-                    check_wanted(self.url)
-                    traffic.add(requests=1, retries=int(tries > 0))
-                    patience = source.timeout * min(2**tries, MOST_PATIENCE)
-                    _process.transport(source).get(self.url, missing, patience, self._receive)
+                check_wanted(self.url)
+                traffic.add(requests=1, retries=int(tries > 0))
+                patience = source.timeout * min(2**tries, MOST_PATIENCE)
+                _process.transport(source).get(self.url, missing, patience, self._receive)
             if self._missing():
                 raise TryAgainError("sent fewer bytes than asked for")
         except TryAgainError as fault:
@@ -406,20 +407,6 @@ class _Process:
 
 
 _process = _Process()
-
-
-@contextmanager
-def limited(connections: int | None, threads: int) -> Iterator[None]:
-    """Let a job have so many requests under way, and so many threads at work; None leaves both as they are.
-
-    Connections that were kept alive are closed in the end: other processes may open as many.
-    """
-    if connections is None:
-        yield
-        return
-    with allowance.connections.of(connections), allowance.cores.of(threads):
-        yield
-    _process.close_idle()
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,6 +3,7 @@
 A part of the volume goes to a worker, small and pickled; there its `rows` give the voxels of each region.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dask._task_spec import DataNode
 
 from .export_plan import Region, Run
 from .graphs import Read, Tasks, reads_of, window_of
+from .held import got
 from .threads import ContextPool
 from .window import LazyWindow
 
@@ -150,9 +152,8 @@ class Blocks:
 
 def _pieces(edges: Sequence[int], begin: int, end: int) -> list[tuple[int, slice, slice]]:
     """The blocks between two indexes of an axis: number, place from `begin` on, part of the block."""
-    first, last = np.searchsorted(edges, begin, side="right") - 1, np.searchsorted(edges, end, side="left")
     pieces = []
-    for number in range(int(first), int(last)):
+    for number in range(bisect_right(edges, begin) - 1, bisect_left(edges, end)):
         start, stop = max(edges[number], begin), min(edges[number + 1], end)
         if start < stop:  # a block may have no rows
             part = slice(start - edges[number], stop - edges[number])
@@ -223,7 +224,7 @@ class ComputedRows:
                 coming += tasks[key].dependencies
         kept = {key for key in tasks.keys() | self._held.keys() if number in self._part.held.get(key, ())}
         keys = list(wanted | (kept & tasks.keys()))
-        results = dict(zip(keys, dask.threaded.get(tasks, keys, pool=self._readers), strict=True))
+        results = dict(zip(keys, dask.threaded.get(got(tasks), keys, pool=self._readers), strict=True))
         self._held = {key: results[key] if key in results else self._held[key] for key in kept}
         return results
 

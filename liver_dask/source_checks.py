@@ -12,7 +12,7 @@ from .documents import read_document, short
 from .errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from .export_work import READERS, report_of
 from .record import MANIFEST
-from .remote import RemoteFile, limited
+from .remote import RemoteFile
 from .team import Report
 from .threads import ContextPool
 from .transport import Source
@@ -43,9 +43,9 @@ class SourceCheck:
     files: tuple[RecordedFile, ...]
     by_tag: bool
 
-    def run(self, connections: int | None, report: Callable[[Report], None]) -> dict[str, str]:
+    def run(self, report: Callable[[Report], None]) -> dict[str, str]:
         """By path, what is told of each file that is another; see Task.write."""
-        with limited(connections, 1), ContextPool(READERS) as pool:
+        with ContextPool(READERS) as pool:
             found = dict(zip(self.files, pool.map(self._change, self.files), strict=True))
         report(report_of(0))
         return {file.path: told for file, told in found.items() if told}

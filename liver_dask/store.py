@@ -62,6 +62,7 @@ from .record import (
     shard_path,
     what_is_at,
 )
+from .record_checks import told_difference
 from .slabs import STATISTICS, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
 from .versions import Identity
 from .volume import DIMS
@@ -116,7 +117,8 @@ class Store:
         found = read_record(self.target)
         if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, source or layout" if found else what_is_at(self.target)
-            raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.")
+            why = told_difference(found, self.content) if found else ""
+            raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.{why}")
         self._check_missing(missing_files(self.target, self.names))
         for name in self.names:
             for shard, expected in read_checksums(self.target, name).items():
@@ -404,7 +406,7 @@ class Store:
         if not self._is_of(record):
             raise StoreExistsError(
                 f"{self.partial} is the unfinished store of another call (another box, source or layout); "
-                "finish that call, remove the folder, or choose another path."
+                f"finish that call, remove the folder, or choose another path.{told_difference(record, self.content)}"
             )
 
     def _remove_new(self) -> None:

@@ -59,9 +59,13 @@ class Tally:
 
     Attributes:
         extents: What is read, by variable.
+        held: How many blocks a cluster holds already.
+        got: How many are got from there.
     """
 
     extents: Mapping[str, Extent]
+    held: int = 0
+    got: float = 0
     _read: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
@@ -71,8 +75,8 @@ class Tally:
 
     @property
     def most(self) -> float:
-        """How often that is read which is read most often."""
-        return max(self.times.values(), default=1.0)
+        """How often that is read, or got from a cluster, which is most often."""
+        return max(*self.times.values(), self.got / self.held if self.held else 1.0, 1.0)
 
     def add(self, reads: Iterable[tuple[Read, int]], jobs: float = 1) -> None:
         """Take note of what one job reads, or so many that are alike, and how often."""

@@ -1,20 +1,26 @@
-"""Who does the work of an export: threads of this process, or the workers of a cluster; a few jobs at a time.
+"""Who does the work of an export: threads of this process, or the workers of a cluster; some jobs at a time.
 
-Jobs are submitted as others end, never more than can run: no graph is built, whatever the size of the volume. The
-requests that the archive is to bear are shared out with the jobs, so that a whole cluster keeps to one limit without
-asking anybody for leave (a `distributed.Semaphore` would be asked twice a request, and a killed worker would keep its
-leases for half a minute).
+Jobs are submitted as others end, a few more than can run: no graph is built, whatever the size of the volume, and a
+cluster that adapts sees that there is work for more workers. The requests that the archive is to bear are shared out
+among the jobs that run, see `shares`.
 """
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from time import sleep
+from math import inf
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
+import dask
+
+from .allowance import cores
 from .errors import ExportError
 from .interrupts import check_interrupted, interrupts_noted
 from .malloc import keep_memory, share_memory
@@ -26,8 +32,15 @@ if TYPE_CHECKING:
 LOCAL_JOBS = 4
 """Jobs side by side in this process: one for raw and one for each mask are what a box has."""
 
+JOBS_AHEAD = 16
+"""Jobs that are submitted to a cluster before they can run: dask asks for workers for what waits. The most that are
+held in the scheduler's memory."""
+
 SECONDS_BETWEEN_LOOKS = 1.0
-GONE = "The cluster is gone: its scheduler ended, or was restarted."
+SECONDS_WITHOUT_WORKERS = 5.0
+"""So long nothing is said of it that there is nobody to do the work."""
+
+log = logging.getLogger(__name__)
 
 
 class Report(NamedTuple):
@@ -59,21 +72,24 @@ class Team:
     """Who does the work.
 
     Attributes:
-        executor: Runs the jobs.
-        start: Calls a job with its arguments, where it runs.
-        places: How many jobs can run side by side now; it may change while workers come and go.
+        submit: Begins a job, with the options that it is called with.
+        places: How many jobs can run side by side now; it may change while workers come and go. ExportError if there
+            is no cluster any more.
+        why_cancelled: What became of a job that was cancelled.
         report: Given to each job that fetches.
         hear: Is called here with what they report, and once in a while with nothing.
-        shares: Whether requests are to be shared out with the jobs, because these run in several processes.
+        shares: Whether requests are to be shared out among the jobs, because these run in several processes.
+        ahead: How many jobs more are submitted than can run now.
         threads: Threads that a job may compute on.
     """
 
-    executor: Executor
-    start: Callable[..., Any]
+    submit: Callable[[Job, dict[str, Any]], Future[Any]]
     places: Callable[[], int]
+    why_cancelled: Callable[[], ExportError]
     report: Callable[[Report], None]
     hear: Callable[[Report], None]
     shares: bool
+    ahead: int
     threads: int
 
     def work_off(
@@ -87,7 +103,7 @@ class Team:
             take: Gets `what` a job was, and its future.
 
         Raises:
-            ExportError: The cluster is gone.
+            ExportError: The cluster is gone, or somebody cancelled the jobs.
         """
         with interrupts_noted():
             self._work_off(connections, next_job, take)
@@ -95,38 +111,71 @@ class Team:
     def _work_off(
         self, connections: int, next_job: Callable[[], Job | None], take: Callable[[Any, Future[Any]], None]
     ) -> None:
-        running: dict[Future[Any], tuple[Any, int]] = {}
-        free = connections
+        submitted: dict[Future[Any], Job] = {}
+        fetching, most_fetching = 0, connections if self.shares else inf  # each of them needs a request of its own
+        alone = _Alone()
         job = next_job()
         try:
-            while job or running:
+            while job or submitted:
                 check_interrupted()
-                places = self._places_now()
-                while job and len(running) < places and (free or not job.fetches):
-                    share = max(1, min(free, connections // places)) if self.shares and job.fetches else 0
-                    options = {"connections": share or None, "report": self.report} if job.fetches else {}
-                    running[self.executor.submit(self.start, job.call, *job.arguments, **options)] = job.what, share
-                    free -= share
+                places = self.places()
+                alone.note(places)
+                while job and len(submitted) < places + self.ahead and not (job.fetches and fetching >= most_fetching):
+                    submitted[self.submit(job, {"report": self.report} if job.fetches else {})] = job
+                    fetching += job.fetches
                     job = next_job()
-                if not running:  # no worker has come yet, or none is left
+                if not submitted:
                     sleep(SECONDS_BETWEEN_LOOKS)
-                for future in wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
-                    what, share = running.pop(future)
-                    free += share
+                for future in wait(submitted, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
+                    done = submitted.pop(future)
+                    fetching -= done.fetches
                     if future.cancelled():
-                        raise ExportError(GONE)
-                    take(what, future)
+                        raise self.why_cancelled()
+                    take(done.what, future)
                 job = job or next_job()
                 self.hear(Report(0, 0, 0))
         finally:
-            for future in running:
+            for future in submitted:
                 future.cancel()
 
-    def _places_now(self) -> int:
-        try:
-            return self.places()
-        except (OSError, RuntimeError, CancelledError) as error:
-            raise ExportError(GONE) from error
+
+class _Alone:
+    """Says so, once, if there is nobody for a while who could do the work."""
+
+    def __init__(self) -> None:
+        self._since, self._told = monotonic(), False
+
+    def note(self, places: int) -> None:
+        if places:
+            self._since, self._told = monotonic(), False
+        elif not self._told and monotonic() - self._since > SECONDS_WITHOUT_WORKERS:
+            self._told = True
+            log.warning(
+                "The cluster has had no worker for %.0f s; the work waits until one comes.", SECONDS_WITHOUT_WORKERS
+            )
+
+
+def client_in_force() -> "Client | None":
+    """The client that dask itself would compute with now, if nothing else was said; None where that is threads.
+
+    In a task of a cluster it is none: whoever hands out tasks has shared out the work, and each of them would start
+    a driver and leave its place to the next one, all of them at once.
+    """
+    distributed = sys.modules.get("distributed")
+    scheduler = dask.config.get("scheduler", None)
+    if distributed is None or _is_in_task():
+        return None
+    if isinstance(scheduler, distributed.Client):
+        return scheduler
+    if scheduler not in (None, "distributed", "dask.distributed"):
+        return None
+    try:
+        client: Client = distributed.default_client()
+    except ValueError:
+        return None
+    is_of_a_worker = client.id.startswith("Client-worker-")  # met on a thread that a task has started
+    is_usable = not client.asynchronous and client.status not in ("closing", "closed")
+    return client if is_usable and not is_of_a_worker else None
 
 
 @contextmanager
@@ -139,38 +188,95 @@ def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[
     """
     if client is None:
         share_memory()
-        with ContextPool(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as executor:
-            yield Team(executor, _start_here, lambda: LOCAL_JOBS, hear, hear, shares=False, threads=os.cpu_count() or 1)
+        with ContextPool(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as pool:
+            yield Team(
+                lambda job, options: pool.submit(job.call, *job.arguments, **options),
+                lambda: LOCAL_JOBS,
+                lambda: ExportError("A job was cancelled."),
+                hear,
+                hear,
+                shares=False,
+                ahead=0,
+                threads=os.cpu_count() or 1,
+            )
         return
     topic = f"liver_dask-{os.urandom(8).hex()}"
     client.subscribe_topic(topic, lambda event: hear(Report(*event[1])))
     try:
-        yield Team(
-            client.get_executor(pure=False),
-            _start_on_worker,
-            lambda: sum(client.nthreads().values()),
-            partial(_send, topic),
-            hear,
-            shares=True,
-            threads=1,
-        )
+        with _place_given_up():
+            yield Team(
+                partial(_submit, client.get_executor(pure=False)),
+                partial(_places, client),
+                partial(_why_cancelled, client),
+                partial(_send, topic),
+                hear,
+                shares=True,
+                ahead=JOBS_AHEAD,
+                threads=1,
+            )
     finally:
         if client.status == "running":
             client.unsubscribe_topic(topic)
 
 
-def _start_here(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    return call(*arguments, **options)
+def _submit(executor: Executor, job: Job, options: dict[str, Any]) -> Future[Any]:
+    """To a cluster; what fetches nothing frees the disk, so it comes first."""
+    name = f"liver_dask-{job.call.__name__}-{uuid4()}"  # dask tells from the first part how long such jobs take
+    return executor.submit(
+        _start_on_worker, job.call, *job.arguments, **options, key=name, priority=0 if job.fetches else 1
+    )
+
+
+def _places(client: "Client") -> int:
+    try:
+        return sum(client.nthreads().values())
+    except (OSError, RuntimeError, CancelledError, AttributeError) as error:
+        raise _why_cancelled(client) from error
+
+
+def _why_cancelled(client: "Client") -> ExportError:
+    """What became of a cluster whose jobs were cancelled, or that does not answer."""
+    if client.status in ("closing", "closed"):
+        return ExportError("The client was closed before the work was done; leave it open until then.")
+    if client.status == "running":
+        return ExportError("The jobs were cancelled, or the cluster was restarted, before the work was done.")
+    return ExportError("The cluster is gone: its scheduler ended, or cannot be reached any more.")
+
+
+def _is_in_task() -> bool:
+    """Whether this is a task of a cluster."""
+    worker = sys.modules.get("distributed.worker")
+    return worker is not None and bool(getattr(worker.thread_state, "key", None))
+
+
+@contextmanager
+def _place_given_up() -> Iterator[None]:
+    """In a task of a cluster, leave its place to the jobs meanwhile, which else might wait for it for ever."""
+    if not _is_in_task():
+        yield
+        return
+    from distributed import rejoin, secede
+
+    try:
+        secede()
+    except KeyError:  # it has done so itself
+        yield
+        return
+    try:
+        yield
+    finally:
+        rejoin()
 
 
 def _start_on_worker(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a job, in a process that does not give back to the system what it will need again at once.
+    """Call a job that computes on one thread, in a process that does not give back what it will need again at once.
 
     dask starts workers with MALLOC_TRIM_THRESHOLD_=65536. By that glibc asks the system for every array and every
     context of the compressor, page by page: zstd then runs at a quarter of its rate, and an export at less than half.
     """
     keep_memory()
-    return call(*arguments, **options)
+    with cores.of(1):
+        return call(*arguments, **options)
 
 
 def _send(topic: str, report: Report) -> None:

@@ -6,12 +6,13 @@ or 2, one or many rows a strip with a short last strip. Anything else is slower,
 
 import io
 import logging
+import math
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, cast
 
 import imagecodecs
@@ -20,8 +21,10 @@ import numpy.typing as npt
 import tifffile
 
 from .allowance import cores
+from .breadth import slices_across
 from .byteranges import MOST_OF_A_REQUEST, Span
 from .cache import FolderCache, MemoryCache, SpanCache
+from .directory import HEADER, Directory, fetch_entries, read_directory
 from .errors import FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
@@ -48,6 +51,10 @@ ROWS_LIMIT = 96 << 20
 
 INDEX_BYTES_PER_ROW = 8
 """What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
+
+FEW_ROWS = 8
+LARGE_INDEX = 32 << 10
+"""Rows, and bytes of a strip index: of a larger one not all is fetched for fewer rows of many slices."""
 
 Rows = npt.NDArray[np.intp]
 
@@ -84,6 +91,15 @@ class StripIndex:
     def row_of(self, strip: int) -> int:
         """The first row of a strip."""
         return strip * self.rows_per_strip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.offsets.nbytes + self.counts.nbytes
+
+    def knows(self, rows: Rows) -> bool:
+        """Whether it has the places of some rows; of strips that were not asked for it may have none."""
+        return bool((self.offsets[rows // self.rows_per_strip] > 0).all())
 
     def to_bytes(self) -> bytes:
         """As one npz file."""
@@ -129,18 +145,18 @@ class TiffSlice:
     @property
     def nbytes(self) -> int:
         """Bytes kept: of the strip index, and of the file where the server sends nothing less."""
-        index = 0 if self._index is None else self._index.offsets.nbytes + self._index.counts.nbytes
+        index = 0 if self._index is None else self._index.nbytes
         segments = 0 if self._segments is None else self._segments.nbytes
         return index + segments + self._file.nbytes
 
     def look(self) -> None:
         """Find out whether the file is there and as expected, by its directory."""
-        self._open()
+        self._open(np.arange(self._height))
 
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
-        index = self._open()
-        if self.foreseen or out.nbytes > LARGEST_LOOK or not (self._file.identity and self._file.identity.tag):
+        index = self._open(rows)
+        if self.foreseen or out.nbytes > LARGEST_LOOK or not self._may_keep():
             self._read_pixels(index, rows, columns, out)
             return
         lacking = [i for i, row in enumerate(rows.tolist()) if not self._copy_kept(row, columns, out[i])]
@@ -151,6 +167,54 @@ class TiffSlice:
             for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
                 kept_rows.put((self._file.key, row), _Stretch(columns.start, kept.copy()))
 
+    def prepare(self, start: int, stop: int) -> StripIndex | None:
+        """The strip index, with the entries of some rows; None of a file that has none."""
+        index = self._open(np.arange(start, stop))
+        return index if isinstance(index, StripIndex) else None
+
+    def adopt(self, index: StripIndex) -> None:
+        """Take over a strip index that another process has loaded of the same version of the file."""
+        with self._lock:
+            if self._index is None:
+                self._index = index
+
+    def read_points(self, y: Rows, x: Rows, out: npt.NDArray[Any]) -> None:
+        """Read single pixels, in any order and repeated or not, into `out`, (points,): of each row up to the last."""
+        rows, row_of_point = np.unique(y, return_inverse=True)
+        index = self._open(rows)
+        if isinstance(index, Segments):
+            self._read_points_of_segments(index, y, x, out)
+            return
+        stops = np.zeros(len(rows), np.intp)
+        np.maximum.at(stops, row_of_point, x + 1)
+        points_of_row = dict(zip(rows.tolist(), _points_by(row_of_point), strict=True))
+        is_kept = np.array([self._pick_kept(row, points, x, out) for row, points in points_of_row.items()])
+        keeps = int(stops.sum()) * RAW_DTYPE.itemsize <= LARGEST_LOOK and self._may_keep()
+
+        def take(row: int, pixels: npt.NDArray[np.uint16]) -> None:
+            out[points_of_row[row]] = pixels[x[points_of_row[row]]]
+            if keeps:
+                kept_rows.put((self._file.key, row), _Stretch(0, pixels.copy()))
+
+        if not is_kept.all():
+            self._read_row_beginnings(index, rows[~is_kept], stops[~is_kept], take)
+
+    def _pick_kept(self, row: int, points: Rows, x: Rows, out: npt.NDArray[np.uint16]) -> bool:
+        """Fill in the points of a row that was looked at before; False if not all of them are kept."""
+        kept = kept_rows.get((self._file.key, row))
+        columns = x[points]
+        if kept is None or columns.min() < kept.start or columns.max() >= kept.start + len(kept.pixels):
+            return False
+        out[points] = kept.pixels[columns - kept.start]
+        return True
+
+    @property
+    def _kind(self) -> tuple[str, int, int]:
+        return self._file.source.url, self._height, self._width
+
+    def _may_keep(self) -> bool:
+        return bool(self._file.identity and self._file.identity.tag)
+
     def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[np.uint16]) -> bool:
         """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
         kept = kept_rows.get((self._file.key, row))
@@ -159,12 +223,12 @@ class TiffSlice:
         out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
         return True
 
-    def _open(self) -> StripIndex | Segments:
-        """Load the directory, the first time."""
+    def _open(self, rows: Rows) -> StripIndex | Segments:
+        """Load the directory, the first time, and of the strip index what some rows need."""
         with self._opening:
             if self._segments is None:
                 try:
-                    return self._load_index()
+                    return self._load_index(rows)
                 except _OtherKindError as other:
                     self._segments = other.segments
                     log.info("%s; it is read strip by strip, or tile by tile, by tifffile, which is slower", other)
@@ -183,22 +247,49 @@ class TiffSlice:
         self, segments: Segments, numbers: Rows, rows: Rows, columns: slice, out: npt.NDArray[np.uint16]
     ) -> None:
         """Read the pixels that some segments, all of one plane, hold of rows and columns."""
-        offsets, counts = segments.offsets[numbers], segments.counts[numbers]
-        spans = list(map(Span, offsets.tolist(), (offsets + counts).tolist()))
-        pieces = plan_pieces(offsets, counts, 1 if self.foreseen else self._file.source.connections)
+        self._decode_segments(segments, numbers, lambda number, part: segments.decode(number, part, rows, columns, out))
+
+    def _decode_segments(self, segments: Segments, numbers: Rows, decode: Callable[[int, memoryview], None]) -> None:
+        """Fetch some segments; `decode(number, part)` gets each, on any thread."""
+        spans, pieces = self._plan(segments.offsets[numbers], segments.counts[numbers])
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:
             for number, part in zip(numbers[pieces[i]].tolist(), parts, strict=True):
                 with cores:
-                    segments.decode(number, part, rows, columns, out)
+                    decode(number, part)
 
         self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
 
+    def _read_points_of_segments(self, segments: Segments, y: Rows, x: Rows, out: npt.NDArray[np.uint16]) -> None:
+        """Read single pixels of strips or tiles, each of which is fetched and decoded once."""
+        of_plane = math.prod(segments.grid)
+        numbers, segment_of_point = np.unique(
+            y // segments.height * segments.grid[1] + x // segments.width, return_inverse=True
+        )
+        points = _points_by(segment_of_point)
+        of_first_plane: dict[int, npt.NDArray[np.uint16]] = {}
+
+        def decode(number: int, part: memoryview) -> None:
+            i = int(np.searchsorted(numbers, number % of_plane))
+            rows, columns = np.unique(y[points[i]]), slice(int(x[points[i]].min()), int(x[points[i]].max()) + 1)
+            pixels = of_first_plane.get(i, np.empty((len(rows), columns.stop - columns.start), RAW_DTYPE))
+            segments.decode(number, part, rows, columns, pixels)
+            out[points[i]] = pixels[np.searchsorted(rows, y[points[i]]), x[points[i]] - columns.start]
+            if segments.planes > 1:
+                of_first_plane[i] = pixels
+
+        for plane in range(segments.planes):
+            self._decode_segments(segments, numbers + plane * of_plane, decode)
+
+    def _plan(self, offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> tuple[list[Span], list[slice]]:
+        """Ranges that are needed, each from its offset on, and which of them a request is for."""
+        spans = list(map(Span, offsets.tolist(), (offsets + wanted).tolist()))
+        return spans, plan_pieces(offsets, wanted, 1 if self.foreseen else self._file.connections)
+
     def _read_strips(self, index: StripIndex, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
-        offsets, wanted = index.offsets[strips], self._bytes_wanted(index, strips, columns.stop)
-        spans = list(map(Span, offsets.tolist(), (offsets + wanted).tolist()))
-        pieces = plan_pieces(offsets, wanted, 1 if self.foreseen else self._file.source.connections)
+        stops = np.full(len(strips), columns.stop)
+        spans, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops))
         straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:
@@ -208,30 +299,52 @@ class TiffSlice:
             wide = columns.stop if deep == 1 else self._width  # nothing right of it is decoded in the last row needed
             shape = len(parts), deep, wide
             block = out[here].reshape(shape) if straight else np.empty(shape, RAW_DTYPE)
-            self._decode(index, strips[pieces[i]], parts, columns.stop, block)
+            self._decode(index, strips[pieces[i]], parts, stops[pieces[i]], block)
             if not straight:
                 with cores:
                     out[here] = block[strip_of_row[here] - pieces[i].start, row_in_strip, columns]
 
         self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
 
-    def _bytes_wanted(self, index: StripIndex, strips: Rows, x_stop: int) -> npt.NDArray[np.int64]:
+    def _read_row_beginnings(
+        self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[np.uint16]], None]
+    ) -> None:
+        """Read rows, each up to a column of its own; `take(row, pixels)` gets them, in any order, on any thread."""
+        strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
+        stops_of_strips = np.zeros(len(strips), np.intp)
+        np.maximum.at(stops_of_strips, strip_of_row, stops)
+        spans, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops_of_strips))
+
+        def decode_piece(i: int, parts: list[memoryview]) -> None:
+            here = range(*np.searchsorted(strip_of_row, (pieces[i].start, pieces[i].stop)).tolist())
+            deep = max(int(rows[row]) % index.rows_per_strip for row in here) + 1
+            some_stops = stops_of_strips[pieces[i]]
+            block = np.empty((len(parts), deep, int(some_stops.max()) if deep == 1 else self._width), RAW_DTYPE)
+            self._decode(index, strips[pieces[i]], parts, some_stops, block)
+            for row in here:
+                pixels = block[strip_of_row[row] - pieces[i].start, rows[row] % index.rows_per_strip]
+                take(int(rows[row]), pixels[: stops[row]])
+
+        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+
+    def _bytes_wanted(self, index: StripIndex, strips: Rows, stops: Rows) -> npt.NDArray[np.int64]:
         """How many bytes to fetch of each strip; all of a deep one, whose rows' places are not learnt."""
         counts = index.counts[strips]
         if index.rows_per_strip > 1:
             return counts
-        return prefix_shares.bytes_wanted(self._file.source.url, self._width, x_stop, counts)
+        return prefix_shares.bytes_wanted(self._file.source.url, self._width, stops, counts)
 
     def _decode(
-        self, index: StripIndex, strips: Rows, parts: list[memoryview], x_stop: int, block: npt.NDArray[np.uint16]
+        self, index: StripIndex, strips: Rows, parts: list[memoryview], stops: Rows, block: npt.NDArray[np.uint16]
     ) -> None:
         """Decode strips into `block`: (strips, rows of a strip, columns); below and right of what is needed, anything.
 
-        `parts` are the first bytes of each strip; where they are too few, more are fetched.
+        `parts` are the first bytes of each strip; where they are too few for the columns up to its own one of `stops`,
+        more are fetched.
         """
         _, deep, wide = block.shape
         there = np.minimum(deep, self._height - strips * index.rows_per_strip)  # the last strip may be short
-        lengths = ((there - 1) * wide + x_stop).tolist()
+        lengths = ((there - 1) * wide + stops).tolist()
         targets = [rows.reshape(-1)[:n].view(np.uint8) for rows, n in zip(block, lengths, strict=True)]
         with cores:
             decoded = [self._decode_strip(index, *one) for one in zip(strips.tolist(), parts, targets, strict=True)]
@@ -240,8 +353,8 @@ class TiffSlice:
             self._fetch_more(index, strips, parts, targets, decoded, short)
             short = [i for i in short if decoded[i] < len(targets[i])]
         with cores:
-            if x_stop < self._width and index.rows_per_strip == 1:
-                self._learn(index, int(strips[0]), parts[0], x_stop)
+            if stops[0] < self._width and index.rows_per_strip == 1:
+                self._learn(index, int(strips[0]), parts[0], int(stops[0]))
             if index.big_endian != (sys.byteorder == "big"):
                 block.byteswap(inplace=True)
             if index.predictor == 2:
@@ -295,11 +408,34 @@ class TiffSlice:
             "the file is damaged at its source."
         )
 
-    def _load_index(self) -> StripIndex:
+    def _load_index(self, rows: Rows) -> StripIndex:
+        """The strip index, with the entries of some rows at least."""
         with self._lock:
             if self._index is None:
-                self._index = self._load_kept_index() or self._fetch_index()
+                self._index = self._load_kept_index() or self._fetch_entries(rows)
+            if self._index is None or not self._index.knows(rows):
+                self._index = self._fetch_index()
             return self._index
+
+    def _fetch_entries(self, rows: Rows) -> StripIndex | None:
+        """The strip index with what it has of some rows and their neighbours; None where to have all is better.
+
+        That takes a round trip less. So only a few rows of many slices are read without; who then asks for others gets
+        all of it.
+        """
+        known = known_directories.get(self._kind)
+        is_thin = len(rows) <= FEW_ROWS and slices_across() > self._file.source.connections
+        if known is None or known[0].nbytes < LARGE_INDEX or not is_thin or self._folder:
+            return None
+        directory, index = known
+        entries = fetch_entries(self._file, directory, (rows // index.rows_per_strip).tolist())
+        if entries is not None:
+            index = replace(index, offsets=entries[0], counts=entries[1])
+            if not _beyond(index, self._file).any(where=index.offsets != 0):
+                return index
+        log.info("%s: its directory is not like another slice's", self._file.url)
+        known_directories[self._kind] = None
+        return None
 
     def _load_kept_index(self) -> StripIndex | None:
         kept = self._folder.load("strips", self._file.url) if self._folder else None
@@ -315,6 +451,11 @@ class TiffSlice:
         if self._folder and self._file.identity and self._file.identity.tag:
             self._folder.store("strips", self._file.url, self._file.identity, index.to_bytes())
         return index
+
+
+def _points_by(group: Rows) -> list[Rows]:
+    """The numbers of the points that are of each group; every group has one."""
+    return np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
 
 
 def plan_pieces(offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], connections: int) -> list[slice]:
@@ -347,6 +488,10 @@ def request_bytes(total: int, connections: int) -> int:
 
 
 prefix_shares = PrefixShares()
+
+known_directories: dict[tuple[str, int, int], tuple[Directory, StripIndex] | None] = {}
+"""By archive and size of a slice, what the next directory will be like, and an index without entries; None where it was
+not so."""
 
 kept_rows: MemoryCache[_Stretch] = MemoryCache(ROWS_LIMIT)
 
@@ -389,6 +534,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
                 big_endian=tiff.byteorder == ">",
             )
         _check_places(index, file)
+        _learn_directory(sparse.directory(page.offset), index, file)
         return index
     except LiverDaskError:
         raise
@@ -396,6 +542,14 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
         if sparse.failure:  # not the file is damaged: tifffile takes any failing read for that
             raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
+
+
+def _learn_directory(directory: Directory | None, index: StripIndex, file: RemoteFile) -> None:
+    """Take note of what the directories of other slices will be like."""
+    kind = file.source.url, index.height, index.width
+    if directory and directory.offsets.length == directory.counts.length == index.needed:
+        nothing = np.zeros(0, np.int64)
+        known_directories.setdefault(kind, (directory, replace(index, offsets=nothing, counts=nothing)))
 
 
 def _difference(page: tifffile.TiffPage) -> str:
@@ -420,12 +574,17 @@ def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
     """See to it that all strips or tiles are there, and within the file."""
     if not len(index.offsets) == len(index.counts) == index.needed:
         raise FormatError(f"{file.url}: has {len(index.offsets)} strips or tiles where {index.needed} are needed.")
-    assert file.identity is not None
-    size = file.identity.size
-    beyond = np.flatnonzero((index.offsets <= 0) | (index.counts <= 0) | (index.counts > size - index.offsets))
+    beyond = np.flatnonzero(_beyond(index, file))
     if len(beyond):
-        row = index.row_of(int(beyond[0]))
+        assert file.identity is not None
+        row, size = index.row_of(int(beyond[0])), file.identity.size
         raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
+
+
+def _beyond(index: StripIndex | Segments, file: RemoteFile) -> npt.NDArray[np.bool_]:
+    """Which strips or tiles are not within the file."""
+    assert file.identity is not None
+    return (index.offsets <= 0) | (index.counts <= 0) | (index.counts > file.identity.size - index.offsets)
 
 
 class _Sparse(io.RawIOBase):
@@ -473,6 +632,11 @@ class _Sparse(io.RawIOBase):
         target[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def directory(self, begins: int) -> Directory | None:
+        """What it will share with those of files that are written alike, as far as it was looked at."""
+        parts = [data[begins - first :] for first, data in self._fetched.items() if first <= begins < first + len(data)]
+        return read_directory(self._fetched[0][:HEADER], parts[0]) if parts else None
 
     def _bytes(self, start: int, stop: int) -> bytes:
         for first, data in self._fetched.items():

@@ -24,7 +24,7 @@ import ssl
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
@@ -49,6 +49,7 @@ from .errors import (
     SliceNotFoundError,
     SourceChangedError,
 )
+from .shares import share_of
 from .threads import SECONDS_BETWEEN_LOOKS, call_aside
 from .versions import Identity, Versions
 from .watchdog import Watch
@@ -84,7 +85,7 @@ class Source:
 
     Attributes:
         url: The archive's root: an http(s) URL, any other fsspec URL, or a local folder; no slash at the end.
-        connections: The most requests under way at once from this process.
+        connections: The most requests under way at once: from this process, or from all workers of a cluster together.
         timeout: Seconds without a byte after which a request is given up and asked again, with more patience each time.
         attempts: How often one range is asked for before that is an error.
         cache_dir: Folder that keeps strip indexes and masks between processes, or None.
@@ -139,6 +140,10 @@ class Transport(Protocol):
     """
 
     takes_several: bool
+
+    @property
+    def connections(self) -> int:
+        """Into how many requests a read is best split now: so many may be under way at once."""
 
     def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         """Fetch ranges, each at most to the end of the file; or the whole of a small one.
@@ -208,9 +213,16 @@ class HttpTransport:
         self._origin = _origin_of(source.url)
         self._patience = source.timeout
         self._pool = open_pool(source.url, source.connections, HEADERS)
+        self._share = share_of("{0.scheme}://{0.netloc}".format(urlsplit(source.url)), source.connections)
+        self._share.add(self)
         self._of_netrc: dict[str, str] = {}
         self._warned: set[str] = set()
         self._lock = threading.Lock()
+
+    @property
+    def connections(self) -> int:
+        """See Transport."""
+        return self._share.now
 
     def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         """See Transport."""
@@ -221,7 +233,7 @@ class HttpTransport:
     @contextmanager
     def _ask(self, url: str, headers: Mapping[str, str], patience: float) -> Iterator[_Answer]:
         """The answer to a request, its redirects followed; what urllib3 raises meanwhile is told as ours."""
-        with Watch() as watch:
+        with self._share, Watch() as watch:
             try:
                 response = self._follow(url, {**HEADERS, **headers}, Exchange(watch, patience))
                 try:
@@ -428,6 +440,8 @@ class FsspecTransport:
     def __init__(self, source: Source) -> None:
         self._secret = source.secret
         self._is_near = source.url.partition("://")[0] in ("file", "local", "memory") or "://" not in source.url
+        self._connections = source.connections
+        self._share = None if self._is_near else share_of(source.url, source.connections)
         fault = None
         try:
             self._fs, _ = fsspec.url_to_fs(
@@ -440,10 +454,16 @@ class FsspecTransport:
         if fault:
             raise fault  # here, so that no context holds what the package's error may tell
 
+    @property
+    def connections(self) -> int:
+        """See Transport."""
+        return self._share.now if self._share else self._connections
+
     def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
         """See Transport; the file system has its own patience."""
         (start, stop), *_ = spans
-        found = self._call(lambda: self._read(url, start, stop))
+        with self._share or nullcontext():
+            found = self._call(lambda: self._read(url, start, stop))
         if isinstance(found, LiverDaskError):
             raise found
         receive(found[0], start, found[1])

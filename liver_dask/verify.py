@@ -30,12 +30,11 @@ from .ome_zarr import Level, description_problem, has_description, other_labels
 from .progress import say, show_progress
 from .pyramid import FOLDER, halved, levels_of, voxel_size_of
 from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
-from .remote import limited
 from .rows import Part
 from .settings import setting
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
 from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources, slice_of
-from .team import Job, Report, gather
+from .team import Job, Report, client_in_force, gather
 from .threads import ContextPool
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def verify(
             asked, and opened only if it is http(s), a local folder or a common object storage.
         full: Whether to decode every chunk and compare every voxel, which fetches all of the source again.
         seed: Which slices and rows are looked at; another one looks at others.
-        client: The cluster to work on; threads of this process if None.
+        client: The cluster to work on; if None, what `to_zarr` takes then.
         progress: Whether to report on standard error.
 
     Returns:
@@ -187,7 +186,7 @@ def verify(
                 plan.differences += found
                 report.voxels += count
 
-        with gather(client, tell) as team:
+        with gather(client_in_force() if client is None else client, tell) as team:
             left = iter(jobs)
             team.work_off(setting("connections"), lambda: next(left, None), take)
     for plan in plans:
@@ -401,11 +400,11 @@ class Comparison:
         itemsize = sum(dtype.itemsize for dtype in self.part.dtypes.values())
         return itemsize * sum(map(self.layout.voxels_of, self.run.regions))
 
-    def compare(self, connections: int | None, report: Callable[[Report], None]) -> tuple[int, list[Difference]]:
+    def compare(self, report: Callable[[Report], None]) -> tuple[int, list[Difference]]:
         """Voxels compared, and what is wrong; see Task.write."""
         voxels = 0
         differences: list[Difference] = []
-        with limited(connections, 1), self.part.foreseeing(), ContextPool(READERS) as readers:
+        with self.part.foreseeing(), ContextPool(READERS) as readers:
             rows = self.part.rows(self.run, readers)
             for region in self.run.regions:
                 arrays = rows.read(region)

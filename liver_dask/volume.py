@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .documents import short
 from .errors import InvalidArgumentError
 
 EMPIAR_URL = "https://ftp.ebi.ac.uk/empiar/world_availability/13356/data"
@@ -149,7 +150,7 @@ def check_voxel_size(voxel_size_nm: Sequence[float]) -> tuple[float, float, floa
     try:
         z, y, x = (float(size) for size in voxel_size_nm)
     except (TypeError, ValueError):
-        raise InvalidArgumentError(f"voxel_size_nm={voxel_size_nm!r} is not three numbers (z, y, x).") from None
+        raise InvalidArgumentError(f"voxel_size_nm={short(voxel_size_nm)} is not three numbers (z, y, x).") from None
     if not all(0 < size < float("inf") for size in (z, y, x)):
         raise InvalidArgumentError(f"voxel_size_nm={(z, y, x)} must be above 0 on every axis.")
     return z, y, x

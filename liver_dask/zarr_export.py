@@ -40,8 +40,12 @@ def to_zarr(
             manifest lists none, and no change of them is noticed.
         path: The store to write, on a file system that this process and all workers share. Missing folders above it
             are made. Of a symbolic link it is made where that leads.
-        client: The cluster to work on, of whatever kind; threads of this process if None. All its processes together
-            have no more requests under way than `connections` of `open_human_liver_em` says.
+        client: The cluster to work on, of whatever kind. All its processes together, and all calls that write on it at
+            once, have no more requests under way than `connections` of `open_human_liver_em` says. If None, it is the
+            one that dask itself would take: a `Client` that was made and is open, else threads of this process, which
+            `with dask.config.set(scheduler="threads"):` takes whatever there is. In a task of a cluster None is threads
+            of its worker: who hands out such tasks has shared out the work already; with `client=get_client()` it is
+            shared out once more, and the task leaves its place meanwhile.
         bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each max exclusive; all
             that `ds` holds if None.
         chunks: Voxels (z, y, x) of an inner chunk, which is the least that a reader decodes.

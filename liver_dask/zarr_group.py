@@ -11,6 +11,7 @@ from typing import Any
 import zarr
 
 from .disk import files_in
+from .errors import DamagedError
 from .slabs import TORN, DurableFile
 
 METADATA = "zarr.json"
@@ -39,6 +40,9 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
         group: The group's folder.
         attributes: All of them.
         consolidate: Whether to tell the metadata of all that is in it, too; those that tell them already go on to.
+
+    Raises:
+        DamagedError: The metadata are nested too deeply.
     """
     consolidate = consolidate or is_consolidated(group)
     with tempfile.TemporaryDirectory(prefix="liver_dask-metadata-") as shadow:
@@ -46,10 +50,14 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
             copy = Path(shadow, path.relative_to(group))
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        zarr.open_group(shadow, mode="a", use_consolidated=False).attrs.put(dict(attributes))
-        if consolidate:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification as yet
-                zarr.consolidate_metadata(shadow)
+        try:
+            zarr.open_group(shadow, mode="a", use_consolidated=False).attrs.put(dict(attributes))
+            if consolidate:
+                with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification as yet
+                    zarr.consolidate_metadata(shadow)
+        except RecursionError as error:
+            what = f"The metadata of {group}, or of something in it, are nested too deeply for Zarr to write them."
+            raise DamagedError(what) from error
         content = Path(shadow, METADATA).read_bytes()
     for torn in [
         path for path in files_in(group) if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name)
@@ -63,7 +71,7 @@ def _read(node: Path) -> dict[str, Any] | None:
     """The metadata of a group or array; None if there are none. A disk that cannot be read is an error."""
     try:
         document = json.loads((node / METADATA).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from liver_dask import dataset, png, remote, tiff, volume
+from liver_dask import dataset, remote, tiff, volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 SHAPE = (10, 300, 420)
@@ -22,8 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 def nothing_kept() -> None:
     """Every test begins as a new process does."""
     dataset._memory._clear()
-    png._blocks._clear()
     tiff.kept_rows._clear()
+    tiff.known_directories.clear()
     remote._process.forget()
 
 

@@ -23,6 +23,25 @@ from liver_dask.demo import RangeRequestHandler
 BLOCK = 32 << 10
 """Bytes sent at once where the rate is limited."""
 
+
+class SideBySide(RangeRequestHandler):
+    """Takes its time, and notes of how many files something is asked at once; make a subclass of it for each test."""
+
+    asked: set[str]
+    most = 0
+
+    def __init_subclass__(cls) -> None:
+        cls.asked = set()
+
+    def do_GET(self) -> None:
+        cls = type(self)
+        cls.asked.add(self.path)
+        cls.most = max(cls.most, len(cls.asked))
+        time.sleep(0.1)
+        super().do_GET()
+        cls.asked.discard(self.path)
+
+
 Parts = Sequence[tuple[int, bytes]]
 """Ranges of an answer, each as its first byte and its bytes."""
 

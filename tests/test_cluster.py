@@ -31,8 +31,10 @@ from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("workers")
     options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "local_directory": folder}
-    with LocalCluster(**options) as cluster, Client(cluster) as client:
+    with LocalCluster(**options) as cluster:
+        client = Client(cluster, set_as_default=False)  # without `with`, too, it is in force nowhere
         yield client
+        client.close()
 
 
 def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(

@@ -24,13 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask import computed, dataset, export_plan, png, store, team, tiff, volume
+from liver_dask import computed, dataset, export_plan, store, tiff, volume
 from liver_dask.cache import MemoryCache
 from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.export import Export
 from liver_dask.export_plan import Group, Layout, plan_layout, plan_runs
 from liver_dask.export_work import Task
-from liver_dask.graphs import windows_in
+from liver_dask.graphs import leaves_in
 from liver_dask.threads import ContextPool
 from liver_dask.traffic import traffic
 from liver_dask.window import LazyWindow, VolumeArray, Window
@@ -62,7 +62,6 @@ def server(archive: Path) -> Iterator[ArchiveServer]:
 def larger_than_all_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the real archive is: nothing but strip indexes outlives its use, and a job holds a dozen blocks."""
     monkeypatch.setattr(dataset, "_memory", MemoryCache(16 * SHAPE[1] * SHAPE[0]))
-    monkeypatch.setattr(png, "_blocks", MemoryCache(0))
     monkeypatch.setattr(tiff, "kept_rows", MemoryCache(0))
     monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
     monkeypatch.setattr(computed, "HELD_BYTES", 12 * BLOCK_BYTES)
@@ -211,19 +210,16 @@ def test_a_graph_is_optimised_once_and_a_job_is_sent_its_part(
 ) -> None:
     """Each region would cost the optimising of the whole graph, and each job its pickle: megabytes and hours."""
     optimised, sent = [], []
-    optimize, start = computed.optimize, team._start_here
+    optimize, write = computed.optimize, Task.write
     monkeypatch.setattr(computed, "optimize", lambda *arrays: optimised.append(arrays) or optimize(*arrays))
-    monkeypatch.setattr(
-        team, "_start_here", lambda call, *rest, **options: sent.append(call) or start(call, *rest, **options)
-    )
+    monkeypatch.setattr(Task, "write", lambda task, report: sent.append(task) or write(task, report))
     ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=16)
     ds = (ds.raw * 2).to_dataset(name="changed")
     ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
     assert len(optimised) == 1
-    tasks = [call.__self__ for call in sent if isinstance(getattr(call, "__self__", None), Task)]
     whole = len(pickle.dumps(computed.Work({"changed": ds.changed.data}).tasks))
-    assert len(tasks) == 4
-    assert max(len(pickle.dumps(task)) for task in tasks) < whole / 2
+    assert len(sent) == 4
+    assert max(len(pickle.dumps(task)) for task in sent) < whole / 2
     np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").changed, ds.changed)
 
 
@@ -237,7 +233,7 @@ def test_the_windows_of_an_optimised_graph_are_found(archive: Path, change: Call
     for ds in (ld.open_human_liver_em(archive, **options), engine, engine.isel(z=slice(1), y=slice(9))):
         (optimised,) = dask.optimize(change(ds))
         for name in ds.data_vars:
-            windows = windows_in(optimised[name].data)
+            windows = leaves_in(optimised[name].data)
             assert {window.read.variable for window in windows} >= {name}
             assert {reader.variable for reader in dataset.readers_of(optimised[name].data)} >= {name}
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from conftest import SHAPE
+from hostile import SideBySide
 
 import liver_dask as ld
 from liver_dask import volume
-from liver_dask.demo import ArchiveServer
+from liver_dask.demo import ArchiveServer, serve
+from liver_dask.window import VolumeArray
 
 
 def strip_bytes(archive: Path, z: int, rows: range) -> int:
@@ -87,6 +89,20 @@ def test_a_stride_fetches_only_the_strips_it_needs(server: ArchiveServer, archiv
     assert server.bytes_sent <= needed * 1.05
 
 
+def opened_by_the_engine(url: str, **options) -> xr.Dataset:
+    return xr.open_dataset(url, engine="liver_dask", shape=SHAPE, **options)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        lambda url: ld.open_human_liver_em(url, shape=SHAPE),
+        lambda url: opened_by_the_engine(url, chunks={}),
+        lambda url: opened_by_the_engine(url),
+        lambda url: opened_by_the_engine(url).isel(z=slice(2, None)).chunk().isel(z=slice(-2, None, -1)),
+    ],
+    ids=["open", "engine with chunks", "engine without", "chunked later"],
+)
 @pytest.mark.parametrize(
     "index",
     [
@@ -99,10 +115,15 @@ def test_a_stride_fetches_only_the_strips_it_needs(server: ArchiveServer, archiv
     ],
     ids=["two steps", "isel thrice", "slice of a slice", "backwards", "a list", "numpy int"],
 )
-def test_any_chain_of_indexes_fetches_only_what_is_left(server: ArchiveServer, archive: Path, index) -> None:
+def test_any_chain_of_indexes_fetches_only_what_is_left(
+    server: ArchiveServer, archive: Path, voxels, index, opened
+) -> None:
     """Dask hands down one step; the second would fetch whole blocks and throw them away."""
-    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
-    index(ds.raw).compute()
+    whole = xr.DataArray(voxels["raw"], dims=("z", "y", "x"), coords={"z": range(10), "y": range(300)})
+    raw = opened(server.url).raw
+    if raw.z[0] != 0:
+        whole = whole[8:1:-1]
+    np.testing.assert_array_equal(index(raw), index(whole))
     assert server.bytes_sent <= (strip_bytes(archive, 4, range(100, 228)) + index_bytes(archive, 4)) * 1.05
 
 
@@ -179,6 +200,36 @@ def test_the_engine_gives_the_same_dataset(server: ArchiveServer, archive: Path,
     plain = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE, labels="mito", drop_variables="raw")
     assert list(plain.data_vars) == ["mito"]
     np.testing.assert_array_equal(plain.mito[5][100:120][:, [5, 1, 8]], voxels["mito"][5, 100:120][:, [5, 1, 8]])
+
+
+def test_the_engines_dask_arrays_are_those_of_open(archive: Path) -> None:
+    """What is computed of both, or kept of one, would be read twice; or `chunk` make one block of the volume."""
+    ours = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=100)
+    engine = opened_by_the_engine(archive, chunks={}, chunk_rows=100)
+    later = opened_by_the_engine(archive, chunk_rows=100)
+    for ds in (engine, later.chunk()):
+        for name, variable in ours.data_vars.items():
+            assert type(ds[name].data) is VolumeArray
+            assert (ds[name].data.name, ds[name].chunks) == (variable.data.name, variable.chunks)
+    window = {"z": 3, "y": slice(50, 200)}
+    assert later.isel(window).chunk().raw.data.name == ours.isel(window).raw.data.name
+    assert later.isel(window).chunk(x=200).raw.chunks == ours.isel(window).chunk(x=200).raw.chunks
+    assert isinstance(pickle.loads(pickle.dumps(later)).chunk().raw.data, VolumeArray)
+    loaded = later.isel(window).load()
+    assert not isinstance(loaded.chunk().raw.data, VolumeArray)
+    np.testing.assert_array_equal(loaded.chunk().raw, ours.isel(window).raw)
+
+
+def test_without_dask_slices_are_read_side_by_side(archive: Path, voxels) -> None:
+    """A line through all slices would take a round trip after the other."""
+
+    class Asked(SideBySide):
+        pass
+
+    with serve(archive, Asked) as server:
+        raw = opened_by_the_engine(server.url).raw
+        np.testing.assert_array_equal(raw[::-1, 40, 5:9], voxels["raw"][::-1, 40, 5:9])
+    assert Asked.most > 3
 
 
 def test_options_may_come_from_dask_config(server: ArchiveServer) -> None:

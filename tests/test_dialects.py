@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import png, volume
+from liver_dask import png, png_stream, volume
 from liver_dask.byteranges import MOST_OF_A_REQUEST
 from liver_dask.demo import RangeRequestHandler, serve
 from liver_dask.tiff import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
@@ -124,7 +124,7 @@ def write_png(path: Path, kind: str, mask: np.ndarray) -> None:
         case "2 bits":
             header = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], 2, 0, 0, 0, 0)
             data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pack(mask // 85, 2))) + chunk(b"IEND", b"")
-            path.write_bytes(png.SIGNATURE + data)
+            path.write_bytes(png_stream.SIGNATURE + data)
             return
     image.save(path, optimize=kind == "palette")
 
@@ -195,7 +195,7 @@ def test_a_mask_read_block_by_block_is_decoded_once(tmp_path: Path, monkeypatch:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_sequence_of_windows_of_one_mask(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """A checkpoint or a kept block would be used for rows that it does not hold."""
+    """What was decoded before would be taken for rows that it does not hold."""
     folder = tmp_path_factory.mktemp("mask")
     path = folder / volume.file_of_slice("er", 0)
     path.parent.mkdir()

@@ -1,12 +1,13 @@
 """Undoing PNG's row filters, byte for byte as the specification says it."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liver_dask import png_filters
-from liver_dask.png_filters import AVERAGE, LAST_FILTER, PAETH, unfilter
+from liver_dask.png_filters import LAST_FILTER, unfilter
+
+STRETCH = int(png_filters.STRETCH)
 
 
 def expectation(kind: int, left: int, up: int, up_left: int) -> int:
@@ -69,23 +70,21 @@ def test_any_image_filtered_in_any_way(image: tuple[np.ndarray, np.ndarray, np.n
     check(kinds, code(pixels, kinds, above, step, undo=False), above, step, pixels)
 
 
-@pytest.mark.parametrize("values", [(0, 255), (0, 1), (7, 200)], ids=str)
-@pytest.mark.parametrize("step", [1, 3])
-def test_masks_do_without_libpng(monkeypatch: pytest.MonkeyPatch, values: tuple[int, int], step: int) -> None:
-    """Reading masks would take three times as long."""
-    monkeypatch.setattr(png_filters, "_undo_by_libpng", None)
-    pixels = np.random.default_rng(0).choice(np.array(values, np.uint8), (40, 60 * step))
-    pixels[:20].sort(axis=1)
-    kinds = np.arange(40) % (LAST_FILTER + 1)
-    kinds[kinds == AVERAGE] = PAETH
-    kinds[0] = 0  # the row above an image is 0, which need not be one of its values
-    check(kinds, code(pixels, kinds, pixels[0] * 0, step, undo=False), pixels[0] * 0, step, pixels)
-
-
-def test_long_runs_of_each_filter() -> None:
-    """Where one small PNG ends and the next begins, a row would be lost or taken from the wrong one above."""
-    random = np.random.default_rng(1)
-    rows = random.integers(0, 256, (5 * 3 * png_filters.LIBPNG_ROWS, 5), np.uint8)
-    kinds = np.repeat(random.permutation(5), 3 * png_filters.LIBPNG_ROWS)
-    above = random.integers(0, 256, 5, np.uint8)
-    check(kinds, rows, above, 1, code(rows, kinds, above, 1, undo=True))
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    kind=st.integers(0, LAST_FILTER),
+    values=st.sampled_from([(0, 255), (0, 1), (7, 200), (0, 3, 200)]),
+    lengths=st.lists(st.integers(1, 3 * STRETCH), min_size=1, max_size=12),
+)
+def test_stretches_of_any_length(seed: int, kind: int, values: tuple[int, ...], lengths: list[int]) -> None:
+    """Where a stretch of equal bytes is filled at once, those at its ends would be taken for equal, too."""
+    random = np.random.default_rng(seed)
+    width = sum(lengths)
+    pixels = np.array([np.repeat(random.choice(values, len(lengths)), random.permutation(lengths)) for _ in range(6)])
+    pixels[3] = pixels[2]
+    pixels = pixels.astype(np.uint8).reshape(6, width)
+    kinds = np.full(5, kind)
+    check(kinds, code(pixels[1:], kinds, pixels[0], 1, undo=False), pixels[0], 1, pixels[1:])
+    rare = np.where(random.random((5, width)) < 0.01, random.integers(0, 256, (5, width)), 0).astype(np.uint8)
+    check(kinds, rare, pixels[0], 1, code(rare, kinds, pixels[0], 1, undo=True))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import png, volume
+from liver_dask import png, png_stream, volume
 from liver_dask.demo import serve
 
 SUITE = sorted((Path(__file__).parent / "data" / "pngsuite").glob("*.png"))
@@ -118,7 +118,7 @@ def png_of(samples: np.ndarray, colour: int, bits: int, interlaced: bool, kinds:
     )
     return b"".join(
         [
-            png.SIGNATURE,
+            png_stream.SIGNATURE,
             chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)),
             palette if colour == 3 else b"",
             *(chunk(b"IDAT", image[i : i + piece]) for i in range(0, len(image), piece)),

@@ -50,7 +50,24 @@ PROMISES = {
     "keep their values in a crop": ["test_zarr_export::test_open_zarr_gives_the_dataset_back"],
     "Six more classes": ["test_bad_input::test_a_missing_class_lists_the_folders_that_are_there"],
     "Any archive laid out alike": ["test_dataset::test_the_same_voxels_from_any_file_system"],
+    "across all slices: of each its row": [
+        "test_directory::test_a_cross_section_fetches_only_the_entries_that_it_needs",
+        "real/test_real_size::test_a_cross_section_of_all_slices",
+    ],
+    "at points (DataArrays of one dim)": [
+        "test_points::test_points_fetch_their_strips_and_no_others",
+        "test_points::test_each_strip_of_many_points_is_fetched_once",
+        "test_points::test_xarrays_ways_to_points",
+        "real/test_real_size::test_points_cost_their_strips",
+    ],
     "an xarray engine": ["test_dataset::test_the_engine_gives_the_same_dataset"],
+    "has the same dask arrays, and without `chunks`": [
+        "test_dataset::test_the_engines_dask_arrays_are_those_of_open",
+        "test_dataset::test_any_chain_of_indexes_fetches_only_what_is_left",
+    ],
+    "reads the box around all of its points": [
+        "test_points::test_points_near_each_other_are_interpolated_from_what_is_around_them"
+    ],
     "a picture: raw, and masks over it in colour": ["test_pictures::test_the_overlay_is_on_the_voxels_that_it_marks"],
     "of the whole slice every 20th row and column": ["test_pictures::test_a_far_view_costs_a_few_rows"],
     "the same box as below, lazily": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
@@ -143,7 +160,17 @@ PROMISES = {
     "a job that is taken away is replaced": ["real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled"],
     "fetched and decoded once": ["test_cluster::test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice"],
     "that is too small is refused": ["test_cluster::test_refused_with_numbers_before_anything_is_written"],
-    "All workers together": ["test_cluster::test_all_workers_together_keep_to_one_limit"],
+    "All workers together": [
+        "test_cluster::test_all_workers_together_keep_to_one_limit",
+        "test_shares::test_an_export_and_lazy_reads_share_them",
+        "test_dask_citizen::test_two_calls_on_one_cluster_keep_to_one_limit",
+    ],
+    "is used without `client=`, too": ["test_dask_citizen::test_the_client_in_force_is_used_as_by_all_of_dask"],
+    "may adapt from no worker on": [
+        "test_dask_citizen::test_a_cluster_that_adapts_grows_while_it_writes",
+        "test_dask_citizen::test_a_task_of_a_cluster_of_one_thread_may_write_a_store",
+        "test_dask_citizen::test_what_a_cluster_holds_can_be_kept",
+    ],
     "may be killed at any moment": [
         "test_cluster::test_a_killed_worker_costs_what_it_was_at",
         "test_cluster::test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with",
@@ -179,8 +206,13 @@ PROMISES = {
     "At most 16 at once from a process": [
         "test_remote::test_no_more_requests_at_once_than_connections",
         "test_dataset::test_options_may_come_from_dask_config",
-        "test_byteranges::test_merged_ranges_hold_all_that_was_asked_for",
     ],
+    "from all workers of a dask cluster together": [
+        "test_shares::test_workers_that_read_lazily_keep_to_one_limit",
+        "test_shares::test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs",
+    ],
+    "take turns where they are more": ["test_shares::test_workers_take_turns"],
+    "for up to 190 ranges of a file": ["test_byteranges::test_merged_ranges_hold_all_that_was_asked_for"],
     "is given up, and what has not come is asked for again": [
         "test_remote::test_a_silent_request_is_given_up_and_asked_again_at_once",
         "test_network::test_a_server_that_takes_its_time_is_waited_for",

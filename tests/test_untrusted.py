@@ -1,6 +1,7 @@
 """A store that comes from elsewhere: nothing is asked, opened or allocated because it says so."""
 
 import io
+import json
 import logging
 import re
 import shutil
@@ -189,6 +190,11 @@ def of_file(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return lambda store: tiny.edit(store / path, change)
 
 
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    return [nested(depth - 1)] if depth else []
+
+
 HUGE = 2**31 - 1
 ABSURD: dict[str, Callable[[Path], None]] = {
     **{
@@ -270,6 +276,10 @@ ABSURD: dict[str, Callable[[Path], None]] = {
     "sources without size": of_file("raw/manifest.json", lambda document: document["sources"][0].pop("size")),
     "nested": lambda store: (store / "raw" / "manifest.json").write_text("[" * 100_000) and None,
     "a record nested": lambda store: (store / "liver_dask" / "zarr.json").write_text("[" * 100_000) and None,
+    "a record nested as far as Python reads": of_record("deep", nested(600)),
+    "a root nested as far as Python reads": of_file(
+        "zarr.json", lambda document: document["attributes"].update(ome=nested(600), voxel_size_nm=nested(600))
+    ),
     "a root nested": lambda store: (store / "zarr.json").write_text("[" * 100_000) and None,
     "not text": lambda store: (store / "liver_dask" / "zarr.json").write_bytes(bytes(range(256))) and None,
     "a coordinate of many": of_file("x/zarr.json", lambda document: document.__setitem__("shape", [2**33])),
@@ -339,6 +349,19 @@ def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, wha
     assert told.exception is None or isinstance(told.exception, SystemExit), told.exception
     assert "Traceback" not in told.output
     assert told.exit_code == 0 or re.search(r"Error: \S", told.output)
+
+
+@pytest.mark.parametrize("path", ["liver_dask/zarr.json", "labels/zarr.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, None], ids=["what nobody reads", "as far as Python reads"])
+def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str, text: str | None) -> None:
+    """`liver-dask pyramid` would end in thousands of lines of a traceback, and say of no file that it is damaged."""
+    (store / "labels").mkdir()
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    document = json.loads((store / path).read_bytes()) if (store / path).exists() else group
+    document["attributes"]["deep"] = nested(600)
+    (store / path).write_text(text or json.dumps(document))
+    with pytest.raises(ld.LiverDaskError, match=rf"{re.escape(str(store))}.*(damaged|nested|group|cannot be read)"):
+        ld.add_pyramid(store, progress=False)
 
 
 def test_a_name_leads_nowhere_else(store: Path, tmp_path: Path) -> None:

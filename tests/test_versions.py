@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import dataset, png, tiff, volume
+from liver_dask import dataset, tiff, volume
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 from liver_dask.transport import FsspecTransport
 
@@ -67,7 +67,6 @@ class WithoutEtags(RangeRequestHandler):
 def forget() -> None:
     """What a process that begins has."""
     dataset._memory._clear()
-    png._blocks._clear()
     tiff.kept_rows._clear()
 
 

@@ -114,6 +114,130 @@ def test_all_that_dask_arrays_do(use) -> None:
     np.testing.assert_array_equal(result.compute(scheduler="sync"), use(WHOLE))
 
 
+def smooth(block: np.ndarray) -> np.ndarray:
+    """Each voxel with its neighbours along every axis, as far as there are some."""
+    return sum(np.roll(block, shift, axis) for axis in range(3) for shift in (-1, 1)).astype("u2")
+
+
+ALIKE = {
+    "flip": lambda m, a: m.flip(a, 1),
+    "flip all": lambda m, a: m.flip(a),
+    "fliplr": lambda m, a: m.fliplr(a),
+    "flipud": lambda m, a: m.flipud(a),
+    "rot90": lambda m, a: m.rot90(a, axes=(1, 2)),
+    "roll": lambda m, a: m.roll(a, 5, 1),
+    "roll all": lambda m, a: m.roll(a, -3),
+    "roll two": lambda m, a: m.roll(a, (2, -7), (0, 2)),
+    "take": lambda m, a: m.take(a, [3, 1, 1, -1], axis=1),
+    "take along z": lambda m, a: m.take(a, np.array([4, 0, 2]), axis=0),
+    "repeat": lambda m, a: m.repeat(a, 3, axis=1),
+    "repeat x": lambda m, a: m.repeat(a, 2, axis=2),
+    "tile": lambda m, a: m.tile(a, (1, 2, 1)),
+    "tril": lambda m, a: m.tril(a, 2),
+    "triu": lambda m, a: m.triu(a[0], -3),
+    "diag": lambda m, a: m.diag(a[0, :17]),
+    "diagonal": lambda m, a: m.diagonal(a, 1, 0, 2),
+    "compress": lambda m, a: m.compress([True, False, True, True], a, axis=0),
+    "compress rows": lambda m, a: m.compress(np.arange(24) % 5 == 0, a, axis=1),
+    "extract": lambda m, a: m.extract(a[0] > 50, a[0]),
+    "diff": lambda m, a: m.diff(a.astype("i4"), axis=1),
+    "diff twice": lambda m, a: m.diff(a.astype("i4"), n=2, axis=2),
+    "gradient": lambda m, a: m.gradient(a.astype("f8"), axis=1),
+    "cumsum": lambda m, a: m.cumsum(a, axis=1),
+    "pad": lambda m, a: m.pad(a, ((1, 0), (2, 3), (0, 4)), mode="reflect"),
+    "pad edge": lambda m, a: m.pad(a, 2, mode="edge"),
+    "pad wrap": lambda m, a: m.pad(a, ((0, 0), (3, 3), (1, 1)), mode="wrap"),
+    "histogram": lambda m, a: m.histogram(a, bins=7, range=(0, 2040))[0],
+    "bincount": lambda m, a: m.bincount(a[0].ravel(), minlength=408),
+    "searchsorted": lambda m, a: (
+        m.searchsorted(a[0, 0], np.array([3, 9]))
+        if m is np
+        else m.searchsorted(a[0, 0], da.from_array(np.array([3, 9])))
+    ),
+    "percentile": lambda m, a: m.median(a, axis=0),
+    "argmax": lambda m, a: m.argmax(a, axis=2),
+    "topk": lambda m, a: np.sort(a, axis=2)[..., ::-1][..., :3] if m is np else da.topk(a, 3, axis=2),
+    "where": lambda m, a: m.where(a % 2 == 0, a, 0),
+    "choose": lambda m, a: m.where(a[0] > 9, a[1], a[2]),
+    "stack": lambda m, a: m.stack([a[0], a[::-1][0]]),
+    "concatenate": lambda m, a: m.concatenate([a[:, :7], a[:, 7:]], axis=1),
+    "block": lambda m, a: m.block([[a[0], a[1]], [a[2], a[3]]]),
+    "squeeze": lambda m, a: m.squeeze(a[1:2]),
+    "moveaxis": lambda m, a: m.moveaxis(a, 0, -1)[3, ::-2],
+    "rollaxis": lambda m, a: m.rollaxis(a, 2)[4],
+    "transposed": lambda m, a: m.transpose(a, (2, 0, 1))[5:9],
+    "ravel": lambda m, a: m.ravel(a)[30:900:7],
+    "reshape": lambda m, a: a.reshape(5, 4, 6, 17)[1:, 2],
+    "swapaxes": lambda m, a: m.swapaxes(a, 0, 1),
+    "einsum": lambda m, a: m.einsum("zyx,zyx->y", a.astype("i8"), a.astype("i8")),
+    "tensordot": lambda m, a: m.tensordot(a.astype("i8"), a.astype("i8"), axes=((0, 2), (0, 2))),
+    "insert": lambda m, a: m.insert(a, [1, 4], 7, axis=1),
+    "delete": lambda m, a: m.delete(a, [1, 4], axis=1),
+    "append": lambda m, a: m.append(a, a[:1], axis=0),
+    "split": lambda m, a: m.stack([a[:, i : i + 6] for i in range(0, 24, 6)]),
+    "apply_along_axis": lambda m, a: m.apply_along_axis(np.sum, 1, a),
+    "isin": lambda m, a: m.isin(a, [3, 500]),
+    "unique": lambda m, a: m.unique(a[0] // 7),
+    "nonzero": lambda m, a: m.nonzero(a[0] > 400)[0],
+    "floats": lambda m, a: a[1:4, 2:20:3] if m is np else a[1.0:4.0, 2.0 : np.float64(20) : 3.0],
+    "a whole float": lambda m, a: a[2, :, 5] if m is np else a[2.0, :, np.float32(5)],
+    "a list of floats": lambda m, a: a[:, [3, 1]] if m is np else a[:, [3.0, 1.0]],
+    "an empty list": lambda m, a: a[:, [][:0] if m is not np else np.array([], int)],
+    "backwards": lambda m, a: a[..., ::-1],
+    "mask of a row": lambda m, a: a[:, np.arange(24) % 3 == 1],
+    "mask of slices": lambda m, a: a[[True, False, False, True, True]],
+    "mask of all": lambda m, a: a[np.asarray(WHOLE % 3 == 0)],
+    "new axes": lambda m, a: a[:, None, 3:5, ..., None],
+    "numpy ints": lambda m, a: a[np.uint8(3), np.int16(-2) :],
+    "0-d": lambda m, a: a[np.array(3), np.array(-1)],
+    "blocks": lambda m, a: a[2:4, 10:20] if m is np else a.blocks[2:4, 1],
+    "partitions": lambda m, a: a[2:4, 10:20] if m is np else a.partitions[2:4, 1],
+    "blocks back to front": lambda m, a: a[[4, 0]] if m is np else a.blocks[[4, 0]],
+    "rechunk": lambda m, a: a[1:, 3:] if m is np else a.rechunk((2, 5, 4))[1:, 3:],
+    "coarsen": lambda m, a: (
+        a[:, :, :16].reshape(5, 6, 4, 4, 4).sum((2, 4))
+        if m is np
+        else da.coarsen(np.sum, a[:, :, :16].rechunk((1, 12, 16)), {1: 4, 2: 4})
+    ),
+    "map_blocks": lambda m, a: a + 1 if m is np else a.map_blocks(lambda block: block + 1),
+    "dask index": lambda m, a: a[[3, 1]] if m is np else a[da.from_array(np.array([3, 1]))],
+    "dask mask": lambda m, a: a[[0, 2]] if m is np else a[da.from_array(np.array([1, 0, 1, 0, 0], bool))],
+    "vindex": lambda m, a: a[[1, 4], [0, -1], [3, 3]] if m is np else a.vindex[[1, 4], [0, -1], [3, 3]],
+}
+
+
+@pytest.mark.parametrize("function", ALIKE)
+def test_dasks_functions_give_what_numpys_give(function: str) -> None:
+    """Dask indexes the array in ways of its own there (with floats, 0-d arrays): a TypeError, or wrong."""
+    array, _ = volume_array()
+    for found_in, expected_in in ((array, WHOLE), (array[::-1], WHOLE[::-1])):
+        result = ALIKE[function](da, found_in)
+        np.testing.assert_array_equal(result.compute(scheduler="sync"), ALIKE[function](np, expected_in))
+
+
+@pytest.mark.parametrize("boundary", ["nearest", "reflect", "periodic", "none", 7])
+@pytest.mark.parametrize("depth", [1, 2, (0, 1, 2), (0, 0, 3), (0, 2, 0)])
+def test_overlaps_of_any_boundary(boundary: str | int, depth: Any) -> None:
+    """A filter over blocks would be a TypeError, or differ at the edges of blocks."""
+    found, expected = (
+        da.map_overlap(smooth, array, depth=depth, boundary=boundary, dtype="u2", allow_rechunk=True).compute(
+            scheduler="sync"
+        )
+        for array in (volume_array()[0], da.from_array(WHOLE, chunks=((1,) * 5, (10, 10, 4), (17,))))
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("key", [(0.5,), (slice(0.5, 3),), ([0.5, 1],), (slice("a", None),), ("a",), (object(),)])
+def test_what_is_no_index_is_refused_as_dask_does(key) -> None:
+    """Half an index would be rounded."""
+    expected = da.from_array(WHOLE, chunks=(1, 10, 17))
+    with pytest.raises(Exception) as refused:  # noqa: PT011  # of dask's own kind
+        expected[key]
+    with pytest.raises(refused.type):
+        volume_array()[0][key]
+
+
 @pytest.mark.parametrize("key", [(5,), (0, 24), (slice(None), slice(None), -18), ([7],), (0, 0, 0, 0), (1.5,)])
 def test_what_is_out_of_bounds_is_an_index_error(key) -> None:
     """A wrong index would give some voxels, or fail when they are read."""

@@ -38,7 +38,7 @@ def read_by_tifffile(data: bytes) -> np.ndarray | None:
 
 
 def one_input(data: bytes) -> None:
-    """Read a slice in parts, and whole."""
+    """Read a slice at points, in parts, and whole."""
     if not data:
         return
     prefix_shares.__init__()  # nothing is learnt from what was read before
@@ -46,7 +46,11 @@ def one_input(data: bytes) -> None:
     file = data[1:]
     whole = np.full((HEIGHT, WIDTH), 0xA5A5, np.uint16)
     part = np.full((len(rows), columns.stop - columns.start), 0xA5A5, np.uint16)
+    y = rows[::-1].repeat(2)
+    x = (7 * np.arange(len(y)) + data[0]) % WIDTH
+    points = np.full(len(y), 0xA5A5, np.uint16)
     try:
+        TiffSlice(MemoryFile(file), HEIGHT, WIDTH, None).read_points(y, x, points)
         raw = TiffSlice(MemoryFile(file), HEIGHT, WIDTH, None)
         raw.read(rows, columns, part)
         raw.read(np.arange(HEIGHT), slice(0, WIDTH), whole)
@@ -55,5 +59,6 @@ def one_input(data: bytes) -> None:
             raise AssertionError("is more than a sentence") from error
         return
     assert (part == whole[rows, columns]).all()
+    assert (points == whole[y, x]).all()
     expected = read_by_tifffile(file)
     assert expected is None or (expected == whole).all()

@@ -19,6 +19,7 @@ class MemoryFile(RemoteFile):
         self.source.versions.note(self.url, Identity(len(data), ""))
         self._data = data
         self._requests_left = most_requests
+        self.sent: list[int] = []  # bytes of each range
 
     def fetch(self, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop`, fewer where the file ends."""
@@ -29,7 +30,9 @@ class MemoryFile(RemoteFile):
         self._requests_left -= len(spans)
         assert self._requests_left > 0, "asks for more and more"
         assert all(0 <= span.start < span.stop for span in spans), f"asks for {spans}"
-        return [memoryview(self._data)[span.start : span.stop] for span in spans]
+        parts = [memoryview(self._data)[span.start : span.stop] for span in spans]
+        self.sent += map(len, parts)
+        return parts
 
     def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
         """Beginning and end."""

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMPILED = ["liver_dask.lzw"]
+COMPILED = ["liver_dask.lzw", "liver_dask.png_filters"]
 """Modules that numba compiles, which does not know what atheris puts into the others."""
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 import liver_dask as ld
 from liver_dask import volume
+from liver_dask.demo import serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
@@ -121,6 +122,44 @@ def test_a_window_costs_its_strips_and_the_index(nginx: Nginx, archive: Path, la
     sent, strips = nginx.sent(), sum(counts[::20])
     print(f"every 20th row: {sent}, strips {strips}")
     assert sent.bytes <= 1.05 * (strips + index)
+
+
+def test_points_cost_their_strips(nginx: Nginx, archive: Path) -> None:
+    """Three voxels would cost the blocks that they are in, or ten thousand a request each."""
+    slices = np.stack([tifffile.imread(archive / volume.file_of_slice("raw", z))[::13, ::17] for z in range(SLICES)])
+    random = np.random.default_rng(0)
+    for count in (3, 10_000):
+        raw = ld.open_human_liver_em(nginx.url, shape=SHAPE, labels=[]).raw
+        at = [random.integers(0, length, count) for length in slices.shape]
+        indexes = {
+            dim: xr.DataArray(index * step, dims="point")
+            for dim, index, step in zip("zyx", at, (1, 13, 17), strict=True)
+        }
+        nginx.sent()
+        np.testing.assert_array_equal(raw.isel(indexes), slices[tuple(at)])
+        sent = nginx.sent()
+        print(f"\n{count} points: {sent}")
+        assert sent.bytes <= (1e6 if count == 3 else 0.03e6 * count)
+        assert sent.requests <= (9 if count == 3 else 200)
+
+
+def test_a_cross_section_of_all_slices(archive: Path, tmp_path: Path) -> None:
+    """A row of all slices would cost all their strip indexes, 96 MB."""
+    linked = tmp_path / "archive"
+    for z in range(volume.SHAPE[0]):
+        path = linked / volume.file_of_slice("raw", z)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to((archive / volume.file_of_slice("raw", z % SLICES)).absolute())
+    rows = [tifffile.imread(archive / volume.file_of_slice("raw", z))[9000:9101:100, 2219:4267] for z in range(SLICES)]
+    with serve(linked) as server:
+        raw = ld.open_human_liver_em(server.url, labels=[]).raw
+        for number, most in enumerate((12e6, 6e6)):
+            begun = server.bytes_sent
+            found = raw[:, 9000 + 100 * number, 2219:4267].to_numpy()
+            sent = server.bytes_sent - begun
+            print(f"\nrow {9000 + 100 * number} of {len(raw)} slices: {sent}, {len(server.requests)} requests so far")
+            assert all(np.array_equal(pixels, rows[z % SLICES][number]) for z, pixels in enumerate(found))
+            assert sent <= most
 
 
 def measured(script: str) -> tuple[float, int]:

@@ -1,0 +1,57 @@
+"""The ledgers of connections in dask's scheduler, and their talk with the workers."""
+
+import asyncio
+import time
+from typing import Any
+
+from distributed import Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from .ledger import OPERATION, Ledger
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class SharesConnections(SchedulerPlugin):
+    """Keeps a ledger for each archive; the workers register it themselves when they begin to read."""
+
+    name = OPERATION
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """See SchedulerPlugin; waits for nothing, or two workers might each start one."""
+        self._scheduler = scheduler
+        self._ledgers: dict[str, Ledger] = {}
+        self._is_looking = False
+        scheduler.stream_handlers[OPERATION] = self._hear
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        """See SchedulerPlugin; a process that has died has no connections."""
+        for archive in [*self._ledgers]:
+            self._ledgers[archive].leave(worker)
+            self._settle(archive)
+
+    def _hear(self, worker: str, archive: str, most: int, visit: int, what: str, number: int, held: int) -> None:
+        """Take a message of a worker."""
+        if worker not in self._scheduler.workers:
+            return
+        ledger = self._ledgers.setdefault(archive, Ledger(most))
+        if what == "join":
+            ledger.join(worker, visit, held, time.monotonic())
+        elif what == "hold":
+            ledger.hold(worker, visit, number, held)
+        else:
+            ledger.leave(worker)
+        self._settle(archive)
+
+    def _settle(self, archive: str) -> None:
+        for worker, told in self._ledgers[archive].settle(time.monotonic()):
+            self._scheduler.worker_send(worker, {"op": OPERATION, "archive": archive, **told._asdict()})
+        if self._ledgers[archive].is_crowded and not self._is_looking:
+            self._is_looking = True
+            asyncio.get_running_loop().call_later(SECONDS_BETWEEN_LOOKS, self._look)
+
+    def _look(self) -> None:
+        """End turns that are over."""
+        self._is_looking = False
+        for archive in [*self._ledgers]:
+            self._settle(archive)
