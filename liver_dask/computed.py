@@ -103,21 +103,22 @@ class Work:
         Returns:
             The group, and what is read for it.
         """
-        best: tuple[Group, Tally, list[list[Key]]] | None = None
+        best: _Choice | None = None
         for with_statistics, deep in product((False, True), repeat=2):
             candidate = group._replace(deep=deep)
             runs = list(plan_runs(layout, [candidate], ()))
-            self.statistics = self._statistics(runs) if with_statistics else []
-            if with_statistics and not self.statistics:
+            statistics = self._statistics(runs) if with_statistics else []
+            if with_statistics and not statistics:
                 break
-            tally, held = self._tally(runs)
-            if best is None or tally.most < best[1].most / WORTH_IT:
-                best = candidate._replace(held=held), tally, self.statistics
-            if best[1].most < WORTH_IT:
+            most = self._tally(runs, statistics, most_jobs=1)[0].most
+            if best is None or most < best.most / WORTH_IT:
+                best = _Choice(most, candidate, runs, statistics)
+            if best.most < WORTH_IT:
                 break
         assert best
-        self.statistics = best[2]
-        return best[0], best[1]
+        self.statistics = best.statistics
+        tally, held = self._tally(best.runs, best.statistics, SAMPLED)
+        return best.group._replace(held=held), tally
 
     def partials(self, keys: Collection[Key]) -> list[tuple[Tasks, list[Key]]]:
         """What may be computed side by side of some statistics: tasks, and which of their results are needed."""
@@ -185,16 +186,16 @@ class Work:
             key, task = task.target, self.tasks[task.target]
         return isinstance(task, Task) and key not in self._reads and not self._is_voxels(key)
 
-    def _tally(self, runs: Sequence[Run]) -> tuple[Tally, int]:
+    def _tally(self, runs: Sequence[Run], statistics: Sequence[Sequence[Key]], most_jobs: int) -> tuple[Tally, int]:
         """What is read by all jobs, and the most bytes that one holds; of many jobs some stand for all."""
         tally, held = Tally(self._extents, len(self._of_cluster)), 0
         known: set[Key] = set()
-        for keys in self.statistics:
+        for keys in statistics:
             needed = _needed(self.tasks, keys, known)
             tally.add((one, 1) for key in needed for one in self._reads.get(key, ()))
             tally.got += len(self._of_cluster.intersection(needed))
             known |= set(keys)
-        for i, weight in _sample(len(runs)):
+        for i, weight in _sample(len(runs), most_jobs):
             planned = self._planned(runs[i], known)
             tally.add(self._all_reads(planned), weight)
             tally.got += weight * sum(planned.computed.get(key, 0) for key in self._of_cluster)
@@ -281,6 +282,15 @@ class Work:
         return new
 
 
+class _Choice(NamedTuple):
+    """An order of regions, and how often it reads what it reads most often."""
+
+    most: float
+    group: Group
+    runs: list[Run]
+    statistics: list[list[Key]]
+
+
 class _Planned(NamedTuple):
     """What a job needs, how often it computes each task, and how many bytes it holds at most."""
 
@@ -303,11 +313,13 @@ def _bits(number: int) -> Iterator[int]:
         number ^= lowest
 
 
-def _sample(count: int) -> list[tuple[int, float]]:
-    """Some of so many, the first and the last among them, and for how many each stands."""
-    if count <= SAMPLED:
+def _sample(count: int, most: int) -> list[tuple[int, float]]:
+    """Some of so many, the first and the last among them unless it is one, and for how many each stands."""
+    if count <= most:
         return [(i, 1) for i in range(count)]
-    between = SAMPLED - 2
+    if most == 1:
+        return [(count // 2, count)]
+    between = most - 2
     numbers = [1 + (2 * i + 1) * (count - 2) // (2 * between) for i in range(between)]
     return [(0, 1), *((i, (count - 2) / between) for i in numbers), (count - 1, 1)]
 

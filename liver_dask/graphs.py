@@ -72,12 +72,11 @@ def tasks_of(array: da.Array) -> Tasks:
 def leaves_in(array: da.Array) -> list[LazyWindow | LazyPoints]:
     """What a dask array reads of; of voxels that were computed before (`persist`) nothing tells."""
     found: dict[int, LazyWindow | LazyPoints] = {}
-    for layer in array.dask.layers.values():
-        # these layers have not been written out yet: what they are made of are other layers, or literals
-        if isinstance(layer, SliceLayer):
-            continue
-        nodes = [layer.task, *(name for name, _ in layer.indices)] if isinstance(layer, Blockwise) else layer.values()
-        found |= {id(leaf): leaf for leaf in _leaves_among(nodes)}
+    for name, layer in array.dask.layers.items():
+        if isinstance(layer, Blockwise):  # not written out yet: it is made of other layers, or literals
+            found |= {id(leaf): leaf for leaf in _leaves_among([layer.task, *(of for of, _ in layer.indices)])}
+        elif not array.dask.dependencies[name]:
+            found |= {id(leaf): leaf for leaf in _leaves_among(layer.values())}
     return list(found.values())
 
 
