@@ -6,8 +6,8 @@ What nearly all jobs need, and is small (a maximum), is computed once, before: a
 
 All of that follows from the graph, before anything is read; so how often each file is read can be told in advance.
 
-How large the result of a task is, a graph does not tell. A layer of about as many blocks as the result has is taken for
-voxels, all blocks alike; one of fewer for what is left of voxels, as sums and means are, and small.
+How large the result of a task is, a graph does not tell. A layer of about as many blocks as the result has, or as are
+read, is taken for voxels, all blocks alike; one of fewer for what is left of voxels, as sums and means are, and small.
 """
 
 from collections import Counter
@@ -87,7 +87,8 @@ class Work:
         self._voxels = int(max(sum(one.nbytes for one in reads), sum(of.nbytes for of in arrays.values())))
         self._extents = extents_of(reads)
         self._of_layer = Counter(map(_layer, self.tasks))
-        self._fewest = min((blocks.count for blocks in self.blocks.values()), default=0) / 2
+        counts = [len(self._reads) + len(self._of_cluster), *(blocks.count for blocks in self.blocks.values())]
+        self._fewest = min(filter(None, counts), default=0) / 2
 
     def part(self, run: Run) -> ComputedPart:
         """What a job needs; statistics that are not known it computes itself."""
@@ -147,6 +148,9 @@ class Work:
         """About the bytes of a task's result; 0 of what is small, or costs nothing."""
         if key in self._reads:
             return sum(one.nbytes for one in self._reads[key])
+        task = self.tasks[key]
+        if isinstance(task, Alias) and task.target in self.tasks:  # another name for an array holds it as well
+            return self._size(task.target)
         return self._voxels // self._of_layer[_layer(key)] if self._is_voxels(key) else 0
 
     def _is_voxels(self, key: Key) -> bool:

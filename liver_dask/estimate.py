@@ -156,5 +156,4 @@ def task_memory(layout: Layout, group: Group, sizes: Mapping[str, tuple[int, flo
     What is held for regions to come is more.
     """
     row = layout.chunks[0] * layout.shape[2] * sum(sizes[name][0] for name in group.names)
-    of_computed = 0 if group.cuts is None else 1  # the blocks that a region is put together from
-    return (4 + of_computed) * row * rows_at_once(layout, group) + group.held
+    return 4 * row * rows_at_once(layout, group) + group.held

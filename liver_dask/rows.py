@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import dask.array as da
 import dask.threaded
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import DataNode
+from dask._task_spec import DataNode, Task, TaskRef
 
 from .export_plan import Region, Run
 from .graphs import Read, Tasks, reads_of, window_of
@@ -189,10 +190,11 @@ class ComputedPart:
         return ComputedRows(self, run, readers)
 
 
-class ComputedRows:
+class ComputedRows(Memory):
     """Computes regions; what those to come need of one, too, is held."""
 
     def __init__(self, part: ComputedPart, run: Run, readers: ContextPool) -> None:
+        super().__init__()
         self._part = part
         self._number = {region: i for i, region in enumerate(run.regions)}
         self._readers = readers
@@ -200,33 +202,34 @@ class ComputedRows:
 
     def read(self, region: Region) -> Arrays:
         """See Rows."""
-        blocks = {name: list(of_name.within(region)) for name, of_name in self._part.blocks.items()}
-        results = self._compute({key for of_name in blocks.values() for key, _, _ in of_name}, self._number[region])
-        arrays = {}
-        for name, of_name in self._part.blocks.items():
-            shape = region.z_stop - region.z_start, region.y_stop - region.y_start, of_name.edges[2][-1]
-            arrays[name] = out = np.empty(shape, of_name.dtype)
-            for key, place, part in blocks[name]:
-                out[place] = results[key][part]
+        arrays: Arrays = {}
+        placing: Tasks = {}  # by a task each, so that dask forgets a block as soon as it is in its place
+        for name, blocks in self._part.blocks.items():
+            shape = region.z_stop - region.z_start, region.y_stop - region.y_start, blocks.edges[2][-1]
+            arrays[name] = out = self.room(shape, blocks.dtype)
+            for key, place, part in blocks.within(region):
+                own = ("place", name, *key)
+                placing[own] = Task(own, partial(_place, out[place], part), TaskRef(key))
+        self._compute(placing, self._number[region])
         return arrays
 
-    def free(self, arrays: Arrays) -> None:
-        """See Rows; dask takes fresh memory all the same."""
-
-    def _compute(self, wanted: set[Key], number: int) -> dict[Key, Any]:
-        """Compute blocks for the region of this number, with what is held, and hold what is to be."""
-        tasks: Tasks = {}
-        coming = list(wanted)
+    def _compute(self, wanted: Tasks, number: int) -> None:
+        """Do some tasks for the region of this number, with what is held, and hold what is to be."""
+        tasks = dict(wanted)
+        coming = [key for task in wanted.values() for key in task.dependencies]
         while coming:
             key = coming.pop()
             if key in self._part.tasks and key not in tasks:
                 tasks[key] = DataNode(key, self._held[key]) if key in self._held else self._part.tasks[key]
                 coming += tasks[key].dependencies
         kept = {key for key in tasks.keys() | self._held.keys() if number in self._part.held.get(key, ())}
-        keys = list(wanted | (kept & tasks.keys()))
+        keys = [*wanted, *(kept & tasks.keys())]
         results = dict(zip(keys, dask.threaded.get(got(tasks), keys, pool=self._readers), strict=True))
         self._held = {key: results[key] if key in results else self._held[key] for key in kept}
-        return results
+
+
+def _place(out: npt.NDArray[Any], part: tuple[slice, ...], block: npt.NDArray[Any]) -> None:
+    out[...] = block[part]
 
 
 @contextmanager

@@ -126,6 +126,7 @@ def prepare(window: SlicedWindow, z: int) -> Any:
 
 
 def read(window: SlicedWindow, key: tuple[slice, ...], *prepared: Any) -> npt.NDArray[Any]:
+    """The voxels of a block, with what was prepared of its slices."""
     keep_memory_of_worker()
     return window.read_prepared(key, [part for part in prepared if part is not None])
 
