@@ -170,13 +170,16 @@ def test_what_all_regions_need_is_refused_where_it_is_large(
     assert not (tmp_path / "a.zarr").exists()
 
 
-def test_what_is_as_large_as_what_is_read_is_no_statistic(archive: Path) -> None:
-    """All voxels of the box would be computed before, and sent along with each job; or the export be refused."""
+def test_what_is_as_large_as_what_is_read_is_no_statistic(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All voxels of the box would be computed before, and sent along with each job; or be held, unprojected."""
+    monkeypatch.setattr(computed, "HELD_BYTES", 1 << 30)
     raw = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=ROWS).raw.data
     work = computed.Work({"v": da.concatenate([np.sqrt(raw)] * 4)})
     layout = plan_layout((4 * SHAPE[0], *SHAPE[1:]), {"v": 8}, LAYOUT["chunks"], LAYOUT["shards"])
-    work.plan(layout, Group(("v",), (0, SHAPE[1]), True))
+    group, _ = work.plan(layout, Group(("v",), (0, SHAPE[1]), True))
     assert work.statistics == []
+    assert group.deep
+    assert group.held >= SHAPE[0] * ROWS * SHAPE[2] * 8
 
 
 def test_a_statistic_is_computed_over_the_cluster_and_anew_by_the_next_run(
