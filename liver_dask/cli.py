@@ -25,6 +25,7 @@ from .documents import reason_of
 from .errors import InvalidArgumentError, LiverDaskError
 from .estimate import PROCESS_BYTES
 from .export import Export
+from .export_checks import WORTH_TELLING
 from .interrupts import interrupts_noted
 from .inventory import check_structure
 from .pictures import PIXELS, show
@@ -367,6 +368,11 @@ def plan_text(export: Export) -> str:
         f"  to fetch    {decimal(cost.fetched)} in {cost.requests} requests, at most {export.connections} at once",
         f"  on disk     {decimal(cost.stored)}, and up to {decimal(cost.disk - cost.stored)} more on the way",
         f"  in memory   {decimal(PROCESS_BYTES)} a worker, and {decimal(cost.memory)} for each of its threads",
+    ]
+    lines += [
+        f"  {variable:11} is fetched about {times:.1f} times over, for what is computed of it"
+        for variable, times in cost.times.items()
+        if times > WORTH_TELLING
     ]
     for rate, hours in cost.hours.items():
         time_taken = f"{hours:9.1f} hours" if hours >= 1 else f"{60 * hours:9.1f} minutes"

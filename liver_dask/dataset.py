@@ -24,14 +24,14 @@ from xarray.core import indexing
 from . import volume
 from .cache import FolderCache, MemoryCache
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
+from .graphs import leaves_in
 from .png import MaskRows, PngSlice
-from .points import LazyPoints
 from .remote import RemoteFile, archive_url, folder_exists, is_zarr, list_folders, told_zarr
 from .settings import setting
 from .tiff import StripIndex, TiffSlice
 from .transport import Source
 from .versions import MISSING, Identity, note_file
-from .window import LazyWindow, Selection, VolumeArray, Window, check_kind_of_arrays, leaves_of
+from .window import LazyWindow, Selection, VolumeArray, Window, check_kind_of_arrays
 
 log = logging.getLogger(__name__)
 
@@ -370,8 +370,11 @@ def open_origin(origin: Mapping[str, Any], like: xr.Dataset) -> xr.DataArray:
 
 
 def readers_of(array: Any) -> set[VolumeReader]:
-    """The variables of the archive that a dask array is made of, as far as its graph shows them."""
-    leaves = [leaf for leaf in map(_innermost, leaves_of(array)) if isinstance(leaf, LazyWindow | LazyPoints)]
+    """The variables of the archive that a dask array is made of, as far as its graph shows them.
+
+    Of voxels that were computed before (`persist`, `compute`) nothing tells where they are from.
+    """
+    leaves = [array.lazy] if isinstance(array, VolumeArray) and array.lazy else leaves_in(array)
     return {leaf.read for leaf in leaves if isinstance(leaf.read, VolumeReader)}
 
 
@@ -538,16 +541,6 @@ def _prepare(
         for name in (volume.RAW, *volume.check_labels(labels))
     }
     return lazy, block, volume.attributes(asked.url, voxel_size_nm)
-
-
-def _innermost(leaf: Any) -> Any:
-    """What xarray has wrapped, which does not say so in its types."""
-    while not isinstance(leaf, LazyWindow | LazyPoints):
-        inner = getattr(leaf, "lazy" if isinstance(leaf, _BackendWindow) else "array", None)
-        if inner is None:
-            return leaf
-        leaf = inner
-    return leaf
 
 
 def _coordinates(shape: Sequence[int]) -> dict[str, pd.RangeIndex]:

@@ -43,6 +43,7 @@ class FilesRead:
         height: Rows of a file.
         width: Columns of a file.
         connections: How many ranges are asked for side by side.
+        times: How often all that is read, because what is computed of it needs it again.
     """
 
     variable: str
@@ -53,9 +54,14 @@ class FilesRead:
     height: int
     width: int
     connections: int
+    times: float = 1
 
     def traffic(self, bands: int) -> tuple[int, int]:
         """Requests and bytes, where the rows are read in so many bands."""
+        requests, fetched = self._traffic_of_once(bands)
+        return ceil(self.times * requests), int(self.times * fetched)
+
+    def _traffic_of_once(self, bands: int) -> tuple[int, int]:
         if self.variable == volume.RAW:
             is_whole = self.last_column / self.width >= WHOLE_FROM
             strip = volume.RAW_FILE_BYTES_PER_PIXEL * (self.width if is_whole else self.last_column)
@@ -81,6 +87,7 @@ class Estimate:
         stored: Bytes of the store on disk.
         disk: Bytes of disk needed while it is written: shards and slabs lie side by side for a while.
         memory: Bytes of memory that one thread needs.
+        times: How often each variable of the archive is fetched, for what is computed of it.
     """
 
     regions: int
@@ -90,6 +97,7 @@ class Estimate:
     stored: int
     disk: int
     memory: int
+    times: Mapping[str, float]
 
     @property
     def hours(self) -> dict[float, float]:
@@ -138,10 +146,14 @@ def estimate(
         int(stored),
         int(disk),
         max(task_memory(layout, group, sizes) for group in groups),
+        {used.variable: used.times for group in groups for used in files[group]},
     )
 
 
 def task_memory(layout: Layout, group: Group, sizes: Mapping[str, tuple[int, float]]) -> int:
-    """Bytes that one thread needs for a group: of a region that is read, one that is encoded, and two's chunks."""
+    """Bytes that one thread needs for a group: of a region that is read, one that is encoded, and two's chunks.
+
+    What is held for regions to come is more.
+    """
     row = layout.chunks[0] * layout.shape[2] * sum(sizes[name][0] for name in group.names)
-    return 4 * row * rows_at_once(layout, group)
+    return 4 * row * rows_at_once(layout, group) + group.held

@@ -5,26 +5,24 @@ goes on after a kill, in `store`.
 """
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
-import numpy as np
 import xarray as xr
 from dask.base import tokenize
 
 from . import volume
 from .boxes import crop
-from .dataset import VolumeReader, readers_of
 from .disk import is_link
 from .documents import DECODED_ATTRIBUTES
 from .errors import InvalidArgumentError
-from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, FilesRead, estimate
-from .export_checks import check_call, check_disk, check_held, check_memory, check_workers
-from .export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout
+from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, estimate
+from .export_checks import check_call, check_disk, check_held, check_memory, check_times, check_workers
+from .export_plan import CHUNKS, SHARDS, plan_layout
 from .export_run import Driver
-from .export_work import in_blocks
+from .export_source import Source, in_blocks, with_shared_blocks
 from .held import held_by_a_cluster, wait_for
 from .progress import show_progress
 from .record_checks import OTHER_GROUPS
@@ -50,21 +48,19 @@ class Export:
 
     Attributes:
         store: The store.
-        groups: Its variables, by what they are read together with.
-        shared: What is read: the Dataset, in such blocks that nothing is read twice.
+        source: What is written.
         fetched: Bytes fetched by `run`, in all processes.
         requests: Requests for them.
     """
 
-    def __init__(self, ds: xr.Dataset, shared: xr.Dataset, layout: Layout, target: Path) -> None:
-        blocks = in_blocks(shared, layout)
-        self.shared = shared
-        self._readers = {str(name): readers_of(variable.data) for name, variable in blocks.data_vars.items()}
-        self.groups = _groups_of(blocks, self._readers)
-        allows_missing = any(reader.missing == "zeros" for readers in self._readers.values() for reader in readers)
-        self.store = Store(target, layout, _content_of(in_blocks(ds, layout), layout, self._readers), allows_missing)
+    def __init__(self, ds: xr.Dataset, source: Source, target: Path) -> None:
+        self.source = source
+        readers = {reader for of_name in source.readers.values() for reader in of_name}
+        allows_missing = any(reader.missing == "zeros" for reader in readers)
+        content = _content_of(in_blocks(ds, source.layout), source)
+        self.store = Store(target, source.layout, content, allows_missing)
         self.fetched = self.requests = 0
-        self._held = [future for variable in blocks.data_vars.values() for future in held_by_a_cluster(variable.data)]
+        self._held = [future for array in source.arrays for future in held_by_a_cluster(array)]
 
     @classmethod
     def plan(
@@ -81,18 +77,19 @@ class Export:
         part = crop(ds, bounding_box)
         sizes = {str(name): variable.dtype.itemsize for name, variable in part.data_vars.items()}
         layout = plan_layout([part.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
-        return cls(part, crop(_with_shared_blocks(ds), bounding_box), layout, target)
+        return cls(part, Source(crop(with_shared_blocks(ds), bounding_box), layout), target)
 
     @property
     def connections(self) -> int:
         """How many requests may be under way at once."""
-        every = [reader.source.connections for readers in self._readers.values() for reader in readers]
+        every = [reader.source.connections for readers in self.source.readers.values() for reader in readers]
         return max(every, default=setting("connections"))
 
     def estimate(self) -> Estimate:
         """What it will cost, from known facts; of an unfinished store, what is left."""
-        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self.shared.data_vars.items()}
-        return estimate(self.store.layout, self.groups, sizes, self._files_read(), frozenset(self.store.written()))
+        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self.source.ds.data_vars.items()}
+        groups, files = self.source.groups, self.source.files_read()
+        return estimate(self.store.layout, groups, sizes, files, frozenset(self.store.written()))
 
     def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
         """Write what is not there yet, then complete the store."""
@@ -102,6 +99,7 @@ class Export:
             self.store.tidy_beside()
             return
         expected = self.estimate()
+        check_times(expected)
         if setting("check-room"):
             check_disk(self.store, expected)
             check_memory(client, expected)
@@ -122,13 +120,13 @@ class Export:
         traffic.take()  # what was fetched before is not this run's
         written = self.store.written()
         total = sum(
-            self.store.layout.voxels_of(region) * self.shared[name].dtype.itemsize
+            self.store.layout.voxels_of(region) * self.source.ds[name].dtype.itemsize
             for name in self.store.names
             for region in self.store.layout.regions()
             if (name, region) not in written
         )
         with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
-            driver = Driver(self.shared, self.store, run_name, self.groups, self.connections, goes_on, advance)
+            driver = Driver(self.source, self.store, run_name, self.connections, goes_on, advance)
             try:
                 with gather(client, driver.report) as team:
                     wait_for(self._held)
@@ -136,22 +134,12 @@ class Export:
             finally:
                 self.fetched, self.requests = driver.fetched, driver.requests
 
-    def _files_read(self) -> dict[Group, list[FilesRead]]:
-        z, y, _ = self.store.layout.shape
-        return {
-            group: [
-                _part_read(reader, self.shared, z, y)
-                for reader in {r for name in group.names for r in self._readers[name]}
-            ]
-            for group in self.groups
-        }
-
     def _write_metadata(self, folder: Path) -> None:
         """All of the store but its shards, as xarray writes it."""
         layout = self.store.layout
         variables = {
             str(name): (volume.DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
-            for name, variable in self.shared.data_vars.items()
+            for name, variable in self.source.ds.data_vars.items()
         }
         encoding = {
             str(name): {
@@ -161,10 +149,10 @@ class Export:
                 "fill_value": variable.dtype.type(0),
                 "_FillValue": None,  # or xarray would have NaN stand for what is left out of floats
             }
-            for name, variable in self.shared.data_vars.items()
+            for name, variable in self.source.ds.data_vars.items()
         }
-        coordinates = self.shared.coords.to_dataset().compute().coords
-        template = xr.Dataset(variables, coordinates, self.shared.attrs)
+        coordinates = self.source.ds.coords.to_dataset().compute().coords
+        template = xr.Dataset(variables, coordinates, self.source.ds.attrs)
         template.to_zarr(folder, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
 
 
@@ -213,56 +201,6 @@ def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
         )
 
 
-def _with_shared_blocks(ds: xr.Dataset) -> xr.Dataset:
-    """The same voxels; what a computed variable is made of is read as the blocks that it is computed of, not anew."""
-    arrays = {name: variable.data for name, variable in ds.data_vars.items() if variable.chunks is not None}
-    computed = set()
-    for array in arrays.values():
-        if not (isinstance(array, VolumeArray) and array.lazy):
-            computed |= readers_of(array)
-    return ds.assign(
-        {
-            name: ds[name].copy(data=array.plain())
-            for name, array in arrays.items()
-            if isinstance(array, VolumeArray) and array.lazy and array.lazy.read in computed
-        }
-    )
-
-
-def _groups_of(blocks: xr.Dataset, readers: Mapping[str, set[VolumeReader]]) -> list[Group]:
-    """Variables that are made of the same files in one group: read together, each file is read once."""
-    sets: list[tuple[set[str], set[VolumeReader]]] = []
-    for name, of_name in readers.items():
-        names, files = {name}, set(of_name)
-        for known in [known for known in sets if known[1] & files]:
-            sets.remove(known)
-            names, files = names | known[0], files | known[1]
-        sets.append((names, files))
-    return [_group(tuple(name for name in readers if name in names), blocks, files) for names, files in sets]
-
-
-def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader]) -> Group:
-    arrays = [blocks[name].data for name in names]
-    if all(isinstance(array, VolumeArray) and array.lazy for array in arrays):
-        return Group(names, None, any(reader.variable != volume.RAW for reader in readers))
-    edges = [set(np.cumsum((0, *array.chunks[1])).tolist()) for array in arrays]
-    return Group(names, tuple(sorted(set.intersection(*edges))), True)
-
-
-def _part_read(reader: VolumeReader, ds: xr.Dataset, depth: int, height: int) -> FilesRead:
-    """What is read of a variable's files: the rows and slices of the store, by its coordinates if they tell."""
-    _, rows, width = reader.shape
-    connections = reader.source.connections
-    last_row, last_column = _last(ds, "y", rows), _last(ds, "x", width)
-    return FilesRead(reader.variable, depth, min(height, rows), last_row, last_column, rows, width, connections)
-
-
-def _last(ds: xr.Dataset, dim: str, length: int) -> int:
-    """How many indexes of a file there are up to the last of the Dataset."""
-    told = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
-    return max(min(length, told), 1)
-
-
 def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
     """In memory and, about, on disk."""
     size = variable.dtype.itemsize
@@ -271,8 +209,9 @@ def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
     return size, STORED_BYTES_PER_VOXEL["raw"] if variable.dtype == volume.RAW_DTYPE else STORED_SHARE * size
 
 
-def _content_of(blocks: xr.Dataset, layout: Layout, readers: Mapping[str, set[VolumeReader]]) -> dict[str, Any]:
+def _content_of(blocks: xr.Dataset, source: Source) -> dict[str, Any]:
     """What makes two calls the same: the same voxels in the same layout."""
+    layout = source.layout
     return {
         "shape": list(layout.shape),
         "chunks": list(layout.chunks),
@@ -281,7 +220,7 @@ def _content_of(blocks: xr.Dataset, layout: Layout, readers: Mapping[str, set[Vo
             str(name): {
                 "dtype": variable.dtype.newbyteorder("<").str,
                 "voxels": _origin(variable.data),
-                "files": sorted({reader.files for reader in readers[str(name)]}),
+                "files": sorted({reader.files for reader in source.readers[str(name)]}),
             }
             for name, variable in blocks.data_vars.items()
         },

@@ -1,15 +1,18 @@
 """What is asked before an export begins: whether it has room on the disk and in the workers' memory, and who works."""
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from dask.sizeof import sizeof
 from rich.filesize import decimal
 
 from .errors import ExportError, InvalidArgumentError
 from .estimate import PROCESS_BYTES, Estimate
+from .settings import setting
 from .store import Store
 from .team import LOCAL_JOBS
 
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
 USABLE_SHARE = 0.7
 """Of a worker's memory limit: at 80 % dask pauses a worker."""
 
+WORTH_TELLING = 1.1
+"""So many times over."""
+
+MOST_OF_STATISTICS = 16 << 20
+"""Bytes of what is computed before the regions, and sent along with them."""
+
+log = logging.getLogger(__name__)
 WITHOUT_A_CLUSTER = """or work without a cluster: `with dask.config.set(scheduler="threads"):`"""
 
 HOW_TO_SKIP = "liver-dask.check-room: false in dask's configuration skips this."
@@ -37,6 +47,31 @@ def check_call(client: Any, on_error: str) -> None:
     if client.asynchronous or client.status != "running":
         state = "asynchronous" if client.asynchronous else client.status
         raise InvalidArgumentError(f"The client is {state}; give one that is running, and not asynchronous.")
+
+
+def check_times(expected: Estimate) -> None:
+    """Tell what is fetched more than once, and refuse what is so too often."""
+    for variable, times in expected.times.items():
+        if times > WORTH_TELLING:
+            log.warning("%s is fetched about %.1f times over for what is computed of it", variable, times)
+    variable, times = max(expected.times.items(), key=lambda item: item[1], default=("", 0.0))
+    if times > setting("most-refetches"):
+        raise InvalidArgumentError(
+            f"What is computed needs {variable} again and again: it would be fetched about {times:.1f} times over. "
+            "Write the variables as they are and compute from that store; or take a statistic's value first "
+            "(.compute()), or blocks of one slice, some rows and the full width; liver-dask.most-refetches in dask's "
+            f"configuration ({setting('most-refetches'):g}) allows more."
+        )
+
+
+def check_small(statistics: Mapping[Any, Any]) -> None:
+    """Refuse what every job would have to be sent, if it is large."""
+    size = sum(sizeof(value) for value in statistics.values())
+    if size > MOST_OF_STATISTICS:
+        raise InvalidArgumentError(
+            f"All regions need the same {decimal(size)} that are computed first, which is too much to keep; "
+            "compute it before (.compute()), and give the result."
+        )
 
 
 def check_disk(store: Store, expected: Estimate) -> None:

@@ -12,7 +12,7 @@ a run is a few regions; where they cannot (a mask has to be inflated from its fi
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from .errors import InvalidArgumentError
@@ -62,15 +62,22 @@ class Group(NamedTuple):
         cuts: Rows between which reading may stop and go on without reading anything twice, ascending, the first 0 and
             the last the height; None if that is between any two rows.
         from_the_top: Whether a slice must be read in one go, from top to bottom.
+        deep: Whether a task goes on with the slices behind, instead of with the rows below.
+        held: Bytes that a task holds for regions to come.
     """
 
     names: tuple[str, ...]
     cuts: tuple[int, ...] | None = None
     from_the_top: bool = False
+    deep: bool = False
+    held: int = 0
 
 
 class Run(NamedTuple):
-    """What one task writes: regions of the same slices, from top to bottom, of the variables of a group."""
+    """What one task writes, one after the other, of the variables of a group.
+
+    Regions of the same slices, from top to bottom; or all slices of some rows, if the group is `deep`.
+    """
 
     group: Group
     regions: tuple[Region, ...]
@@ -184,12 +191,25 @@ def plan_runs(layout: Layout, groups: Sequence[Group], written: Collection[tuple
         written: Regions that are there, by variable.
     """
     bands = -(-layout.shape[1] // layout.band)
+    for group in [group for group in groups if group.deep]:
+        for top, bottom in pairwise(_joints(layout, group)):
+            of_rows = [region for region in layout.regions() if top <= region.y_start < bottom]
+            missing = [region for region in of_rows if any((name, region) not in written for name in group.names)]
+            if missing:
+                yield Run(group, tuple(missing))
     for regions in _parts(list(layout.regions()), bands):
-        for group in sorted(groups, key=lambda group: not group.from_the_top):
+        for group in sorted([group for group in groups if not group.deep], key=lambda group: not group.from_the_top):
             missing = [region for region in regions if any((name, region) not in written for name in group.names)]
             length = bands if group.from_the_top else REGIONS_OF_A_RUN
             for part in _parts(missing, length):
                 yield Run(group, tuple(part))
+
+
+def _joints(layout: Layout, group: Group) -> list[int]:
+    """Rows between which tasks of a deep group may be apart: ends of regions and, if that can be, of blocks."""
+    _, height, _ = layout.shape
+    ends = [*range(0, height, layout.band), height]
+    return sorted({0, height, *(set(ends) & set(group.cuts or ends))})
 
 
 def rows_at_once(layout: Layout, group: Group) -> int:

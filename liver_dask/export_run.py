@@ -1,16 +1,21 @@
 """The driver of an export: which jobs there are, what became of them, and what is tried again."""
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
-import xarray as xr
+from dask.local import get_sync
 from rich.filesize import decimal
 
+from .computed import Work
 from .errors import ExportError, LiverDaskError
+from .export_checks import check_small
 from .export_plan import Group, Region, Run, Shard, ShardRow, plan_runs
-from .export_work import Failure, Outcome, Task, look, merge, part_of
+from .export_source import Source
+from .export_work import Failure, Outcome, Share, Task, look, merge
+from .held import got
 from .progress import Advance
 from .store import Store
 from .team import Job, Report, Team
@@ -23,10 +28,9 @@ class Driver:
     """One run of an export.
 
     Args:
-        ds: What is written, all of it.
+        source: What is written, all of it.
         store: Where.
         run_name: The store's name for this run.
-        groups: Its variables, by what they are read together with.
         connections: How many requests may be under way at once, in all processes together.
         goes_on: Whether a failure is no reason to stop.
         advance: Is told of each region that is written.
@@ -39,18 +43,16 @@ class Driver:
 
     def __init__(
         self,
-        ds: xr.Dataset,
+        source: Source,
         store: Store,
         run_name: str,
-        groups: Sequence[Group],
         connections: int,
         goes_on: bool,
         advance: Advance,
     ) -> None:
-        self._ds = ds
+        self._source = source
         self._store = store
         self._run_name = run_name
-        self._groups = groups
         self._connections = connections
         self._goes_on = goes_on
         self._merges: deque[tuple[ShardRow, Shard]] = deque()
@@ -76,18 +78,40 @@ class Driver:
         self._missing = self._find_missing(written)
         for row in [row for row, left in self._missing.items() if not left and not self._store.is_merged(row)]:
             self._add_merges(row)
-        self._runs = plan_runs(self._store.layout, self._groups, written)
+        self._runs = plan_runs(self._store.layout, self._source.groups, written)
         self._threads = team.threads
         if not written:  # a wrong address, shape or label is told before anything is kept
-            first = iter([Job(None, look, (self._ds.isel(z=slice(1)),))])
+            first = iter([Job("The first slice", look, (self._source.windows,))])
             team.work_off(self._connections, lambda: next(first, None), self._take)
         try:
+            for group, work in self._source.works:
+                if next(plan_runs(self._store.layout, [group], written), None):
+                    self._compute_statistics(work, team)
             team.work_off(self._connections, self._next_job, self._take)
         except BaseException:
             self._store.end_run()  # jobs that run already end after the region they are at
             raise
         if self.failures:
             raise self._told_failures()
+
+    def _compute_statistics(self, work: Work, team: Team) -> None:
+        """Compute what all jobs need, once: shares of it in their places, the rest here."""
+        for keys in work.statistics:
+            jobs = [Job("What all regions need", Share(self._store, *share).compute) for share in work.partials(keys)]
+            values: dict[Any, Any] = {}
+            team.work_off(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
+            work.settle(values)
+            work.settle(dict(zip(keys, get_sync(got(work.needed(keys)), keys), strict=True)))
+
+    def _take_share(self, values: dict[Any, Any], what: str, future: Future[Any]) -> None:
+        try:
+            result = future.result()
+        except Exception as error:  # the worker died several times, or cannot even begin
+            result = self._lost(what, error)
+        if isinstance(result, Exception):
+            raise result
+        values.update(result)
+        check_small(values)
 
     def _find_missing(self, written: Collection[tuple[str, Region]]) -> dict[ShardRow, set[Region]]:
         """For each row of shards, the regions whose slabs are still to be written."""
@@ -107,10 +131,10 @@ class Driver:
         run = self._again.popleft() if self._again else next(self._runs, None)
         if run is None:
             return None
-        part = part_of(self._ds, run)
+        part = self._source.part(run)
         return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._goes_on).write)
 
-    def _take(self, what: Run | ShardRow | None, future: Future[Any]) -> None:
+    def _take(self, what: Run | ShardRow | str, future: Future[Any]) -> None:
         """Note what became of a job."""
         try:
             result = future.result()
@@ -141,7 +165,7 @@ class Driver:
         if not self._goes_on:
             raise failure.error
 
-    def _lost(self, what: Run | ShardRow | None, error: Exception) -> Any:
+    def _lost(self, what: Run | ShardRow | str, error: Exception) -> Any:
         """The outcome of a task that did not come back."""
         told = ExportError(
             f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
@@ -161,9 +185,9 @@ class Driver:
         return ExportError(f"{len(texts)} regions could not be written; all others are.{shown}", texts)
 
 
-def _name_of(what: Run | ShardRow | None) -> str:
-    if what is None:
-        return "The first slice"
+def _name_of(what: Run | ShardRow | str) -> str:
+    if isinstance(what, str):
+        return what
     if isinstance(what, ShardRow):
         return f"The row of shards z {what.z}, y {what.y} of {what.name}"
     first, last = what.regions[0], what.regions[-1]

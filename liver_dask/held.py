@@ -4,11 +4,10 @@ A dask graph has such blocks as futures, of which dask's threads can make nothin
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import dask.array as da
-from dask.core import flatten
+from dask._task_spec import DataNode, GraphNode
 from dask.highlevelgraph import MaterializedLayer
 
 from .errors import ExportError
@@ -20,7 +19,7 @@ LONGEST_WAIT = 60.0
 def held_by_a_cluster(array: Any) -> Iterator[Any]:
     """The futures that a dask array is made of; only layers that are written out can have any."""
     layers = [layer for layer in array.dask.layers.values() if isinstance(layer, MaterializedLayer)]
-    return (future for layer in layers for future in _futures_in(layer.values()))
+    return (value for layer in layers for value in layer.values() if is_held(value))
 
 
 def wait_for(futures: Sequence[Any]) -> None:
@@ -29,16 +28,11 @@ def wait_for(futures: Sequence[Any]) -> None:
         future.exception()
 
 
-def got(arrays: Mapping[str, da.Array]) -> dict[str, da.Array]:
-    """The same arrays, of which dask's threads compute what no cluster holds; the rest is got from there now."""
-    graphs = {name: dict(array.dask.cull(set(flatten(array.__dask_keys__())))) for name, array in arrays.items()}
-    futures = {future.key: future for graph in graphs.values() for future in _futures_in(graph.values())}
-    if not futures:
-        return dict(arrays)
-    results = dict(zip(futures, _gather(list(futures.values())), strict=True))
-    for graph in graphs.values():
-        graph |= {key: results[key] for key in graph.keys() & results.keys()}
-    return {name: da.Array(graphs[name], array.name, array.chunks, meta=array._meta) for name, array in arrays.items()}
+def got(tasks: Mapping[Any, GraphNode]) -> dict[Any, GraphNode]:
+    """The same tasks, which dask's threads can compute: what a cluster holds of them is got from there now."""
+    futures = {key: task.value for key, task in tasks.items() if isinstance(task, DataNode) and is_held(task.value)}
+    results = _gather(list(futures.values())) if futures else []
+    return dict(tasks) | {key: DataNode(key, result) for key, result in zip(futures, results, strict=True)}
 
 
 def _gather(futures: Sequence[Any]) -> Any:
@@ -64,6 +58,7 @@ def _gather(futures: Sequence[Any]) -> Any:
     return client.gather(owned)
 
 
-def _futures_in(values: Iterable[Any]) -> Iterator[Any]:
+def is_held(value: Any) -> bool:
+    """Whether it is a future of a cluster."""
     distributed = sys.modules.get("distributed")
-    return (value for value in values if isinstance(value, distributed.Future)) if distributed else iter(())
+    return distributed is not None and isinstance(value, distributed.Future)

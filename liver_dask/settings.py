@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "cache-dir": None,
     "cache-raw-gb": 0,
     "check-room": True,  # whether an export that seems too large for disk or memory is refused
+    "most-refetches": 4.0,  # how often an export may fetch the same, on average, for what is computed
 }
 
 

@@ -102,30 +102,39 @@ class SliceLayer(Layer):
     def __reduce__(self) -> tuple[Any, ...]:
         return SliceLayer, (self._name, self._window, self._chunks, self._has_z, self._chosen, self.annotations)
 
+    @property
+    def reading(self) -> dict[Any, Task]:
+        """The tasks of the blocks alone, for those who compute all of them in one process."""
+        return self._made(is_shared=False)
+
     @cached_property
     def _tasks(self) -> dict[Any, Task]:
+        return self._made(is_shared=any(len(lengths) > 1 for lengths in self._chunks[self._has_z :]))
+
+    def _made(self, *, is_shared: bool) -> dict[Any, Task]:
         stops = [list(accumulate(lengths, initial=0)) for lengths in self._chunks]
-        is_shared = any(len(lengths) > 1 for lengths in self._chunks[self._has_z :])
         tasks: dict[Any, Task] = {}
         for block in self._blocks:
             box = tuple(slice(along[i], along[i + 1]) for along, i in zip(stops, block, strict=True))
             slices = range(box[0].start, box[0].stop) if self._has_z else range(1)
             prepared = [(f"slice-{self._name}", z) for z in slices] if is_shared else []
             for key in prepared:
-                tasks.setdefault(key, Task(key, _prepare, TaskRef(self._window), key[1]))
+                tasks.setdefault(key, Task(key, prepare, TaskRef(self._window), key[1]))
             own = (self._name, *block)
-            tasks[own] = Task(own, _read, TaskRef(self._window), box, *map(TaskRef, prepared))
+            tasks[own] = Task(own, read, TaskRef(self._window), box, *map(TaskRef, prepared))
         return tasks
 
 
-def _prepare(window: SlicedWindow, z: int) -> Any:
+def prepare(window: SlicedWindow, z: int) -> Any:
+    """What blocks of a slice share, where they may be read in several processes."""
     if not _is_on_worker():
         return None
     keep_memory_of_worker()
     return window.prepare(z)
 
 
-def _read(window: SlicedWindow, key: tuple[slice, ...], *prepared: Any) -> npt.NDArray[Any]:
+def read(window: SlicedWindow, key: tuple[slice, ...], *prepared: Any) -> npt.NDArray[Any]:
+    """The voxels of a block, with what was prepared of its slices."""
     keep_memory_of_worker()
     return window.read_prepared(key, [part for part in prepared if part is not None])
 

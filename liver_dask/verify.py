@@ -22,13 +22,15 @@ from .documents import reason_of
 from .errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from .export import Export
 from .export_plan import Group, Layout, Region, Run, plan_runs
-from .export_work import READERS, Rows, as_told, foreseeing, in_blocks, part_of, report_of
+from .export_source import Source
+from .export_work import READERS, as_told, report_of
 from .inventory import Metadata
 from .label_group import LABELS
 from .ome_zarr import Level, description_problem, has_description, other_labels
 from .progress import say, show_progress
 from .pyramid import FOLDER, halved, levels_of, voxel_size_of
 from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
+from .rows import Part
 from .settings import setting
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
 from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources, slice_of
@@ -344,17 +346,16 @@ class _Plan:
             raise InvalidArgumentError(
                 f"The Dataset is not what {self.store} was made of: another box, source or computation."
             )
-        groups = [
-            group._replace(names=tuple(name for name in group.names if name in readable)) for group in export.groups
-        ]
+        groups = export.source.groups
+        groups = [group._replace(names=tuple(name for name in group.names if name in readable)) for group in groups]
         groups = [group for group in groups if group.names]
         runs = list(plan_runs(layout, groups, ()) if full else _sampled_runs(layout, groups, chance) if groups else ())
-        self.comparisons = [Comparison(self.store, part_of(export.shared, run), run, layout) for run in runs]
+        self.comparisons = [Comparison(self.store, export.source.part(run), run, layout) for run in runs]
         slices = None if full else {region.z_start for run in runs for region in run.regions}
-        self.source_checks = list(self._source_checks(export.shared, groups, slices, chance))
+        self.source_checks = list(self._source_checks(export.source, groups, slices, chance))
 
     def _source_checks(
-        self, ds: xr.Dataset, groups: Sequence[Group], slices: set[int] | None, chance: np.random.Generator
+        self, source: Source, groups: Sequence[Group], slices: set[int] | None, chance: np.random.Generator
     ) -> Iterator[SourceCheck]:
         """Checks of the files of some slices, or of all: for a computed variable, of as many of its files."""
         checks: dict[SourceCheck, None] = {}
@@ -365,8 +366,7 @@ class _Plan:
                 wanted &= {range(*origin["z"])[z] for z in slices}
             elif slices is not None:
                 wanted = set(chance.permutation(sorted(wanted))[: len(slices)].tolist())
-            readers = readers_of(in_blocks(ds[[name]], self._layout)[name].data)
-            checks |= plan_source_checks(sources, readers, wanted.__contains__)
+            checks |= plan_source_checks(sources, source.readers[name], wanted.__contains__)
         return iter(checks)
 
     def _sources(self, name: str) -> list[Any]:
@@ -384,28 +384,28 @@ class Comparison:
 
     Attributes:
         store: The store.
-        part: The source: the variables and slices of `run`, all rows.
+        part: What `run` needs of the source.
         run: The windows, of the same slices, from top to bottom.
         layout: The grids of the store.
     """
 
     store: Path
-    part: xr.Dataset
+    part: Part
     run: Run
     layout: Layout
 
     @property
     def nbytes(self) -> int:
         """Bytes of voxels to compare."""
-        itemsize = sum(variable.dtype.itemsize for variable in self.part.data_vars.values())
+        itemsize = sum(dtype.itemsize for dtype in self.part.dtypes.values())
         return itemsize * sum(map(self.layout.voxels_of, self.run.regions))
 
     def compare(self, report: Callable[[Report], None]) -> tuple[int, list[Difference]]:
         """Voxels compared, and what is wrong; see Task.write."""
         voxels = 0
         differences: list[Difference] = []
-        with foreseeing(self.part), ContextPool(READERS) as readers:
-            rows = Rows(in_blocks(self.part, self.layout), self.run.group.cuts, readers)
+        with self.part.foreseeing(), ContextPool(READERS) as readers:
+            rows = self.part.rows(self.run, readers)
             for region in self.run.regions:
                 arrays = rows.read(region)
                 for name, expected in arrays.items():

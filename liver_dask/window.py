@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 from dask.array.slicing import sanitize_index
 from dask.base import is_dask_collection, tokenize
-from dask.highlevelgraph import MaterializedLayer
 from dask.local import MultiprocessingPoolExecutor
 from dask.system import CPU_COUNT
 from dask.utils import ensure_dict
@@ -386,14 +385,6 @@ def _blocks_of(lazy: LazyWindow | LazyPoints, chunks: tuple[tuple[int, ...], ...
     if isinstance(lazy, LazyWindow) and isinstance(lazy.read, SlicedReader):
         return da.Array(sliced_graph(name, lazy, chunks, has_z=0 in lazy.window.kept), name, chunks, meta=meta)
     return da.from_array(lazy, chunks=chunks, name=name, asarray=False, meta=meta)
-
-
-def leaves_of(array: da.Array) -> list[Any]:
-    """What a dask array is made of at bottom: the objects that its blocks are cut from."""
-    if isinstance(array, VolumeArray) and array.lazy:
-        return [array.lazy]
-    layers = [layer for layer in array.dask.layers.values() if isinstance(layer, MaterializedLayer)]
-    return [value for layer in layers for key, value in layer.items() if isinstance(key, str)]
 
 
 def _one_an_axis(index: Any, ndim: int) -> tuple[Any, ...]:

@@ -28,13 +28,16 @@ def to_zarr(
 ) -> str:
     """Write a Dataset, or a box of it, as a sharded Zarr v3 store; `xr.open_zarr(path)` gives it back.
 
-    Every strip and every mask is fetched and decoded once, every chunk encoded once. Memory is bounded by regions (8
+    Every strip and every mask is fetched and decoded once, every chunk encoded once; for what is computed, more often
+    where its graph makes it so, which is logged, or refused. Memory is bounded by regions (8
     slices of a band of rows), whatever the size of the box or of the shards. The store appears under `path` when it is
     complete; until then it is `path` + `.partial`, and the same call goes on with what that holds, however the last one
     ended. A store that is there already and was made by the same call is returned as it is, without a request.
 
     Args:
-        ds: What `open_human_liver_em` gave, cropped or changed lazily or not: variables of dims (z, y, x).
+        ds: What `open_human_liver_em` gave, cropped or changed lazily or not: variables of dims (z, y, x). Of voxels
+            that were computed before (`persist`, `compute`) nothing tells from which files they are: the store's
+            manifest lists none, and no change of them is noticed.
         path: The store to write, on a file system that this process and all workers share. Missing folders above it
             are made. Of a symbolic link it is made where that leads.
         client: The cluster to work on, of whatever kind. All its processes together, and all calls that write on it at
@@ -58,7 +61,8 @@ def to_zarr(
 
     Raises:
         InvalidArgumentError: The box leaves the Dataset or is empty; shards are not whole chunks; there is not enough
-            disk, or memory for a worker. (ValueError)
+            disk, or memory for a worker; what is computed would fetch a file more than `liver-dask.most-refetches`
+            times (4) on average, or needs something large in all regions. (ValueError)
         StoreExistsError: `path` holds something else than this call would write, or is being written. (FileExistsError)
         ExportError: Some regions could not be written; `.failures` lists them. (RuntimeError)
         LiverDaskError: The source could not be read; the message names the file, the slice and the rows.

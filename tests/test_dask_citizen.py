@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster, get_client
 from test_zarr_export import BOX, SMALL
 
 import liver_dask as ld
-from liver_dask import team
+from liver_dask import held, team
 from liver_dask.demo import RangeRequestHandler, serve
 from liver_dask.shares import pickled_plugin
 
@@ -106,8 +106,8 @@ def test_what_a_cluster_holds_can_be_kept(
 ) -> None:
     """`to_zarr(ds.persist())` would fail, which xarray's own can do."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito", "er"])
-    held = ds[["raw"]].persist()
-    mixed = held.assign(twice=held.raw * 2, er=ds.er, both=held.raw + ds.mito)
+    kept = ds[["raw"]].persist()
+    mixed = kept.assign(twice=kept.raw * 2, er=ds.er, both=kept.raw + ds.mito, scaled=kept.raw / kept.raw.max())
     with dask.config.set(scheduler="threads" if scheduler == "threads" else None):
         path = ld.to_zarr(
             mixed,
@@ -118,19 +118,35 @@ def test_what_a_cluster_holds_can_be_kept(
             **SMALL,
         )
     raw = voxels["raw"]
-    check(path, {"raw": raw, "twice": raw * 2, "er": voxels["er"], "both": raw + voxels["mito"]})
+    check(
+        path,
+        {"raw": raw, "twice": raw * 2, "er": voxels["er"], "both": raw + voxels["mito"], "scaled": raw / raw.max()},
+    )
+
+
+def test_what_a_cluster_holds_is_got_once_for_what_all_regions_need(
+    client: Client, archive: Path, tmp_path: Path, voxels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job would get all voxels of the volume, for the same maximum."""
+    got_of, gather = [], held._gather
+    monkeypatch.setattr(held, "_gather", lambda futures: got_of.extend(futures) or gather(futures))
+    raw = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=64).raw.persist()
+    with dask.config.set(scheduler="threads"):
+        ld.to_zarr((raw / raw.max()).to_dataset(), tmp_path / "a.zarr", progress=False, **SMALL)
+    check(tmp_path / "a.zarr", {"raw": voxels["raw"] / voxels["raw"].max()}, (0, SHAPE[2], 0, SHAPE[1], 0, SHAPE[0]))
+    assert len(got_of) <= 3 * raw.data.npartitions
 
 
 def test_what_another_cluster_holds_or_none_any_more_is_refused(client: Client, archive: Path, tmp_path: Path) -> None:
     """The workers would wait for blocks that nobody will ever send them."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=[])
     with Client(n_workers=1, processes=False, set_as_default=False, **QUIET) as other:
-        held = other.persist(ds.raw)
+        kept = other.persist(ds.raw)
         with pytest.raises(ld.InvalidArgumentError, match=r"holds blocks of the Dataset, and .* is to do the work"):
-            ld.to_zarr(held.to_dataset(), tmp_path / "a.zarr", client=client, progress=False)
-        other.cancel(held)
+            ld.to_zarr(kept.to_dataset(), tmp_path / "a.zarr", client=client, progress=False)
+        other.cancel(kept)
         with pytest.raises(ld.InvalidArgumentError, match="has lost them"):
-            ld.to_zarr(held.to_dataset(), tmp_path / "a.zarr", client=client, progress=False)
+            ld.to_zarr(kept.to_dataset(), tmp_path / "a.zarr", client=client, progress=False)
     assert not list(tmp_path.iterdir())
 
 

@@ -125,6 +125,12 @@ PROMISES = {
         "test_untrusted::test_another_address_of_the_archive_can_be_named",
         "test_untrusted::test_the_command_takes_a_source",
     ],
+    "what nearly all regions need is computed once": ["test_computed::test_what_is_fetched_is_what_the_plan_says"],
+    "follows from the graph": [
+        "test_computed::test_what_is_fetched_is_what_the_plan_says",
+        "test_computed::test_any_regions_of_any_graph_are_right_and_read_as_often_as_told",
+        "test_computed::test_what_would_be_fetched_too_often_is_refused_unless_told",
+    ],
     # open it elsewhere
     "or download ... --pyramid": ["test_pyramid::test_what_reads_the_store_reads_it_as_before"],
     "each half of the one before": [
@@ -246,6 +252,7 @@ PROMISES = {
         "test_versions::test_a_file_that_is_older_than_the_dataset_is_read_whatever_the_clocks_say",
     ],
     "cannot be decoded is fetched anew once": ["test_network::test_a_changed_byte_that_breaks_a_file_is_fetched_again"],
+    "(`persist`) is not looked at anew": ["test_computed::test_what_a_cluster_keeps_outlives_a_change_of_the_source"],
     "**Missing slices** are an error": ["test_missing::test_without_it_a_missing_slice_is_an_error_that_says_so"],
     "what does not exist (404, while its folder does) is zero": [
         "test_missing::test_missing_slices_are_zeros_where_that_is_asked_for",

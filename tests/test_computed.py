@@ -1,0 +1,365 @@
+"""Computed variables: what jobs fetch of the archive, told in advance, and what they are sent."""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import cloudpickle
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from dask.array.core import normalize_chunks
+from dask.local import get_sync
+from distributed import Client, LocalCluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from liver_dask import computed, dataset, export_plan, store, tiff, volume
+from liver_dask.cache import MemoryCache
+from liver_dask.demo import ArchiveServer, make_archive, serve
+from liver_dask.export import Export
+from liver_dask.export_plan import Group, Layout, plan_layout, plan_runs
+from liver_dask.export_work import Task
+from liver_dask.graphs import leaves_in
+from liver_dask.threads import ContextPool
+from liver_dask.traffic import traffic
+from liver_dask.window import LazyWindow, VolumeArray, Window
+
+SHAPE = (16, 256, 300)
+ROWS = 64
+LAYOUT = {"chunks": (4, 32, 64), "shards": (8, 128, 128)}
+BLOCK_BYTES = ROWS * SHAPE[2] * 2
+INDEX_BYTES = 2 * 512 + 16 * SHAPE[1]
+"""What a slice of raw costs besides its strips: head, directory, places and lengths."""
+
+Change = Callable[[xr.Dataset], xr.DataArray]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    make_archive(folder, SHAPE)
+    return folder
+
+
+@pytest.fixture
+def server(archive: Path) -> Iterator[ArchiveServer]:
+    with serve(archive) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def larger_than_all_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the real archive is: nothing but strip indexes outlives its use, and a job holds a dozen blocks."""
+    monkeypatch.setattr(dataset, "_memory", MemoryCache(16 * SHAPE[1] * SHAPE[0]))
+    monkeypatch.setattr(tiff, "kept_rows", MemoryCache(0))
+    monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
+    monkeypatch.setattr(computed, "HELD_BYTES", 12 * BLOCK_BYTES)
+
+
+def opened(server: ArchiveServer, **options) -> xr.Dataset:
+    return ld.open_human_liver_em(server.url, shape=SHAPE, labels=["mito"], chunk_rows=ROWS, **options)
+
+
+def overlapping(raw: xr.DataArray, depth: tuple[int, int, int]) -> xr.DataArray:
+    """Each voxel and its neighbours' greatest, along z and y."""
+
+    def greatest(block: np.ndarray) -> np.ndarray:
+        found = block.copy()
+        for ahead, behind in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+            found[ahead] = np.maximum(found[ahead], block[behind])
+            found[behind] = np.maximum(found[behind], block[ahead])
+        return found
+
+    return raw.copy(data=raw.data.map_overlap(greatest, depth=depth, boundary="none"))
+
+
+COMPUTED: dict[str, tuple[Change, Mapping[str, float]]] = {
+    "by the maximum": (lambda ds: ds.raw / ds.raw.max(), {"raw": 2}),
+    "less the means of slices": (lambda ds: ds.raw - ds.raw.mean(("y", "x")), {"raw": 2}),
+    "less the mean along z": (lambda ds: ds.raw - ds.raw.mean("z"), {"raw": 2}),
+    "standardised": (lambda ds: (ds.raw - ds.raw.mean()) / ds.raw.std(), {"raw": 2}),
+    "by a mean of what has another": (lambda ds: ds.raw / ((ds.raw - ds.raw.mean()) ** 2).mean(), {"raw": 3}),
+    "overlap in z and y": (lambda ds: overlapping(ds.raw, (1, 1, 0)), {"raw": 1.1}),
+    "sums along z": (lambda ds: ds.raw.cumsum("z"), {"raw": 1}),
+    "where there is a label": (lambda ds: xr.where(ds.mito > 0, ds.raw, 0), {"raw": 1, "mito": 1}),
+    "raw in other blocks": (lambda ds: ds.raw.chunk(z=4, y=50, x=100), {"raw": 1}),
+    "a mask in other blocks": (lambda ds: ds.mito.chunk(z=4, y=50, x=100), {"mito": 1}),
+    "two parts of a mask": (lambda ds: xr.concat([ds.mito[:8], ds.mito[8:]], "z"), {"mito": 1}),
+    "twice": (lambda ds: ds.raw * 2, {"raw": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(archive: Path) -> xr.Dataset:
+    """All voxels, in memory."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"])
+    return ds.compute().chunk()
+
+
+def fetched(server: ArchiveServer, variable: str) -> int:
+    return sum(request.sent for request in server.requests if f"_{variable}_" in request.path)
+
+
+def fetched_once(archive: Path, variable: str, folder: Path) -> int:
+    with serve(archive) as server:
+        ld.to_zarr(opened(server)[[variable]], folder / f"{variable}.zarr", progress=False, **LAYOUT)
+        return fetched(server, variable)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_is_fetched_is_what_the_plan_says(
+    archive: Path, server: ArchiveServer, tmp_path: Path, whole: xr.Dataset, name: str
+) -> None:
+    """Strips would be fetched for each region that needs them: days for nothing, and nobody be told before."""
+    change, most = COMPUTED[name]
+    ds = change(opened(server)).transpose(*volume.DIMS).to_dataset(name="changed")
+    told = Export.plan(ds, tmp_path / "a.zarr", **LAYOUT).estimate().times
+    assert server.requests == []
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+    for variable, times in most.items():
+        assert told[variable] <= times + 0.05
+        really = fetched(server, variable) / fetched_once(archive, variable, tmp_path)
+        assert 0.95 * told[variable] <= really <= 1.05 * told[variable]
+    expected = change(whole).transpose(*volume.DIMS)
+    np.testing.assert_allclose(xr.open_zarr(path).changed, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "times"),
+    [
+        (lambda ds: ds.mito.cumsum("z"), "mito .* about 2.5"),
+        (lambda ds: overlapping(ds.raw, (4, 60, 0)), "raw .* about"),
+    ],
+)
+def test_what_would_be_fetched_too_often_is_refused_unless_told(
+    server: ArchiveServer, tmp_path: Path, change: Change, times: str
+) -> None:
+    """An export would begin that fetches the archive many times over, and end in weeks."""
+    ds = change(opened(server)).to_dataset(name="changed")
+    with (
+        dask.config.set({"liver-dask.most-refetches": 1.5}),
+        pytest.raises(ld.InvalidArgumentError, match=rf"{times}.*most-refetches"),
+    ):
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+    assert server.requests == []
+    assert list(tmp_path.iterdir()) == []
+    with dask.config.set({"liver-dask.most-refetches": 99}):
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+
+
+def test_what_all_regions_need_is_refused_where_it_is_large(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes would be kept here, and sent along with each job."""
+    monkeypatch.setattr("liver_dask.export_checks.MOST_OF_STATISTICS", 3)
+    ds = opened(server)
+    ds = (ds.raw / ds.raw.max()).to_dataset(name="changed")
+    with pytest.raises(ld.InvalidArgumentError, match=r"\.compute\(\)"):
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_what_is_as_large_as_what_is_read_is_no_statistic(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All voxels of the box would be computed before, and sent along with each job; or be held, unprojected."""
+    monkeypatch.setattr(computed, "HELD_BYTES", 1 << 30)
+    raw = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=ROWS).raw.data
+    work = computed.Work({"v": da.concatenate([np.sqrt(raw)] * 4)})
+    layout = plan_layout((4 * SHAPE[0], *SHAPE[1:]), {"v": 8}, LAYOUT["chunks"], LAYOUT["shards"])
+    group, _ = work.plan(layout, Group(("v",), (0, SHAPE[1]), True))
+    assert work.statistics == []
+    assert group.deep
+    assert group.held >= SHAPE[0] * ROWS * SHAPE[2] * 8
+
+
+def test_a_statistic_is_computed_over_the_cluster_and_anew_by_the_next_run(
+    server: ArchiveServer, tmp_path: Path, whole: xr.Dataset
+) -> None:
+    """The driver would fetch all of the archive itself; a run that goes on would have no statistic, or another."""
+    ds = opened(server)
+    ds = (ds.raw / ds.raw.max()).to_dataset(name="changed")
+    with LocalCluster(2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as client:
+        traffic.take()
+        ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False, **LAYOUT)
+        assert traffic.take().get("bytes", 0) == 0
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").changed, whole.raw / whole.raw.max())
+
+
+def test_a_run_that_goes_on_computes_the_statistic_anew(
+    archive: Path, tmp_path: Path, whole: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have none, or be another call."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=ROWS)
+    ds = (ds.raw / ds.raw.max()).to_dataset(name="changed")
+    write_slab, written = store.write_slab, []
+
+    def full(*args: object) -> None:
+        written.append(args)
+        if len(written) > 9:
+            raise OSError("No space left on device")
+        write_slab(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_slab", full)
+        with pytest.raises(OSError, match="No space"):
+            ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+    ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").changed, whole.raw / whole.raw.max())
+
+
+def test_a_graph_is_optimised_once_and_a_job_is_sent_its_part(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each region would cost the optimising of the whole graph, and each job its pickle: megabytes and hours."""
+    optimised, sent = [], []
+    optimize, write = computed.optimize, Task.write
+    monkeypatch.setattr(computed, "optimize", lambda *arrays: optimised.append(arrays) or optimize(*arrays))
+    monkeypatch.setattr(Task, "write", lambda task, report: sent.append(task) or write(task, report))
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=16)
+    ds = (ds.raw * 2).to_dataset(name="changed")
+    ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+    assert len(optimised) == 1
+    whole = len(pickle.dumps(computed.Work({"changed": ds.changed.data}).tasks))
+    assert len(sent) == 4
+    assert max(len(pickle.dumps(task)) for task in sent) < whole / 2
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").changed, ds.changed)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda ds: ds, lambda ds: ds * 2, lambda ds: ds.chunk(y=50), lambda ds: ds.mean("z")]
+)
+def test_the_windows_of_an_optimised_graph_are_found(archive: Path, change: Callable[[xr.Dataset], xr.Dataset]) -> None:
+    """A store would not know of which files it is made, and not notice that they changed."""
+    options = {"shape": SHAPE, "labels": ["mito"]}
+    engine = xr.open_dataset(archive, engine="liver_dask", chunks={}, **options)
+    for ds in (ld.open_human_liver_em(archive, **options), engine, engine.isel(z=slice(1), y=slice(9))):
+        (optimised,) = dask.optimize(change(ds))
+        for name in ds.data_vars:
+            windows = leaves_in(optimised[name].data)
+            assert {window.read.variable for window in windows} >= {name}
+            assert {reader.variable for reader in dataset.readers_of(optimised[name].data)} >= {name}
+
+
+def test_a_store_of_an_optimised_dataset_knows_its_files(server: ArchiveServer, tmp_path: Path) -> None:
+    """A changed file would not be noticed: the manifest would list none."""
+    (ds,) = dask.optimize(opened(server).isel(z=slice(2)))
+    ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
+    for name in ("raw", "mito"):
+        manifest = json.loads((tmp_path / "a.zarr" / name / "manifest.json").read_bytes())
+        expected = {f"{server.url}/{volume.file_of_slice(name, z)}" for z in (0, 1)}
+        assert {source["url"] for source in manifest["sources"]} == expected
+
+
+def test_what_a_cluster_keeps_outlives_a_change_of_the_source(archive: Path, tmp_path: Path) -> None:
+    """The README would promise too little or too much: old voxels while they are held, new ones after."""
+    own = tmp_path / "archive"
+    shutil.copytree(archive, own)
+
+    def read(client: Client) -> np.ndarray:
+        return client.compute(ld.open_human_liver_em(own, shape=SHAPE, chunk_rows=ROWS).raw[0].data).result()
+
+    with LocalCluster(1, processes=False, dashboard_address=":0") as cluster, Client(cluster) as client:
+        held = client.persist(ld.open_human_liver_em(own, shape=SHAPE, chunk_rows=ROWS).raw[0].data)
+        before = held.compute()
+        shutil.copyfile(own / volume.file_of_slice("raw", 1), own / volume.file_of_slice("raw", 0))
+        os.utime(own / volume.file_of_slice("raw", 0), (1e9, 1e9))
+        np.testing.assert_array_equal(read(client), before)
+        del held
+        while client.cluster.scheduler.tasks:
+            time.sleep(0.01)
+        np.testing.assert_array_equal(read(client), ld.open_human_liver_em(own, shape=SHAPE).raw[1])
+
+
+class Counting:
+    """Reads made-up voxels, and counts rows, those of its pickles too."""
+
+    slices_at_once = 1
+    variant = files = ""
+
+    def __init__(self, variable: str, shape: tuple[int, int, int]) -> None:
+        self.variable, self.shape = variable, shape
+        self.voxels = np.random.default_rng(0).integers(0, 9, shape, dtype="u2")
+
+    def __call__(self, z, y, x, out: np.ndarray) -> None:
+        rows_read.append(len(z) * len(y))
+        out[...] = self.voxels[np.ix_(z, y, x)]
+
+    def describe(self) -> str:
+        return self.variable
+
+    def foreseeing(self, z, y) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+rows_read: list[int] = []
+
+OPERATIONS: list[Callable[[da.Array], da.Array]] = [
+    lambda a: a + 1,
+    lambda a: a - a.max(),
+    lambda a: a - a.mean(axis=0),
+    lambda a: a - a.mean(axis=(1, 2))[:, None, None],
+    lambda a: (a - a.mean()) / (a.std() + 1),
+    lambda a: a - a[:1],
+    lambda a: a.cumsum(axis=0),
+    lambda a: a.cumsum(axis=1),
+    lambda a: a[::-1, ::-1],
+    lambda a: da.concatenate([a[:1], a[1:] - a[:-1]]),
+    lambda a: a.map_overlap(lambda b: b * 2, depth=(1, 1, 0), boundary="none"),
+    lambda a: a.map_overlap(lambda b: b + 1, depth=(1, 2, 1), boundary="periodic"),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_regions_of_any_graph_are_right_and_read_as_often_as_told(data: st.DataObject) -> None:
+    """A voxel would be of another block, or be held too short or too long; or more be read than was told."""
+    shape = data.draw(st.tuples(st.integers(2, 9), st.integers(4, 40), st.integers(1, 8)))
+
+    def chunks() -> tuple[int, ...]:
+        return tuple(data.draw(st.integers(1, n)) for n in shape)
+
+    reader = Counting("raw", shape)
+    lazy = LazyWindow(reader, Window.whole(shape), np.dtype("u2"))
+    array = VolumeArray.of(lazy, normalize_chunks((1, data.draw(st.integers(2, shape[1])), shape[2]), shape))
+    for operation in data.draw(st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=2)):
+        array = operation(array)
+    if data.draw(st.booleans()):
+        array = array.rechunk(chunks())
+    chunk = chunks()
+    layout = plan_layout(shape, {"v": 8}, chunk, tuple(64 * length for length in chunk))
+    layout = replace(layout, band=layout.chunks[1])
+    with patch.object(computed, "HELD_BYTES", data.draw(st.sampled_from([0, 200, 2000, 1 << 20]))):
+        work = computed.Work({"v": array})
+        group, tally = work.plan(layout, Group(("v",), (0, shape[1]), True))
+        told = work._tally(list(plan_runs(layout, [group], ())), work.statistics, 10**6)[0].times["raw"]
+        assert tally.times["raw"] > 0
+        found, rows = computed_by_regions(work, layout, group)
+    np.testing.assert_allclose(found, array.compute(scheduler="sync"), rtol=1e-12)
+    assert rows == round(told * tally.extents["raw"].rows)
+
+
+def computed_by_regions(work: computed.Work, layout: Layout, group: Group) -> tuple[np.ndarray, int]:
+    """All voxels, as jobs compute them, and how many rows were read for that."""
+    found = np.zeros(layout.shape)
+    rows_read.clear()
+    with ContextPool(2) as pool:
+        for keys in work.statistics:
+            for tasks, wanted in work.partials(keys):
+                work.settle(dict(zip(wanted, get_sync(tasks, wanted), strict=True)))
+            work.settle(dict(zip(keys, get_sync(work.tasks, keys), strict=True)))
+        for run in plan_runs(layout, [group], ()):
+            rows = pickle.loads(cloudpickle.dumps(work.part(run))).rows(run, pool)
+            for region in run.regions:
+                z, y = slice(region.z_start, region.z_stop), slice(region.y_start, region.y_stop)
+                found[z, y] = rows.read(region)["v"]
+    return found, sum(rows_read)
