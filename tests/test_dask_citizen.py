@@ -221,6 +221,7 @@ def test_what_ended_the_work_is_told(
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")  # filters are the process's, and two threads set them
+@pytest.mark.filterwarnings("ignore:Object at")
 def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Path, voxels) -> None:
     """Each call would have as many requests under way as the archive is to bear from all."""
     handler = counting(0.03)
