@@ -153,7 +153,7 @@ def test_dask_does_with_them_what_it_does_with_any(
             np.testing.assert_array_equal(WAYS[way](opened(server)[name].data).compute(), expected)
 
 
-@pytest.mark.parametrize("way", ["rechunk and a part", "two culled parts", "overlap", "clone", "optimized and a part"])
+@pytest.mark.parametrize("way", ["rechunk and a part", "two culled parts", "optimized and a part"])
 def test_a_cluster_does_so_too(
     client: Client, server: ArchiveServer, voxels: dict[str, np.ndarray], way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
