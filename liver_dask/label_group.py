@@ -17,7 +17,7 @@ import zarr
 from .disk import walk
 from .errors import StoreExistsError
 from .record import RECORD
-from .slabs import sync_folder
+from .slabs import TORN, sync_folder
 from .zarr_group import read_group, write_group
 
 LABELS = "labels"
@@ -34,7 +34,7 @@ def check_labels(store: Path, arrays: Arrays) -> None:
         StoreExistsError: `labels` is no group, or a label of one of these names is not of these arrays.
     """
     group = store / LABELS
-    if _is_taken(group) and read_group(group) is None:
+    if _is_taken(group) and read_group(group) is None and not _is_begun(group, arrays):
         raise StoreExistsError(f"{group} is not a Zarr v3 group, so labels cannot be added to it; move it away.")
     for name, levels in arrays.items():
         label = group / name
@@ -95,6 +95,15 @@ def _ome_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _is_taken(path: Path) -> bool:
     """Whether there is something, if only a file or a link to nowhere."""
     return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _is_begun(group: Path, arrays: Arrays) -> bool:
+    """Whether the group holds labels of these arrays and nothing else: a run ended before it gave it metadata."""
+    if not group.is_dir() or group.is_symlink():
+        return False
+    torn = f".{METADATA}."
+    labels = [entry for entry in group.iterdir() if not (entry.name.startswith(torn) and TORN.fullmatch(entry.name))]
+    return all(entry.name in arrays and _is_of(entry, arrays[entry.name]) for entry in labels)
 
 
 def _is_of(label: Path, levels: Sequence[Path]) -> bool:

@@ -288,6 +288,25 @@ def test_what_a_run_could_not_tidy_up_the_next_one_does(cases: dict[str, Case], 
     assert [path.name for path in folder.iterdir()] == ["a.zarr"]
 
 
+@pytest.mark.parametrize("strangers", [None, "notes.txt", "cells"])
+def test_labels_whose_group_has_no_metadata_yet_are_gone_on_with(
+    cases: dict[str, Case], tmp_path: Path, strangers: str | None
+) -> None:
+    """An error right after the first label would have users move labels away that are nobody's; theirs stay."""
+    folder = tmp_path / "a"
+    shutil.copytree(cases["labels"].expected, folder)
+    labels = folder / "a.zarr" / "labels"
+    (labels / "zarr.json").rename(labels / ".zarr.json.0123abcd")
+    if strangers is None:
+        cases["labels"].call(folder)
+        assert_same_files(cases["labels"].expected / "a.zarr", folder / "a.zarr")
+        return
+    (labels / strangers).write_bytes(b"mine")
+    with pytest.raises(ld.StoreExistsError, match="is not a Zarr v3 group"):
+        cases["labels"].call(folder)
+    assert (labels / strangers).read_bytes() == b"mine"
+
+
 def test_labels_whose_metadata_were_not_put_together_are_written_again(cases: dict[str, Case], tmp_path: Path) -> None:
     """An error in the last step would leave a store that xarray warns of, and that passes for done."""
     folder = tmp_path / "a"
