@@ -70,7 +70,7 @@ def main(workers: int, slices: int) -> None:
             "MB more": megabytes() - before,
             "KB a task": round(1024 * (megabytes() - before) / most, 1),
         }
-    print(json.dumps(told))
+        print(json.dumps(told), flush=True)  # to close many workers takes a while
 
 
 if __name__ == "__main__":
