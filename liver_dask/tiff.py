@@ -618,8 +618,11 @@ class _Sparse(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError(f"a place before the file begins ({position})")
+        self._position = position
+        return position
 
     def readinto(self, buffer: Any) -> int:
         target = memoryview(buffer).cast("B")
