@@ -5,7 +5,6 @@ of a cluster would do it anew. Within one process it is left to them: they share
 no more is done than the blocks need that are wanted after all.
 """
 
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, product
@@ -17,6 +16,7 @@ from dask.base import clone_key
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
 from .malloc import keep_memory_of_worker
+from .threads import is_in_task
 
 Chunks = tuple[tuple[int, ...], ...]
 
@@ -127,7 +127,7 @@ class SliceLayer(Layer):
 
 def prepare(window: SlicedWindow, z: int) -> Any:
     """What blocks of a slice share, where they may be read in several processes."""
-    if not _is_on_worker():
+    if not is_in_task():
         return None
     keep_memory_of_worker()
     return window.prepare(z)
@@ -137,16 +137,3 @@ def read(window: SlicedWindow, key: tuple[slice, ...], *prepared: Any) -> npt.ND
     """The voxels of a block, with what was prepared of its slices."""
     keep_memory_of_worker()
     return window.read_prepared(key, [part for part in prepared if part is not None])
-
-
-def _is_on_worker() -> bool:
-    """Whether this is a task of a cluster, of which other tasks may run elsewhere."""
-    if "distributed" not in sys.modules:
-        return False
-    from distributed import get_worker
-
-    try:
-        get_worker()
-    except ValueError:
-        return False
-    return True

@@ -24,7 +24,7 @@ from .allowance import cores
 from .errors import ExportError
 from .interrupts import check_interrupted, interrupts_noted
 from .malloc import keep_memory, share_memory
-from .threads import ContextPool
+from .threads import ContextPool, is_in_task
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -163,7 +163,7 @@ def client_in_force() -> "Client | None":
     """
     distributed = sys.modules.get("distributed")
     scheduler = dask.config.get("scheduler", None)
-    if distributed is None or _is_in_task():
+    if distributed is None or is_in_task():
         return None
     if isinstance(scheduler, distributed.Client):
         return scheduler
@@ -243,16 +243,10 @@ def _why_cancelled(client: "Client") -> ExportError:
     return ExportError("The cluster is gone: its scheduler ended, or cannot be reached any more.")
 
 
-def _is_in_task() -> bool:
-    """Whether this is a task of a cluster."""
-    worker = sys.modules.get("distributed.worker")
-    return worker is not None and bool(getattr(worker.thread_state, "key", None))
-
-
 @contextmanager
 def _place_given_up() -> Iterator[None]:
     """In a task of a cluster, leave its place to the jobs meanwhile, which else might wait for it for ever."""
-    if not _is_in_task():
+    if not is_in_task():
         yield
         return
     from distributed import rejoin, secede

@@ -115,6 +115,12 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
     return outcome.result()
 
 
+def is_in_task() -> bool:
+    """Whether this thread does a task of a dask cluster, of which other tasks may run elsewhere."""
+    worker = sys.modules.get("distributed.worker")
+    return worker is not None and bool(getattr(worker.thread_state, "key", None))
+
+
 class ContextPool(ThreadPoolExecutor):
     """Threads that run each call in the context in which it was submitted, so that `while_wanted` reaches it.
 

@@ -1,5 +1,6 @@
 """Strip indexes of which only some entries are fetched: those of a few rows of many slices, and what comes after."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from liver_dask import tiff, volume
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.directory import NEIGHBOURS, place_of_directory, read_directory
 from liver_dask.errors import FormatError
+
+sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
+
+from memory_file import MemoryFile
 
 SHAPE = (8, 6000, 40)
 CONNECTIONS = 2
@@ -246,3 +251,15 @@ def tiff_bytes(begins: int, compression: int = 5) -> tuple[bytes, bytes]:
         for tag, kind, count, value in fields
     )
     return b"II*\0" + begins.to_bytes(4, "little") + bytes(8), len(fields).to_bytes(2, "little") + packed
+
+
+def test_nothing_is_asked_of_before_the_beginning() -> None:
+    """A damaged directory that points there would be a request that no server understands, and no sentence told."""
+    file = MemoryFile(bytes(5000))
+    sparse = tiff._Sparse(file, 10, 10)
+    asked = list(file.sent)
+    for offset, whence in ((-74, 0), (-1, 1), (-6000, 2)):
+        with pytest.raises(ValueError, match="before the file begins"):
+            sparse.seek(offset, whence)
+    assert (sparse.tell(), file.sent) == (0, asked)
+    assert sparse.seek(-10, 2) == 4990

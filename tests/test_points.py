@@ -15,39 +15,26 @@ from conftest import SHAPE
 from hostile import SideBySide
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_window import SHAPE as SMALL
+from test_window import WHOLE, CountingReader
 
 import liver_dask as ld
 from liver_dask import dataset, volume
 from liver_dask.dataset import readers_of
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.window import LazyWindow, Selection, VolumeArray, Window
-
-SMALL = (5, 24, 17)
-WHOLE = np.arange(np.prod(SMALL), dtype="u2").reshape(SMALL)
+from liver_dask.window import LazyWindow, VolumeArray, Window
 
 
-class CountingReader:
-    """Reads from an array and notes how many voxels it was asked for."""
-
-    variant = ""
-
-    def __init__(self) -> None:
-        self.read = 0
-
-    def __call__(self, z: Selection, y: Selection, x: Selection, out: np.ndarray) -> None:
-        self.read += len(z) * len(y) * len(x)
-        out[:] = WHOLE[np.ix_(z, y, x)]
+class CountingPointReader(CountingReader):
+    """Reads at points as well."""
 
     def read_points(self, z: int, y: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
         self.read += len(y)
         out[:] = WHOLE[z, y, x]
 
-    def describe(self) -> str:
-        return "test"
 
-
-def small_array() -> tuple[VolumeArray, CountingReader]:
-    reader = CountingReader()
+def small_array() -> tuple[VolumeArray, CountingPointReader]:
+    reader = CountingPointReader()
     chunks = ((1,) * 5, (10, 10, 4), (17,))
     return VolumeArray.of(LazyWindow(reader, Window.whole(SMALL), WHOLE.dtype), chunks), reader
 
