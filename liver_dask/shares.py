@@ -23,7 +23,10 @@ SECONDS_KEPT = 5.0
 """So long a worker that reads nothing keeps its connections, and with them its share."""
 
 SECONDS_FOR_A_LOOP = 5.0
-"""A worker's event loop that has not run for so long is taken to wait for what is read here: it cannot tell us more."""
+"""A worker's event loop that has not run for so long cannot tell us more, if it is seen to wait for what is read."""
+
+SECONDS_FOR_ANY_LOOP = 60.0
+"""After so long it is taken to wait for it, whatever it seems to do: else reading could wait for ever."""
 
 
 class _Idle(Protocol):
@@ -61,8 +64,16 @@ class _Visit:
 
     @property
     def cannot_hear(self) -> bool:
-        """Whether the scheduler will tell nothing: the worker ends, or its event loop waits for what is read here."""
-        return self._is_ending or monotonic() - self.seen > SECONDS_FOR_A_LOOP
+        """Whether the scheduler will tell nothing: the worker ends, or its event loop waits for what is read here.
+
+        A loop that somebody else holds up, or an overloaded machine, goes on; the connections are others' meanwhile.
+        """
+        silent = monotonic() - self.seen
+        return (
+            self._is_ending
+            or silent > SECONDS_FOR_ANY_LOOP
+            or (silent > SECONDS_FOR_A_LOOP and _waits_for_reading(self.worker.thread_id))
+        )
 
     @property
     def _is_ending(self) -> bool:
@@ -258,6 +269,17 @@ def _worker() -> Any:
 
 def _is_running(worker: Any) -> bool:
     return worker.status.name in ("running", "paused", "closing_gracefully")
+
+
+def _waits_for_reading(thread: int) -> bool:
+    """Whether a thread is in one of dask's own schedulers, or in this package outside of this module."""
+    frame = sys._current_frames().get(thread)
+    while frame:
+        module = frame.f_globals.get("__name__", "")
+        if module == "dask.local" or (module.startswith(f"{__package__}.") and module != __name__):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _forget() -> None:

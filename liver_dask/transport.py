@@ -422,13 +422,13 @@ class HttpTransport:
             kept = getattr(self._pool.pools.get(key), "pool", None)
             if kept is None:
                 continue
-            idle: list[Any] = []
+            taken: list[Any] = []
             with suppress(queue.Empty):
                 while True:
-                    idle.append(kept.get_nowait())
-            for connection in idle:
-                if connection:
-                    connection.close()  # it is opened again when it is needed
+                    taken.append(kept.get_nowait())
+                    if taken[-1]:
+                        taken[-1].close()  # at once, or another was opened beside it; it is opened again when needed
+            for connection in taken:
                 kept.put_nowait(connection)
 
 

@@ -147,6 +147,22 @@ def test_workers_take_turns(client: Client, archive: Path) -> None:
     assert handler.most <= MOST
 
 
+def test_event_loops_that_stand_still_keep_to_the_limit(client: Client, archive: Path) -> None:
+    """On an overloaded machine, or behind somebody's slow function, a loop that waits for nothing here may stand still.
+
+    Each worker whose turn it is not would open a connection of its own.
+    """
+    handler = counts()
+    handler.seconds = 0.2
+    with serve(archive, handler) as server:
+        future = client.compute(opened(server.url).raw[:7])
+        time.sleep(3)  # until each has had its turn
+        client.run(time.sleep, shares.SECONDS_FOR_A_LOOP + 3)  # on the event loops
+        assert not future.done()
+        future.result()
+    assert handler.most <= MOST
+
+
 def test_a_worker_alone_has_all_of_them(client: Client, archive: Path) -> None:
     """A look of one task would take as much longer as there are workers that do nothing."""
     handler = counts()
