@@ -169,8 +169,12 @@ class Segments:
         self, samples: npt.NDArray[Any], grey: npt.NDArray[Any], rows: npt.NDArray[np.intp], first_column: int
     ) -> None:
         """See to it that all samples are voxels, and all samples of a pixel are equal."""
-        if samples.dtype.kind != "b" and self._page.dtype == np.bool_:
-            raise FormatError(f"{self.url}: its tags say 1 bit a sample, and its image has more; the file is damaged.")
+        assert self._page.dtype is not None  # else nothing would have been decoded
+        if not np.can_cast(samples.dtype, self._page.dtype, "safe"):  # whoever trusts the tags gets other voxels
+            raise FormatError(
+                f"{self.url}: its tags say {self._page.bitspersample} bits a sample ({self._page.dtype}), and its "
+                f"image has other samples ({samples.dtype}); the file is damaged."
+            )
         if samples.dtype.kind == "f":
             samples = samples.astype(np.float32) if samples.itemsize < 4 else samples  # 16 bits end at 65504
             wrong = ~((samples >= 0) & (samples <= LARGEST_VALUE) & (samples == np.floor(samples)))
