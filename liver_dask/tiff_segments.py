@@ -66,8 +66,8 @@ class Segments:
             raise FormatError(f"{url}: its pixels are colours of a palette, expected grey.")
         height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         height = height if page.is_tiled else min(height, page.imagelength)
-        if page.imagedepth != 1 or min(height, width) < 1:
-            raise FormatError(f"{url}: its pixels are not in one layer of strips or tiles.")
+        if page.imagedepth != 1 or min(height, width, page.samplesperpixel) < 1:
+            raise FormatError(f"{url}: its pixels are not in one layer of strips or tiles, with a sample or more each.")
         dtype = np.dtype(page.dtype) if page.dtype is not None else None
         if dtype is None or dtype.kind not in "buif":
             raise FormatError(f"{url}: its samples are {dtype or 'of no known type'}, expected numbers.")
