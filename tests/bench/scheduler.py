@@ -13,7 +13,6 @@ import time
 from typing import Any
 from unittest import mock
 
-import dask
 from distributed import Client, LocalCluster
 
 import liver_dask as ld
@@ -41,11 +40,16 @@ def megabytes() -> int:
 
 
 def main(workers: int, slices: int) -> None:
-    options = {"n_workers": workers, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {
+        "n_workers": workers,
+        "threads_per_worker": 1,
+        "processes": False,
+        "memory_limit": 0,  # each worker would hold the memory of all for its own, and pause
+        "dashboard_address": None,
+    }
     with (
         mock.patch.object(VolumeReader, "__call__", read_nothing),
         mock.patch.object(VolumeReader, "prepare", prepare_nothing),
-        dask.config.set({"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False}),
         LocalCluster(**options) as cluster,
         Client(cluster) as client,
     ):
