@@ -39,9 +39,9 @@ MARGIN_LIMIT = 128 << 10
 """Bytes fetched beyond what rows are guessed to take: some, and up to the end of a chunk unless chunks are long."""
 
 PRIOR_ROWS = 512
-DENSER = 1.08
-"""How much of a file some rows take is guessed from the rows so far, and from this many average ones, and a little is
-added: a further request costs more than some bytes."""
+DENSER = 1.04
+"""How much of a file some rows take is guessed from the rows so far and this many average ones, or from what is left of
+the file and its rows, whichever is more, and a little is added: a further request costs more than some bytes."""
 
 INFLATER_BYTES = 40 << 10
 ZSTD_LEVEL = 1
@@ -287,6 +287,7 @@ class PngSlice:
         assert self._file.identity is not None
         expected = self._file.identity.size / self._height
         rate = (position + PRIOR_ROWS * expected) / (rows_done + PRIOR_ROWS)
+        rate = max(rate, (self._file.identity.size - position) / max(self._height - rows_done, 1))
         block = min(rows_done // BLOCK_ROWS, len(self._starts)) - 1
         if block >= 0:  # below the margin without tissue the latest rows tell more than all
             rate = max(rate, (position - self._starts[block]) / (rows_done - block * BLOCK_ROWS))
