@@ -13,6 +13,7 @@ import time
 from typing import Any
 from unittest import mock
 
+import dask
 from distributed import Client, LocalCluster
 
 import liver_dask as ld
@@ -47,7 +48,9 @@ def main(workers: int, slices: int) -> None:
         "memory_limit": 0,  # each worker would hold the memory of all for its own, and pause
         "dashboard_address": None,
     }
+    quiet = {"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "60s"}
     with (
+        dask.config.set(quiet),  # what each worker does all the time would be counted as many times in one process
         mock.patch.object(VolumeReader, "__call__", read_nothing),
         mock.patch.object(VolumeReader, "prepare", prepare_nothing),
         LocalCluster(**options) as cluster,
