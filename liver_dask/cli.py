@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ class OneSentenceGroup(click.Group):
             raise
         except Exception as error:  # of other packages, as zarr's of a damaged chunk: a sentence, and no traceback
             how_to_know = "Of a store, `liver-dask verify STORE` says what is damaged."
-            raise click.ClickException(f"{reason_of(error)}. {how_to_know}") from error
+            raise click.ClickException(f"{reason_of(error).rstrip('. ')}. {how_to_know}") from error
 
 
 source_option = click.option(
@@ -172,7 +172,13 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
 @click.option("--label", "labels", multiple=True, help="A mask to show; may be repeated.  [default: all]")
 @missing_option
 @click.option("--pixels", type=click.IntRange(16), default=PIXELS, show_default=True, help="Rows and columns, at most.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The picture (.png).")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The picture (.png, .jpg, .pdf, ...).",
+)
 def snapshot(
     target: str,
     shape: tuple[int, int, int],
@@ -211,7 +217,8 @@ def view_command(target: str, shape: tuple[int, int, int], z: int | None, port: 
     printed: its token is needed, as with Jupyter. Ctrl-C ends it.
     """
     view(open_target(target, shape=shape), z=z).close()  # whatever is wrong is told here
-    serve_slicer(target, shape, z, port, browser)
+    with suppress(KeyboardInterrupt):  # which is how it ends
+        serve_slicer(target, shape, z, port, browser)
 
 
 @main.command()
@@ -275,7 +282,8 @@ def download(
     )
     export = Export.plan(ds, out, bounding_box=volume.full_box(shape) if full else bbox)
     if dry_run:
-        click.echo(plan_text(export))
+        is_there = export.store.is_written()  # or refused, as without
+        click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))
         return
     with cluster(scheduler, workers) as client:
         export.run(client, on_error)
@@ -298,7 +306,7 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
     """
     with cluster(scheduler, workers) as client:
         levels = add_pyramid(store, client=client)
-    click.echo(f"{store} has {len(levels)} levels, {_size_of(store)} on disk in all.")
+    click.echo(f"{store} has {len(levels)} level{'s' * (len(levels) != 1)}, {_size_of(store)} on disk in all.")
 
 
 @main.command()
@@ -353,7 +361,10 @@ def cache_info(folder: Path) -> None:
 @folder_argument
 def cache_clear(folder: Path) -> None:
     """Empty FOLDER of what this package keeps in it, and of nothing else."""
-    FolderCache(str(folder)).clear()
+    cached = FolderCache(str(folder))
+    sizes = [size for kind in WHAT_IS_KEPT for _, size, _ in cached.entries(kind)]
+    cached.clear()
+    click.echo(f"{folder}: {decimal(sum(sizes))} in {len(sizes)} files removed.")
 
 
 def plan_text(export: Export) -> str:

@@ -351,6 +351,6 @@ def _cut(task: Any) -> tuple[Key, tuple[slice, ...]] | None:
 
 
 def _composed(shape: Sequence[int], first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:
-    """One index for two that follow each other, along as many axes; of ascending ones."""
+    """One index for two that follow each other, along as many axes."""
     ranges = (range(length)[one][two] for length, one, two in zip(shape, first, second, strict=True))
-    return tuple(slice(r.start, r.stop, r.step) for r in ranges)
+    return tuple(slice(r.start, None if r.stop < 0 else r.stop, r.step) for r in ranges)  # -1 were the last one

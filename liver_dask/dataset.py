@@ -296,12 +296,15 @@ class VolumeReader:
         text = f"{self.variable}, slice {z}, rows {rows[0]}-{rows[-1]}: {error}"
         if isinstance(error, SliceNotFoundError):
             there = list_folders(self.source)
-            if there and volume.folder_of(self.variable) not in there:
+            is_lost = bool(there) and volume.folder_of(self.variable) not in there
+            if is_lost:
                 text += f" The archive has these folders: {', '.join(there)}."
             if volume.folder_of(self.variable) not in there and is_zarr(self.source):
                 text += f" {self.source.url} {told_zarr(self.source.url)}"
             elif self.missing == "zeros":
                 text += f" Its folder {self.files} was not seen either, so that it is not taken for zeros."
+            elif is_lost:
+                text += " Correct the address, or the label."
             else:
                 text += ' Open the source with missing="zeros" (--missing zeros) if such slices are to be empty.'
         return type(error)(text)

@@ -78,3 +78,7 @@ class NotDownloadedError(LiverDaskError, RuntimeError):
 
 class MissingExtraError(LiverDaskError, ImportError):
     """Packages that only a part of this package needs are not installed; says which extra brings them."""
+
+
+GIVE_SHAPE = "say how large the volume is by shape=(z, y, x), or --shape"
+"""What to do about a slice of another size than expected."""

@@ -176,6 +176,9 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
 
 def _check_variables(ds: xr.Dataset) -> None:
     """Refuse what would be read back as something else, or not at all."""
+    if not isinstance(ds, xr.Dataset):
+        told = f"ds[[{ds.name!r}]]" if isinstance(ds, xr.DataArray) and ds.name else "array.to_dataset(name='raw')"
+        raise InvalidArgumentError(f"A store is made of a Dataset, not of a {type(ds).__name__}: give {told}.")
     if not ds.data_vars:
         raise InvalidArgumentError("The Dataset has no variables; nothing would be written.")
     for name, variable in ds.data_vars.items():
@@ -186,6 +189,10 @@ def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
     if not isinstance(name, str) or not name.isidentifier() or name in OTHER_GROUPS:
         raise InvalidArgumentError(
             f"A variable named {name!r} cannot be kept; rename it to a word other than {', '.join(OTHER_GROUPS)}."
+        )
+    if variable.dims != volume.DIMS and set(variable.dims) == set(volume.DIMS):
+        raise InvalidArgumentError(
+            f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}: ds.transpose{volume.DIMS}."
         )
     if variable.dims != volume.DIMS:
         raise InvalidArgumentError(

@@ -107,7 +107,7 @@ def show(
     y: Bounds = None,
     x: Bounds = None,
     *,
-    labels: Sequence[str] | None = None,
+    labels: str | Sequence[str] | None = None,
     opacity: float = 0.4,
     contrast: tuple[float, float] = (0.5, 99.5),
     pixels: int = PIXELS,
@@ -134,7 +134,7 @@ def show(
         MissingExtraError: matplotlib is not installed. (ImportError)
         InvalidArgumentError: The window leaves the Dataset, or a label is not in it. (ValueError)
     """
-    names = labels_of(ds) if labels is None else list(labels)
+    names = labels_of(ds) if labels is None else [labels] if isinstance(labels, str) else list(labels)
     missing = [name for name in (volume.RAW, *names) if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
@@ -242,6 +242,8 @@ def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
         raise InvalidArgumentError(
             f"{axis}={given!r} must be two whole numbers, first and after the last, or a slice of them without a step."
         ) from None
+    if start >= stop:
+        raise InvalidArgumentError(f"{axis} {start}..{stop} holds nothing: the second must be more than the first.")
     if not low <= start < stop <= high:
         raise InvalidArgumentError(f"{axis} {start}..{stop} is not within the {low}..{high} that the Dataset holds.")
     return start, stop

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
-from .errors import FormatError
+from .errors import GIVE_SHAPE, FormatError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -152,7 +152,8 @@ def layout_of(chunks: Chunks, height: int, width: int) -> Layout:
     columns, rows, bits, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", header)
     if (rows, columns) != (height, width):
         raise FormatError(
-            f"{chunks.url}: found {rows} x {columns} pixels (rows x columns), expected {height} x {width}."
+            f"{chunks.url}: found {rows} x {columns} pixels (rows x columns), expected {height} x {width}; "
+            f"{GIVE_SHAPE}."
         )
     if bits not in BITS_OF_COLOUR.get(colour, ()) or compression or filters or interlaced > 1:
         raise FormatError(

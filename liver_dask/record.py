@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from .disk import is_there
+from .disk import is_there, size_of
 from .documents import read_document, reason_of, short
 from .errors import (
     DamagedError,
@@ -192,6 +192,21 @@ def missing_files(store: Path, names: Iterable[str]) -> list[str]:
 def missing_of(sources: Iterable[Mapping[str, Any]]) -> list[str]:
     """Those of some recorded files that the source did not have, by URL."""
     return sorted(source["url"] for source in sources if source["tag"] == MISSING.tag)
+
+
+def check_shards(store: Path, names: Iterable[str]) -> None:
+    """Look at the size of every shard: readers of Zarr take one that is not there for zeros.
+
+    Raises:
+        DamagedError: One is lost, or is not as long as it was.
+    """
+    for name in names:
+        for shard, expected in read_checksums(store, name).items():
+            size = size_of(shard_path(store, name, shard))
+            if size != expected.size:
+                raise DamagedError(
+                    f"{store} has {'lost' if size is None else 'damaged'} shard {tuple(shard)} of {name}"
+                )
 
 
 def shard_path(store: Path, name: str, shard: Shard) -> Path:

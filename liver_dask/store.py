@@ -55,9 +55,9 @@ from .record import (
     MANIFEST,
     MISSING_FILES,
     RECORD,
+    check_shards,
     missing_files,
     missing_of,
-    read_checksums,
     read_record,
     shard_path,
     what_is_at,
@@ -120,14 +120,10 @@ class Store:
             why = told_difference(found, self.content) if found else ""
             raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.{why}")
         self._check_missing(missing_files(self.target, self.names))
-        for name in self.names:
-            for shard, expected in read_checksums(self.target, name).items():
-                size = size_of(shard_path(self.target, name, shard))
-                if size != expected.size:
-                    what = "lost" if size is None else "damaged"
-                    raise StoreExistsError(
-                        f"{self.target} has {what} shard {tuple(shard)} of {name}; remove it to begin anew."
-                    )
+        try:
+            check_shards(self.target, self.names)
+        except DamagedError as error:
+            raise StoreExistsError(f"{error}; remove it to begin anew.") from error
         return True
 
     @contextmanager

@@ -25,7 +25,7 @@ from .breadth import slices_across
 from .byteranges import MOST_OF_A_REQUEST, Span
 from .cache import FolderCache, MemoryCache, SpanCache
 from .directory import HEADER, Directory, fetch_entries, read_directory
-from .errors import FormatError, LiverDaskError
+from .errors import GIVE_SHAPE, FormatError, LiverDaskError
 from .prefixes import PrefixShares, bytes_for
 from .remote import RemoteFile
 from .strip_codecs import DECODER_OF_COMPRESSION, StripError
@@ -517,7 +517,9 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
             assert isinstance(page, tifffile.TiffPage)
             if (page.imagelength, page.imagewidth) != (height, width):
                 found, expected = f"{page.imagelength} x {page.imagewidth}", f"{height} x {width}"
-                raise FormatError(f"{file.url}: found {found} pixels (rows x columns), expected {expected}.")
+                raise FormatError(
+                    f"{file.url}: found {found} pixels (rows x columns), expected {expected}; {GIVE_SHAPE}."
+                )
             difference = _difference(page)
             if difference:
                 segments = Segments.of(page, file.url)

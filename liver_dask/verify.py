@@ -83,8 +83,9 @@ class VerifyReport:
         return not self.problems
 
     def __str__(self) -> str:
+        found = "all right" if self.ok else _problems(self.problems)
         lines = [
-            f"{self.path}: {'all right' if self.ok else f'{len(self.problems)} problems'}. {self.shards} shards "
+            f"{self.path}: {found}. {self.shards} shards "
             f"({decimal(self.bytes)}) were compared with their checksums, {self.voxels:,} voxels with the source."
         ]
         if self.unchecked:
@@ -96,6 +97,10 @@ class VerifyReport:
             lines.append(f"The source has changed since, in {len(self.changed)} of the files that were looked at:")
             lines += [*self.changed[:MOST_SHOWN], *(["..."] if len(self.changed) > MOST_SHOWN else [])]
         return "\n".join([*lines, *self.problems])
+
+
+def _problems(found: Sequence[str]) -> str:
+    return "1 problem" if len(found) == 1 else f"{len(found)} problems"
 
 
 def verify(
@@ -162,7 +167,7 @@ def verify(
     with show_progress(f"Verifying {store.name}", total, progress) as advance:
 
         def tell(done: Report) -> None:
-            advance(done.voxel_bytes, f"{len(report.problems)} problems")
+            advance(done.voxel_bytes, _problems(report.problems))
 
         def take(what: tuple[_Plan, str], future: Future[Any]) -> None:
             plan, kind = what
@@ -181,7 +186,7 @@ def verify(
                 report.problems += [plan.where + problem for problem in found]
                 report.shards += 1
                 report.bytes += count
-                advance(count, f"{len(report.problems)} problems")
+                advance(count, _problems(report.problems))
             else:
                 plan.differences += found
                 report.voxels += count

@@ -11,7 +11,7 @@ from . import volume
 from .dataset import open_human_liver_em
 from .errors import InvalidArgumentError, MissingExtraError
 from .pictures import Levels
-from .record import has_record, open_record
+from .record import check_shards, has_record, open_record
 
 if TYPE_CHECKING:
     from .slicer import Slicer
@@ -28,7 +28,7 @@ def view(
     target: "xr.Dataset | str | os.PathLike[str]" = volume.EMPIAR_URL,
     *,
     z: int | None = None,
-    labels: Sequence[str] | None = None,
+    labels: str | Sequence[str] | None = None,
     opacity: float = 0.4,
     contrast: tuple[float, float] = (0.5, 99.5),
     size: int = 720,
@@ -62,6 +62,7 @@ def view(
             f"The slicer needs matplotlib, ipywidgets and ipympl ({error}): pip install 'liver_dask[view]'."
         ) from error
     ds = target if isinstance(target, xr.Dataset) else open_target(target)
+    labels = [labels] if isinstance(labels, str) else labels
     missing = [name for name in (volume.RAW, *(labels or ())) if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
@@ -83,11 +84,13 @@ def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
     Raises:
         NotDownloadedError: It is a store that is not complete, or of another format than this version reads.
             (RuntimeError)
+        DamagedError: It is a store that has lost a shard, which would be read as zeros.
         InvalidArgumentError: It is a Zarr store of somebody else. (ValueError)
         SliceNotFoundError: There is no such folder. (FileNotFoundError)
     """
     if has_record(Path(target)):
-        open_record(Path(target))
+        names = list(open_record(Path(target))["variables"])
+        check_shards(Path(target), names)
         return xr.open_zarr(target)
     return open_human_liver_em(target, **options)
 

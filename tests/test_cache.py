@@ -74,6 +74,7 @@ def test_emptying_a_cache_removes_its_own_alone(server: ArchiveServer, tmp_path:
     command = [str(Path(sys.executable).with_name("liver-dask")), "cache", "clear", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert " files removed" in done.stdout
     assert_untouched(foreign)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(foreign)
     assert (tmp_path / "raw" / "empty").is_dir()

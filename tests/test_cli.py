@@ -44,6 +44,10 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "is complete" in done.stdout
     assert dict(xr.open_zarr(store).sizes) == {"z": 3, "y": 50, "x": 70}
+    planned = run("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run")
+    assert "is complete already: nothing would be fetched" in planned.stdout
+    other = [*box[:-1], "6", "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run"]
+    assert "a store of another box" in run("download", store, *other).stderr
     told = run("info", store)
     assert told.returncode == 0
     assert "complete, " in told.stdout
@@ -71,10 +75,11 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
         ("verify OUT", 1, "There is no complete store"),
         ("download OUT --bbox 0 9 0 9 0 1 --label golgi", 2, "Unknown label 'golgi'"),
         ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "has these folders: humanliver_er_mask"),
+        ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "Correct the address, or the label."),
         (
             "download OUT --bbox 0 9 0 9 0 1 --shape 10 300 421",
             1,
-            "expected 300 x 421",
+            "expected 300 x 421; say how large the volume is by shape=(z, y, x), or --shape",
         ),
         ("download OUT --bbox 0 9 0 9 0 1 --source http://127.0.0.1:9", 1, "gave up after"),
         ("download OUT --bbox 0 9 0 9 0 1 --source /no/such/folder", 1, "There is no folder"),

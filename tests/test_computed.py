@@ -16,6 +16,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import tifffile
 import xarray as xr
 from dask.array.core import normalize_chunks
 from dask.local import get_sync
@@ -235,6 +236,31 @@ def test_a_graph_is_optimised_once_and_a_job_is_sent_its_part(
     np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").changed, ds.changed)
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize(
+    ("dim", "wanted"),
+    [("y", slice(5, None, -1)), ("y", slice(9, 2, -3)), ("x", slice(3, None, -1)), ("z", slice(0, 1))],
+)
+def test_blocks_that_are_cut_backwards(archive: Path, tmp_path: Path, dim: str, wanted: slice, is_fused: bool) -> None:
+    """What reads of a block the few rows that are cut from it would read none, down to row 0."""
+    (ds,) = dask.optimize(
+        ld.open_human_liver_em(archive, shape=SHAPE, labels=[]).isel(z=slice(6)).drop_vars(volume.DIMS)
+    )
+    slices = [tifffile.imread(archive / volume.file_of_slice("raw", z)) for z in range(1, 6)]
+    whole = xr.DataArray(np.stack(slices), dims=volume.DIMS)
+
+    def changed(raw: xr.DataArray) -> xr.DataArray:
+        backwards, top = raw.isel({dim: wanted}), raw.isel({dim: slice(0, 6)})
+        return (top + backwards.astype("int64").sum(dim)).transpose(*volume.DIMS)
+
+    with dask.config.set({"optimization.fuse.active": is_fused}):
+        path = ld.to_zarr(changed(ds.raw[1:]).to_dataset(name="v"), tmp_path / "a.zarr", progress=False, **LAYOUT)
+        np.testing.assert_array_equal(xr.open_zarr(path).v, changed(whole))
+        turned = ds.raw[1:].isel({dim: wanted}).to_dataset(name="v")
+        path = ld.to_zarr(turned, tmp_path / "b.zarr", progress=False, **LAYOUT)
+        np.testing.assert_array_equal(xr.open_zarr(path).v, whole.isel({dim: wanted}))
+
+
 @pytest.mark.parametrize(
     "change", [lambda ds: ds, lambda ds: ds * 2, lambda ds: ds.chunk(y=50), lambda ds: ds.mean("z")]
 )
@@ -313,6 +339,7 @@ OPERATIONS: list[Callable[[da.Array], da.Array]] = [
     lambda a: a.cumsum(axis=0),
     lambda a: a.cumsum(axis=1),
     lambda a: a[::-1, ::-1],
+    lambda a: da.concatenate([a[:, 1::-1], a[:, :2], a[:, 4:]], axis=1),  # two cuts of a block, one of them backwards
     lambda a: da.concatenate([a[:1], a[1:] - a[:-1]]),
     lambda a: a.map_overlap(lambda b: b * 2, depth=(1, 1, 0), boundary="none"),
     lambda a: a.map_overlap(lambda b: b + 1, depth=(1, 2, 1), boundary="periodic"),
@@ -331,6 +358,8 @@ def test_any_regions_of_any_graph_are_right_and_read_as_often_as_told(data: st.D
     reader = Counting("raw", shape)
     lazy = LazyWindow(reader, Window.whole(shape), np.dtype("u2"))
     array = VolumeArray.of(lazy, normalize_chunks((1, data.draw(st.integers(2, shape[1])), shape[2]), shape))
+    if data.draw(st.booleans()):
+        (array,) = dask.optimize(array)  # whose blocks are cut, where a window would be another window
     for operation in data.draw(st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=2)):
         array = operation(array)
     if data.draw(st.booleans()):

@@ -188,6 +188,17 @@ def test_a_dask_cluster_reads_it(server: ArchiveServer, voxels) -> None:
     assert int(total) == voxels["raw"].sum(dtype=int)
 
 
+def test_other_chunks_are_whole_rows_all_the_same(server: ArchiveServer, archive: Path, voxels) -> None:
+    """Who chunks first and then crops would think that a block of few columns costs few bytes."""
+    few = {"y": slice(100, 110), "x": slice(5, 9)}
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
+    sent = [0]
+    for part in (ds.isel(few).chunk(y=50), ds.chunk(y=50, x=60).isel(few)):
+        np.testing.assert_array_equal(part.raw[5], voxels["raw"][5, 100:110, 5:9])
+        sent.append(server.bytes_sent)
+    assert sent[2] - sent[1] > 3 * (sent[1] - index_bytes(archive, 5))
+
+
 def test_the_engine_gives_the_same_dataset(server: ArchiveServer, archive: Path, voxels) -> None:
     """`xr.open_dataset(engine="liver_dask")` would not find the archive, or fetch more than a window."""
     ds = xr.open_dataset(server.url, engine="liver_dask", chunks={}, shape=SHAPE, chunk_rows=100)

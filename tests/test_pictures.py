@@ -108,7 +108,7 @@ def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
     [
         ({"z": 291}, "z 291..292 is not within the 290..291"),
         ({"z": 290, "y": (4999, 5010)}, "y 4999..5010 is not within"),
-        ({"z": 290, "x": (7100, 7100)}, "x 7100..7100 is not within"),
+        ({"z": 290, "x": (7100, 7100)}, "x 7100..7100 holds nothing"),
         ({"z": 290, "x": 7}, "x=7 must be two whole numbers"),
         ({"z": 290, "y": slice(5000, 5100, 2)}, r"y=slice\(5000, 5100, 2\) must be two whole numbers.* without a step"),
         ({"z": 290, "y": slice(5000.5, None)}, "must be two whole numbers"),
@@ -161,6 +161,7 @@ def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
     assert run(store, "--z", 3, "--label", "er", "-o", tmp_path / "b.png").exit_code == 0
     for wrong, said in (
         ([*given[:-1], 99, "-o", tmp_path / "c.png"], "z 99..100 is not within the 0..10"),
+        ([*given, "--y", 200, 30, "-o", tmp_path / "c.png"], "y 200..30 holds nothing"),
         ([*given, "-o", tmp_path / "c.xyz"], "must end with one of"),
         ([*given, "-o", tmp_path / "nowhere" / "c.png"], "There is no folder"),
         ([tmp_path / "nothing", "--z", 3, "-o", tmp_path / "c.png"], "nothing"),
@@ -169,4 +170,11 @@ def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
         assert failed.exit_code in (1, 2), failed.output
         assert said in failed.output
         assert "Traceback" not in failed.output
+    Path(store, "er", "c", "0", "0", "0").unlink()  # which readers of Zarr take for zeros
+    assert "lost shard (0, 0, 0) of er" in run(store, "--z", 3, "-o", tmp_path / "c.png").output
     assert not list(tmp_path.glob("c.*"))
+
+
+def test_one_label_may_be_a_word(corner: xr.Dataset) -> None:
+    """`labels="mito"` would be told to have no label 'm'."""
+    assert len(ld.show(corner, 290, labels="mito").axes[0].images) == 2

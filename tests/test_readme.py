@@ -65,6 +65,10 @@ PROMISES = {
         "test_dataset::test_the_engines_dask_arrays_are_those_of_open",
         "test_dataset::test_any_chain_of_indexes_fetches_only_what_is_left",
     ],
+    "gives the smaller ones": ["test_pyramid::test_each_level_is_the_one_below_as_tensorstore_halves_it"],
+    "of a block all rows are read": ["test_dataset::test_other_chunks_are_whole_rows_all_the_same"],
+    "zeros to plain readers of Zarr": ["test_pictures::test_a_snapshot_from_the_shell"],
+    "the loader, pictures of a path and `verify` tell": ["test_pictures::test_a_snapshot_from_the_shell"],
     "reads the box around all of its points": [
         "test_points::test_points_near_each_other_are_interpolated_from_what_is_around_them"
     ],
@@ -220,7 +224,7 @@ PROMISES = {
         "test_network::test_a_stream_that_breaks_off_is_continued",
         "test_remote::test_tries_are_bounded_and_the_error_tells_the_last_reason",
     ],
-    "counts what is fetched": ["test_network::test_a_trace_counts_what_was_fetched"],
+    "counts what this process fetches": ["test_network::test_a_trace_counts_what_was_fetched"],
     "up to the last column that is needed": [
         "test_byteranges::test_a_window_fetches_the_beginnings_of_its_strips",
         "test_dataset::test_a_mask_is_fetched_no_further_than_its_last_row",

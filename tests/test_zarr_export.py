@@ -305,6 +305,8 @@ def test_a_store_that_lost_a_shard_is_not_complete(server: ArchiveServer, tmp_pa
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (lambda ds: ds.raw, r"give ds\[\['raw'\]\]"),
+        (lambda ds: ds.transpose("x", "y", "z"), r"ds.transpose\('z', 'y', 'x'\)"),
         (lambda ds: ds.rename(raw="liver_dask"), "cannot be kept"),
         (lambda ds: ds.rename(raw="a/b"), "cannot be kept"),
         (lambda ds: ds.rename(raw=5), "cannot be kept"),
