@@ -238,27 +238,24 @@ def test_a_graph_is_optimised_once_and_a_job_is_sent_its_part(
 
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize(
-    ("dim", "wanted"),
-    [("y", slice(5, None, -1)), ("y", slice(9, 2, -3)), ("x", slice(3, None, -1)), ("z", slice(0, 1))],
+    ("dim", "wanted"), [("y", slice(5, None, -1)), ("x", slice(3, None, -1)), ("z", slice(None, None, -1))]
 )
 def test_blocks_that_are_cut_backwards(archive: Path, tmp_path: Path, dim: str, wanted: slice, is_fused: bool) -> None:
     """What reads of a block the few rows that are cut from it would read none, down to row 0."""
-    (ds,) = dask.optimize(
-        ld.open_human_liver_em(archive, shape=SHAPE, labels=[]).isel(z=slice(6)).drop_vars(volume.DIMS)
-    )
-    slices = [tifffile.imread(archive / volume.file_of_slice("raw", z)) for z in range(1, 6)]
+    slices = [tifffile.imread(archive / volume.file_of_slice("raw", z)) for z in range(6)]
     whole = xr.DataArray(np.stack(slices), dims=volume.DIMS)
 
     def changed(raw: xr.DataArray) -> xr.DataArray:
         backwards, top = raw.isel({dim: wanted}), raw.isel({dim: slice(0, 6)})
-        return (top + backwards.astype("int64").sum(dim)).transpose(*volume.DIMS)
+        found = (backwards > 20000).sum(dim) + backwards.astype("int64").sum(dim)
+        return (top + found).transpose(*volume.DIMS)
 
     with dask.config.set({"optimization.fuse.active": is_fused}):
-        path = ld.to_zarr(changed(ds.raw[1:]).to_dataset(name="v"), tmp_path / "a.zarr", progress=False, **LAYOUT)
-        np.testing.assert_array_equal(xr.open_zarr(path).v, changed(whole))
-        turned = ds.raw[1:].isel({dim: wanted}).to_dataset(name="v")
-        path = ld.to_zarr(turned, tmp_path / "b.zarr", progress=False, **LAYOUT)
-        np.testing.assert_array_equal(xr.open_zarr(path).v, whole.isel({dim: wanted}))
+        ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=256).isel(z=slice(6)).drop_vars(volume.DIMS)
+        raw = dask.optimize(ds)[0].raw
+        for number, change in enumerate([changed, lambda array: array.isel({dim: wanted})]):
+            path = ld.to_zarr(change(raw).to_dataset(name="v"), tmp_path / f"{number}.zarr", progress=False, **LAYOUT)
+            np.testing.assert_array_equal(xr.open_zarr(path).v, change(whole))
 
 
 @pytest.mark.parametrize(
