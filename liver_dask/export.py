@@ -16,7 +16,7 @@ from dask.base import tokenize
 from . import volume
 from .boxes import crop
 from .disk import is_link
-from .documents import DECODED_ATTRIBUTES
+from .documents import changing_attributes
 from .errors import InvalidArgumentError
 from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, estimate
 from .export_checks import check_call, check_disk, check_held, check_memory, check_times, check_workers
@@ -151,7 +151,7 @@ class Export:
             }
             for name, variable in self.source.ds.data_vars.items()
         }
-        coordinates = self.source.ds.coords.to_dataset().compute().coords
+        coordinates = self.source.ds.coords.to_dataset().compute().drop_encoding().coords
         template = xr.Dataset(variables, coordinates, self.source.ds.attrs)
         template.to_zarr(folder, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
 
@@ -183,6 +183,12 @@ def _check_variables(ds: xr.Dataset) -> None:
         raise InvalidArgumentError("The Dataset has no variables; nothing would be written.")
     for name, variable in ds.data_vars.items():
         _check_variable(name, variable)
+    for name, coordinate in ds.coords.items():
+        _check_attributes(f"Coordinate {name!r}", coordinate)
+        if name in OTHER_GROUPS:
+            raise InvalidArgumentError(f"Coordinate {name!r} cannot be kept; rename it, or drop it.")
+        if getattr(ds.indexes.get(name), "nlevels", 1) > 1:
+            raise InvalidArgumentError(f"Coordinate {name!r} is a MultiIndex, and cannot be kept; see reset_index.")
 
 
 def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
@@ -201,10 +207,14 @@ def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
         )
     if variable.dtype.kind not in "biuf" or variable.dtype.itemsize > LARGEST_VOXEL:
         raise InvalidArgumentError(f"Variable {name!r} is of {variable.dtype}; only numbers and bool can be kept.")
-    decoded = DECODED_ATTRIBUTES & variable.attrs.keys()
-    if decoded:
+    _check_attributes(f"Variable {name!r}", variable)
+
+
+def _check_attributes(what: str, variable: xr.DataArray) -> None:
+    changing = changing_attributes(variable.attrs)
+    if changing:
         raise InvalidArgumentError(
-            f"Variable {name!r} has the attribute {min(decoded)!r}, by which readers would change its values; drop it."
+            f"{what} has the attribute {min(changing)!r}, by which readers would change its values; drop it."
         )
 
 

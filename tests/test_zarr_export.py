@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,6 +303,20 @@ def test_a_store_that_lost_a_shard_is_not_complete(server: ArchiveServer, tmp_pa
         ld.to_zarr(ds, path, bounding_box=BOX, progress=False)
 
 
+def with_z(ds: xr.Dataset, **attributes: Any) -> xr.Dataset:
+    return ds.assign_coords(z=("z", ds.z.values, attributes))
+
+
+def test_coordinates_come_back_as_they_are(archive: Path, tmp_path: Path) -> None:
+    """How they were encoded in another file, or in what unit they are, would change them."""
+    ds = with_z(ld.open_human_liver_em(archive, shape=SHAPE), units="nm")
+    ds.z.encoding = {"scale_factor": 0.5, "dtype": "int8", "chunks": (1,)}
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+    found = xr.open_zarr(path).z
+    assert (found.dtype, found.attrs["units"]) == (ds.z.dtype, "nm")
+    np.testing.assert_array_equal(found, ds.z[BOX[4] : BOX[5]])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -312,6 +327,12 @@ def test_a_store_that_lost_a_shard_is_not_complete(server: ArchiveServer, tmp_pa
         (lambda ds: ds.rename(raw=5), "cannot be kept"),
         (lambda ds: ds.assign(raw=ds.raw.astype("M8[ns]")), "only numbers"),
         (lambda ds: ds.assign(raw=ds.raw.assign_attrs(scale_factor=2)), "readers would change"),
+        (lambda ds: ds.assign(raw=ds.raw.assign_attrs(dtype="bool")), "Variable 'raw' has the attribute 'dtype'"),
+        (lambda ds: ds.assign(raw=ds.raw.assign_attrs(units="days since 2000-01-01")), "the attribute 'units'"),
+        (lambda ds: with_z(ds, scale_factor=2.0), "Coordinate 'z' has the attribute 'scale_factor'"),
+        (lambda ds: with_z(ds, missing_value=2), "Coordinate 'z' has the attribute 'missing_value'"),
+        (lambda ds: ds.assign_coords(liver_dask=("z", np.arange(10))), "Coordinate 'liver_dask' cannot be kept"),
+        (lambda ds: ds.assign_coords(a=ds.z, b=ds.z).set_index(z=["a", "b"]), "'z' is a MultiIndex"),
     ],
 )
 def test_variables_that_would_be_read_back_as_something_else(archive: Path, tmp_path: Path, change, told: str) -> None:
