@@ -11,6 +11,9 @@ from .ledger import OPERATION, Ledger
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
+SECONDS_TO_CLOSE = 1.0
+"""So long a worker that goes away takes at most to give up what it reads."""
+
 
 class SharesConnections(SchedulerPlugin):
     """Keeps a ledger for each archive; the workers register it themselves when they begin to read."""
@@ -25,7 +28,12 @@ class SharesConnections(SchedulerPlugin):
         scheduler.stream_handlers[OPERATION] = self._hear
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
-        """See SchedulerPlugin; a process that has died has no connections."""
+        """See SchedulerPlugin; what the worker had is others' as soon as it has closed it."""
+        asyncio.get_running_loop().call_later(SECONDS_TO_CLOSE, self._forget, worker)
+
+    def _forget(self, worker: str) -> None:
+        if worker in self._scheduler.workers:  # again
+            return
         for archive in [*self._ledgers]:
             self._ledgers[archive].leave(worker)
             self._settle(archive)

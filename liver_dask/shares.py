@@ -4,6 +4,7 @@ A process in which a dask worker runs reads for a cluster, on whichever of its t
 begins to read, and when it has not read for a while; see `ledger` for what the scheduler makes of it.
 """
 
+import asyncio
 import itertools
 import logging
 import os
@@ -25,6 +26,10 @@ SECONDS_KEPT = 5.0
 SECONDS_FOR_A_LOOP = 5.0
 """A worker's event loop that has not run for so long cannot tell us more, if it is seen to wait for what is read."""
 
+TRIES = 5
+SECONDS_BETWEEN_TRIES = 1.0
+"""So often, and so far apart, the scheduler is asked to share out connections before a worker goes on without."""
+
 SECONDS_FOR_ANY_LOOP = 60.0
 """After so long it is taken to wait for it, whatever it seems to do: else reading could wait for ever."""
 
@@ -42,6 +47,7 @@ class _Visit:
     Attributes:
         worker: Of whatever workers this process has, the one that talks with the scheduler.
         id: Tells it from others of this process.
+        began: When it did.
         seen: When it began, or the worker's event loop last ran.
         has_joined: Whether the scheduler was told of it.
         allowed: How many connections it may have.
@@ -53,7 +59,7 @@ class _Visit:
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.id = next(self._ids)
-        self.seen = monotonic()
+        self.began = self.seen = monotonic()
         self.has_joined = False
         self.allowed = self.number = 0
 
@@ -167,19 +173,30 @@ class Share:
         """Let the scheduler know of a visit, and of its end; runs on the worker's event loop meanwhile."""
         self._look(visit)
         plugin = pickled_plugin()
-        try:
-            await visit.worker.scheduler.register_scheduler_plugin(plugin=plugin, name=OPERATION, idempotent=True)
-        except Exception as error:  # of whatever kind: the voxels can be read all the same
-            log.warning("%s: each worker may have %d connections, since %r", self._archive, self._most, error)
-            with self._changed:
-                visit.allowed = self._most
-                self._changed.notify_all()
-            return
+        for tries in itertools.count(1):
+            try:
+                await visit.worker.scheduler.register_scheduler_plugin(plugin=plugin, name=OPERATION, idempotent=True)
+                break
+            except Exception as error:  # of whatever kind: the voxels can be read all the same
+                if not isinstance(error, OSError) or tries == TRIES:  # it refuses, or does not answer
+                    self._do_without(visit, error)
+                    return
+            await asyncio.sleep(SECONDS_BETWEEN_TRIES)
+            if self._visit is not visit or not _is_running(visit.worker):
+                return
         visit.worker.stream_handlers[OPERATION] = lambda **told: visit.worker.loop.add_callback(_hear, **told)
         self._close_idle()
         with self._changed:
-            visit.has_joined = True
-            self._tell("join")
+            if self._visit is visit:  # else nothing was read for so long that it has ended
+                visit.has_joined = True
+                self._tell("join")
+
+    def _do_without(self, visit: _Visit, error: Exception) -> None:
+        """Read without the scheduler's leave, until nothing is read for a while."""
+        log.warning("%s: each worker may have %d connections, since %r", self._archive, self._most, error)
+        with self._changed:
+            visit.allowed = self._most
+            self._changed.notify_all()
 
     def _look(self, visit: _Visit) -> None:
         """Take note that the worker's event loop runs; end a visit when nothing was read for a while."""
@@ -187,7 +204,8 @@ class Share:
         with self._changed:
             if self._visit is not visit or not _is_running(visit.worker):
                 return
-            if visit.has_joined and not self._inside and monotonic() - self._ended > SECONDS_KEPT:
+            idle_since = max(self._ended, visit.began)
+            if not self._inside and monotonic() - idle_since > SECONDS_KEPT:
                 visit.allowed = 0
                 self._close_idle()
                 self._tell("leave")

@@ -19,15 +19,15 @@ class AbandonedError(Exception):
     """What was asked for is no longer wanted; nobody needs to be told, so it is not one of this package's errors."""
 
 
-class _Interpreter:
-    """Whether this process goes on, or ends by Ctrl-C: then nobody is left who wants anything."""
+class _Process:
+    """Whether this process goes on, or ends by Ctrl-C, or as a dask worker: then nobody is left who wants anything."""
 
     def __init__(self) -> None:
         self.is_ending = self._is_watched = False
 
     def is_wanted(self) -> bool:
         """Whether anything is still wanted."""
-        return not self.is_ending
+        return not self.is_ending and not _is_ending_worker()
 
     def watch(self) -> None:
         """Take note when it ends: before it waits for the threads of all pools, dask's own among them."""
@@ -41,10 +41,8 @@ class _Interpreter:
         self.is_ending = isinstance(last, KeyboardInterrupt)
 
 
-_interpreter = _Interpreter()
-_is_wanted: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar(
-    "is_wanted", default=_interpreter.is_wanted
-)
+_process = _Process()
+_is_wanted: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("is_wanted", default=_process.is_wanted)
 
 
 @contextmanager
@@ -63,7 +61,7 @@ def while_wanted(is_wanted: Callable[[], bool]) -> Iterator[None]:
 
 def asked_whether_wanted() -> Callable[[], bool]:
     """Tells, on whatever thread, whether what this thread reads now is still wanted."""
-    _interpreter.watch()
+    _process.watch()
     return _is_wanted.get()
 
 
@@ -113,6 +111,13 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
         outcome.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
         raise
     return outcome.result()
+
+
+def _is_ending_worker() -> bool:
+    """Whether this process is a worker that its cluster has given up: its nanny ends it, and others do its tasks."""
+    module = sys.modules.get("distributed.worker")
+    workers = list(module.Worker._instances) if module else []
+    return any(worker.nanny and worker.status.name in ("closing", "closed", "failed") for worker in workers)
 
 
 def is_in_task() -> bool:

@@ -209,6 +209,58 @@ def test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs(archive: P
     assert handler.most <= MOST
 
 
+def test_workers_that_are_scaled_away_read_no_more(archive: Path, tmp_path: Path) -> None:
+    """Their connections are others' by then; with `adapt` there would be twice as many as allowed."""
+    handler = counts()
+    handler.seconds = 0.3
+    with workers(6, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
+        futures = [client.compute(opened(server.url).raw.isel(z=z)) for z in range(10)]
+        wait_until(lambda: len(readers(client)) == 6)
+        client.cluster.scale(2)
+        wait_until(lambda: len(client.scheduler_info()["workers"]) == 2)
+        time.sleep(3)
+        assert handler.most <= MOST
+        for future in futures:
+            future.cancel()
+
+
+def readers(client: Client) -> list[str]:
+    """The workers that have read something."""
+
+    def reads() -> bool:
+        return any(share._visit and share._visit.has_joined for share in shares._shares.values())
+
+    return [worker for worker, does in client.run(reads).items() if does]
+
+
+@pytest.mark.parametrize("error", [OSError("broken"), RuntimeError("refused")])
+def test_a_message_to_the_scheduler_that_fails_is_sent_again(archive: Path, tmp_path: Path, error: Exception) -> None:
+    """A worker would read beside the limit of all for as long as it lives."""
+
+    def fail_once(dask_worker: Any) -> None:
+        remote = type(dask_worker.scheduler)
+        found, failed = remote.__getattr__, []
+
+        async def fail(**_: Any) -> None:
+            failed.append(1)
+            raise error
+
+        def get(self: Any, name: str) -> Any:
+            return fail if name == "register_scheduler_plugin" and not failed else found(self, name)
+
+        remote.__getattr__ = get
+
+    handler = counts()
+    with workers(3, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
+        client.run(fail_once)
+        if isinstance(error, RuntimeError):  # as a scheduler that takes no plugins: each has the limit for itself
+            client.compute(opened(server.url, 2).raw[:3]).result()
+            wait_until(lambda: not handler.open)
+            handler.most = 0
+        client.compute(opened(server.url, 2).raw).result()
+        assert 0 < handler.most <= 2
+
+
 def test_workers_that_are_threads_share_as_one_process(archive: Path, tmp_path: Path, voxels) -> None:
     """A cluster without processes would hang, or each of its workers be counted as another."""
     handler = counts()
