@@ -257,6 +257,7 @@ PROMISES = {
     ],
     "cannot be decoded is fetched anew once": ["test_network::test_a_changed_byte_that_breaks_a_file_is_fetched_again"],
     "(`persist`) is not looked at anew": ["test_computed::test_what_a_cluster_keeps_outlives_a_change_of_the_source"],
+    "dask takes both for the same": ["test_versions::test_what_was_read_of_files_changes_no_name"],
     "**Missing slices** are an error": ["test_missing::test_without_it_a_missing_slice_is_an_error_that_says_so"],
     "what does not exist (404, while its folder does) is zero": [
         "test_missing::test_missing_slices_are_zeros_where_that_is_asked_for",
