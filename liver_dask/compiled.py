@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 _compiling = threading.RLock()
@@ -11,21 +10,6 @@ if hasattr(os, "register_at_fork"):  # a fork waits: it would take along numba's
     os.register_at_fork(
         before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
     )
-_all: list["Compiled"] = []
-_is_asked_for = threading.Event()
-
-
-def compile_aside() -> None:
-    """Have all loops ready soon, on another thread: it takes half a second, while first bytes are on their way."""
-    if not _is_asked_for.is_set():
-        _is_asked_for.set()
-        threading.Thread(target=_compile_all, name="liver_dask-compile").start()
-
-
-def _compile_all() -> None:
-    for loop in _all:
-        with suppress(Exception):  # whoever calls it gets the same
-            loop.compile()
 
 
 class Compiled:
@@ -39,15 +23,13 @@ class Compiled:
         """`signature` as numba writes types: one for all calls, so that none compiles anew."""
         self._signature, self._loop = signature, loop
         self._machine_code: Callable[..., Any] | None = None
-        _all.append(self)
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it; the first time, compile it or load what was kept."""
-        machine_code = self.compile() if self._machine_code is None else self._machine_code
+        machine_code = self._compile() if self._machine_code is None else self._machine_code
         return machine_code(*arguments)
 
-    def compile(self) -> Callable[..., Any]:
-        """The machine code."""
+    def _compile(self) -> Callable[..., Any]:
         with _compiling:
             if self._machine_code is None:
                 import numba

@@ -23,7 +23,6 @@ from xarray.core import indexing
 
 from . import volume
 from .cache import FolderCache, MemoryCache
-from .compiled import compile_aside
 from .errors import FormatError, InvalidArgumentError, LiverDaskError, SliceNotFoundError
 from .graphs import leaves_in
 from .png import MaskRows, PngSlice
@@ -285,7 +284,6 @@ class VolumeReader:
             return False
 
     def _open_slice(self, path: str) -> TiffSlice | PngSlice:
-        compile_aside()
         file = RemoteFile(self.source, path)
         folder = FolderCache(self.source.cache_dir) if self.source.cache_dir else None
         kind = TiffSlice if self.variable == volume.RAW else PngSlice

@@ -272,7 +272,7 @@ def test_windows_that_end_within_strips(tmp_path: Path) -> None:
 def test_the_loop_is_compiled_once_for_many_threads() -> None:
     """Threads that decode for the first time at the same moment would compile it each, or trip over each other."""
     loop = Compiled("int64(int64)", lambda number: number + 1)
-    loop.compile, compiled = _counting(loop.compile)
+    loop._compile, compiled = _counting(loop._compile)
     found: list[int] = []
     threads = [threading.Thread(target=lambda: found.append(loop(41))) for _ in range(16)]
     for thread in threads:
