@@ -53,7 +53,8 @@ class SharesConnections(SchedulerPlugin):
 
     def _settle(self, archive: str) -> None:
         for worker, told in self._ledgers[archive].settle(time.monotonic()):
-            self._scheduler.worker_send(worker, {"op": OPERATION, "archive": archive, **told._asdict()})
+            if worker in self._scheduler.workers:  # else it is gone, and soon forgotten
+                self._scheduler.worker_send(worker, {"op": OPERATION, "archive": archive, **told._asdict()})
         if self._ledgers[archive].is_crowded and not self._is_looking:
             self._is_looking = True
             asyncio.get_running_loop().call_later(SECONDS_BETWEEN_LOOKS, self._look)
