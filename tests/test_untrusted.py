@@ -352,16 +352,23 @@ def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, wha
 
 
 @pytest.mark.parametrize("path", ["liver_dask/zarr.json", "labels/zarr.json"])
-@pytest.mark.parametrize("text", ["[" * 100_000, None], ids=["what nobody reads", "as far as Python reads"])
-def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str, text: str | None) -> None:
-    """`liver-dask pyramid` would end in thousands of lines of a traceback, and say of no file that it is damaged."""
+@pytest.mark.parametrize("depth", [600, 1_100, 100_000])
+def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str, depth: int) -> None:
+    """`liver-dask pyramid` would end in thousands of lines of a traceback, and say of no file that it is damaged.
+
+    Which depth is read but cannot be written depends on the versions of Python and Zarr: 600 is, or is well.
+    """
     (store / "labels").mkdir()
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     document = json.loads((store / path).read_bytes()) if (store / path).exists() else group
-    document["attributes"]["deep"] = nested(600)
-    (store / path).write_text(text or json.dumps(document))
-    with pytest.raises(ld.LiverDaskError, match=rf"{re.escape(str(store))}.*(damaged|nested|group|cannot be read)"):
-        ld.add_pyramid(store, progress=False)
+    document["attributes"]["deep"] = "here"
+    (store / path).write_text(json.dumps(document).replace('"here"', "[" * depth + "]" * depth))
+    told = result_of(path, lambda: ld.add_pyramid(store, progress=False))
+    if isinstance(told, list) and depth == 600:
+        assert pyramid.levels_of(store)
+        return
+    assert isinstance(told, ld.LiverDaskError)
+    assert re.search(rf"{re.escape(str(store))}.*(damaged|nested|group|cannot be read)", str(told))
 
 
 def test_a_name_leads_nowhere_else(store: Path, tmp_path: Path) -> None:
