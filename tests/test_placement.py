@@ -54,8 +54,8 @@ def draw_chain(data: st.DataObject) -> list[tuple[str, Callable[[xr.Dataset], xr
         return ds.isel({dim: slice(start, stop)})
 
     def by_label(ds: xr.Dataset) -> xr.Dataset:
-        dim = data.draw(st.sampled_from(DIMS))
-        return ds.sel({dim: slice(*sorted((ds[dim].values[0], ds[dim].values[-1])))})
+        dim = data.draw(st.sampled_from([dim for dim in DIMS if ds.indexes[dim].is_unique] or [None]))
+        return ds if dim is None else ds.sel({dim: slice(ds[dim].values[0], ds[dim].values[-1])})
 
     def stride(ds: xr.Dataset) -> xr.Dataset:
         return ds.isel(
