@@ -116,6 +116,7 @@ def test_a_missing_class_lists_the_folders_that_are_there(own_server: ArchiveSer
             ds.sinusoid.compute()
 
 
+@pytest.mark.slow
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong host would end in a stack of connection errors, or never."""
     ds = ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE)

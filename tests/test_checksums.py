@@ -61,6 +61,7 @@ def dataset_of(voxels: np.ndarray) -> xr.Dataset:
     return xr.Dataset({"a": (("z", "y", "x"), voxels)}, coordinates).chunk()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_is_written_comes_back_to_the_bit(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:

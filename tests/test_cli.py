@@ -22,6 +22,7 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
     return subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=cwd, timeout=100)
 
 
+@pytest.mark.slow
 def test_the_demo_shows_checks_and_can_be_run_again(tmp_path: Path) -> None:
     """The first thing that anyone tries would fail, or fail the second time."""
     for _ in range(2):
@@ -35,6 +36,7 @@ def test_the_demo_shows_checks_and_can_be_run_again(tmp_path: Path) -> None:
     assert set(xr.open_zarr(tmp_path / "liver_dask_demo" / "crop.zarr")) == {"raw", "mito", "er", "nucleus"}
 
 
+@pytest.mark.slow
 def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     """A crop could not be kept from the shell, or not be asked what it is."""
     store = str(tmp_path / "crop.zarr")
@@ -115,6 +117,7 @@ def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_volume_by_processes_of_this_machine(server: ArchiveServer, tmp_path: Path, voxels) -> None:
     """The whole could not be kept from the shell, or not with more than one process."""
     store = str(tmp_path / "full.zarr")
@@ -127,6 +130,7 @@ def test_a_full_volume_by_processes_of_this_machine(server: ArchiveServer, tmp_p
         np.testing.assert_array_equal(stored[name], expected)
 
 
+@pytest.mark.slow
 def test_no_traceback_whatever_is_wrong(archive: Path, tmp_path: Path) -> None:
     """Damage, a store without raw, or an address for a folder would end in a traceback, or in a folder named `s3:`."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(z=slice(2), y=slice(64), x=slice(64))

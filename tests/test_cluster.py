@@ -61,6 +61,7 @@ def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(
         assert all(a[1] <= b[0] for a, b in pairwise(strips)), path
 
 
+@pytest.mark.slow
 def test_a_cluster_makes_the_same_levels(
     client: Client, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_cluster_makes_the_same_levels(
     assert_same_files(tmp_path / "here.zarr", tmp_path / "there.zarr")
 
 
+@pytest.mark.slow
 def test_a_cluster_verifies_as_threads_do(client: Client, archive: Path, tmp_path: Path, server: ArchiveServer) -> None:
     """A worker could not be sent a check, or what it finds be lost."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=["er"])
@@ -213,6 +215,7 @@ def assert_same_chunks(one: Path, other: Path) -> None:
         assert_same_files(one / name / "c", other / name / "c")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_what_it_was_at(archive: Path, tmp_path: Path, processes, expected: Path) -> None:
     """A vanished worker would hang the run, or leave a hole."""
     address, started = processes
@@ -224,6 +227,7 @@ def test_a_killed_worker_costs_what_it_was_at(archive: Path, tmp_path: Path, pro
     assert_same_chunks(tmp_path / "a.zarr", expected)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with(
     archive: Path, tmp_path: Path, processes, expected: Path
 ) -> None:
@@ -240,6 +244,7 @@ def test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with(
     assert not (tmp_path / "a.zarr.partial").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_scheduler_is_told_and_another_cluster_goes_on(
     archive: Path, tmp_path: Path, processes, expected: Path
 ) -> None:
@@ -257,6 +262,7 @@ def test_a_killed_scheduler_is_told_and_another_cluster_goes_on(
     assert_same_chunks(tmp_path / "a.zarr", expected)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expected: Path) -> None:
     """A traceback would be shown, or what was finished be lost."""
     store = tmp_path / "a.zarr"

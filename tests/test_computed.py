@@ -183,6 +183,7 @@ def test_what_is_as_large_as_what_is_read_is_no_statistic(archive: Path, monkeyp
     assert group.held >= SHAPE[0] * ROWS * SHAPE[2] * 8
 
 
+@pytest.mark.slow
 def test_a_statistic_is_computed_over_the_cluster_and_anew_by_the_next_run(
     server: ArchiveServer, tmp_path: Path, whole: xr.Dataset
 ) -> None:

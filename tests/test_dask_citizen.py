@@ -68,6 +68,7 @@ def check(path: str | Path, voxels: dict[str, np.ndarray], box: tuple[int, ...] 
         np.testing.assert_array_equal(xr.open_zarr(path)[name].values, whole[z0:z1, y0:y1, x0:x1])
 
 
+@pytest.mark.slow
 def test_a_cluster_that_adapts_grows_while_it_writes(
     archive: Path, tmp_path: Path, voxels, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_cluster_that_adapts_grows_while_it_writes(
     assert len(told) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["client", "in force", "threads"])
 def test_what_a_cluster_holds_can_be_kept(
     client: Client, archive: Path, tmp_path: Path, voxels, scheduler: str
@@ -175,6 +177,7 @@ def test_a_task_of_a_cluster_of_one_thread_may_write_a_store(
     assert client.submit(lambda: 1).result(timeout=20) == 1
 
 
+@pytest.mark.slow
 def test_the_client_in_force_is_used_as_by_all_of_dask(
     cluster: LocalCluster, archive: Path, tmp_path: Path, voxels
 ) -> None:
@@ -220,6 +223,7 @@ def test_what_ended_the_work_is_told(
         ending.join()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")  # filters are the process's, and two threads set them
 @pytest.mark.filterwarnings("ignore:Object at")
 def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Path, voxels) -> None:

@@ -259,6 +259,7 @@ def test_the_voxel_size_is_what_was_given_or_said_to_be_unknown() -> None:
     assert attrs["voxel_size_nm"] == [80, 8, 8]
 
 
+@pytest.mark.slow
 def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveServer, tmp_path: Path) -> None:
     """A second process would fetch strip indexes and masks again."""
     script = (

@@ -188,6 +188,7 @@ def read_row(archive: Path, row: int) -> np.ndarray | None:
         return None
 
 
+@pytest.mark.slow
 def test_some_entries_of_a_damaged_index_give_no_other_voxels_than_all(tmp_path: Path, monkeypatch) -> None:
     """Voxels would depend on how many rows were asked for."""
     paths = build(tmp_path / "archive")

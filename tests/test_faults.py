@@ -178,6 +178,7 @@ def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
 KINDS = ("new", "half", "levels", "labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str) -> None:
     """A disk that fails once, or is full, would cost what was finished, tear the store, or end it for good."""

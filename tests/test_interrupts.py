@@ -81,6 +81,7 @@ def wait_until(holds) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_path: Path) -> None:
     """Whoever presses Ctrl-C would wait a minute and more for threads that wait for a server."""
     with ExitStack() as stack:

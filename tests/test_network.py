@@ -143,6 +143,7 @@ def test_a_trace_counts_what_was_fetched(server: ArchiveServer, caplog: pytest.L
     assert (told.retries, told.stalls) == (0, 0)
 
 
+@pytest.mark.slow
 def test_strips_are_kept_for_other_processes(server: ArchiveServer, tmp_path: Path) -> None:
     """A second process would fetch again what the first kept, or the wrong strips."""
     script = f"""
@@ -186,6 +187,7 @@ def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, m
     assert cache.find("http://a/b.tif", identity, [Span(39_000, 39_900)]) == [None]
 
 
+@pytest.mark.slow
 def test_the_shell_tells_and_empties_a_cache(server: ArchiveServer, tmp_path: Path) -> None:
     """A cache could not be looked at, or other files in its folder would be removed with it."""
     command = str(Path(sys.executable).with_name("liver-dask"))
@@ -232,6 +234,7 @@ def random_profile(seed: int) -> Profile:
     return Profile(stall_seconds=2 * SECONDS_OF_ONE, **{name: share / total for name, share in shares.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(30 + SCHEDULES * 3)
 @pytest.mark.filterwarnings("ignore:.* ignores byte ranges")
 def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path, monkeypatch) -> None:

@@ -43,6 +43,7 @@ def test_training_runs_and_learns(tmp_path: Path) -> None:
     assert shown(cells) == 3
 
 
+@pytest.mark.slow
 def test_looking(tmp_path: Path) -> None:
     """Who tries the first notebook would see an error where the slicer is to be."""
     cells = executed("01_open_and_look.ipynb", {}, tmp_path)
@@ -51,6 +52,7 @@ def test_looking(tmp_path: Path) -> None:
     assert shown(cells, "image/png") == 1
 
 
+@pytest.mark.slow
 def test_keeping(tmp_path: Path) -> None:
     """The notebook on clusters would not go on after its interruption, or verify what is not there."""
     cells = executed("02_download_on_a_cluster.ipynb", {}, tmp_path)
@@ -61,6 +63,7 @@ def test_keeping(tmp_path: Path) -> None:
     assert len(xr.open_zarr(tmp_path / "liver_box.zarr").z) == 24
 
 
+@pytest.mark.slow
 def test_measuring(tmp_path: Path) -> None:
     """The shares and the contact that somebody copies for a paper would be of something else."""
     cells = executed("03_measure.ipynb", {}, tmp_path)

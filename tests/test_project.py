@@ -95,6 +95,7 @@ def test_importing_is_light() -> None:
     assert done.stdout.split(maxsplit=1) == ["1", "set()\n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=["lint", "format", "types"]
 )

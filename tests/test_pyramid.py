@@ -184,6 +184,7 @@ def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
     assert_same_files(store, other)
 
 
+@pytest.mark.slow
 @given(steps=st.lists(st.integers(1, 700), max_size=3))
 @settings(deadline=None, max_examples=5)
 def test_killed_at_any_step_the_levels_are_the_same(
@@ -201,6 +202,7 @@ def test_killed_at_any_step_the_levels_are_the_same(
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_changed_byte_of_a_level_is_found(store: Path) -> None:
     """A far view would be wrong, and nothing say so."""
     shard = store / "pyramid" / "s2" / "raw" / "c" / "0" / "0" / "0"
@@ -283,6 +285,7 @@ def check_own_things(store: Path, before: dict[str, bytes]) -> None:
         assert set(xr.open_zarr(store)) == {"raw", "mito", "er", "nucleus"}
 
 
+@pytest.mark.slow
 def test_a_users_own_labels_and_settings_stay(levels_only: Path) -> None:
     """A segmentation of weeks would be gone, with the command that was to show it; or be there, and no viewer know."""
     add_own_things(levels_only)
@@ -392,6 +395,7 @@ def failing_at(step: int, call: Callable[[], object], monkeypatch: pytest.Monkey
     return done >= step
 
 
+@pytest.mark.slow
 def test_a_fault_at_any_file_operation_harms_nothing_of_a_users(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

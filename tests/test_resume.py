@@ -104,6 +104,7 @@ class WriteKillResume(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
+@pytest.mark.slow
 def test_killed_in_any_order_at_any_step_the_store_is_the_same(archive: Path, tmp_path: Path) -> None:
     """A kill would leave a store that passes for complete, a torn shard, or work that is never finished."""
     WriteKillResume.archive, WriteKillResume.root = archive, tmp_path / "runs"
@@ -116,6 +117,7 @@ def test_killed_in_any_order_at_any_step_the_store_is_the_same(archive: Path, tm
     case("runTest").runTest()
 
 
+@pytest.mark.slow
 def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, tmp_path: Path, voxels) -> None:
     """What is left of it would block the path, or a store be gone on with that has no folder for its slabs."""
     box = (150, 214, 100, 164, 1, 3)

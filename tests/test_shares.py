@@ -147,6 +147,7 @@ def test_workers_take_turns(client: Client, archive: Path) -> None:
     assert handler.most <= MOST
 
 
+@pytest.mark.slow
 def test_event_loops_that_stand_still_keep_to_the_limit(client: Client, archive: Path) -> None:
     """On an overloaded machine, or behind somebody's slow function, a loop that waits for nothing here may stand still.
 
@@ -163,6 +164,7 @@ def test_event_loops_that_stand_still_keep_to_the_limit(client: Client, archive:
     assert handler.most <= MOST
 
 
+@pytest.mark.slow
 def test_a_worker_alone_has_all_of_them(client: Client, archive: Path) -> None:
     """A look of one task would take as much longer as there are workers that do nothing."""
     handler = counts()
@@ -188,6 +190,7 @@ def test_an_export_and_lazy_reads_share_them(client: Client, archive: Path, tmp_
     assert handler.most <= MOST
 
 
+@pytest.mark.slow
 def test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs(archive: Path, tmp_path: Path, voxels) -> None:
     """The rest would go on with what the dead one left them, or for a while there would be more than allowed."""
     handler = counts()
@@ -209,6 +212,7 @@ def test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs(archive: P
     assert handler.most <= MOST
 
 
+@pytest.mark.slow
 def test_workers_that_are_scaled_away_read_no_more(archive: Path, tmp_path: Path) -> None:
     """Their connections are others' by then; with `adapt` there would be twice as many as allowed."""
     handler = counts()
@@ -233,6 +237,7 @@ def readers(client: Client) -> list[str]:
     return [worker for worker, does in client.run(reads).items() if does]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError("broken"), RuntimeError("refused")])
 def test_a_message_to_the_scheduler_that_fails_is_sent_again(archive: Path, tmp_path: Path, error: Exception) -> None:
     """A worker would read beside the limit of all for as long as it lives."""
@@ -418,6 +423,7 @@ def test_a_share_of_no_cluster_waits_for_nobody() -> None:
         assert share.now == 3
 
 
+@pytest.mark.slow
 def test_reads_that_block_an_event_loop_again_and_again(server: ArchiveServer, voxels: dict[str, np.ndarray]) -> None:
     """In an asynchronous program, or in a task that is `async`, the second or third look would last for ever.
 
@@ -446,6 +452,7 @@ def sum_of(array: xr.DataArray) -> int:
     return int(array.compute(scheduler="sync").sum())
 
 
+@pytest.mark.slow
 def test_a_worker_whose_event_loop_read_goes_on(server: ArchiveServer, voxels: dict[str, np.ndarray], tmp_path) -> None:
     """`client.run(...)` reads on the workers' event loops; after it the scheduler would break with all of them.
 

@@ -141,6 +141,7 @@ WAYS: dict[str, Callable[[da.Array], da.Array]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raw", "er"])
 @pytest.mark.parametrize("way", WAYS)
 def test_dask_does_with_them_what_it_does_with_any(

@@ -184,6 +184,7 @@ def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) ->
     reader.close()
 
 
+@pytest.mark.slow
 def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
     """Whoever drags the slider would wait for every slice on the way, or be shown one of them in the end."""
     make_archive(tmp_path / "archive", shape := (6, 1200, 1200))

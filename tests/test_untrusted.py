@@ -111,6 +111,7 @@ def test_a_source_and_a_dataset_are_one_too_many(made: Path) -> None:
         ld.verify(made, ds, source=made.parent / "archive")
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_source(made: Path, elsewhere: Path, store: Path) -> None:
     """Whoever verifies from the shell could name none."""
     command = [str(Path(sys.executable).with_name("liver-dask")), "verify"]

@@ -53,6 +53,7 @@ def every_shard(store: Path) -> list[Path]:
     return sorted(store.glob("*/c/*/*/*"))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_changed_byte_is_found(small: Path, data: st.DataObject) -> None:
@@ -139,6 +140,7 @@ def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> Non
         ld.verify(tmp_path / "b.zarr", progress=False)
 
 
+@pytest.mark.slow
 def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: ArchiveServer, tmp_path: Path) -> None:
     """Samples would all fall into one corner; or another seed look at the same."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -152,6 +154,7 @@ def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: Arch
     assert {f"/humanliver_raw_images/humanliver_raw_{z:03d}.tif" for z in (0, 9)} <= looked[0]
 
 
+@pytest.mark.slow
 def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
     """A script could not tell."""
     command = [str(Path(sys.executable).with_name("liver-dask")), "verify", str(kept)]
