@@ -1,9 +1,7 @@
 """The human-liver EM volume EMPIAR-13356 as one lazy, labelled xarray Dataset over dask."""
 
-from . import accessor  # noqa: F401  # registers ds.liver
-from .dataset import open_human_liver_em
-from .download import get_human_liver_em_data, get_human_liver_em_full_volume, get_human_liver_em_paths
-from .errors import (
+from .archive.dataset import open_human_liver_em
+from .core.errors import (
     DamagedError,
     ExportError,
     FormatError,
@@ -17,13 +15,15 @@ from .errors import (
     SourceChangedError,
     StoreExistsError,
 )
-from .pictures import show
-from .pyramid import add_pyramid
-from .traffic import Trace, trace
-from .training import get_human_liver_em_dataset, get_human_liver_em_loader
-from .verify import VerifyReport, verify
-from .view import view
-from .zarr_export import to_zarr
+from .core.metrics import Trace, trace
+from .store.pyramid import add_pyramid
+from .store.to_zarr import to_zarr
+from .store.verify import VerifyReport, verify
+from .training.downloads import get_human_liver_em_data, get_human_liver_em_full_volume, get_human_liver_em_paths
+from .training.loaders import get_human_liver_em_dataset, get_human_liver_em_loader
+from .viewing import accessor  # noqa: F401  # registers ds.liver
+from .viewing.figures import show
+from .viewing.view import view
 
 __all__ = [
     "DamagedError",

@@ -17,24 +17,24 @@ import dask
 import xarray as xr
 from rich.filesize import decimal
 
-from . import volume
-from .cache import WHAT_IS_KEPT, FolderCache
-from .dataset import Missing, open_human_liver_em
+from .archive.dataset import Missing, open_human_liver_em
+from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
+from .core import volume
+from .core.config import setting
+from .core.documents import reason_of
+from .core.errors import InvalidArgumentError, LiverDaskError
+from .core.interrupts import interrupts_noted
 from .demo import run_demo
-from .documents import reason_of
-from .errors import InvalidArgumentError, LiverDaskError
-from .estimate import PROCESS_BYTES
-from .export import Export
-from .export_checks import WORTH_TELLING
-from .interrupts import interrupts_noted
-from .inventory import check_structure
-from .pictures import PIXELS, show
-from .pyramid import add_pyramid
-from .record import has_record, layout_of, open_record, read_record, what_it_lacks
-from .record_checks import record_problem
-from .settings import setting
-from .verify import verify as verify_store
-from .view import open_target, serve_slicer, view
+from .store.estimate import PROCESS_BYTES
+from .store.inventory import check_structure
+from .store.plan import Export
+from .store.preflight import WORTH_TELLING
+from .store.pyramid import add_pyramid
+from .store.record import has_record, layout_of, open_record, read_record, what_it_lacks
+from .store.record_checks import record_problem
+from .store.verify import verify as verify_store
+from .viewing.figures import PIXELS, show
+from .viewing.view import open_target, serve_slicer, view
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster

@@ -24,12 +24,12 @@ import tifffile
 import xarray as xr
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from . import volume
-from .dataset import open_human_liver_em
-from .errors import LiverDaskError
-from .own_files import replacing
-from .traffic import traffic
-from .zarr_export import to_zarr
+from .archive.dataset import open_human_liver_em
+from .core import volume
+from .core.errors import LiverDaskError
+from .core.metrics import traffic
+from .store.own_files import replacing
+from .store.to_zarr import to_zarr
 
 DEMO_SHAPE = (16, 1024, 1024)
 DEMO_BOX = (200, 856, 120, 632, 2, 14)

@@ -9,7 +9,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from liver_dask import dataset, remote, tiff, volume
+from liver_dask.archive import dataset
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.remote import files as remote
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 SHAPE = (10, 300, 420)

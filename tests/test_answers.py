@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask import remote, transport
-from liver_dask.byteranges import Span, read_content_range
-from liver_dask.remote import RemoteFile
-from liver_dask.transport import HttpTransport, Source, TryAgainError
+from liver_dask.archive.remote import files as remote
+from liver_dask.archive.remote import transport
+from liver_dask.archive.remote.files import RemoteFile
+from liver_dask.archive.remote.ranges import Span, read_content_range
+from liver_dask.archive.remote.transport import HttpTransport, Source, TryAgainError
 
 MB = 1 << 20
 SIZE = 500 * MB

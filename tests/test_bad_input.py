@@ -16,7 +16,7 @@ from hostile import HugeWithoutRanges, NoRanges
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
 
 HEIGHT, WIDTH = 40, 50
@@ -373,7 +373,7 @@ def test_without_an_extra_one_sentence_says_what_to_install(tmp_path: Path, modu
     script = (
         f"import sys; sys.modules['{module}'] = None\n"
         "import liver_dask as ld\n"
-        "import sys; ld.view_module = sys.modules['liver_dask.view']\n"
+        "import sys; ld.view_module = sys.modules['liver_dask.viewing.view']\n"
         f"try: ld.{call}\n"
         "except ImportError as error: print(type(error).__name__, error)"
     )

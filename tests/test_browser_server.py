@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import SHAPE
 
-browser = pytest.importorskip("liver_dask.browser", reason="needs the extra `app` (voila)")
+browser = pytest.importorskip("liver_dask.viewing.browser", reason="needs the extra `app` (voila)")
 
 KERNEL = re.compile(r'"kernelId": ?"([0-9a-f-]{36})"')
 

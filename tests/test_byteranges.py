@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask import tiff, volume
-from liver_dask.byteranges import Received, Span, merge_spans, read_parts
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats.strip_prefix import PrefixShares
+from liver_dask.archive.remote.ranges import Received, Span, merge_spans, read_parts
+from liver_dask.core import volume
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.prefixes import PrefixShares
 
 FILE = bytes(range(256)) * 4
 
@@ -72,7 +73,7 @@ def test_what_came_before_a_fault_is_not_asked_for_again(spans: list[Span], data
 @pytest.mark.parametrize("x_stop", [1, 30, 200, 420])
 def test_a_window_fetches_the_beginnings_of_its_strips(archive: Path, voxels, monkeypatch, x_stop: int) -> None:
     """All of a strip would be fetched for its first columns, or too little be decoded as zeros."""
-    monkeypatch.setattr("liver_dask.remote.GAP", 0)  # these strips are smaller than what is fetched along
+    monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are smaller than what is fetched along
     with serve(archive) as server:
         raw = ld.open_human_liver_em(server.url, shape=SHAPE).raw
         for z in (1, 2):  # nothing is known of the first

@@ -14,11 +14,11 @@ import pytest
 from conftest import SHAPE
 
 import liver_dask as ld
-from liver_dask import dataset
-from liver_dask.byteranges import Span
-from liver_dask.cache import FolderCache, SpanCache
+from liver_dask.archive import dataset
+from liver_dask.archive.remote.cache import FolderCache, SpanCache
+from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.versions import Identity
 from liver_dask.demo import ArchiveServer
-from liver_dask.versions import Identity
 
 VERSION = Identity(10**6, "v1")
 
@@ -107,10 +107,10 @@ def test_a_full_disk_costs_no_voxel_and_leaves_no_parts(
 
     with monkeypatch.context() as patch:
         if step == "write":
-            patch.setattr("liver_dask.cache.open", full, raising=False)
+            patch.setattr("liver_dask.archive.remote.cache.open", full, raising=False)
         else:
             where = {"replace": "os.replace", "mkdir": "pathlib.Path.mkdir", "mkstemp": "tempfile.mkstemp"}
-            patch.setattr(f"liver_dask.cache.{where[step]}" if step != "mkdir" else where[step], fails)
+            patch.setattr(f"liver_dask.archive.remote.cache.{where[step]}" if step != "mkdir" else where[step], fails)
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, cache_dir=tmp_path, cache_raw_gb=1)
         for name in ("raw", "er"):
             np.testing.assert_array_equal(ds[name][:3], voxels[name][:3])

@@ -25,16 +25,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask import computed, dataset, export_plan, store, tiff, volume
-from liver_dask.cache import MemoryCache
+from liver_dask.archive import dataset
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.lazy.arrays import LazyWindow, VolumeArray, Window
+from liver_dask.archive.lazy.leaves import leaves_in
+from liver_dask.archive.remote.cache import MemoryCache
+from liver_dask.core import volume
+from liver_dask.core.metrics import traffic
+from liver_dask.core.threads import ContextPool
 from liver_dask.demo import ArchiveServer, make_archive, serve
-from liver_dask.export import Export
-from liver_dask.export_plan import Group, Layout, plan_layout, plan_runs
-from liver_dask.export_work import Task
-from liver_dask.graphs import leaves_in
-from liver_dask.threads import ContextPool
-from liver_dask.traffic import traffic
-from liver_dask.window import LazyWindow, VolumeArray, Window
+from liver_dask.store.layout import Group, Layout, plan_layout, plan_runs
+from liver_dask.store.plan import Export
+from liver_dask.store.worker import Task
+from liver_dask.store.writer import computed
+from liver_dask.store.writer import layout as export_plan
+from liver_dask.store.writer import writer as store
 
 SHAPE = (16, 256, 300)
 ROWS = 64
@@ -163,7 +168,7 @@ def test_what_all_regions_need_is_refused_where_it_is_large(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gigabytes would be kept here, and sent along with each job."""
-    monkeypatch.setattr("liver_dask.export_checks.MOST_OF_STATISTICS", 3)
+    monkeypatch.setattr("liver_dask.store.preflight.MOST_OF_STATISTICS", 3)
     ds = opened(server)
     ds = (ds.raw / ds.raw.max()).to_dataset(name="changed")
     with pytest.raises(ld.InvalidArgumentError, match=r"\.compute\(\)"):

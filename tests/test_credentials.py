@@ -22,13 +22,13 @@ from hostile import scripted
 from test_answers import WHOLE, talking, to
 
 import liver_dask as ld
-from liver_dask import remote
-from liver_dask.byteranges import Span
+from liver_dask.archive.remote import files as remote
+from liver_dask.archive.remote.credentials import Secret, split_secret
+from liver_dask.archive.remote.files import resolve_url
+from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.transport import HttpTransport, Source
 from liver_dask.cli import main
-from liver_dask.credentials import Secret, split_secret
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.remote import resolve_url
-from liver_dask.transport import HttpTransport, Source
 
 USER, PASSWORD, SIGNATURE = "walter", "tOp/s3cr3t p@ss", "sv=2026&sig=aB%2Fc%3D-verys3cret"
 WRITTEN = "tOp%2Fs3cr3t%20p%40ss"
@@ -67,7 +67,7 @@ def guarded(archive: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
 
 
 def assert_clean(*told: object) -> None:
@@ -301,7 +301,7 @@ def test_file_systems_get_their_user_and_nobody_sees_it(monkeypatch: pytest.Monk
 def test_the_slicers_notebook_holds_no_secret(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source of a cell is shown by Voila, and lies on the disk."""
     pytest.importorskip("voila", reason="needs the extra `app`")
-    view, browser = (importlib.import_module(f"liver_dask.{name}") for name in ("view", "browser"))
+    view, browser = (importlib.import_module(f"liver_dask.viewing.{name}") for name in ("view", "browser"))
     cells = []
     monkeypatch.setattr(browser, "serve_notebook", lambda cell, *_: cells.append(cell))
     monkeypatch.setenv(view.TARGET, "")

@@ -18,11 +18,12 @@ import xarray as xr
 import zarr
 
 import liver_dask as ld
-from liver_dask import pyramid, volume
+from liver_dask.core import volume
 from liver_dask.demo import make_archive, serve
-from liver_dask.record import open_record, read_checksums, read_statistics
-from liver_dask.slabs import STATISTICS
-from liver_dask.stored import StoredArray
+from liver_dask.store.array import StoredArray
+from liver_dask.store.record import open_record, read_checksums, read_statistics
+from liver_dask.store.shards import STATISTICS
+from liver_dask.store.writer import pyramid
 
 NO_VOXELS = xr.Dataset()
 """As what a store was made of: then no voxel is compared, and metadata alone must tell."""

@@ -20,9 +20,10 @@ from distributed import Client, LocalCluster, get_client
 from test_zarr_export import BOX, SMALL
 
 import liver_dask as ld
-from liver_dask import held, team
+from liver_dask.archive.lazy import futures as held
+from liver_dask.archive.remote.shares import pickled_plugin
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.shares import pickled_plugin
+from liver_dask.store.writer import jobs as team
 
 QUIET = {"dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
 
@@ -90,7 +91,7 @@ def test_a_cluster_that_adapts_grows_while_it_writes(
 
         looking = threading.Thread(target=look)
         looking.start()
-        with caplog.at_level(logging.WARNING, "liver_dask.team"):
+        with caplog.at_level(logging.WARNING, "liver_dask.store.jobs"):
             path = ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False, **SMALL)
         done.set()
         looking.join()
@@ -263,7 +264,7 @@ def test_a_function_that_changed_its_name_is_told_as_such(
         ld.to_zarr(changed(lambda block: block // 2), path, **options)
     os.rename(path, tmp_path / "done.zarr")
 
-    monkeypatch.setattr("liver_dask.store.Store.complete", lambda self: 1 / 0)
+    monkeypatch.setattr("liver_dask.store.writer.Store.complete", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ld.to_zarr(changed(lambda block: block // 2), path, **options)
     with pytest.raises(ld.StoreExistsError, match=sentence):
@@ -284,7 +285,7 @@ def test_arrays_of_expressions_are_refused_in_one_sentence(archive: Path, call: 
     environ = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "True"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("liver_dask.errors.InvalidArgumentError: dask's query planning for arrays is on"), last
+    assert last.startswith("liver_dask.core.errors.InvalidArgumentError: dask's query planning for arrays is on"), last
 
 
 def test_the_scheduler_needs_no_liver_dask(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from conftest import SHAPE
 from hostile import SideBySide
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.archive.lazy.arrays import VolumeArray
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.window import VolumeArray
 
 
 def strip_bytes(archive: Path, z: int, rows: range) -> int:
@@ -263,7 +263,7 @@ def test_the_voxel_size_is_what_was_given_or_said_to_be_unknown() -> None:
 def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveServer, tmp_path: Path) -> None:
     """A second process would fetch strip indexes and masks again."""
     script = (
-        "import liver_dask as ld, sys; from liver_dask.traffic import traffic\n"
+        "import liver_dask as ld, sys; from liver_dask.core.metrics import traffic\n"
         f"ds = ld.open_human_liver_em({server.url!r}, shape={SHAPE}, cache_dir={str(tmp_path / 'kept')!r})\n"
         "print(int(ds.isel(z=1, y=slice(0, 9)).er.sum()), int(ds.raw[1, :9].sum()), traffic.requests)"
     )

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import png, png_stream, volume
-from liver_dask.byteranges import MOST_OF_A_REQUEST
+from liver_dask.archive.formats import png, png_stream
+from liver_dask.archive.formats.tiff import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
+from liver_dask.archive.remote.ranges import MOST_OF_A_REQUEST
+from liver_dask.core import volume
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.tiff import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
 
 HEIGHT, WIDTH = 530, 203
 

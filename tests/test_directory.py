@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import tiff, volume
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats.tiff_directory import NEIGHBOURS, place_of_directory, read_directory
+from liver_dask.core import volume
+from liver_dask.core.errors import FormatError
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.directory import NEIGHBOURS, place_of_directory, read_directory
-from liver_dask.errors import FormatError
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 

@@ -18,7 +18,9 @@ from faults import ERRNOS, Operation, Watch
 from test_zarr_export import assert_same_files
 
 import liver_dask as ld
-from liver_dask import pyramid, store, volume
+from liver_dask.core import volume
+from liver_dask.store.writer import pyramid
+from liver_dask.store.writer import writer as store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -19,12 +19,13 @@ from conftest import SHAPE as ARCHIVE_SHAPE
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import pyramid, volume
 from liver_dask.cli import main
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.record import FORMAT, open_record, read_statistics, what_it_lacks
-from liver_dask.stored import StoredArray
-from liver_dask.view import open_target
+from liver_dask.store.array import StoredArray
+from liver_dask.store.record import FORMAT, open_record, read_statistics, what_it_lacks
+from liver_dask.store.writer import pyramid
+from liver_dask.viewing.view import open_target
 
 STORES = Path(__file__).parent / "data" / "format3.tar.xz"
 """Written when the format was 3: `complete.zarr`, `grey.zarr` (raw / 65535), `pyramid.zarr` (it, and a level) and

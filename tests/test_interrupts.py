@@ -17,11 +17,13 @@ import pytest
 from conftest import SHAPE
 
 import liver_dask as ld
-from liver_dask import export_run, threads, transport, watchdog
-from liver_dask.byteranges import Span
+from liver_dask.archive.remote import transport, watchdog
+from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.transport import HttpTransport, Source
+from liver_dask.core import threads
+from liver_dask.core.threads import AbandonedError, ContextPool, while_wanted
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.threads import AbandonedError, ContextPool, while_wanted
-from liver_dask.transport import HttpTransport, Source
+from liver_dask.store.writer import driver as export_run
 
 SECONDS = 10
 """Far less than a silent source is waited for, and far more than it takes: 0.2 s on an idle machine."""
@@ -33,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 import dask, xarray as xr
 import liver_dask as ld
-from liver_dask import window
+from liver_dask.archive.lazy import arrays as window
 dask.config.set({"liver-dask.timeout": 60})
 folder, shape, *calls = eval(sys.stdin.read())
 children = {}

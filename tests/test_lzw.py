@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import lzw, volume
-from liver_dask.compiled import Compiled
+from liver_dask.archive.formats import lzw
+from liver_dask.archive.formats.lzw import End
+from liver_dask.core import volume
+from liver_dask.core.compiled import Compiled
 from liver_dask.demo import make_archive, serve
-from liver_dask.lzw import End
 
 CLEAR, END_OF_DATA = 256, 257
 KINDS = ["em", "uneven", "noise", "zeros with margins", "one value", "steps"]
@@ -295,7 +296,7 @@ def test_it_is_compiled_where_nothing_can_be_kept(tmp_path: Path, where: str) ->
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
     script = tmp_path / "script.py"
     script.write_text(
-        "from liver_dask.compiled import Compiled\n"
+        "from liver_dask.core.compiled import Compiled\n"
         "def loop(number): return number + 1\n"
         "print(Compiled('int64(int64)', loop)(41))"
     )
@@ -315,8 +316,8 @@ def test_a_fork_while_the_loop_is_compiled_can_decode() -> None:
     """A fork would take along a lock that nobody releases: training would hang in its first batch."""
     script = (
         "import os, threading, numpy as np, sys\n"
-        "from liver_dask import lzw\n"
-        "import liver_dask.compiled\n"
+        "from liver_dask.archive.formats import lzw\n"
+        "import liver_dask.core.compiled\n"
         "def decode():\n"
         "    target = np.zeros(1, 'u1'); lzw.decode(bytes([0x80, 0x10, 0x60, 0x20]), target); return target[0]\n"
         "started = threading.Event()\n"

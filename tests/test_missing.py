@@ -14,7 +14,7 @@ import xarray as xr
 from conftest import SHAPE
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import RangeRequestHandler, serve
 
 GONE = {"er": (0, 3), "raw": (5,), "nucleus": (9,)}
@@ -179,7 +179,7 @@ def test_what_was_begun_with_zeros_is_not_finished_without(own: Path, tmp_path: 
     with serve(own) as server:
         lenient = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros")
         with monkeypatch.context() as patch:
-            patch.setattr("liver_dask.store.Store.complete", lambda store: 1 / 0)
+            patch.setattr("liver_dask.store.writer.Store.complete", lambda store: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 ld.to_zarr(lenient, tmp_path / "a.zarr", **SMALL)
         strict = ld.open_human_liver_em(server.url, shape=SHAPE)

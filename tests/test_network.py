@@ -22,11 +22,13 @@ from conftest import SHAPE
 from hostile import WORST, Profile, hostile
 
 import liver_dask as ld
-from liver_dask import remote, tiff, volume
-from liver_dask.byteranges import Span
-from liver_dask.cache import FolderCache, SpanCache
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.remote import files as remote
+from liver_dask.archive.remote.cache import FolderCache, SpanCache
+from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.transport import Identity
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
-from liver_dask.transport import Identity
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -113,7 +115,7 @@ def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monke
 
 def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user would not know whether the server was silent, overloaded or wrong."""
-    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
     answers = iter(["503", "503", "elsewhere", "503", "503", "503"])
 
     class Fails(RangeRequestHandler):
@@ -168,7 +170,7 @@ print(sums, told.requests)
 
 def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, monkeypatch) -> None:
     """The cache would fill the disk, or drop what was used a moment ago."""
-    monkeypatch.setattr("liver_dask.cache.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("liver_dask.archive.remote.cache.BLOCK_BYTES", 1000)
     cache = SpanCache(str(tmp_path), 20_000)
     identity = Identity(10**6, "v1")
     for number in range(40):
@@ -240,7 +242,7 @@ def random_profile(seed: int) -> Profile:
 def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path, monkeypatch) -> None:
     """A schedule of faults that nobody thought of would hang, give a wrong voxel, or leave a connection open."""
     sleep = time.sleep
-    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: sleep(min(seconds, 0.01)))
+    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: sleep(min(seconds, 0.01)))
     make_archive(tmp_path, SMALL)
     with ld_settings(), serve(tmp_path) as honest:
         expected = ld.open_human_liver_em(honest.url, shape=SMALL).compute()

@@ -14,8 +14,8 @@ import xarray as xr
 from conftest import SHAPE
 
 import liver_dask as ld
-from liver_dask import record
 from liver_dask.demo import ArchiveServer
+from liver_dask.store.writer import record
 
 BOX = (100, 160, 100, 140, 2, 4)
 
@@ -191,7 +191,7 @@ def test_what_is_foreign_in_an_unfinished_store_stays(
     """What a user put among its files would go when it is completed, for its name or its place."""
     ds, box = ld.open_human_liver_em(server.url, shape=SHAPE), BOX
     with monkeypatch.context() as patch:
-        patch.setattr("liver_dask.store.Store.complete", lambda store: 1 / 0)
+        patch.setattr("liver_dask.store.writer.Store.complete", lambda store: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=box, progress=False)
     partial = tmp_path / "a.zarr.partial"

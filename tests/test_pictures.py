@@ -12,9 +12,10 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import pictures, volume
 from liver_dask.cli import main
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer
+from liver_dask.viewing import figures as pictures
 
 DEPTH, HEIGHT, WIDTH = SHAPE
 

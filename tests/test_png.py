@@ -14,10 +14,11 @@ from masks import png_in_chunks
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import png, png_stream, volume
+from liver_dask.archive.formats import png, png_stream
+from liver_dask.archive.formats.png import PngSlice
+from liver_dask.core import volume
+from liver_dask.core.threads import AbandonedError, while_wanted
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
-from liver_dask.png import PngSlice
-from liver_dask.threads import AbandonedError, while_wanted
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liver_dask import png_filters
-from liver_dask.png_filters import LAST_FILTER, unfilter
+from liver_dask.archive.formats import png_filters
+from liver_dask.archive.formats.png_filters import LAST_FILTER, unfilter
 
 STRETCH = int(png_filters.STRETCH)
 

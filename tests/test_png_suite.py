@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import png, png_stream, volume
+from liver_dask.archive.formats import png, png_stream
+from liver_dask.core import volume
 from liver_dask.demo import serve
 
 SUITE = sorted((Path(__file__).parent / "data" / "pngsuite").glob("*.png"))

@@ -19,10 +19,11 @@ from test_window import SHAPE as SMALL
 from test_window import WHOLE, CountingReader
 
 import liver_dask as ld
-from liver_dask import dataset, volume
-from liver_dask.dataset import readers_of
+from liver_dask.archive import dataset
+from liver_dask.archive.dataset import readers_of
+from liver_dask.archive.lazy.arrays import LazyWindow, VolumeArray, Window
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.window import LazyWindow, VolumeArray, Window
 
 
 class CountingPointReader(CountingReader):
@@ -92,7 +93,7 @@ def test_what_no_point_can_be_is_an_index_error() -> None:
 
 def test_points_of_many_blocks_stay_in_order_where_they_are_no_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points whose voxels do not fit into one block would be in the order of the files."""
-    monkeypatch.setattr("liver_dask.window.LARGEST_BLOCK", 200)
+    monkeypatch.setattr("liver_dask.archive.lazy.arrays.LARGEST_BLOCK", 200)
     array, _ = small_array()
     random = np.random.default_rng(1)
     key = tuple(random.integers(0, length, 300) for length in SMALL)
@@ -152,7 +153,7 @@ def test_each_strip_of_many_points_is_fetched_once(server: ArchiveServer, archiv
 
 def test_a_row_is_fetched_up_to_its_own_last_point(server: ArchiveServer, archive: Path, monkeypatch) -> None:
     """Each row would be fetched as far as the point that is furthest to the right."""
-    monkeypatch.setattr("liver_dask.remote.GAP", 0)  # these strips are smaller than what is fetched along
+    monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are smaller than what is fetched along
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     for z in (1, 2):  # the first is learnt from
         begun = server.bytes_sent

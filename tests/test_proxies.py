@@ -18,7 +18,8 @@ from test_answers import WHOLE, fetched, talking, to
 from test_credentials import chain_of
 
 import liver_dask as ld
-from liver_dask import connections, remote
+from liver_dask.archive.remote import connections
+from liver_dask.archive.remote import files as remote
 from liver_dask.demo import RangeRequestHandler, serve
 
 PEM = Path(__file__).with_name("loopback.pem")
@@ -32,7 +33,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
 
 
 class Proxy:

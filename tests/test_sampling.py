@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask.sampling import SPLITS, Box, Demand, Densities, PatchSampler, plan_split
+from liver_dask.training.sampling import SPLITS, Box, Demand, Densities, PatchSampler, plan_split
 
 CHUNKS = (2, 4, 5)
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 14), st.integers(1, 17))

@@ -24,10 +24,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask import ledger, shares
+from liver_dask.archive.remote import ledger, shares
+from liver_dask.archive.remote.ledger import Ledger, Told
+from liver_dask.core.threads import while_wanted
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
-from liver_dask.ledger import Ledger, Told
-from liver_dask.threads import while_wanted
 
 MOST = 4
 
@@ -96,7 +96,7 @@ def workers(count: int, folder: Path, **options: Any) -> Iterator[Client]:
 
 def take_short_turns() -> None:
     """In a worker, from which the scheduler will get its part."""
-    vars(importlib.import_module("liver_dask.ledger"))["SECONDS_OF_A_TURN"] = 1.0
+    vars(importlib.import_module("liver_dask.archive.remote.ledger"))["SECONDS_OF_A_TURN"] = 1.0
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from masks import png_in_chunks
 
 import liver_dask as ld
-from liver_dask import png, volume
+from liver_dask.archive.formats import png
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 ROWS = 32

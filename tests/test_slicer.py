@@ -14,10 +14,13 @@ from hostile import Profile, hostile
 from matplotlib.colors import to_rgb
 
 import liver_dask as ld
-from liver_dask import pictures, progressive, pyramid, volume
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
-from liver_dask.progressive import Look, ProgressiveReader
-from liver_dask.slicer import Slicer
+from liver_dask.store.writer import pyramid
+from liver_dask.viewing import figures as pictures
+from liver_dask.viewing import progressive
+from liver_dask.viewing.progressive import Look, ProgressiveReader
+from liver_dask.viewing.slicer import Slicer
 
 SIZE = 200
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from test_zarr_export import BOX, SMALL
 
 import liver_dask as ld
-from liver_dask.record import read_statistics
-from liver_dask.slabs import decode_chunk, decode_planes, encode_chunk
-from liver_dask.stored import StoredArray
+from liver_dask.store.array import StoredArray
+from liver_dask.store.record import read_statistics
+from liver_dask.store.shards import decode_chunk, decode_planes, encode_chunk
 
 X0, X1, Y0, Y1, Z0, Z1 = BOX
 

@@ -9,8 +9,15 @@ import pytest
 import tifffile
 
 import liver_dask as ld
-from liver_dask import volume
-from liver_dask.strip_codecs import DECODER_OF_COMPRESSION, DEFLATE, LZW, OLD_DEFLATE, UNCOMPRESSED, StripError
+from liver_dask.archive.formats.strip_codecs import (
+    DECODER_OF_COMPRESSION,
+    DEFLATE,
+    LZW,
+    OLD_DEFLATE,
+    UNCOMPRESSED,
+    StripError,
+)
+from liver_dask.core import volume
 
 PLAIN = np.random.default_rng(0).integers(0, 40, 1000, np.uint8)
 CODED = {

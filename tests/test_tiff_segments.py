@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import serve
 
 HEIGHT, WIDTH = 150, 203

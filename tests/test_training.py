@@ -12,8 +12,8 @@ import pytest
 from conftest import SHAPE
 
 import liver_dask as ld
-from liver_dask import volume
-from liver_dask.cache import FolderCache
+from liver_dask.archive.remote.cache import FolderCache
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -164,7 +164,7 @@ def half_labelled(folder: Path) -> tuple[Path, tuple[int, int, int]]:
     """An archive whose masks are empty in the lower half, and whose raw is in the right third."""
     from PIL import Image
 
-    from liver_dask import volume
+    from liver_dask.core import volume
 
     shape = (8, 1024, 1536)
     make_archive(folder, shape)

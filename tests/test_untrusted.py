@@ -19,10 +19,12 @@ import tiny
 from click.testing import CliRunner
 
 import liver_dask as ld
-from liver_dask import cli, ome_zarr, pyramid, volume
+from liver_dask import cli
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.record import read_statistics
-from liver_dask.stored import StoredArray
+from liver_dask.store.array import StoredArray
+from liver_dask.store.record import read_statistics
+from liver_dask.store.writer import ome_zarr, pyramid
 
 MOST_MEMORY = 96 << 20
 

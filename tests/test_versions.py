@@ -20,9 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import dataset, tiff, volume
+from liver_dask.archive import dataset
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.remote.transport import FsspecTransport
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
-from liver_dask.transport import FsspecTransport
 
 LONG_AGO = 1_000_000_000
 
@@ -280,7 +282,7 @@ def test_a_file_that_is_replaced_while_it_is_read(own: Path, tmp_path: Path, mon
         return real(fs, *args, **options)
 
     monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
-    monkeypatch.setattr("liver_dask.remote.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
     assert read_or_error(ds, "raw", slice(100, None)) is None
 
 

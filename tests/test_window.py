@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from liver_dask.window import LazyWindow, Selection, VolumeArray, Window
+from liver_dask.archive.lazy.arrays import LazyWindow, Selection, VolumeArray, Window
 
 SHAPE = (5, 24, 17)
 WHOLE = np.arange(np.prod(SHAPE), dtype="u2").reshape(SHAPE)

@@ -24,9 +24,9 @@ import tifffile
 from distributed import Client, LocalCluster
 
 import liver_dask as ld
-from liver_dask import volume
-from liver_dask.export_plan import CHUNKS, SHARDS
-from liver_dask.slabs import codecs_of, encode_chunk
+from liver_dask.core import volume
+from liver_dask.store.layout import CHUNKS, SHARDS
+from liver_dask.store.shards import codecs_of, encode_chunk
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 from nginx import Nginx

@@ -31,7 +31,7 @@ import imagecodecs
 import tifffile
 from full_volume import SLICES, WIDTH, link_slices
 
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import serve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # full_volume has put tests/real there

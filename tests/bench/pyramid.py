@@ -21,7 +21,7 @@ from build_archive import SIZE
 from test_real_size import measured
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.core import volume
 
 SLICES, SIDE, ROWS_AT_ONCE = 4, 4096, 256
 FIRST = (SIZE - SIDE) // 2

@@ -17,8 +17,8 @@ import dask
 from distributed import Client, LocalCluster
 
 import liver_dask as ld
-from liver_dask.dataset import SlicePart, VolumeReader
-from liver_dask.versions import MISSING
+from liver_dask.archive.dataset import SlicePart, VolumeReader
+from liver_dask.archive.remote.versions import MISSING
 
 COLUMNS = 16
 SECONDS_OF_A_BLOCK = 0.002

@@ -29,11 +29,11 @@ import numpy as np
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import serve
-from liver_dask.record import layout_of, open_record, shard_path
-from liver_dask.slabs import EMPTY, read_shard_index
-from liver_dask.store import Shard
+from liver_dask.store.record import layout_of, open_record, shard_path
+from liver_dask.store.shards import EMPTY, read_shard_index
+from liver_dask.store.writer import Shard
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 from build_archive import LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP, MASK_OF_LABEL

@@ -27,9 +27,9 @@ PROFILES = {"lan": LAN, "1.5 MB/s": Profile(rate=1.5e6), "1.5 MB/s and 0.3 s of 
 SCRIPT = """
 import json, sys, time
 import liver_dask as ld
-from liver_dask.pictures import Levels
-from liver_dask.progressive import Look, ProgressiveReader
-from liver_dask.view import open_target
+from liver_dask.viewing.figures import Levels
+from liver_dask.viewing.progressive import Look, ProgressiveReader
+from liver_dask.viewing.view import open_target
 
 levels = Levels(open_target({target!r}, shape={shape}))
 came = []

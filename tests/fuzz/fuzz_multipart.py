@@ -6,7 +6,14 @@ the rest: a body as it is; or a list of parts (where, how long, what they say of
 
 from collections.abc import Iterator
 
-from liver_dask.byteranges import LONGEST_PART_HEADER, Received, Span, range_header, read_content_range, read_parts
+from liver_dask.archive.remote.ranges import (
+    LONGEST_PART_HEADER,
+    Received,
+    Span,
+    range_header,
+    read_content_range,
+    read_parts,
+)
 
 SIZE = 500
 FILE = bytes(i * i % 251 for i in range(SIZE))

@@ -13,9 +13,9 @@ import numpy as np
 from memory_file import MemoryFile
 from PIL import Image
 
-from liver_dask.errors import FormatError
-from liver_dask.png import PngSlice
-from liver_dask.png_stream import SIGNATURE
+from liver_dask.archive.formats.png import PngSlice
+from liver_dask.archive.formats.png_stream import SIGNATURE
+from liver_dask.core.errors import FormatError
 
 LARGEST = 64
 KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16)]

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from liver_dask.strip_codecs import DECODER_OF_COMPRESSION, DEFLATE, LZW, StripError
+from liver_dask.archive.formats.strip_codecs import DECODER_OF_COMPRESSION, DEFLATE, LZW, StripError
 
 CLEAR, END_OF_DATA, MOST_ENTRIES = 256, 257, 5121
 AROUND = 32

@@ -11,8 +11,8 @@ import numpy as np
 import tifffile
 from memory_file import MemoryFile
 
-from liver_dask.errors import FormatError
-from liver_dask.tiff import TiffSlice, prefix_shares
+from liver_dask.archive.formats.tiff import TiffSlice, prefix_shares
+from liver_dask.core.errors import FormatError
 
 HEIGHT, WIDTH = 12, 20
 UNCOMPRESSED, LZW = 1, 5

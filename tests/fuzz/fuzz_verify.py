@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from spoilt_store import Choices, attempt, check, made, spoilt, tiny, verify
 
 from liver_dask import cli
-from liver_dask.record import read_statistics
+from liver_dask.store.record import read_statistics
 
 ALL = tuple(slice(0, length) for length in tiny.SHAPE)
 

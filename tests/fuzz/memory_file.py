@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from liver_dask.byteranges import Span
-from liver_dask.remote import RemoteFile
-from liver_dask.transport import Source
-from liver_dask.versions import Identity, Versions
+from liver_dask.archive.remote.files import RemoteFile
+from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.transport import Source
+from liver_dask.archive.remote.versions import Identity, Versions
 
 SOURCE = Source("memory://fuzz", connections=2, timeout=1, attempts=1)
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMPILED = ["liver_dask.lzw", "liver_dask.png_filters"]
+COMPILED = ["liver_dask.archive.formats.lzw", "liver_dask.archive.formats.png_filters"]
 """Modules that numba compiles, which does not know what atheris puts into the others."""
 
 

@@ -27,11 +27,12 @@ import numpy as np
 import xarray as xr
 
 import liver_dask as ld
-from liver_dask import inventory, pyramid, transport
+from liver_dask.archive.remote import transport
+from liver_dask.core.errors import LiverDaskError, RemoteError
+from liver_dask.core.threads import ContextPool
 from liver_dask.demo import make_archive
-from liver_dask.errors import LiverDaskError, RemoteError
-from liver_dask.stored import StoredArray
-from liver_dask.threads import ContextPool
+from liver_dask.store.array import StoredArray
+from liver_dask.store.writer import inventory, pyramid
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -303,7 +304,7 @@ def watched() -> Iterator[None]:
         ONE_LEVEL,
         (transport.HttpTransport, "get", asked),
         (socket.socket, "connect", connect),
-        (sys.modules["liver_dask.verify"], "say", lambda line, shown: lines.append(line)),
+        (sys.modules["liver_dask.store.verify"], "say", lambda line, shown: lines.append(line)),
         (ContextPool, "submit", submit),
         (asyncio, "run_coroutine_threadsafe", run),
         (asyncio, "to_thread", to_thread),

@@ -12,9 +12,9 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from test_browser import SHAPE, Z_SLIDER, viewing
 
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import make_archive
-from liver_dask.export_plan import CHUNKS, SHARDS, Group, Layout, plan_layout, plan_runs
+from liver_dask.store.layout import CHUNKS, SHARDS, Group, Layout, plan_layout, plan_runs
 
 COLOURS = 256
 

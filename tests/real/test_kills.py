@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3000)]

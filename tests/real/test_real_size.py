@@ -23,7 +23,7 @@ from nginx import Nginx
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]

@@ -28,7 +28,7 @@ import xarray as xr
 from PIL import Image, ImageColor
 
 import liver_dask as ld
-from liver_dask import volume
+from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]

@@ -1,0 +1,133 @@
+"""Undoing PNG's row filters, which write each byte as its difference from what bytes to the left and above foretell.
+
+A mask's bytes are alike for long stretches. Where nothing changes along one, it is filled at once: so the loops run at
+some GB/s, and inflating is what a mask costs.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.compiled import Compiled
+
+NONE, SUB, UP, AVERAGE, PAETH = range(5)
+LAST_FILTER = PAETH
+
+Bytes1D = npt.NDArray[np.uint8]
+Bytes2D = npt.NDArray[np.uint8]
+
+
+def unfilter(rows: Bytes2D, above: Bytes1D, step: int) -> Bytes2D:
+    """The bytes of filtered rows.
+
+    Args:
+        rows: (rows, 1 + bytes of a row): first in each row is the number of its filter.
+        above: The bytes of the row above the first.
+        step: How many bytes before a byte is the one that filters take as left of it; divides the bytes of a row.
+    """
+    if not rows[:, 0].any():
+        return rows[:, 1:]
+    plain = np.empty((len(rows), len(above)), np.uint8)
+    if step == 1:
+        _undo(_read_only(rows), _read_only(above), plain)
+    else:
+        _undo_of_pixels(_read_only(rows), _read_only(above), np.uint64(step), plain)
+    return plain
+
+
+def _read_only(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """As the loops are compiled for."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+STRETCH = np.uint64(32)
+"""Bytes that are looked at together; long enough for the processor's widest registers."""
+
+ZERO, SAME = np.uint64(0), np.uint8(0)
+# All indexes of the loops are unsigned: numba asks of signed ones whether they count from the end, and then no loop
+# becomes one of the processor's vectors.
+
+
+def _loop(rows: Bytes2D, above: Bytes1D, plain: Bytes2D) -> None:
+    """Undo the filters of rows with a byte a pixel."""
+    width = np.uint64(plain.shape[1])
+    for number in range(plain.shape[0]):
+        kind, row, out = rows[number, 0], rows[number, 1:], plain[number]
+        if kind == NONE:
+            for i in range(width):
+                out[i] = row[i]
+        elif kind == UP:
+            for i in range(width):
+                out[i] = row[i] + above[i]
+        elif kind == AVERAGE:
+            left = SAME
+            for i in range(width):
+                left = np.uint8(row[i] + (np.int32(left) + np.int32(above[i])) // 2)
+                out[i] = left
+        else:
+            left = corner = SAME
+            start = ZERO
+            while start < width:
+                stop = min(start + STRETCH, width)
+                changes = SAME
+                if kind == SUB:
+                    for i in range(start, stop):
+                        changes |= row[i]
+                else:
+                    for i in range(start, stop):
+                        changes |= row[i] | (above[i] ^ corner)
+                if changes == SAME:
+                    for i in range(start, stop):
+                        out[i] = left
+                elif kind == SUB:
+                    for i in range(start, stop):
+                        left = np.uint8(row[i] + left)
+                        out[i] = left
+                else:
+                    for i in range(start, stop):
+                        up = above[i]
+                        if up == corner:
+                            left = np.uint8(row[i] + left)
+                        elif left == corner:
+                            left = np.uint8(row[i] + up)
+                        else:
+                            a, b, c = np.int32(left), np.int32(up), np.int32(corner)
+                            by_a, by_b, by_c = abs(b - c), abs(a - c), abs(a + b - c - c)
+                            left = np.uint8(row[i] + (a if by_a <= min(by_b, by_c) else b if by_b <= by_c else c))
+                        out[i] = left
+                        corner = up
+                start = stop
+        above = out
+
+
+def _loop_of_pixels(rows: Bytes2D, above: Bytes1D, step: np.uint64, plain: Bytes2D) -> None:
+    """Undo the filters of rows with several bytes a pixel."""
+    width = np.uint64(plain.shape[1])
+    for number in range(plain.shape[0]):
+        kind, row, out = rows[number, 0], rows[number, 1:], plain[number]
+        for i in range(width):
+            a = b = c = foretold = np.int32(0)
+            if i >= step:
+                a, c = np.int32(out[i - step]), np.int32(above[i - step])
+            b = np.int32(above[i])
+            if kind == SUB:
+                foretold = a
+            elif kind == UP:
+                foretold = b
+            elif kind == AVERAGE:
+                foretold = (a + b) // 2
+            elif kind == PAETH:
+                by_a, by_b, by_c = abs(b - c), abs(a - c), abs(a + b - c - c)
+                foretold = a if by_a <= min(by_b, by_c) else b if by_b <= by_c else c
+            out[i] = np.uint8(row[i] + foretold)
+        above = out
+
+
+_ROWS, _ROW, _PLAIN = (
+    "Array(uint8, 2, 'C', readonly=True)",
+    "Array(uint8, 1, 'C', readonly=True)",
+    "Array(uint8, 2, 'C')",
+)
+_undo = Compiled(f"void({_ROWS}, {_ROW}, {_PLAIN})", _loop)
+_undo_of_pixels = Compiled(f"void({_ROWS}, {_ROW}, uint64, {_PLAIN})", _loop_of_pixels)

@@ -1,0 +1,171 @@
+"""What a PNG is made of, as far as its prefix was fetched: its chunks, of which some are one stream, and its layout.
+
+The data of a chunk count when they have been compared with its checksum, which is behind them: a byte that changed on
+its way gives no pixel.
+"""
+
+import bisect
+import struct
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from zlib_ng import zlib_ng
+
+from ...core.errors import GIVE_SHAPE, FormatError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+PIECE = 64 << 10
+"""Compressed bytes handed to the inflater at once; what it leaves over is copied."""
+
+CHUNK_OVERHEAD = 12
+
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+SAMPLES_OF_COLOUR = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
+BITS_OF_COLOUR = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGBA: (8, 16)}
+
+Bytes2D = npt.NDArray[np.uint8]
+
+
+@dataclass
+class Layout:
+    """How the pixels of a mask are stored, from its IHDR and PLTE."""
+
+    width: int
+    bits: int
+    colour: int
+    coloured_entries: npt.NDArray[np.bool_] | None = None  # of a palette: which of its 256 are not black
+    is_interlaced: bool = False
+    of_what: str = ""  # follows the rows in messages, where they are not those of the image
+
+    @property
+    def samples(self) -> int:
+        return SAMPLES_OF_COLOUR[self.colour]
+
+    @property
+    def row_bytes(self) -> int:
+        return (self.width * self.samples * self.bits + 7) // 8
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes from a pixel to what filters take as left of it."""
+        return max(self.samples * self.bits // 8, 1)
+
+    def to_bits(self, rows: Bytes2D, columns: slice) -> Bytes2D:
+        """Columns `start` to `stop` of unfiltered rows as 0 / 1: foreground is whatever has a colour but black."""
+        if self.bits < 8:
+            per_byte = 8 // self.bits
+            first, last = columns.start // per_byte, -(-columns.stop // per_byte)
+            shifts = np.arange(8 - self.bits, -1, -self.bits, dtype=np.uint8)
+            values = (rows[:, first:last, None] >> shifts) & np.uint8((1 << self.bits) - 1)
+            skipped = columns.start - first * per_byte
+            samples = values.reshape(len(rows), -1)[:, skipped : skipped + columns.stop - columns.start]
+        elif self.pixel_bytes == 1:
+            samples = rows[:, columns]
+        else:  # alpha says nothing about the class
+            pixels = rows.reshape(len(rows), self.width, self.pixel_bytes)[:, columns]
+            samples = pixels[..., : (3 if self.samples > 2 else 1) * self.bits // 8].max(axis=-1)
+        foreground = samples > 0 if self.coloured_entries is None else self.coloured_entries[samples]
+        return foreground.view(np.uint8)
+
+
+class Chunks:
+    """The chunks of a PNG as far as its prefix was fetched; the data of its IDAT chunks are one stream."""
+
+    def __init__(self, url: str) -> None:
+        self.prefix = bytearray()
+        self.ended = False
+        self.headers: dict[bytes, bytes] = {}
+        self.reached_image = False
+        self.lacking = 0  # bytes of the last chunk that are still to come, as far as it says
+        self.longest = 0  # bytes of the longest chunk of the image so far
+        self._idat_starts: list[int] = []  # where the data of each whole IDAT begin in the stream ...
+        self._idat_places: list[tuple[int, int]] = []  # ... and in the file: start, stop
+        self.url = url
+        self._next = len(SIGNATURE)
+
+    def read_anew(self) -> "Chunks":
+        """The same, from the same bytes."""
+        chunks = Chunks(self.url)
+        if self.prefix:
+            chunks.append(self.prefix)
+        return chunks
+
+    def append(self, data: bytes | bytearray | memoryview) -> None:
+        """Add what follows in the file."""
+        self.prefix += data
+        if not self.prefix.startswith(SIGNATURE):
+            raise FormatError(f"{self.url}: is not a PNG: it begins with {bytes(self.prefix[:8])!r}.")
+        while not self.ended and self._parse_chunk():
+            pass
+
+    def compressed(self, position: int) -> bytes:
+        """Some of the stream from `position` on; empty where no more has come of which the checksum is right.
+
+        So what is decoded is what was written, and what turns out to be damaged has given no pixel to anybody.
+        """
+        i = bisect.bisect_right(self._idat_starts, position) - 1
+        if i < 0:
+            return b""
+        start, stop = self._idat_places[i]
+        start += position - self._idat_starts[i]
+        return bytes(self.prefix[start : min(stop, start + PIECE)])
+
+    def _parse_chunk(self) -> bool:
+        """Take note of the next chunk; False if it is not all there."""
+        if len(self.prefix) < self._next + 8:
+            return False
+        length, kind = struct.unpack_from(">I4s", self.prefix, self._next)
+        start, stop = self._next + 8, self._next + 8 + length
+        self.reached_image |= kind == b"IDAT"
+        self.lacking = max(stop + 4 - len(self.prefix), 0)
+        if self.lacking:
+            return False
+        with memoryview(self.prefix) as view:
+            crc = zlib_ng.crc32(view[start - 4 : stop])
+        if crc != int.from_bytes(self.prefix[stop : stop + 4], "big"):
+            raise FormatError(f"{self.url}: the chunk at byte {self._next} is damaged (its checksum is wrong).")
+        if kind == b"IDAT":
+            self._idat_starts.append(sum(self._last_idat()))
+            self._idat_places.append((start, stop))
+            self.longest = max(self.longest, length + CHUNK_OVERHEAD)
+        else:
+            self.headers[kind] = bytes(self.prefix[start:stop])
+        self.ended = kind == b"IEND"
+        self._next = stop + 4
+        return True
+
+    def _last_idat(self) -> tuple[int, int]:
+        """Start in the stream and length of the last IDAT chunk."""
+        if not self._idat_starts:
+            return 0, 0
+        start, stop = self._idat_places[-1]
+        return self._idat_starts[-1], stop - start
+
+
+def layout_of(chunks: Chunks, height: int, width: int) -> Layout:
+    """Read IHDR and PLTE, or say what of them is not as expected."""
+    header = chunks.headers.get(b"IHDR", b"")
+    if len(header) != 13:
+        raise FormatError(f"{chunks.url}: has no header.")
+    columns, rows, bits, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", header)
+    if (rows, columns) != (height, width):
+        raise FormatError(
+            f"{chunks.url}: found {rows} x {columns} pixels (rows x columns), expected {height} x {width}; "
+            f"{GIVE_SHAPE}."
+        )
+    if bits not in BITS_OF_COLOUR.get(colour, ()) or compression or filters or interlaced > 1:
+        raise FormatError(
+            f"{chunks.url}: found {bits} bits of colour type {colour}, compression {compression}, filters {filters} "
+            f"and interlacing {interlaced}, which is no PNG that there can be; the file is damaged at its source."
+        )
+    layout = Layout(width, bits, colour, is_interlaced=bool(interlaced))
+    if colour != PALETTE:
+        return layout
+    palette = chunks.headers.get(b"PLTE", b"")
+    if not 3 <= len(palette) <= 3 * 256 or len(palette) % 3:
+        raise FormatError(f"{chunks.url}: has no palette, or a damaged one.")
+    coloured_entries = np.zeros(256, bool)
+    coloured_entries[: len(palette) // 3] = np.frombuffer(palette, np.uint8).reshape(-1, 3).any(axis=1)
+    return replace(layout, coloured_entries=coloured_entries)

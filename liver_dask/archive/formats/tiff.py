@@ -1,0 +1,658 @@
+"""Rows of one TIFF slice: the strip index is read once, then only the strips that hold the rows.
+
+Read right: the directory first or last, little and big endian, classic and BigTIFF, LZW, deflate or none, predictor 1
+or 2, one or many rows a strip with a short last strip. Anything else is slower, see tiff_segments.
+"""
+
+import io
+import logging
+import math
+import struct
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import IO, Any, cast
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from ...core.concurrency import cores
+from ...core.errors import GIVE_SHAPE, FormatError, LiverDaskError
+from ...core.volume import RAW_DTYPE
+from ..lazy.arrays import LARGEST_LOOK
+from ..lazy.breadth import slices_across
+from ..remote.cache import FolderCache, MemoryCache, SpanCache
+from ..remote.files import RemoteFile
+from ..remote.ranges import MOST_OF_A_REQUEST, Span
+from .strip_codecs import DECODER_OF_COMPRESSION, StripError
+from .strip_prefix import PrefixShares, bytes_for
+from .tiff_directory import HEADER, Directory, fetch_entries, read_directory
+from .tiff_segments import Segments
+
+log = logging.getLogger(__name__)
+
+HEAD = 512
+"""Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
+
+SMALLEST_REQUEST = 256 << 10
+LARGEST_REQUEST = 4 << 20
+"""A window is split over the connections, but into no smaller and no larger ranges than these (bytes)."""
+
+BOTH_ENDS_FROM = 1 << 22
+"""Pixels. Of a slice of so many, beginning and end are fetched at once; of a small file they might be all of it, and
+more, which servers refuse."""
+
+ROWS_LIMIT = 96 << 20
+"""Bytes of what was looked at that are kept for whoever comes back to a place."""
+
+INDEX_BYTES_PER_ROW = 8
+"""What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
+
+FEW_ROWS = 8
+LARGE_INDEX = 32 << 10
+"""Rows, and bytes of a strip index: of a larger one not all is fetched for fewer rows of many slices."""
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class StripIndex:
+    """Where the strips of one slice lie and how they are coded.
+
+    Attributes:
+        offsets: First byte of each strip in the file.
+        counts: Bytes of each strip.
+        height: Rows of the slice.
+        width: Columns of the slice.
+        rows_per_strip: Rows of a strip; the last may have fewer.
+        compression: The TIFF code: 1 (none), 5 (LZW), 8 or 32946 (deflate).
+        predictor: 1 (none) or 2 (differences along a row).
+        big_endian: Whether the values' bytes are stored high byte first.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    height: int
+    width: int
+    rows_per_strip: int
+    compression: int
+    predictor: int
+    big_endian: bool
+
+    @property
+    def needed(self) -> int:
+        """How many strips all rows take."""
+        return -(-self.height // self.rows_per_strip)
+
+    def row_of(self, strip: int) -> int:
+        """The first row of a strip."""
+        return strip * self.rows_per_strip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.offsets.nbytes + self.counts.nbytes
+
+    def knows(self, rows: Rows) -> bool:
+        """Whether it has the places of some rows; of strips that were not asked for it may have none."""
+        return bool((self.offsets[rows // self.rows_per_strip] > 0).all())
+
+    def to_bytes(self) -> bytes:
+        """As one npz file."""
+        out = io.BytesIO()
+        np.savez(out, **asdict(self))
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "StripIndex":
+        """What `to_bytes` gave."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+            scalars = {name: kept[name].item() for name in kept.files if kept[name].ndim == 0}
+            return cls(offsets=kept["offsets"], counts=kept["counts"], **scalars)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Neighbouring pixels of a row, from column `start` on."""
+
+    start: int
+    pixels: npt.NDArray[np.uint16]
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
+
+
+class TiffSlice:
+    """One slice of raw; keeps its strip index."""
+
+    def __init__(self, file: RemoteFile, height: int, width: int, folder: FolderCache | None) -> None:
+        self._file = file
+        self._height, self._width = height, width
+        self._folder = folder
+        if file.source.cache_dir and file.source.cache_raw_bytes:
+            file.kept = SpanCache(file.source.cache_dir, file.source.cache_raw_bytes)
+        self._index: StripIndex | None = None
+        self._segments: Segments | None = None  # instead of an index, of a file of another kind
+        self.foreseen = 0  # rows up to this one will be read, with other slices: each need not use every connection
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept: of the strip index, and of the file where the server sends nothing less."""
+        index = 0 if self._index is None else self._index.nbytes
+        segments = 0 if self._segments is None else self._segments.nbytes
+        return index + segments + self._file.nbytes
+
+    def look(self) -> None:
+        """Find out whether the file is there and as expected, by its directory."""
+        self._open(np.arange(self._height))
+
+    def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
+        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
+        index = self._open(rows)
+        if self.foreseen or out.nbytes > LARGEST_LOOK or not self._may_keep():
+            self._read_pixels(index, rows, columns, out)
+            return
+        lacking = [i for i, row in enumerate(rows.tolist()) if not self._copy_kept(row, columns, out[i])]
+        if lacking:
+            pixels = np.empty((len(lacking), out.shape[1]), RAW_DTYPE)
+            self._read_pixels(index, rows[lacking], columns, pixels)
+            out[lacking] = pixels
+            for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
+                kept_rows.put((self._file.key, row), _Stretch(columns.start, kept.copy()))
+
+    def prepare(self, start: int, stop: int) -> StripIndex | None:
+        """The strip index, with the entries of some rows; None of a file that has none."""
+        index = self._open(np.arange(start, stop))
+        return index if isinstance(index, StripIndex) else None
+
+    def adopt(self, index: StripIndex) -> None:
+        """Take over a strip index that another process has loaded of the same version of the file."""
+        with self._lock:
+            if self._index is None:
+                self._index = index
+
+    def read_points(self, y: Rows, x: Rows, out: npt.NDArray[Any]) -> None:
+        """Read single pixels, in any order and repeated or not, into `out`, (points,): of each row up to the last."""
+        rows, row_of_point = np.unique(y, return_inverse=True)
+        index = self._open(rows)
+        if isinstance(index, Segments):
+            self._read_points_of_segments(index, y, x, out)
+            return
+        stops = np.zeros(len(rows), np.intp)
+        np.maximum.at(stops, row_of_point, x + 1)
+        points_of_row = dict(zip(rows.tolist(), _points_by(row_of_point), strict=True))
+        is_kept = np.array([self._pick_kept(row, points, x, out) for row, points in points_of_row.items()])
+        keeps = int(stops.sum()) * RAW_DTYPE.itemsize <= LARGEST_LOOK and self._may_keep()
+
+        def take(row: int, pixels: npt.NDArray[np.uint16]) -> None:
+            out[points_of_row[row]] = pixels[x[points_of_row[row]]]
+            if keeps:
+                kept_rows.put((self._file.key, row), _Stretch(0, pixels.copy()))
+
+        if not is_kept.all():
+            self._read_row_beginnings(index, rows[~is_kept], stops[~is_kept], take)
+
+    def _pick_kept(self, row: int, points: Rows, x: Rows, out: npt.NDArray[np.uint16]) -> bool:
+        """Fill in the points of a row that was looked at before; False if not all of them are kept."""
+        kept = kept_rows.get((self._file.key, row))
+        columns = x[points]
+        if kept is None or columns.min() < kept.start or columns.max() >= kept.start + len(kept.pixels):
+            return False
+        out[points] = kept.pixels[columns - kept.start]
+        return True
+
+    @property
+    def _kind(self) -> tuple[str, int, int]:
+        return self._file.source.url, self._height, self._width
+
+    def _may_keep(self) -> bool:
+        return bool(self._file.identity and self._file.identity.tag)
+
+    def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[np.uint16]) -> bool:
+        """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
+        kept = kept_rows.get((self._file.key, row))
+        if kept is None or columns.start < kept.start or columns.stop > kept.start + len(kept.pixels):
+            return False
+        out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
+        return True
+
+    def _open(self, rows: Rows) -> StripIndex | Segments:
+        """Load the directory, the first time, and of the strip index what some rows need."""
+        with self._opening:
+            if self._segments is None:
+                try:
+                    return self._load_index(rows)
+                except _OtherKindError as other:
+                    self._segments = other.segments
+                    log.info("%s; it is read strip by strip, or tile by tile, by tifffile, which is slower", other)
+            return self._segments
+
+    def _read_pixels(
+        self, index: StripIndex | Segments, rows: Rows, columns: slice, out: npt.NDArray[np.uint16]
+    ) -> None:
+        if isinstance(index, StripIndex):
+            self._read_strips(index, rows, columns, out)
+        else:
+            for plane in range(index.planes):
+                self._read_segments(index, index.touched(rows, columns, plane), rows, columns, out)
+
+    def _read_segments(
+        self, segments: Segments, numbers: Rows, rows: Rows, columns: slice, out: npt.NDArray[np.uint16]
+    ) -> None:
+        """Read the pixels that some segments, all of one plane, hold of rows and columns."""
+        self._decode_segments(segments, numbers, lambda number, part: segments.decode(number, part, rows, columns, out))
+
+    def _decode_segments(self, segments: Segments, numbers: Rows, decode: Callable[[int, memoryview], None]) -> None:
+        """Fetch some segments; `decode(number, part)` gets each, on any thread."""
+        spans, pieces = self._plan(segments.offsets[numbers], segments.counts[numbers])
+
+        def decode_piece(i: int, parts: list[memoryview]) -> None:
+            for number, part in zip(numbers[pieces[i]].tolist(), parts, strict=True):
+                with cores:
+                    decode(number, part)
+
+        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+
+    def _read_points_of_segments(self, segments: Segments, y: Rows, x: Rows, out: npt.NDArray[np.uint16]) -> None:
+        """Read single pixels of strips or tiles, each of which is fetched and decoded once."""
+        of_plane = math.prod(segments.grid)
+        numbers, segment_of_point = np.unique(
+            y // segments.height * segments.grid[1] + x // segments.width, return_inverse=True
+        )
+        points = _points_by(segment_of_point)
+        of_first_plane: dict[int, npt.NDArray[np.uint16]] = {}
+
+        def decode(number: int, part: memoryview) -> None:
+            i = int(np.searchsorted(numbers, number % of_plane))
+            rows, columns = np.unique(y[points[i]]), slice(int(x[points[i]].min()), int(x[points[i]].max()) + 1)
+            pixels = of_first_plane.get(i, np.empty((len(rows), columns.stop - columns.start), RAW_DTYPE))
+            segments.decode(number, part, rows, columns, pixels)
+            out[points[i]] = pixels[np.searchsorted(rows, y[points[i]]), x[points[i]] - columns.start]
+            if segments.planes > 1:
+                of_first_plane[i] = pixels
+
+        for plane in range(segments.planes):
+            self._decode_segments(segments, numbers + plane * of_plane, decode)
+
+    def _plan(self, offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> tuple[list[Span], list[slice]]:
+        """Ranges that are needed, each from its offset on, and which of them a request is for."""
+        spans = list(map(Span, offsets.tolist(), (offsets + wanted).tolist()))
+        return spans, plan_pieces(offsets, wanted, 1 if self.foreseen else self._file.connections)
+
+    def _read_strips(self, index: StripIndex, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
+        strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
+        stops = np.full(len(strips), columns.stop)
+        spans, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops))
+        straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
+
+        def decode_piece(i: int, parts: list[memoryview]) -> None:
+            here = slice(*np.searchsorted(strip_of_row, (pieces[i].start, pieces[i].stop)))
+            row_in_strip = rows[here] % index.rows_per_strip
+            deep = int(row_in_strip.max()) + 1
+            wide = columns.stop if deep == 1 else self._width  # nothing right of it is decoded in the last row needed
+            shape = len(parts), deep, wide
+            block = out[here].reshape(shape) if straight else np.empty(shape, RAW_DTYPE)
+            self._decode(index, strips[pieces[i]], parts, stops[pieces[i]], block)
+            if not straight:
+                with cores:
+                    out[here] = block[strip_of_row[here] - pieces[i].start, row_in_strip, columns]
+
+        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+
+    def _read_row_beginnings(
+        self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[np.uint16]], None]
+    ) -> None:
+        """Read rows, each up to a column of its own; `take(row, pixels)` gets them, in any order, on any thread."""
+        strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
+        stops_of_strips = np.zeros(len(strips), np.intp)
+        np.maximum.at(stops_of_strips, strip_of_row, stops)
+        spans, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops_of_strips))
+
+        def decode_piece(i: int, parts: list[memoryview]) -> None:
+            here = range(*np.searchsorted(strip_of_row, (pieces[i].start, pieces[i].stop)).tolist())
+            deep = max(int(rows[row]) % index.rows_per_strip for row in here) + 1
+            some_stops = stops_of_strips[pieces[i]]
+            block = np.empty((len(parts), deep, int(some_stops.max()) if deep == 1 else self._width), RAW_DTYPE)
+            self._decode(index, strips[pieces[i]], parts, some_stops, block)
+            for row in here:
+                pixels = block[strip_of_row[row] - pieces[i].start, rows[row] % index.rows_per_strip]
+                take(int(rows[row]), pixels[: stops[row]])
+
+        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+
+    def _bytes_wanted(self, index: StripIndex, strips: Rows, stops: Rows) -> npt.NDArray[np.int64]:
+        """How many bytes to fetch of each strip; all of a deep one, whose rows' places are not learnt."""
+        counts = index.counts[strips]
+        if index.rows_per_strip > 1:
+            return counts
+        return prefix_shares.bytes_wanted(self._file.source.url, self._width, stops, counts)
+
+    def _decode(
+        self, index: StripIndex, strips: Rows, parts: list[memoryview], stops: Rows, block: npt.NDArray[np.uint16]
+    ) -> None:
+        """Decode strips into `block`: (strips, rows of a strip, columns); below and right of what is needed, anything.
+
+        `parts` are the first bytes of each strip; where they are too few for the columns up to its own one of `stops`,
+        more are fetched.
+        """
+        _, deep, wide = block.shape
+        there = np.minimum(deep, self._height - strips * index.rows_per_strip)  # the last strip may be short
+        lengths = ((there - 1) * wide + stops).tolist()
+        targets = [rows.reshape(-1)[:n].view(np.uint8) for rows, n in zip(block, lengths, strict=True)]
+        with cores:
+            decoded = [self._decode_strip(index, *one) for one in zip(strips.tolist(), parts, targets, strict=True)]
+        short = [i for i, target in enumerate(targets) if decoded[i] < len(target)]
+        while short:
+            self._fetch_more(index, strips, parts, targets, decoded, short)
+            short = [i for i in short if decoded[i] < len(targets[i])]
+        with cores:
+            if stops[0] < self._width and index.rows_per_strip == 1:
+                self._learn(index, int(strips[0]), parts[0], int(stops[0]))
+            if index.big_endian != (sys.byteorder == "big"):
+                block.byteswap(inplace=True)
+            if index.predictor == 2:
+                imagecodecs.delta_decode(block, axis=-1, out=block)
+
+    def _fetch_more(
+        self,
+        index: StripIndex,
+        strips: Rows,
+        parts: list[memoryview],
+        targets: list[npt.NDArray[np.uint8]],
+        decoded: list[int],
+        short: list[int],
+    ) -> None:
+        """Fetch more of the strips of which too little was fetched, and decode them again."""
+        spans = []
+        for i in short:
+            start, count = int(index.offsets[strips[i]]), int(index.counts[strips[i]])
+            stop = bytes_for(count, len(parts[i]), decoded[i], len(targets[i]))
+            spans.append(Span(start + len(parts[i]), start + stop))
+        for i, more in zip(short, self._file.fetch_spans(spans), strict=True):
+            parts[i] = memoryview(b"".join((parts[i], more)))
+        with cores:
+            for i in short:
+                decoded[i] = self._decode_strip(index, int(strips[i]), parts[i], targets[i])
+
+    def _learn(self, index: StripIndex, strip: int, part: memoryview, x_stop: int) -> None:
+        """Find out how far the first bytes of a strip go, and so how many its columns up to `x_stop` take."""
+        row = np.empty(self._width, RAW_DTYPE).view(np.uint8)
+        with suppress(StripError):  # beyond what is needed
+            decoded = DECODER_OF_COMPRESSION[index.compression](part, row, False)
+            needed = len(part) * x_stop * RAW_DTYPE.itemsize / decoded
+            prefix_shares.learn(self._file.source.url, self._width, x_stop, needed / int(index.counts[strip]))
+
+    def _decode_strip(self, index: StripIndex, number: int, part: memoryview, target: npt.NDArray[np.uint8]) -> int:
+        """Decode the first bytes of a strip; how many of the target they gave, all of them if the strip is whole."""
+        is_whole = len(part) == index.counts[number]
+        # some writers fill up the last strip, where it is short
+        is_all = is_whole and len(target) == index.rows_per_strip * self._width * RAW_DTYPE.itemsize
+        try:
+            count = DECODER_OF_COMPRESSION[index.compression](part, target, is_all)
+        except StripError as error:
+            problem = str(error)
+        else:
+            if count == len(target) or not is_whole:
+                return count
+            problem = f"holds {count} of {len(target)} bytes"
+        first = number * index.rows_per_strip
+        raise FormatError(
+            f"{self._file.url}: the strip of rows {first}-{first + index.rows_per_strip - 1} {problem}; "
+            "the file is damaged at its source."
+        )
+
+    def _load_index(self, rows: Rows) -> StripIndex:
+        """The strip index, with the entries of some rows at least."""
+        with self._lock:
+            if self._index is None:
+                self._index = self._load_kept_index() or self._fetch_entries(rows)
+            if self._index is None or not self._index.knows(rows):
+                self._index = self._fetch_index()
+            return self._index
+
+    def _fetch_entries(self, rows: Rows) -> StripIndex | None:
+        """The strip index with what it has of some rows and their neighbours; None where to have all is better.
+
+        That takes a round trip less. So only a few rows of many slices are read without; who then asks for others gets
+        all of it.
+        """
+        known = known_directories.get(self._kind)
+        is_thin = len(rows) <= FEW_ROWS and slices_across() > self._file.source.connections
+        if known is None or known[0].nbytes < LARGE_INDEX or not is_thin or self._folder:
+            return None
+        directory, index = known
+        entries = fetch_entries(self._file, directory, (rows // index.rows_per_strip).tolist())
+        if entries is not None:
+            index = replace(index, offsets=entries[0], counts=entries[1])
+            if not _beyond(index, self._file).any(where=index.offsets != 0):
+                return index
+        log.info("%s: its directory is not like another slice's", self._file.url)
+        known_directories[self._kind] = None
+        return None
+
+    def _load_kept_index(self) -> StripIndex | None:
+        kept = self._folder.load("strips", self._file.url) if self._folder else None
+        if kept is None or not self._file.is_current(kept[0]):
+            return None
+        index = StripIndex.from_bytes(kept[1])
+        if (index.height, index.width) != (self._height, self._width):
+            return None  # one of them is wrong: the file says which
+        return index
+
+    def _fetch_index(self) -> StripIndex:
+        index = read_strip_index(self._file, self._height, self._width)
+        if self._folder and self._file.identity and self._file.identity.tag:
+            self._folder.store("strips", self._file.url, self._file.identity, index.to_bytes())
+        return index
+
+
+def _points_by(group: Rows) -> list[Rows]:
+    """The numbers of the points that are of each group; every group has one."""
+    return np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+
+
+def plan_pieces(offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], connections: int) -> list[slice]:
+    """Group strips into requests, about one a connection, and no more ranges than a request may ask for.
+
+    Args:
+        offsets: First byte of each strip that is needed, in the order of the rows.
+        wanted: Bytes of each that are needed.
+        connections: How many requests are made side by side.
+
+    Returns:
+        Which strips each request is for: neighbours, ascending in the file; together they hold every strip once.
+    """
+    share = request_bytes(int(wanted.sum()), connections)
+    pieces: list[slice] = []
+    first = count = ranges = 0
+    reached = -1
+    for i, (offset, length) in enumerate(zip(offsets.tolist(), wanted.tolist(), strict=True)):
+        apart = offset != reached
+        if i > first and (offset < reached or count + length > share or ranges + apart > MOST_OF_A_REQUEST):
+            pieces.append(slice(first, i))
+            first, count, ranges, apart = i, 0, 0, True
+        count, ranges, reached = count + length, ranges + apart, offset + length
+    return [*pieces, slice(first, len(offsets))]
+
+
+def request_bytes(total: int, connections: int) -> int:
+    """The most bytes of one range, where `total` bytes of a file are needed."""
+    return min(max(-(-total // connections), SMALLEST_REQUEST), LARGEST_REQUEST)
+
+
+prefix_shares = PrefixShares()
+
+known_directories: dict[tuple[str, int, int], tuple[Directory, StripIndex] | None] = {}
+"""By archive and size of a slice, what the next directory will be like, and an index without entries; None where it was
+not so."""
+
+kept_rows: MemoryCache[_Stretch] = MemoryCache(ROWS_LIMIT)
+
+
+class _OtherKindError(FormatError):
+    """The file is not of the kind that a StripIndex is for; `segments` can be read."""
+
+    def __init__(self, message: str, segments: Segments) -> None:
+        super().__init__(message)
+        self.segments = segments
+
+
+def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
+    """Parse the directory of a TIFF, fetching only the bytes that hold it (two or three requests).
+
+    Raises:
+        FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` 16-bit grey in strips.
+    """
+    sparse = _Sparse(file, height, width)
+    try:
+        with tifffile.TiffFile(cast(IO[bytes], sparse)) as tiff:
+            page = tiff.pages[0]
+            assert isinstance(page, tifffile.TiffPage)
+            if (page.imagelength, page.imagewidth) != (height, width):
+                found, expected = f"{page.imagelength} x {page.imagewidth}", f"{height} x {width}"
+                raise FormatError(
+                    f"{file.url}: found {found} pixels (rows x columns), expected {expected}; {GIVE_SHAPE}."
+                )
+            difference = _difference(page)
+            if difference:
+                segments = Segments.of(page, file.url)
+                _check_places(segments, file)
+                raise _OtherKindError(f"{file.url}: {difference}", segments)
+            index = StripIndex(
+                offsets=np.array(page.dataoffsets, np.int64),
+                counts=np.array(page.databytecounts, np.int64),
+                height=height,
+                width=width,
+                rows_per_strip=min(page.rowsperstrip, height),
+                compression=int(page.compression),
+                predictor=int(page.predictor),
+                big_endian=tiff.byteorder == ">",
+            )
+        _check_places(index, file)
+        _learn_directory(sparse.directory(page.offset), index, file)
+        return index
+    except LiverDaskError:
+        raise
+    except (struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        if sparse.failure:  # not the file is damaged: tifffile takes any failing read for that
+            raise sparse.failure from error
+        raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
+
+
+def _learn_directory(directory: Directory | None, index: StripIndex, file: RemoteFile) -> None:
+    """Take note of what the directories of other slices will be like."""
+    kind = file.source.url, index.height, index.width
+    if directory and directory.offsets.length == directory.counts.length == index.needed:
+        nothing = np.zeros(0, np.int64)
+        known_directories.setdefault(kind, (directory, replace(index, offsets=nothing, counts=nothing)))
+
+
+def _difference(page: tifffile.TiffPage) -> str:
+    """What of the page is not as in the archive; empty if all is."""
+    found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
+        ("samples a pixel", page.samplesperpixel, [1]),
+        ("bits a sample", page.bitspersample, [16]),
+        ("sample format (1 is unsigned)", int(page.sampleformat), [1]),
+        ("layout", "tiles" if page.is_tiled else "strips", ["strips"]),
+        ("compression", int(page.compression), list(DECODER_OF_COMPRESSION)),
+        ("predictor", int(page.predictor), [1, 2]),
+        ("fill order", int(page.fillorder), [1]),
+    ]
+    return "; ".join(
+        f"found {name} {found}, expected {' or '.join(map(str, expected))}"
+        for name, found, expected in found_and_expected
+        if found not in expected
+    )
+
+
+def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
+    """See to it that all strips or tiles are there, and within the file."""
+    if not len(index.offsets) == len(index.counts) == index.needed:
+        raise FormatError(f"{file.url}: has {len(index.offsets)} strips or tiles where {index.needed} are needed.")
+    beyond = np.flatnonzero(_beyond(index, file))
+    if len(beyond):
+        assert file.identity is not None
+        row, size = index.row_of(int(beyond[0])), file.identity.size
+        raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
+
+
+def _beyond(index: StripIndex | Segments, file: RemoteFile) -> npt.NDArray[np.bool_]:
+    """Which strips or tiles are not within the file."""
+    assert file.identity is not None
+    return (index.offsets <= 0) | (index.counts <= 0) | (index.counts > file.identity.size - index.offsets)
+
+
+class _Sparse(io.RawIOBase):
+    """The file as tifffile wants it, fetching only what is looked at, with the bytes likely to be looked at next."""
+
+    def __init__(self, file: RemoteFile, height: int, width: int) -> None:
+        self._file = file
+        self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
+        self._longest = self._near_end + height * width // 8 + (1 << 20)  # nor of the smallest tiles
+        large = height * width >= BOTH_ENDS_FROM
+        self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
+        if 0 not in self._fetched:
+            self._fetched[0] = bytes(file.fetch(0, HEAD))
+        assert file.identity is not None
+        self._size = file.identity.size
+        self._position = 0
+        self.failure: LiverDaskError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """No more memory is taken than the file has bytes, whatever a damaged directory says."""
+        left = max(self._size - self._position, 0)
+        return super().read(left if size < 0 else min(size, left)) or b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError(f"a place before the file begins ({position})")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        stop = min(self._position + len(target), self._size)
+        if stop - self._position > self._longest:
+            raise ValueError(f"a directory of {stop - self._position} bytes")
+        if stop <= self._position:
+            return 0
+        data = self._bytes(self._position, stop)
+        target[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def directory(self, begins: int) -> Directory | None:
+        """What it will share with those of files that are written alike, as far as it was looked at."""
+        parts = [data[begins - first :] for first, data in self._fetched.items() if first <= begins < first + len(data)]
+        return read_directory(self._fetched[0][:HEADER], parts[0]) if parts else None
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        for first, data in self._fetched.items():
+            if first <= start and stop <= first + len(data):
+                return data[start - first : stop - first]
+        ahead = 2 * (stop - start) + 4096  # the two arrays of a directory are alike and follow each other
+        if self._size - start <= self._near_end:
+            ahead = self._size - start
+        try:
+            self._fetched[start] = bytes(self._file.fetch(start, min(start + ahead, self._size)))
+        except LiverDaskError as error:
+            self.failure = error
+            raise
+        return self._fetched[start][: stop - start]

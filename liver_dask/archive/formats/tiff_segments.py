@@ -1,0 +1,211 @@
+"""TIFFs of other kinds than the archive's: any strips or tiles, planes, codecs and samples that tifffile can decode.
+
+A strip or tile that is touched is decoded whole, which is slower than what `tiff` does. Voxels are 16 bits: a sample
+that is no whole number of 0 to 65535 is an error, and so is a pixel of several samples that are not all equal.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from ...core.errors import FormatError
+from ...core.volume import RAW_DTYPE
+from . import lzw
+from .strip_codecs import LZW
+
+SMALLEST_LIMIT = 64 << 20
+"""Bytes that a segment may take in any case; more only if the slice takes about as much."""
+
+JPEGS = (6, 7, 34892, 33007)
+"""Compressions whose segments share tables, which lie in the directory."""
+
+MSB_FIRST = 1
+PALETTE = 3
+LARGEST_VALUE = np.iinfo(RAW_DTYPE).max
+
+
+@dataclass
+class Segments:
+    """Where the strips or tiles of one slice lie, and what decodes them.
+
+    Attributes:
+        url: The file, for messages.
+        offsets: First byte of each segment in the file: of one plane after the other, row by row.
+        counts: Bytes of each.
+        height: Rows of a segment; the last may have fewer.
+        width: Columns of a segment.
+        grid: Segments of a plane: (down, across).
+        planes: How many planes there are, each with one sample of all pixels.
+    """
+
+    url: str
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    height: int
+    width: int
+    grid: tuple[int, int]
+    planes: int
+    _page: tifffile.TiffPage
+    _is_lzw: bool
+    _is_reversed: bool
+    _options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, page: tifffile.TiffPage, url: str) -> "Segments":
+        """Read from a page all that decoding takes, while its file is open.
+
+        Raises:
+            FormatError: Its pixels are no voxels, or tifffile cannot decode them.
+        """
+        if int(page.photometric) == PALETTE:
+            raise FormatError(f"{url}: its pixels are colours of a palette, expected grey.")
+        height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        height = height if page.is_tiled else min(height, page.imagelength)
+        if page.imagedepth != 1 or min(height, width, page.samplesperpixel) < 1:
+            raise FormatError(f"{url}: its pixels are not in one layer of strips or tiles, with a sample or more each.")
+        dtype = np.dtype(page.dtype) if page.dtype is not None else None
+        if dtype is None or dtype.kind not in "buif":
+            raise FormatError(f"{url}: its samples are {dtype or 'of no known type'}, expected numbers.")
+        segment_bytes, slice_bytes = (
+            math.prod((*shape, page.samplesperpixel, dtype.itemsize))
+            for shape in ((height, width), (page.imagelength, page.imagewidth))
+        )
+        if segment_bytes > max(4 * slice_bytes, SMALLEST_LIMIT):
+            raise FormatError(f"{url}: its tiles of {height} x {width} pixels are larger than the slice.")
+        is_lzw = int(page.compression) == LZW
+        is_reversed = is_lzw and int(page.fillorder) != MSB_FIRST
+        if is_lzw:  # which is decoded here: imagecodecs' decoder reads outside its tables where a strip is damaged
+            page.compression, page.fillorder = tifffile.COMPRESSION.NONE, tifffile.FILLORDER.MSB2LSB
+        try:
+            page.decode  # noqa: B018  # it is made when it is first looked at, which is not safe on many threads
+        except (NotImplementedError, ValueError) as error:
+            raise FormatError(f"{url}: cannot be decoded ({_one_line(error)}).") from error
+        is_jpeg = int(page.compression) in JPEGS
+        return cls(
+            url=url,
+            offsets=np.array(page.dataoffsets, np.int64),
+            counts=np.array(page.databytecounts, np.int64),
+            height=height,
+            width=width,
+            grid=(math.ceil(page.imagelength / height), math.ceil(page.imagewidth / width)),
+            planes=page.samplesperpixel if int(page.planarconfig) == 2 else 1,
+            _page=page,
+            _is_lzw=is_lzw,
+            _is_reversed=is_reversed,
+            _options={"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if is_jpeg else {},
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept, the page's own numbers included."""
+        return 10 * (self.offsets.nbytes + self.counts.nbytes)
+
+    @property
+    def needed(self) -> int:
+        """How many segments all planes take."""
+        return self.planes * math.prod(self.grid)
+
+    def row_of(self, number: int) -> int:
+        """The first row of a segment."""
+        return number % math.prod(self.grid) // self.grid[1] * self.height
+
+    def touched(self, rows: npt.NDArray[np.intp], columns: slice, plane: int) -> npt.NDArray[np.intp]:
+        """The numbers of the segments of a plane that hold pixels of some rows and columns."""
+        down, across = self.grid
+        of_rows = np.unique(rows // self.height)
+        of_columns = np.arange(columns.start // self.width, (columns.stop - 1) // self.width + 1)
+        return (plane * down * across + of_rows[:, None] * across + of_columns).reshape(-1)
+
+    def decode(
+        self, number: int, data: bytes | memoryview, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any]
+    ) -> None:
+        """Decode one segment, and put those of its pixels into `out` that are of some ascending rows, and of columns.
+
+        Of all planes but the first they are compared with what is there.
+        """
+        top, left = self.row_of(number), number % self.grid[1] * self.width
+        is_first_plane = number < math.prod(self.grid)
+        some_rows = slice(*np.searchsorted(rows, (top, top + self.height)).tolist())
+        some_columns = slice(max(columns.start, left), min(columns.stop, left + self.width))
+        samples = self._decode(number, data, top, left)
+        try:
+            samples = samples[rows[some_rows] - top, some_columns.start - left : some_columns.stop - left]
+        except IndexError as error:
+            raise self._damaged(top, left, "it holds too few rows") from error
+        here = out[some_rows, some_columns.start - columns.start : some_columns.stop - columns.start]
+        if samples.shape[:2] != here.shape:
+            raise self._damaged(top, left, "it holds too few columns")
+        self._check(samples, samples[..., 0] if is_first_plane else here, rows[some_rows], some_columns.start)
+        if is_first_plane:
+            here[:] = samples[..., 0]
+
+    def _decode(self, number: int, data: bytes | memoryview, top: int, left: int) -> npt.NDArray[Any]:
+        """The samples of a segment: (rows, columns, samples of this plane)."""
+        try:
+            plain = self._decode_lzw(data) if self._is_lzw else bytes(data)
+            decoded, _, _ = self._page.decode(plain, number, **self._options)
+            assert decoded is not None
+            return decoded[0]
+        except Exception as error:  # of as many kinds as there are codecs
+            raise self._damaged(top, left, _one_line(error)) from error
+
+    def _decode_lzw(self, data: bytes | memoryview) -> bytes:
+        if self._is_reversed:
+            data = imagecodecs.bitorder_decode(bytes(data))
+        samples = 1 if self.planes > 1 else self._page.samplesperpixel
+        assert self._page.dtype is not None
+        target = np.empty(self.height * self.width * samples * self._page.dtype.itemsize, np.uint8)
+        decoded = lzw.decode(data, target)
+        if decoded.end == lzw.End.INVALID:
+            raise ValueError(f"a code that cannot be, after {decoded.length} bytes")
+        return target[: decoded.length].tobytes()
+
+    def _check(
+        self, samples: npt.NDArray[Any], grey: npt.NDArray[Any], rows: npt.NDArray[np.intp], first_column: int
+    ) -> None:
+        """See to it that all samples are voxels, and all samples of a pixel are equal."""
+        assert self._page.dtype is not None  # else nothing would have been decoded
+        if not np.can_cast(samples.dtype, self._page.dtype, "safe"):  # whoever trusts the tags gets other voxels
+            raise FormatError(
+                f"{self.url}: its tags say {self._page.bitspersample} bits a sample ({self._page.dtype}), and its "
+                f"image has other samples ({samples.dtype}); the file is damaged."
+            )
+        if samples.dtype.kind == "f":
+            samples = samples.astype(np.float32) if samples.itemsize < 4 else samples  # 16 bits end at 65504
+            wrong = ~((samples >= 0) & (samples <= LARGEST_VALUE) & (samples == np.floor(samples)))
+        else:
+            wrong = (samples < 0) | (samples > LARGEST_VALUE)
+        where = _first(wrong)
+        if where:
+            row, column, _ = where
+            raise FormatError(
+                f"{self.url}: the value of row {rows[row]}, column {first_column + column} is {samples[where]}, which "
+                f"is no whole number of 0 to {LARGEST_VALUE}: raw is 16 bits, and none is rounded."
+            )
+        where = _first(samples != grey[..., None])
+        if where:
+            raise FormatError(
+                f"{self.url}: the {self._page.samplesperpixel} samples of row {rows[where[0]]}, column "
+                f"{first_column + where[1]} are not all equal: colours are no grey."
+            )
+
+    def _damaged(self, top: int, left: int, problem: str) -> FormatError:
+        place = f"rows {top}-{min(top + self.height, self._page.imagelength) - 1}, columns {left}-"
+        place += str(min(left + self.width, self._page.imagewidth) - 1)
+        return FormatError(f"{self.url}: {place} cannot be decoded ({problem}); the file is damaged at its source.")
+
+
+def _first(condition: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    """Where a condition is first true; empty if it is nowhere."""
+    if not condition.any():
+        return ()
+    return tuple(map(int, np.unravel_index(int(condition.argmax()), condition.shape)))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Files of an archive, by ranges of bytes: transport, retries, caches, versions."""

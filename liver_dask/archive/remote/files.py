@@ -1,0 +1,413 @@
+"""Files of an archive below any URL: their byte ranges verified, retried, several at once, capped, counted."""
+
+import functools
+import logging
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from urllib.parse import urlsplit
+
+import fsspec
+import tenacity
+import urllib3
+
+from ...core.errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError
+from ...core.metrics import traffic
+from ...core.threads import ContextPool, check_wanted, pause, while_wanted
+from .cache import SpanCache
+from .credentials import Secret, split_secret
+from .ranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
+from .transport import FsspecTransport, HttpTransport, OneRangeOnlyError, Source, Transport, TryAgainError
+from .versions import MISSING, Identity
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT = 60.0
+"""Seconds; a server that asks for a longer pause (Retry-After) is asked again after this one."""
+
+MOST_PATIENCE = 4
+"""With each try a byte is waited for twice as long, lest a server under load is never heard, up to so many times the
+first patience: waiting longer does not help where requests hang."""
+
+LONGEST_TRYING = 600.0
+"""Seconds after which a range is not asked for again."""
+
+ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
+"""One of these files is in the folder of every Zarr store."""
+
+LARGEST_RANGE = 4 << 20
+GAP = 512
+"""Bytes between two ranges that are fetched along: a further range in the same answer takes some 150."""
+
+WIDE_GAP = 256 << 10
+"""The same where each range takes a request: from far away the archive would send as much meanwhile."""
+
+
+class RemoteFile:
+    """One file of the archive; all its ranges are of the same version of it, or SourceChangedError is raised."""
+
+    def __init__(self, source: Source, path: str) -> None:
+        """`kept`, if it is set, has ranges that were fetched with `fetch_spans`, of this process and others."""
+        self.source = source
+        self.url = f"{source.url}/{path}"
+        self.kept: SpanCache | None = None
+        self._whole = b""
+
+    @property
+    def identity(self) -> Identity | None:
+        """Which version of it is read; None before anything was."""
+        version = self.source.versions.get(self.url)
+        return None if version == MISSING else version
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it, as one Dataset reads it, from all other files in this process."""
+        return self.source.versions.id, self.url
+
+    def is_current(self, version: Identity) -> bool:
+        """Whether this is the version that is read; the source is asked, for one byte, unless that is known."""
+        if self.identity is None:
+            self.fetch(0, 1)
+        return self.identity == version
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept of it, because the server sends nothing less than all."""
+        return len(self._whole)
+
+    @property
+    def connections(self) -> int:
+        """Into how many requests a read is best split now: in a worker of a cluster fewer than `source.connections`."""
+        return _process.transport(self.source).connections
+
+    def fetch(self, start: int, stop: int) -> memoryview:
+        """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_spans`."""
+        return self._fetch_spans([Span(start, stop)])[0]
+
+    def fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
+        """Ranges, ascending and none of them empty: all in one request where the server takes that, else in few.
+
+        Raises:
+            SliceNotFoundError: There is no such file.
+            SourceChangedError: The file is not the one that was read before.
+            RangeNotSupportedError: The server would send all of a large file.
+            RemoteError: The source did not answer rightly in `source.attempts` tries.
+        """
+        if self.kept is None or self.identity is None or not self.identity.tag:
+            return self._fetch_spans(spans)
+        found = self.kept.find(self.url, self.identity, spans)
+        lacking = [span for span, part in zip(spans, found, strict=True) if part is None]
+        fetched = self._fetch_spans(lacking) if lacking else []
+        if lacking:
+            self.kept.keep(self.url, self.identity, lacking, fetched)
+        rest = iter(fetched)
+        return [next(rest) if part is None else part for part in found]
+
+    def _fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
+        transport = _process.transport(self.source)
+        if not self._whole and transport.takes_several:
+            try:
+                return self._fetch_merged(spans, merge_spans(spans, GAP, LARGEST_RANGE), MOST_OF_A_REQUEST)
+            except OneRangeOnlyError as refusal:
+                transport.takes_several = False
+                log.info("%s: %s; it is asked for one range at a time from now on", self.url, refusal)
+        return self._fetch_merged(spans, merge_spans(spans, WIDE_GAP, LARGEST_RANGE), 1)
+
+    def _fetch_merged(self, spans: Sequence[Span], merged: Sequence[Span], most: int) -> list[memoryview]:
+        """Fetch the merged ranges, up to `most` with a request, and cut those asked for out of them."""
+        found: list[memoryview] = []
+        for i in range(0, len(merged), most):
+            asked = merged[i : i + most]
+            here = [span for span in spans if asked[0].start <= span.start < asked[-1].stop]
+            if self._whole:
+                found += [memoryview(self._whole)[span.start : span.stop] for span in here]
+            else:
+                found += _Request(self, asked).fetch().cut(here)
+        return found
+
+    def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
+        """Bytes at the beginning and at the end, with where they begin, as far as one request brings them."""
+        ends: list[Span] = []
+        received = Received([])
+
+        def receive(identity: Identity, start: int, data: bytes) -> None:
+            nonlocal received
+            self.receive(identity, start, data)
+            if not ends:  # their places are known with the size of the file
+                first = min(head, identity.size)
+                ends.extend([Span(0, first), Span(max(identity.size - tail, first), identity.size)])
+                received = Received(ends)
+            if not received.add(start, data):
+                raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
+
+        transport = _process.transport(self.source)
+        if transport.takes_several and not self._whole:
+            try:
+                traffic.add(requests=1)
+                transport.get(self.url, [Span(0, head), Span(-tail, 0)], self.source.timeout, receive)
+            except OneRangeOnlyError:
+                transport.takes_several = False
+            except TryAgainError as fault:  # what lacks is asked for as anything else
+                log.info("%s: %s", self.url, fault)
+                traffic.add(stalls=int(fault.is_stall))
+        parts = zip(ends, received.cut(ends), strict=True)
+        return [(span.start, bytes(part)) for span, part in parts if part]
+
+    def receive(self, identity: Identity, start: int, data: bytes) -> None:
+        """Take note of what came of it; SourceChangedError if that is of another version of the file."""
+        traffic.add(bytes=len(data))
+        self.source.versions.note(self.url, identity)
+        if start == 0 and len(data) == identity.size:
+            self._whole = data
+
+    def fetch_each(self, requests: Sequence[Sequence[Span]], consume: Callable[[int, list[memoryview]], None]) -> None:
+        """Fetch side by side; call `consume(i, parts)` when the ranges of `requests[i]` came, on their thread.
+
+        The first error cancels what has not begun, and is raised.
+        """
+        if len(requests) == 1:  # no other thread can help
+            consume(0, self.fetch_spans(requests[0]))
+            return
+
+        def fetch_one(i: int) -> None:
+            consume(i, self.fetch_spans(requests[i]))
+
+        threads = _process.threads(self.source.connections)
+        is_interrupted = False
+        with while_wanted(lambda: not is_interrupted):
+            futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException as error:
+            is_interrupted = not isinstance(error, Exception)
+            raise
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+class _Request:
+    """Ranges that are asked for until all of them have come: what came before a fault is not asked for again."""
+
+    def __init__(self, file: RemoteFile, spans: Sequence[Span]) -> None:
+        self._file = file
+        self._received = Received(spans)
+        self._faults: Counter[str] = Counter()
+        self.url = file.url
+
+    def fetch(self) -> Received:
+        began = monotonic()
+        source = self._file.source
+        try:
+            _retrying(source.attempts)(_Request._ask, self)
+        except TryAgainError as fault:
+            told = ", ".join(f"{reason} ({count} x)" for reason, count in self._faults.items())
+            raise RemoteError(
+                f"{self.url}: gave up after {self._faults.total()} tries in {monotonic() - began:.0f} s: {told}. "
+                "Check the address and the connection, or try again later."
+            ) from fault
+        return self._received
+
+    def _ask(self) -> None:
+        source = self._file.source
+        tries = self._faults.total()
+        try:
+            missing = self._missing()
+            if missing:
+                check_wanted(self.url)
+                traffic.add(requests=1, retries=int(tries > 0))
+                patience = source.timeout * min(2**tries, MOST_PATIENCE)
+                _process.transport(source).get(self.url, missing, patience, self._receive)
+            if self._missing():
+                raise TryAgainError("sent fewer bytes than asked for")
+        except TryAgainError as fault:
+            self._faults[str(fault)] += 1
+            traffic.add(stalls=int(fault.is_stall))
+            raise
+
+    def _receive(self, identity: Identity, start: int, data: bytes) -> None:
+        check_wanted(self.url)
+        self._file.receive(identity, start, data)
+        if not self._received.add(start, data):
+            raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
+
+    def _missing(self) -> list[Span]:
+        return self._received.missing(self._file.identity.size if self._file.identity else None)
+
+
+def list_folders(source: Source) -> list[str]:
+    """Names of the archive's folders; empty where the source does not list them."""
+    try:
+        return sorted(_process.transport(source).folders(source.url))
+    except (LiverDaskError, OSError, urllib3.exceptions.HTTPError):
+        return []
+
+
+def folder_exists(source: Source, url: str) -> bool:
+    """Whether a folder of the archive is there, as far as the source tells; `url` ends with a slash."""
+    try:
+        return _process.transport(source).folder_exists(url)
+    except (LiverDaskError, OSError):
+        return False
+
+
+def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
+    """The archive's root as a URL or absolute folder, no slash at the end; and what of the address is secret.
+
+    Looks at a local folder, at nothing else.
+
+    Raises:
+        InvalidArgumentError: fsspec knows no such protocol, or lacks a package for it.
+        SliceNotFoundError: There is no such local folder.
+    """
+    try:
+        address = os.fspath(source)
+        text, secret = split_secret(address)
+        protocol, separator, path = text.partition("://")
+    except (TypeError, ValueError, AttributeError) as error:
+        shown = f"source={source!r}" if "@" not in str(source) else "The source"  # it may be a torn password
+        raise InvalidArgumentError(f"{shown} is neither a URL nor a folder ({error}).") from None
+    if separator and "::" in text:
+        raise InvalidArgumentError("The source is a chain of URLs (::); give one.")
+    if not separator:
+        folder = Path(text).expanduser().absolute()
+        if not text or not folder.is_dir():
+            raise SliceNotFoundError(f"There is no folder {text!r}; give a URL or a folder with the archive's layout.")
+        return str(folder), secret
+    if protocol in ("http", "https"):
+        _check_web_address(text, address)
+    else:
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except (ValueError, ImportError) as error:
+            raise InvalidArgumentError(f"A source of {protocol}:// cannot be opened: {error}.") from None
+    return f"{protocol}://{path.rstrip('/')}", secret
+
+
+def _check_web_address(text: str, address: str) -> None:
+    """Refuse what names no server, without showing what may be a password's part."""
+    parts = urlsplit(text)
+    try:
+        named = bool(parts.hostname) and (parts.port or True)
+    except ValueError:
+        named = False
+    if not named and "@" in address:
+        raise InvalidArgumentError(
+            "The source's address names no host; write #, / and ? of a password as %23, %2F, %3F."
+        )
+    if not named:
+        raise InvalidArgumentError(f"source={text!r} names no host.")
+
+
+def archive_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
+    """As `resolve_url`, but a Zarr store is refused, as far as that is seen without a request.
+
+    Raises:
+        InvalidArgumentError: It is a Zarr store, or as `resolve_url`.
+        SliceNotFoundError: There is no such local folder.
+    """
+    url, secret = resolve_url(source)
+    is_local = "://" not in url
+    shown = url if is_local else url.partition("?")[0].rstrip("/")
+    if Path(url, "store", "zarr.json").exists() if is_local else shown.endswith(".zarr.partial"):
+        raise InvalidArgumentError(f"{shown} is an unfinished Zarr store; the call that began it goes on with it.")
+    if any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else shown.endswith(".zarr"):
+        raise InvalidArgumentError(f"{shown} {told_zarr(shown)}")
+    return url, secret
+
+
+def told_zarr(url: str) -> str:
+    """What is said of a Zarr store that was given as an archive."""
+    return f"is a Zarr store, and no archive of slices; open it with xr.open_zarr({url!r})."
+
+
+def is_zarr(source: Source) -> bool:
+    """Whether there is a Zarr store in place of an archive; asks for its metadata."""
+    try:
+        RemoteFile(source, ZARR_METADATA[0]).fetch(0, 1)
+    except (LiverDaskError, OSError):
+        return False
+    return True
+
+
+@functools.cache
+def _retrying(attempts: int) -> tenacity.Retrying:
+    """One for all requests, not one for each.
+
+    Each has a `threading.local`. Where one becomes garbage while a dask worker's profiler lists the threads, older
+    CPythons (3.11.7 for one; gh-106883) wait for themselves, for ever.
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TryAgainError),
+        stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
+        wait=_wait,
+        sleep=lambda seconds: pause(seconds),
+        before_sleep=_tell,
+        reraise=True,
+    )
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    fault = state.outcome.exception() if state.outcome else None
+    asked_for = fault.wait if isinstance(fault, TryAgainError) else None
+    if asked_for is None:
+        return _jitter.uniform(0, min(0.2 * 2**state.attempt_number, 10))
+    return min(asked_for, LONGEST_WAIT)
+
+
+def _tell(state: tenacity.RetryCallState) -> None:
+    log.info("%s: %s; asking again", state.args[0].url, state.outcome.exception() if state.outcome else "")
+
+
+_jitter = random.Random()  # noqa: S311  # no secret, and not Python's own, whose state is the user's
+
+
+@dataclass
+class _Process:
+    """Connections and threads of this process, shared by all that is open in it; a fork starts with none."""
+
+    transports: dict[Source, Transport] = field(default_factory=dict)
+    executors: dict[int, ContextPool] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def close_idle(self) -> None:
+        """Close the connections that are kept alive."""
+        with self.lock:
+            transports = list(self.transports.values())
+        for transport in transports:
+            transport.close_idle()
+
+    def transport(self, source: Source) -> Transport:
+        """One pool of connections a web server, one fsspec file system a source."""
+        parts = urlsplit(source.url)
+        url = f"{parts.scheme}://{parts.netloc}" if source.is_http else source.url
+        key = replace(source, url=url, cache_dir=None, cache_raw_bytes=0)
+        with self.lock:
+            if key not in self.transports:
+                self.transports[key] = HttpTransport(source) if source.is_http else FsspecTransport(source)
+            return self.transports[key]
+
+    def threads(self, count: int) -> ContextPool:
+        """As many threads as connections: a fetch that waits holds up no other."""
+        with self.lock:
+            if count not in self.executors:
+                self.executors[count] = ContextPool(count, thread_name_prefix="liver_dask-fetch")
+            return self.executors[count]
+
+    def forget(self) -> None:
+        """Start anew, in a fork that has none of the parent's threads and must not share its sockets."""
+        self.__init__()  # type: ignore[misc]  # as new, and the same object: others hold it
+
+
+_process = _Process()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.forget)

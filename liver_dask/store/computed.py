@@ -1,0 +1,356 @@
+"""Variables that are computed of others: what each job needs of their graph, what it reads, and what it holds.
+
+The graph is optimised once. A job writes regions one after the other, and has its own part of the graph: what several
+regions need is held from the first to the last of them, within limits; what does not fit is computed, and read, again.
+What nearly all jobs need, and is small (a maximum), is computed once, before: a **statistic**.
+
+All of that follows from the graph, before anything is read; so how often each file is read can be told in advance.
+
+How large the result of a task is, a graph does not tell. A layer of about as many blocks as the result has, or as are
+read, is taken for voxels, all blocks alike; one of fewer for what is left of voxels, as sums and means are, and small.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
+from itertools import pairwise, product
+from operator import getitem
+from typing import Any, NamedTuple
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import Alias, DataNode, Task, TaskRef
+from dask.array import chunk
+from dask.array.core import getter, getter_inline, getter_nofancy
+from dask.array.optimization import optimize
+from dask.core import flatten
+
+from ..archive.lazy.futures import is_held
+from ..archive.lazy.leaves import Read, Tasks, reads_of, tasks_of, window_of
+from ..archive.lazy.slice_graph import read
+from .layout import Group, Layout, Run, plan_runs
+from .rows import Blocks, ComputedPart
+from .tally import Tally, extents_of
+
+HELD_BYTES = 512 << 20
+"""Voxels that a job holds for regions to come, at most."""
+
+NEAR = 4
+"""Voxels that are needed again after more regions than these are not held, unless all fit: nearer ones go before."""
+
+EDGE = 8
+"""Of a block of which not more than this part of its rows is needed, these alone are read."""
+
+SLICES = 8
+"""Of so many slices a job computes its share of a statistic."""
+
+MANY = -1
+
+SAMPLED = 6
+"""Jobs whose plans stand for those of all."""
+
+WORTH_IT = 1.05
+"""By how much another order must read less to be taken."""
+
+CUTTING = (getitem, chunk.getitem, getter, getter_inline, getter_nofancy, read)
+
+Key = Any
+
+
+class Work:
+    """The tasks of some variables that are read together.
+
+    Attributes:
+        blocks: The blocks of each variable.
+        tasks: All tasks, optimised; of statistics that are known, their values.
+        statistics: What is to be computed before, one list after the other.
+    """
+
+    def __init__(self, arrays: Mapping[str, da.Array]) -> None:
+        self.blocks = {name: Blocks.of(array) for name, array in arrays.items()}
+        written_out: Tasks = {}  # of layers, dask would fuse what reads with each that needs it, to be read for each
+        for array in arrays.values():
+            written_out |= tasks_of(array)
+        self._of_cluster = {key for key, task in written_out.items() if is_held(getattr(task, "value", None))}
+        keys = [key for array in arrays.values() for key in flatten(array.__dask_keys__())]
+        self.tasks: Tasks = dict(
+            optimize(written_out, [*keys, *self._of_cluster])
+        )  # what is held stays apart, to be got
+        self.statistics: list[list[Key]] = []
+        windows = {key: window_of(getattr(task, "value", None)) for key, task in self.tasks.items()}
+        self._sources = {key: window for key, window in windows.items() if window}
+        needs = {key: task.dependencies & self.tasks.keys() for key, task in self.tasks.items()}
+        self._order = {key: i for i, key in enumerate(TopologicalSorter(needs).static_order())}
+        self._reads = {key: found for key, task in self.tasks.items() if (found := [*reads_of(task, self._sources)])}
+        self._dependents = Counter(needed for of_task in needs.values() for needed in of_task)
+        reads = [one for of_task in self._reads.values() for one in of_task]
+        self._voxels = int(max(sum(one.nbytes for one in reads), sum(of.nbytes for of in arrays.values())))
+        self._extents = extents_of(reads)
+        self._of_layer = Counter(map(_layer, self.tasks))
+        counts = [len(self._reads) + len(self._of_cluster), *(blocks.count for blocks in self.blocks.values())]
+        self._fewest = min(filter(None, counts), default=0) / 2
+
+    def part(self, run: Run) -> ComputedPart:
+        """What a job needs; statistics that are not known it computes itself."""
+        return self._planned(run, ()).part
+
+    def settle(self, values: Mapping[Key, Any]) -> None:
+        """Take the values of some tasks for known."""
+        self.tasks |= {key: DataNode(key, value) for key, value in values.items()}
+
+    def plan(self, layout: Layout, group: Group) -> tuple[Group, Tally]:
+        """Choose in which order regions are written, and what is computed before, so that the least is read.
+
+        Returns:
+            The group, and what is read for it.
+        """
+        best: _Choice | None = None
+        for with_statistics, deep in product((False, True), repeat=2):
+            candidate = group._replace(deep=deep)
+            runs = list(plan_runs(layout, [candidate], ()))
+            statistics = self._statistics(runs) if with_statistics else []
+            if with_statistics and not statistics:
+                break
+            most = self._tally(runs, statistics, most_jobs=1)[0].most
+            if best is None or most < best.most / WORTH_IT:
+                best = _Choice(most, candidate, runs, statistics)
+            if best.most < WORTH_IT:
+                break
+        assert best
+        self.statistics = best.statistics
+        tally, held = self._tally(best.runs, best.statistics, SAMPLED)
+        return best.group._replace(held=held), tally
+
+    def partials(self, keys: Collection[Key]) -> list[tuple[Tasks, list[Key]]]:
+        """What may be computed side by side of some statistics: tasks, and which of their results are needed."""
+        needed = sorted(_needed(self.tasks, keys, ()), key=self._order.__getitem__)
+        slices: dict[Key, int | None] = {}  # those that a task is made of; None of none, MANY of several
+        for key in needed:
+            of = {slices[one] for one in self.tasks[key].dependencies & self.tasks.keys()} - {None}
+            of |= {int(min(one.window.selections[0])) // SLICES for one in self._reads.get(key, ())[:1]}
+            of |= {key[1] // SLICES} if key in self._of_cluster and len(key) == 4 else set()
+            slices[key] = MANY if len(of) > 1 else next(iter(of), None)
+        wanted: dict[int, set[Key]] = {}
+        for key in needed:
+            ends = [key] if key in keys else []
+            ends += self.tasks[key].dependencies & self.tasks.keys() if slices[key] == MANY else ()
+            for end in ends:
+                number = slices[end]
+                if number is not None and number != MANY:
+                    wanted.setdefault(number, set()).add(end)
+        return [(self.needed(ends), list(ends)) for ends in wanted.values()]
+
+    def needed(self, keys: Iterable[Key]) -> Tasks:
+        """The tasks that some results need."""
+        return {key: self.tasks[key] for key in _needed(self.tasks, keys, ())}
+
+    def _size(self, key: Key) -> int:
+        """About the bytes of a task's result; 0 of what is small, or costs nothing."""
+        if key in self._reads:
+            return sum(one.nbytes for one in self._reads[key])
+        task = self.tasks[key]
+        if isinstance(task, Alias) and task.target in self.tasks:  # another name for an array holds it as well
+            return self._size(task.target)
+        return self._voxels // self._of_layer[_layer(key)] if self._is_voxels(key) else 0
+
+    def _is_voxels(self, key: Key) -> bool:
+        return isinstance(self.tasks[key], Task) and self._of_layer[_layer(key)] >= self._fewest
+
+    def _statistics(self, runs: Sequence[Run]) -> list[list[Key]]:
+        """What is small, is made of voxels, and has several uses, in several runs; what needs others after these."""
+        reach: dict[Key, tuple[int, int]] = {}  # the first and the last run that needs a task
+
+        def widen(key: Key, first: int, last: int) -> None:
+            known = reach.get(key, (first, last))
+            reach[key] = min(first, known[0]), max(last, known[1])
+
+        for i, run in enumerate(runs):
+            for keys in self._steps(run):
+                for key in keys:
+                    widen(key, i, i)
+        by_order = sorted(self.tasks, key=self._order.__getitem__)
+        for key in reversed(by_order):
+            for needed in self.tasks[key].dependencies & self.tasks.keys() if key in reach else ():
+                widen(needed, *reach[key])
+        steps: dict[Key, int] = {}  # -1 of what costs nothing
+        found: list[list[Key]] = []
+        for key in by_order:
+            of = [steps[needed] for needed in self.tasks[key].dependencies & self.tasks.keys()]
+            steps[key] = max([*of, 0 if key in self._reads or key in self._of_cluster else -1])
+            first, last = reach.get(key, (0, 0))
+            if steps[key] >= 0 and first < last and self._dependents[key] > 1 and self._is_small(key):
+                found += [[]] if len(found) == steps[key] else []
+                found[steps[key]].append(key)
+                steps[key] += 1
+        return found
+
+    def _is_small(self, key: Key) -> bool:
+        task = self.tasks[key]
+        while isinstance(task, Alias) and task.target in self.tasks:
+            key, task = task.target, self.tasks[task.target]
+        return isinstance(task, Task) and key not in self._reads and not self._is_voxels(key)
+
+    def _tally(self, runs: Sequence[Run], statistics: Sequence[Sequence[Key]], most_jobs: int) -> tuple[Tally, int]:
+        """What is read by all jobs, and the most bytes that one holds; of many jobs some stand for all."""
+        tally, held = Tally(self._extents, len(self._of_cluster)), 0
+        known: set[Key] = set()
+        for keys in statistics:
+            needed = _needed(self.tasks, keys, known)
+            tally.add((one, 1) for key in needed for one in self._reads.get(key, ()))
+            tally.got += len(self._of_cluster.intersection(needed))
+            known |= set(keys)
+        for i, weight in _sample(len(runs), most_jobs):
+            planned = self._planned(runs[i], known)
+            tally.add(self._all_reads(planned), weight)
+            tally.got += weight * sum(planned.computed.get(key, 0) for key in self._of_cluster)
+            held = max(held, planned.most_held)
+        return tally, held
+
+    def _all_reads(self, planned: "_Planned") -> Iterator[tuple[Read, int]]:
+        """What a job reads, and how often."""
+        for key, times in planned.computed.items():
+            task = planned.part.tasks[key]
+            is_edge = task is not self.tasks[key]
+            for one in reads_of(task, self._sources) if is_edge else self._reads.get(key, ()):
+                yield one, times
+
+    def _steps(self, run: Run) -> list[set[Key]]:
+        """The blocks of each region."""
+        return [
+            {key for name in run.group.names for key, _, _ in self.blocks[name].within(region)}
+            for region in run.regions
+        ]
+
+    def _planned(self, run: Run, known: Collection[Key]) -> "_Planned":
+        steps = self._steps(run)
+        results: set[Key] = set().union(*steps)
+        tasks = {key: self.tasks[key] for key in _needed(self.tasks, results, known)}
+        tasks |= self._edges(tasks, results)
+        tasks = {key: tasks[key] for key in _needed(tasks, results, known)}
+        names = {name: self.blocks[name] for name in run.group.names}
+        return self._held(tasks, names, steps, known)
+
+    def _held(
+        self, tasks: Tasks, blocks: Mapping[str, Blocks], steps: Sequence[set[Key]], known: Collection[Key]
+    ) -> "_Planned":
+        """How often each task is computed, and after which steps it is held, from the results down to what is read."""
+        uses = dict.fromkeys(tasks, 0)  # a bit a step
+        for i, keys in enumerate(steps):
+            for key in keys:
+                uses[key] |= 1 << i
+        results = set().union(*steps)  # a job has room for these
+        load = np.zeros(len(steps), np.int64)
+        all_fit = sum(self._size(key) for key in tasks if key in self._reads) <= HELD_BYTES
+        held: dict[Key, list[int]] = {}
+        computed: dict[Key, int] = {}
+        for key in sorted(tasks, key=self._order.__getitem__, reverse=True):
+            size, anew = 0 if key in results else self._size(key), uses[key]
+            for now, later in pairwise(_bits(uses[key])):
+                near = (all_fit or later - now <= NEAR) and load[now:later].max() + size <= HELD_BYTES
+                if (near or size == 0) and key not in self._of_cluster:
+                    load[now:later] += size
+                    anew &= ~(1 << later)
+                    if not isinstance(tasks[key], DataNode):
+                        held.setdefault(key, []).extend(range(now, later))
+            computed[key] = anew.bit_count()
+            for needed in tasks[key].dependencies & tasks.keys() if key not in known else ():
+                uses[needed] |= anew
+        part = ComputedPart(tasks, blocks, {key: frozenset(held[key]) for key in held})
+        return _Planned(part, computed, int(load.max(initial=0)))
+
+    def _edges(self, tasks: Tasks, results: set[Key]) -> Tasks:
+        """Of a block of which a job needs few rows, tasks that read these alone, in place of those that cut them."""
+        cuts: dict[Key, list[tuple[Key, Any]]] = {}
+        whole: set[Key] = set()
+        for key, task in tasks.items():
+            cut = _cut(task)
+            for needed in task.dependencies & self._reads.keys():
+                if cut and cut[0] == needed:
+                    cuts.setdefault(needed, []).append((key, cut[1]))
+                else:
+                    whole.add(needed)
+        new: Tasks = {}
+        for block in cuts.keys() - whole - results:
+            task = self.tasks[block]
+            source, index = _cut(task) or ("", ())
+            if source not in self._sources or not isinstance(task, Task):
+                continue
+            shape = self._sources[source].window.shape
+            indexes = {key: _composed(shape, index, cut) for key, cut in cuts[block]}
+            rows = sum(self._sources[source].of(index).nbytes for index in indexes.values())
+            if EDGE * rows <= self._size(block):
+                new |= {
+                    key: Task(key, task.func, TaskRef(source), DataNode(None, one), *task.args[2:])
+                    for key, one in indexes.items()
+                }
+        return new
+
+
+class _Choice(NamedTuple):
+    """An order of regions, and how often it reads what it reads most often."""
+
+    most: float
+    group: Group
+    runs: list[Run]
+    statistics: list[list[Key]]
+
+
+class _Planned(NamedTuple):
+    """What a job needs, how often it computes each task, and how many bytes it holds at most."""
+
+    part: ComputedPart
+    computed: dict[Key, int]
+    most_held: int
+
+
+def _layer(key: Key) -> tuple[Any, ...]:
+    """What the blocks of one array have in common."""
+    if not isinstance(key, tuple):
+        return (key,)
+    return (key[0], len(key), *(part for part in key[1:] if isinstance(part, str)))
+
+
+def _bits(number: int) -> Iterator[int]:
+    while number:
+        lowest = number & -number
+        yield lowest.bit_length() - 1
+        number ^= lowest
+
+
+def _sample(count: int, most: int) -> list[tuple[int, float]]:
+    """Some of so many, the first and the last among them unless it is one, and for how many each stands."""
+    if count <= most:
+        return [(i, 1) for i in range(count)]
+    if most == 1:
+        return [(count // 2, count)]
+    between = most - 2
+    numbers = [1 + (2 * i + 1) * (count - 2) // (2 * between) for i in range(between)]
+    return [(0, 1), *((i, (count - 2) / between) for i in numbers), (count - 1, 1)]
+
+
+def _needed(tasks: Tasks, keys: Iterable[Key], known: Collection[Key]) -> list[Key]:
+    """The tasks that some results need; not beyond what is known."""
+    found: dict[Key, None] = {}
+    coming = list(keys)
+    while coming:
+        key = coming.pop()
+        if key in tasks and key not in found:
+            found[key] = None
+            coming += tasks[key].dependencies if key not in known else ()
+    return list(found)
+
+
+def _cut(task: Any) -> tuple[Key, tuple[slice, ...]] | None:
+    """Of a task that cuts slices out of one other's result, and does nothing else: which, and the slices."""
+    if not isinstance(task, Task) or task.func not in CUTTING or len(task.dependencies) != 1 or len(task.args) < 2:
+        return None
+    index = getattr(task.args[1], "value", task.args[1])
+    if not isinstance(index, tuple) or not all(isinstance(one, slice) for one in index):
+        return None
+    return next(iter(task.dependencies)), index
+
+
+def _composed(shape: Sequence[int], first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:
+    """One index for two that follow each other, along as many axes."""
+    ranges = (range(length)[one][two] for length, one, two in zip(shape, first, second, strict=True))
+    return tuple(slice(r.start, None if r.stop < 0 else r.stop, r.step) for r in ranges)  # -1 were the last one

@@ -1,0 +1,194 @@
+"""The driver of an export: which jobs there are, what became of them, and what is tried again."""
+
+from collections import deque
+from collections.abc import Collection
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from dask.local import get_sync
+from rich.filesize import decimal
+
+from ..archive.lazy.futures import got
+from ..core.errors import ExportError, LiverDaskError
+from .computed import Work
+from .inputs import Source
+from .jobs import Job, Report, Team
+from .layout import Group, Region, Run, Shard, ShardRow, plan_runs
+from .preflight import check_small
+from .progress import Advance
+from .worker import Failure, Outcome, Share, Task, look, merge
+from .writer import Store
+
+TRIES = 2
+"""How often a region is tried that failed for a reason which may pass; each try asks `attempts` times already."""
+
+
+class Driver:
+    """One run of an export.
+
+    Args:
+        source: What is written, all of it.
+        store: Where.
+        run_name: The store's name for this run.
+        connections: How many requests may be under way at once, in all processes together.
+        goes_on: Whether a failure is no reason to stop.
+        advance: Is told of each region that is written.
+
+    Attributes:
+        failures: Regions that could not be written.
+        fetched: Bytes fetched, in all processes.
+        requests: Requests for them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        store: Store,
+        run_name: str,
+        connections: int,
+        goes_on: bool,
+        advance: Advance,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._run_name = run_name
+        self._connections = connections
+        self._goes_on = goes_on
+        self._merges: deque[tuple[ShardRow, Shard]] = deque()
+        self._again: deque[Run] = deque()
+        self._tries: dict[tuple[tuple[str, ...], Region], int] = {}
+        self._advance = advance
+        self.failures: list[Failure] = []
+        self.fetched = self.requests = 0
+
+    def report(self, done: Report) -> None:
+        """Take what a task reports, on whatever thread."""
+        self.fetched += done.fetched
+        self.requests += done.requests
+        self._advance(done.voxel_bytes, self._remark())
+
+    def write(self, written: Collection[tuple[str, Region]], team: Team) -> None:
+        """Write all regions that are not written, and put all shards together.
+
+        Raises:
+            LiverDaskError, OSError: A region could not be written, and `goes_on` is False: the first such error.
+            ExportError: The cluster is gone; or `goes_on` is True, and some regions could not be written.
+        """
+        self._missing = self._find_missing(written)
+        for row in [row for row, left in self._missing.items() if not left and not self._store.is_merged(row)]:
+            self._add_merges(row)
+        self._runs = plan_runs(self._store.layout, self._source.groups, written)
+        self._threads = team.threads
+        if not written:  # a wrong address, shape or label is told before anything is kept
+            first = iter([Job("The first slice", look, (self._source.windows,))])
+            team.work_off(self._connections, lambda: next(first, None), self._take)
+        try:
+            for group, work in self._source.works:
+                if next(plan_runs(self._store.layout, [group], written), None):
+                    self._compute_statistics(work, team)
+            team.work_off(self._connections, self._next_job, self._take)
+        except BaseException:
+            self._store.end_run()  # jobs that run already end after the region they are at
+            raise
+        if self.failures:
+            raise self._told_failures()
+
+    def _compute_statistics(self, work: Work, team: Team) -> None:
+        """Compute what all jobs need, once: shares of it in their places, the rest here."""
+        for keys in work.statistics:
+            jobs = [Job("What all regions need", Share(self._store, *share).compute) for share in work.partials(keys)]
+            values: dict[Any, Any] = {}
+            team.work_off(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
+            work.settle(values)
+            work.settle(dict(zip(keys, get_sync(got(work.needed(keys)), keys), strict=True)))
+
+    def _take_share(self, values: dict[Any, Any], what: str, future: Future[Any]) -> None:
+        try:
+            result = future.result()
+        except Exception as error:  # the worker died several times, or cannot even begin
+            result = self._lost(what, error)
+        if isinstance(result, Exception):
+            raise result
+        values.update(result)
+        check_small(values)
+
+    def _find_missing(self, written: Collection[tuple[str, Region]]) -> dict[ShardRow, set[Region]]:
+        """For each row of shards, the regions whose slabs are still to be written."""
+        layout = self._store.layout
+        return {
+            row: {region for region in layout.regions_of(row) if (row.name, region) not in written}
+            for row in layout.shard_rows(self._store.names)
+        }
+
+    def _add_merges(self, row: ShardRow) -> None:
+        self._merges.extend((row, shard) for shard in self._store.layout.shards_of(row))
+
+    def _next_job(self) -> Job | None:
+        if self._merges:
+            row, shard = self._merges.popleft()
+            return Job(row, merge, (self._store, row, shard), fetches=False)
+        run = self._again.popleft() if self._again else next(self._runs, None)
+        if run is None:
+            return None
+        part = self._source.part(run)
+        return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._goes_on).write)
+
+    def _take(self, what: Run | ShardRow | str, future: Future[Any]) -> None:
+        """Note what became of a job."""
+        try:
+            result = future.result()
+        except Exception as error:  # the worker died several times, or cannot even begin
+            result = self._lost(what, error)
+        if not isinstance(what, Run):
+            if result is not None:
+                raise result
+            return
+        for region in result.written:
+            for name in what.group.names:
+                row = self._store.layout.row_of(name, region)
+                self._missing[row].discard(region)
+                if not self._missing[row]:
+                    self._add_merges(row)
+        for failure in result.failures:
+            self._note(what, failure)
+
+    def _note(self, run: Run, failure: Failure) -> None:
+        """Try a region again, or stop, or go on without it."""
+        key = failure.names, failure.region
+        self._tries[key] = self._tries.get(key, 1) + 1
+        if failure.may_pass and self._tries[key] <= TRIES:
+            rest = (failure.region,) if self._goes_on else run.regions[run.regions.index(failure.region) :]
+            self._again.append(Run(run.group, rest))
+            return
+        self.failures.append(failure)
+        if not self._goes_on:
+            raise failure.error
+
+    def _lost(self, what: Run | ShardRow | str, error: Exception) -> Any:
+        """The outcome of a task that did not come back."""
+        told = ExportError(
+            f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
+            f"or the folder {self._store.partial}; look at their logs."
+        )
+        if not isinstance(what, Run):
+            return told
+        return Outcome((), tuple(Failure(what.group.names, region, told, False) for region in what.regions))
+
+    def _remark(self) -> str:
+        failed = f", {len(self.failures)} regions failed" if self.failures else ""
+        return f"{decimal(self.fetched)} fetched{failed}"
+
+    def _told_failures(self) -> LiverDaskError:
+        texts = [f"{_name_of(Run(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
+        shown = "\n".join(["", *texts[:20], *(["..."] if len(texts) > 20 else [])])
+        return ExportError(f"{len(texts)} regions could not be written; all others are.{shown}", texts)
+
+
+def _name_of(what: Run | ShardRow | str) -> str:
+    if isinstance(what, str):
+        return what
+    if isinstance(what, ShardRow):
+        return f"The row of shards z {what.z}, y {what.y} of {what.name}"
+    first, last = what.regions[0], what.regions[-1]
+    return f"{', '.join(what.group.names)}, z {first.z_start}-{first.z_stop - 1}, y {first.y_start}-{last.y_stop - 1}"

@@ -1,0 +1,162 @@
+"""What an export reads: its variables, by what they are read together with, and of each what a job needs."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..archive.dataset import VolumeReader, readers_of
+from ..archive.lazy.arrays import LazyWindow, VolumeArray
+from ..archive.lazy.leaves import leaves_in
+from ..core import volume
+from .computed import Work
+from .estimate import FilesRead
+from .layout import Group, Layout, Run
+from .rows import Part, WindowPart
+from .tally import Tally
+
+
+class Source:
+    """The variables that are written.
+
+    Attributes:
+        ds: All of them, in such blocks that nothing is read twice.
+        layout: The grids of the store.
+        readers: What each variable is made of.
+    """
+
+    def __init__(self, ds: xr.Dataset, layout: Layout) -> None:
+        self.ds = ds
+        self.layout = layout
+        self._blocks = in_blocks(ds, layout)
+        self.readers = {str(name): readers_of(variable.data) for name, variable in self._blocks.data_vars.items()}
+
+    @property
+    def arrays(self) -> list[Any]:
+        """Those of all variables."""
+        return [variable.data for variable in self._blocks.data_vars.values()]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The variables, by what they are read together with."""
+        return [group for group, _, _ in self._planned]
+
+    @property
+    def works(self) -> list[tuple[Group, Work]]:
+        """The groups of variables that are computed, and their tasks."""
+        return [(group, work) for group, work, _ in self._planned if work]
+
+    @property
+    def windows(self) -> list[LazyWindow]:
+        """A part of each variable of the archive that is read, which tells whether there is such a variable."""
+        leaves = [leaf for array in self.arrays for leaf in ([array.lazy] if _is_lazy(array) else leaves_in(array))]
+        found = [leaf for leaf in leaves if isinstance(leaf, LazyWindow) and leaf.nbytes]
+        return list({lazy.read: lazy for lazy in reversed(found)}.values())
+
+    def part(self, run: Run) -> Part:
+        """What a job needs."""
+        for group, work, _ in self._planned:
+            if work and set(run.group.names) <= set(group.names):
+                return work.part(run)
+        z = slice(run.regions[0].z_start, run.regions[0].z_stop), slice(None), slice(None)
+        lazies = {name: self.ds[name].data.lazy for name in run.group.names}
+        return WindowPart({name: LazyWindow(one.read, one.window[z], one.dtype) for name, one in lazies.items()})
+
+    def files_read(self) -> dict[Group, list[FilesRead]]:
+        """Which files each group is made of."""
+        return {
+            group: _tallied(tally, [reader for name in group.names for reader in self.readers[name]])
+            if tally
+            else [self._read_whole(reader) for reader in {r for name in group.names for r in self.readers[name]}]
+            for group, _, tally in self._planned
+        }
+
+    @cached_property
+    def _planned(self) -> list[tuple[Group, Work | None, Tally | None]]:
+        planned: list[tuple[Group, Work | None, Tally | None]] = []
+        for group in _groups_of(self._blocks, self.readers):
+            if group.cuts is None:
+                planned.append((group, None, None))
+                continue
+            work = Work({name: self._blocks[name].data for name in group.names})
+            group, tally = work.plan(self.layout, group)
+            planned.append((group, work, tally))
+        return planned
+
+    def _read_whole(self, reader: VolumeReader) -> FilesRead:
+        """What is read of a variable's files: the rows and slices of the store, by its coordinates if they tell."""
+        depth, store_rows, _ = self.layout.shape
+        _, height, width = reader.shape
+        rows, connections = min(store_rows, height), reader.source.connections
+        last_row, last_column = _last(self.ds, "y", height), _last(self.ds, "x", width)
+        return FilesRead(reader.variable, depth, rows, last_row, last_column, height, width, connections)
+
+
+def _tallied(tally: Tally, readers: list[VolumeReader]) -> list[FilesRead]:
+    """What is read of each variable's files, as its tasks tell."""
+    of_variable = {reader.variable: reader for reader in readers}
+    found = []
+    for variable, (files, all_rows, last_row, last_column) in tally.extents.items():
+        reader, rows = of_variable[variable], ceil(all_rows / files)
+        last_row = last_row if variable == volume.RAW else rows
+        size = reader.shape[1:]
+        connections, times = reader.source.connections, tally.times[variable]
+        found.append(FilesRead(variable, files, rows, last_row, last_column, *size, connections, times))
+    return found
+
+
+def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
+    """Variables that are not of dask (of the engine without `chunks`, or in memory) as dask arrays."""
+    block = dict(zip(volume.DIMS, (1, layout.band, layout.shape[2]), strict=True))
+    return ds.assign(
+        {name: variable.chunk(block) for name, variable in ds.data_vars.items() if variable.chunks is None}
+    )
+
+
+def with_shared_blocks(ds: xr.Dataset) -> xr.Dataset:
+    """The same voxels; what a computed variable is made of is read as the blocks that it is computed of, not anew."""
+    arrays = {name: variable.data for name, variable in ds.data_vars.items() if variable.chunks is not None}
+    computed = set()
+    for array in arrays.values():
+        if not _is_lazy(array):
+            computed |= readers_of(array)
+    return ds.assign(
+        {
+            name: ds[name].copy(data=array.plain())
+            for name, array in arrays.items()
+            if _is_lazy(array) and array.lazy.read in computed
+        }
+    )
+
+
+def _is_lazy(array: Any) -> bool:
+    return isinstance(array, VolumeArray) and array.lazy is not None
+
+
+def _groups_of(blocks: xr.Dataset, readers: Mapping[str, set[VolumeReader]]) -> list[Group]:
+    """Variables that are made of the same files in one group: read together, each file is read once."""
+    sets: list[tuple[set[str], set[VolumeReader]]] = []
+    for name, of_name in readers.items():
+        names, files = {name}, set(of_name)
+        for known in [known for known in sets if known[1] & files]:
+            sets.remove(known)
+            names, files = names | known[0], files | known[1]
+        sets.append((names, files))
+    return [_group(tuple(name for name in readers if name in names), blocks, files) for names, files in sets]
+
+
+def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader]) -> Group:
+    arrays = [blocks[name].data for name in names]
+    if all(map(_is_lazy, arrays)):
+        return Group(names, None, any(reader.variable != volume.RAW for reader in readers))
+    edges = [set(np.cumsum((0, *array.chunks[1])).tolist()) for array in arrays]
+    return Group(names, tuple(sorted(set.intersection(*edges))), True)
+
+
+def _last(ds: xr.Dataset, dim: str, length: int) -> int:
+    """How many indexes of a file there are up to the last of the Dataset."""
+    told = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
+    return max(min(length, told), 1)

@@ -1,0 +1,351 @@
+"""What a complete store has besides its shards: recorded when it is completed, and compared by `verify`.
+
+`liver_dask/inventory.json` holds the attributes of the root, the metadata of all arrays and groups, and size and
+CRC-32C of all other files (coordinates, tables, the arrays' manifests). The store's record has size and CRC-32C of
+that file, and a CRC-32C of itself. Metadata are compared by what they mean: whoever adds attributes or arrays, or
+consolidates anew, changes nothing that was recorded.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import zarr
+
+from ..core.disk import walk
+from ..core.documents import (
+    array_problems,
+    as_object,
+    changing_attributes,
+    is_same,
+    read_document,
+    reason_of,
+    sharding_problems,
+    short,
+)
+from ..core.errors import DamagedError
+from ..core.volume import DIMS
+from .layout import Layout
+from .shards import STATISTICS
+
+FILE = "inventory.json"
+METADATA = "zarr.json"
+RECORD = "liver_dask"
+GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
+
+
+class Inventory(NamedTuple):
+    """What was recorded.
+
+    Attributes:
+        attributes: Of the root.
+        metadata: The `zarr.json` of each array and group below the root, but the record's, by its path.
+        files: Size and CRC-32C of each other file that is no shard, by its path.
+    """
+
+    attributes: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    files: Mapping[str, Any]
+
+
+def take_inventory(store: Path, names: Collection[str]) -> Inventory:
+    """What there is in a store of some variables that nobody but us has written to."""
+    metadata, files = {}, {}
+    for path in small_files(store, names):
+        where = path.relative_to(store).as_posix()
+        if path.name != METADATA:
+            files[where] = checksum_of(path.read_bytes())
+        elif where not in (METADATA, f"{RECORD}/{METADATA}"):
+            metadata[path.parent.relative_to(store).as_posix()] = json.loads(path.read_bytes())
+    attributes = json.loads((store / METADATA).read_bytes())["attributes"]
+    return Inventory(attributes, dict(sorted(metadata.items())), dict(sorted(files.items())))
+
+
+def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
+    """All files of a store but the shards of its variables, and what is being written."""
+    shards = {store / name / "c" for name in names}
+    for folder, folders, files in walk(store):
+        folders[:] = [name for name in folders if Path(folder, name) not in shards]
+        for name in files:
+            if not name.startswith(".") and not name.endswith(".partial") and name != FILE:
+                yield Path(folder, name)
+
+
+def _raise(error: OSError) -> None:
+    """Or a folder that cannot be read would be taken for an empty one."""
+    raise error
+
+
+def checksum_of(data: bytes) -> tuple[int, int]:
+    """Size and CRC-32C."""
+    return len(data), google_crc32c.value(data)
+
+
+def checksum_of_record(record: Mapping[str, Any]) -> int:
+    """CRC-32C of a record without its checksum."""
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    return int(google_crc32c.value(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()))
+
+
+def read_inventory(store: Path, record: Mapping[str, Any]) -> tuple[Inventory | None, list[str]]:
+    """What was recorded of a store, and what is wrong with that; (None, []) of a version that recorded nothing."""
+    path = store / RECORD / FILE
+    if not path.exists() and not record.keys() & {"inventory", "checksum"}:
+        return None, []
+    problems = []
+    if record.get("checksum") != checksum_of_record(record):
+        problems.append(f"{RECORD}/{METADATA}, which says what the store is, is not what was written")
+    try:
+        if not is_same(list(checksum_of(path.read_bytes())), record.get("inventory")):
+            raise DamagedError("it is not what was written")
+        found = as_object(read_document(path, "lists the metadata"))
+        parts = [as_object(found.get(key)) for key in Inventory._fields]
+        if not all(map(_stays_inside, (path for part in parts[1:] for path in part))):
+            raise DamagedError("it lists files outside of the store")
+    except OSError as error:
+        return None, [*problems, f"{RECORD}/{FILE}, which lists the metadata, cannot be relied on ({error})"]
+    return Inventory(*parts), problems
+
+
+def _stays_inside(path: str) -> bool:
+    return ".." not in PurePosixPath(path).parts and not path.startswith("/") and "\0" not in path
+
+
+class Metadata:
+    """The metadata of a store next to its record and its inventory.
+
+    Attributes:
+        problems: What is wrong, one sentence each.
+        notes: What else there is to know.
+    """
+
+    def __init__(self, store: Path, record: Mapping[str, Any], layout: Layout) -> None:
+        self._store, self._record, self._layout = store, record, layout
+        self._inventory, self.problems = read_inventory(store, record)
+        self.notes: list[str] = []
+        if not self._inventory and not self.problems:
+            self.notes.append(
+                f"{store} is of a version that did not record its coordinates, attributes and tables: whether they are "
+                "what was written cannot be told"
+            )
+        self._documents: dict[str, Any] = {}
+        self._bad: set[str] = set()
+        for node, problem in self._structure_problems():
+            self._tell(node, f"the metadata of {node}: its {problem}")
+        self._expected = dict(self._inventory.metadata) if self._inventory else self._documents
+        if self._inventory:
+            self._compare(self._inventory)
+        self._compare_consolidated("", store)
+        self._open_all()
+
+    def is_sound(self, node: str) -> bool:
+        """Whether an array is what the record says, so that it can be read."""
+        return node not in self._bad
+
+    def compare_consolidated_in(self, group: Path) -> None:
+        """Compare the copy of the metadata that a group above the store has."""
+        self._compare_consolidated(f"{self._store.relative_to(group).as_posix()}/", group)
+
+    def _tell(self, node: str, problem: str) -> None:
+        self._bad.add(node)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _structure_problems(self) -> Iterator[tuple[str, str]]:
+        """What of the arrays and groups that are ours is not as the record has it; what could be read is kept."""
+        for node, (shape, chunks, dtype, dims) in arrays_of(self._store, self._record, self._layout).items():
+            document = self._read(node)
+            if document is None:
+                continue
+            yield from ((node, problem) for problem in array_problems(document, shape, chunks, dtype, dims))
+            if node in self._record["variables"]:
+                yield from ((node, problem) for problem in sharding_problems(document, self._layout.chunks))
+        for node in (RECORD, *(f"{RECORD}/{name}" for name in self._record["variables"])):
+            document = self._read(node)
+            if document is not None:
+                expected = GROUP | {"attributes": self._record if node == RECORD else {}}
+                yield from ((node, problem) for problem in document_problems(document, expected, is_array=False))
+        self._documents.pop(RECORD, None)  # whose copy is compared with the record itself
+
+    def _read(self, node: str) -> Any:
+        try:
+            document = read_document(self._store / node / METADATA, "says what an array or group is")
+        except DamagedError as error:
+            self._tell(node, f"the metadata of {node} are damaged: {error}")
+            return None
+        self._documents[node] = document
+        return document
+
+    def _compare(self, inventory: Inventory) -> None:
+        for node, expected in inventory.metadata.items():
+            found = self._documents.get(node)
+            if found is None and node not in self._bad:
+                found = self._read(node)
+            if found is not None:
+                for problem in document_problems(found, expected):
+                    self._tell(node, f"the metadata of {node}: its {problem}")
+        for where, checksum in inventory.files.items():
+            told = _file_problem(self._store / where, checksum)
+            if told:
+                self._tell(where, f"{where} {told}")
+
+    def _compare_consolidated(self, prefix: str, group: Path) -> None:
+        """Compare the copy by which xarray opens the store."""
+        where = f"{os.path.relpath(group, self._store)}/{METADATA}".removeprefix("./")
+        try:
+            root = as_object(read_document(group / METADATA, "says what the store is"))
+        except DamagedError as error:
+            self.problems.append(str(error))
+            return
+        if not prefix:
+            self.problems += [f"{where}: its {problem}" for problem in self._root_problems(root)]
+        consolidated = root.get("consolidated_metadata")
+        if consolidated is None:
+            return  # readers look at the arrays' own
+        copies = as_object(as_object(consolidated).get("metadata"))
+        for node, expected in (self._expected | {RECORD: GROUP | {"attributes": self._record}}).items():
+            copy = copies.get(prefix + node)
+            told = "is missing" if copy is None else "; its ".join(document_problems(copy, expected))
+            if told:
+                self._tell(node, f"the copy of the metadata of {prefix}{node} in {where}: {told}")
+
+    def _root_problems(self, root: Mapping[str, Any]) -> Iterator[str]:
+        attributes = self._inventory.attributes if self._inventory else {}
+        if attributes and not attributes.keys() & as_object(root.get("attributes")).keys():
+            self.notes.append(f"the attributes of {self._store} were replaced, as xarray does that writes into a store")
+            attributes = {}
+        return document_problems(root, GROUP | {"attributes": attributes}, is_array=False)
+
+    def _open_all(self) -> None:
+        """Whatever else zarr may find."""
+        try:
+            zarr.open_group(self._store, mode="r")
+        except Exception as error:  # whatever zarr makes of damaged metadata
+            self.problems.append(f"{METADATA} cannot be opened ({reason_of(error)})")
+        for node in arrays_of(self._store, self._record, self._layout):
+            if node in self._bad:
+                continue
+            try:
+                zarr.open_array(self._store / node, mode="r")
+            except Exception as error:  # whatever zarr makes of damaged metadata
+                self._tell(node, f"{node} cannot be opened ({reason_of(error)})")
+
+
+Structure = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], tuple[str, ...]]
+
+
+def arrays_of(store: Path, record: Mapping[str, Any], layout: Layout) -> dict[str, Structure]:
+    """The arrays that a store has by its record: shape, chunks (of variables, the shards), dtype and dims of each."""
+    found = _arrays_of_variables(record, layout)
+    for dim, length in zip(DIMS, layout.shape, strict=True):
+        if (store / dim / METADATA).exists():  # a Dataset need not have coordinates
+            document = _coordinate(store / dim)
+            found[dim] = (length,), _chunks_of_coordinate(document, length), _dtype_of(document), (dim,)
+    return found
+
+
+def _arrays_of_variables(record: Mapping[str, Any], layout: Layout) -> dict[str, Structure]:
+    grid, dims = chunk_grid(layout), tuple(f"{dim}_chunk" for dim in DIMS)
+    found: dict[str, Structure] = {}
+    for name, variable in record["variables"].items():
+        found[name] = layout.shape, layout.shards, np.dtype(variable["dtype"]), DIMS
+        for statistic in STATISTICS.names or ():
+            found[f"{RECORD}/{name}/{statistic}"] = grid, grid, STATISTICS[statistic], dims
+    return found
+
+
+def chunk_grid(layout: Layout) -> tuple[int, ...]:
+    """Chunks on each axis."""
+    return tuple(-(-length // chunk) for length, chunk in zip(layout.shape, layout.chunks, strict=True))
+
+
+def check_structure(store: Path, record: Mapping[str, Any], layout: Layout, node: str = "") -> None:
+    """See that arrays are what the record says, before anything is allocated for them.
+
+    Args:
+        store: The store.
+        record: Its record.
+        layout: Its grids.
+        node: The variable, or its table; all arrays if empty.
+
+    Raises:
+        DamagedError: An array is not, or cannot be read.
+    """
+    arrays = arrays_of(store, record, layout) if not node else {node: _arrays_of_variables(record, layout)[node]}
+    for node, (shape, chunks, dtype, dims) in arrays.items():
+        path = store / node / METADATA
+        document = read_document(path, f"says what {node} is")
+        problems = [*array_problems(document, shape, chunks, dtype, dims)]
+        if node in record["variables"]:
+            problems += sharding_problems(document, layout.chunks)
+        if problems:
+            raise DamagedError(f"{path} is damaged: its {problems[0]}; `liver-dask verify {store}` says what else is.")
+
+
+def document_problems(found: Any, expected: Mapping[str, Any], *, is_array: bool = True) -> Iterator[str]:
+    """What of some metadata is not as recorded; attributes that were added are nothing, unless they change values."""
+    one, other = _without_copies(found), _without_copies(expected)
+    for key in sorted(one.keys() | other.keys()):
+        if not is_same(one.get(key), other.get(key)):
+            yield f"{key} is {short(one.get(key))}, and was written as {short(other.get(key))}"
+    attributes, recorded = as_object(found).get("attributes", {}), as_object(as_object(expected).get("attributes"))
+    if not isinstance(attributes, dict):
+        yield f"attributes are {short(attributes)}"
+        return
+    for key, value in recorded.items():
+        if key not in attributes or not is_same(attributes[key], value):
+            yield f"attribute {short(key)} is {short(attributes.get(key))}, and was written as {short(value)}"
+    added = {key: value for key, value in attributes.items() if key not in recorded}
+    for key in sorted(changing_attributes(added)) if is_array else ():
+        yield f"attribute {short(key)} was added, by which readers change the values"
+
+
+def _without_copies(document: Any) -> dict[str, Any]:
+    """Without attributes, what zarr may leave out, and the copies of other metadata that a group has."""
+    left_out = {"attributes", "consolidated_metadata"}
+    found = {key: value for key, value in as_object(document).items() if key not in left_out}
+    if found.get("storage_transformers") == []:
+        del found["storage_transformers"]
+    return found
+
+
+def _file_problem(path: Path, expected: Any) -> str | None:
+    try:
+        if not path.is_file():
+            return "is missing"
+        size = path.stat().st_size
+        if not isinstance(expected, list) or not is_same(size, expected[:1] and expected[0]):
+            return f"is not what was written: it has {size} bytes"
+        if not is_same(list(checksum_of(path.read_bytes())), expected):
+            return "is not what was written"
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def _coordinate(folder: Path) -> Mapping[str, Any]:
+    try:
+        return as_object(read_document(folder / METADATA, "says what a coordinate is"))
+    except DamagedError:
+        return {}
+
+
+def _chunks_of_coordinate(document: Mapping[str, Any], length: int) -> tuple[int, ...]:
+    """As xarray chose them, at most all of it."""
+    shape = as_object(as_object(document.get("chunk_grid")).get("configuration")).get("chunk_shape")
+    if isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and 0 < shape[0] <= length:
+        return (shape[0],)
+    return (length,)
+
+
+def _dtype_of(document: Mapping[str, Any]) -> np.dtype[Any]:
+    """Any number will do: which it was, the inventory says."""
+    try:
+        dtype = np.dtype(str(document.get("data_type")))
+    except (TypeError, ValueError, SyntaxError):
+        return np.dtype(np.int64)
+    return dtype if dtype.kind in "biuf" and dtype.itemsize <= 8 else np.dtype(np.int64)

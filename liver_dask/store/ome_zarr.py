@@ -1,0 +1,219 @@
+"""What makes a store with a pyramid an OME-Zarr 0.5 image with labels, for the viewers of the field.
+
+The image's levels are where they are (`raw`, `pyramid/s1/raw`, ...); viewers want those of a label in one group, see
+`label_group`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from ..core import volume
+from ..core.documents import as_object, is_same, read_document, short
+from ..core.errors import StoreExistsError
+from . import label_group
+from .label_group import LABELS, add_labels, check_labels, labels_are_there
+from .layout import Shape
+from .record import open_record, read_statistics
+from .zarr_group import is_consolidated, read_group, write_group
+
+VERSION = "0.5"
+CONTRAST = 2.5
+"""Standard deviations about the mean of the tissue that viewers show from black to white at first."""
+
+
+class Level(NamedTuple):
+    """One level of a pyramid.
+
+    Attributes:
+        path: Its store.
+        factors: How many voxels of the lowest level a voxel stands for along (z, y, x).
+    """
+
+    path: Path
+    factors: Shape
+
+
+def is_described(levels: Sequence[Level]) -> bool:
+    """Whether the metadata of just these levels are there: `write_ome_metadata` writes those of the root last."""
+    store = levels[0].path
+    described = _Describer(levels, None)
+    scales = _scales_of((read_group(store) or {}).get("ome"))
+    return (
+        described.paths in map(_paths_of, scales)
+        and is_consolidated(store)
+        and labels_are_there(store, described.masks)
+    )
+
+
+def check_names(levels: Sequence[Level]) -> None:
+    """Refuse to describe a store in which something else has the names that this takes; the levels need not be there.
+
+    Raises:
+        StoreExistsError: `labels`, or a label, or the attribute `ome` is not of this package.
+    """
+    store = levels[0].path
+    check_labels(store, _Describer(levels, None).arrays)
+    if not isinstance((read_group(store) or {}).get("ome", {}), dict):
+        raise StoreExistsError(f"{store} has an attribute 'ome' that is not of OME-Zarr; rename it, and begin again.")
+
+
+def has_description(store: Path) -> bool:
+    """Whether `write_ome_metadata` came to its end; what it wrote may be damaged."""
+    root = as_object(read_document(store / "zarr.json", "says what the store is"))
+    return bool({"ome", LABELS} & as_object(root.get("attributes")).keys())
+
+
+def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> str | None:
+    """What of the OME metadata of a store is not as `write_ome_metadata` has it, but for colours and contrast."""
+    path = levels[0].path / "zarr.json"
+    ome = as_object(as_object(read_document(path, "says what the store is"))["attributes"]).get("ome")
+    if not isinstance(ome, dict):
+        return f"{path} does not describe the {len(levels)} levels that there are; `liver-dask pyramid` does"
+    expected = _Describer(levels, voxel_size_nm).image(ome) | {"version": VERSION}
+    for key in ("version", "multiscales"):
+        if not is_same(ome.get(key), expected[key]):
+            return f"{path} does not describe the levels that there are: {key} of ome is {short(ome.get(key))}"
+    return None
+
+
+def other_labels(levels: Sequence[Level]) -> list[Path]:
+    """See `label_group.other_labels`."""
+    return label_group.other_labels(levels[0].path, _Describer(levels, None).arrays)
+
+
+def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:
+    """Describe a store and its levels as an OME-Zarr image with labels; what a user has added to it stays.
+
+    Args:
+        levels: The store itself, then the levels above it, all complete.
+        voxel_size_nm: Size of a voxel of the store (z, y, x); None leaves the scales without a unit.
+
+    Raises:
+        StoreExistsError: Something else has the names that this takes.
+    """
+    store = levels[0].path
+    described = _Describer(levels, voxel_size_nm)
+    check_names(levels)
+    add_labels(store, described.arrays, {name: described.label(name) for name in described.masks}, VERSION)
+    if len(levels) > 1:
+        pyramid = levels[1].path.parent
+        write_group(pyramid, read_group(pyramid) or {}, consolidate=True)
+    attributes = read_group(store) or {}
+    known, ome = attributes.get(LABELS, []), attributes.get("ome", {})
+    attributes["ome"] = described.image(ome)
+    if isinstance(known, list):  # for vizarr
+        attributes[LABELS] = [*known, *(name for name in described.masks if name not in known)]
+    write_group(store, attributes, consolidate=True)
+
+
+class _Describer:
+    """The metadata of a store's image and labels."""
+
+    def __init__(self, levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:
+        self.levels = levels
+        self._size = voxel_size_nm
+        store = levels[0].path
+        self._ds = open_variables(store)
+        self._corner = [float(self._ds[dim][0]) for dim in volume.DIMS]
+        self.masks = [name for name in open_record(store)["variables"] if "flag_values" in self._ds[name].attrs]
+        self.arrays = {name: [level.path / name for level in levels] for name in self.masks}
+        self.name = volume.RAW if volume.RAW in self._ds else min(map(str, self._ds))
+        self.paths = [(level.path / self.name).relative_to(store).as_posix() for level in levels]
+
+    def image(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the root.
+
+        Args:
+            known: What is there: other images, and how a user wants this one to be shown, stay.
+        """
+        others = [scale for scale in _scales_of(known) if not _is_own(_paths_of(scale), self.paths)]
+        described: dict[str, Any] = {"version": VERSION, "multiscales": [self._multiscale(self.name, self.paths)]}
+        if self.name not in self.masks:
+            described["omero"] = {"channels": [self._channel(self.name)], "rdefs": {"model": "greyscale"}}
+        return {**described, **known, "multiscales": described["multiscales"] + others}
+
+    def label(self, name: str) -> dict[str, Any]:
+        """Of the group of a mask."""
+        attrs = self._ds[name].attrs
+        value, meaning = int(attrs["flag_values"][-1]), str(attrs.get("flag_meanings", name)).split()[-1]
+        colour = [*bytes.fromhex(volume.colour_of(name)[1:]), 255]
+        return {
+            "version": VERSION,
+            "multiscales": [self._multiscale(name, [str(number) for number in range(len(self.levels))])],
+            "image-label": {
+                "version": VERSION,
+                "colors": [{"label-value": value, "rgba": colour}],
+                "properties": [{"label-value": value, "name": meaning}],
+                "source": {"image": "../../"},
+            },
+        }
+
+    def _multiscale(self, name: str, paths: Sequence[str]) -> dict[str, Any]:
+        unit = {"unit": "nanometer"} if self._size else {}
+        how = "majority, ties to the label" if name in self.masks else "mean, rounded to the nearest, halves to even"
+        return {
+            "name": name,
+            "axes": [{"name": dim, "type": "space", **unit} for dim in volume.DIMS],
+            "datasets": [
+                {"path": path, "coordinateTransformations": self._transformations(level.factors)}
+                for path, level in zip(paths, self.levels, strict=True)
+            ],
+            "type": how,
+            "metadata": {"voxel_size_source": self._ds.attrs.get("voxel_size_source", volume.VOXEL_SIZE_UNKNOWN)},
+        }
+
+    def _transformations(self, factors: Shape) -> list[dict[str, Any]]:
+        """Where the centres of voxels are: in nm, or in voxels of the whole volume if their size is not known."""
+        size = self._size or (1.0, 1.0, 1.0)
+        scale = [of * factor for of, factor in zip(size, factors, strict=True)]
+        first = [corner + (factor - 1) / 2 for corner, factor in zip(self._corner, factors, strict=True)]
+        translation = [of * at for of, at in zip(size, first, strict=True)]
+        return [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
+
+    def _channel(self, name: str) -> dict[str, Any]:
+        low, high = _contrast_of(self.levels[0].path, name)
+        dtype = self._ds[name].dtype
+        least, most = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (low, high)
+        window = {"min": least, "max": most, "start": max(low, least), "end": min(high, most)}
+        return {"label": name, "color": "FFFFFF", "active": True, "window": window}
+
+
+def _contrast_of(store: Path, name: str) -> tuple[float, float]:
+    """What to show as black and as white, by what the store knows of its chunks: those without empty glass, if any."""
+    nonzero, mean, std = (read_statistics(store, name, kind).astype(float) for kind in ("nonzero", "mean", "std"))
+    tissue = nonzero == nonzero.max()
+    if not nonzero.any() or not np.isfinite(mean[tissue]).all():
+        return 0.0, 1.0
+    middle = mean[tissue].mean()
+    spread = np.sqrt((np.square(std) + np.square(mean))[tissue].mean() - middle**2)
+    return float(round(middle - CONTRAST * spread)), float(round(middle + CONTRAST * spread + 1))
+
+
+def open_variables(store: Path) -> xr.Dataset:
+    """A store as it was written, without dask: what was added to it since is not looked at."""
+    return xr.open_zarr(store, chunks=None, consolidated=is_consolidated(store))
+
+
+def _scales_of(ome: Any) -> list[Any]:
+    """The images that the attribute of a root describes."""
+    scales = ome.get("multiscales") if isinstance(ome, dict) else None
+    return scales if isinstance(scales, list) else []
+
+
+def _paths_of(scale: Any) -> list[Any]:
+    """The arrays of an image, as far as it tells them."""
+    try:
+        return [dataset["path"] for dataset in scale["datasets"]]
+    except (TypeError, LookupError):
+        return []
+
+
+def _is_own(paths: Sequence[Any], own: Sequence[str]) -> bool:
+    """Whether an image is of the same variable and its levels, as one that was described with fewer or more of them."""
+    name = re.escape(own[0])
+    return bool(paths) and all(re.fullmatch(rf"(pyramid/s\d+/)?{name}", str(path)) for path in paths)

@@ -1,0 +1,250 @@
+"""The making of one store: a call is checked and planned here.
+
+How the work is driven is in `export_run`, what a worker does in `export_work`, what a store is on disk, and how a run
+goes on after a kill, in `store`.
+"""
+
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import xarray as xr
+from dask.base import tokenize
+
+from ..archive.lazy.arrays import VolumeArray
+from ..archive.lazy.futures import held_by_a_cluster, wait_for
+from ..core import volume
+from ..core.config import setting
+from ..core.disk import is_link
+from ..core.documents import changing_attributes
+from ..core.errors import InvalidArgumentError
+from ..core.geometry import crop
+from ..core.metrics import traffic
+from .driver import Driver
+from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, estimate
+from .inputs import Source, in_blocks, with_shared_blocks
+from .jobs import client_in_force, gather
+from .layout import CHUNKS, SHARDS, plan_layout
+from .preflight import check_call, check_disk, check_held, check_memory, check_times, check_workers
+from .progress import show_progress
+from .record_checks import OTHER_GROUPS
+from .shards import codecs_of
+from .writer import Store
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LONGEST_NAME = 240
+"""Bytes of a store's name; the file system's limit is 255, and names beside it are longer."""
+
+LARGEST_VOXEL = 8
+"""Bytes; numpy has longer floats, Zarr has not."""
+
+
+class Export:
+    """The making of one store: what is to be written, and where.
+
+    Attributes:
+        store: The store.
+        source: What is written.
+        fetched: Bytes fetched by `run`, in all processes.
+        requests: Requests for them.
+    """
+
+    def __init__(self, ds: xr.Dataset, source: Source, target: Path) -> None:
+        self.source = source
+        readers = {reader for of_name in source.readers.values() for reader in of_name}
+        allows_missing = any(reader.missing == "zeros" for reader in readers)
+        content = _content_of(in_blocks(ds, source.layout), source)
+        self.store = Store(target, source.layout, content, allows_missing)
+        self.fetched = self.requests = 0
+        self._held = [future for array in source.arrays for future in held_by_a_cluster(array)]
+
+    @classmethod
+    def plan(
+        cls,
+        ds: xr.Dataset,
+        path: str | os.PathLike[str],
+        bounding_box: Sequence[int] | None = None,
+        chunks: Sequence[int] = CHUNKS,
+        shards: Sequence[int] = SHARDS,
+    ) -> "Export":
+        """Check all arguments of `to_zarr`; nothing is touched."""
+        target = _local_path(path)
+        _check_variables(ds)
+        part = crop(ds, bounding_box)
+        sizes = {str(name): variable.dtype.itemsize for name, variable in part.data_vars.items()}
+        layout = plan_layout([part.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
+        return cls(part, Source(crop(with_shared_blocks(ds), bounding_box), layout), target)
+
+    @property
+    def connections(self) -> int:
+        """How many requests may be under way at once."""
+        every = [reader.source.connections for readers in self.source.readers.values() for reader in readers]
+        return max(every, default=setting("connections"))
+
+    def estimate(self) -> Estimate:
+        """What it will cost, from known facts; of an unfinished store, what is left."""
+        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self.source.ds.data_vars.items()}
+        groups, files = self.source.groups, self.source.files_read()
+        return estimate(self.store.layout, groups, sizes, files, frozenset(self.store.written()))
+
+    def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
+        """Write what is not there yet, then complete the store."""
+        client = client_in_force() if client is None else client
+        check_call(client, on_error)
+        if self.store.is_written():
+            self.store.tidy_beside()
+            return
+        expected = self.estimate()
+        check_times(expected)
+        if setting("check-room"):
+            check_disk(self.store, expected)
+            check_memory(client, expected)
+        check_held(self._held, client)
+        with self.store.claimed(self._write_metadata) as run_name:
+            if not run_name:
+                return
+            try:
+                if client:
+                    check_workers(client, self.store)
+                self._write(client, run_name, on_error == "continue", progress)
+                self.store.complete()
+            except BaseException as error:
+                self.store.tidy_after(error)
+                raise
+
+    def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
+        traffic.take()  # what was fetched before is not this run's
+        written = self.store.written()
+        total = sum(
+            self.store.layout.voxels_of(region) * self.source.ds[name].dtype.itemsize
+            for name in self.store.names
+            for region in self.store.layout.regions()
+            if (name, region) not in written
+        )
+        with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
+            driver = Driver(self.source, self.store, run_name, self.connections, goes_on, advance)
+            try:
+                with gather(client, driver.report) as team:
+                    wait_for(self._held)
+                    driver.write(written, team)
+            finally:
+                self.fetched, self.requests = driver.fetched, driver.requests
+
+    def _write_metadata(self, folder: Path) -> None:
+        """All of the store but its shards, as xarray writes it."""
+        layout = self.store.layout
+        variables = {
+            str(name): (volume.DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
+            for name, variable in self.source.ds.data_vars.items()
+        }
+        encoding = {
+            str(name): {
+                "chunks": layout.chunks,
+                "shards": layout.shards,
+                "compressors": codecs_of(variable.dtype),
+                "fill_value": variable.dtype.type(0),
+                "_FillValue": None,  # or xarray would have NaN stand for what is left out of floats
+            }
+            for name, variable in self.source.ds.data_vars.items()
+        }
+        coordinates = self.source.ds.coords.to_dataset().compute().drop_encoding().coords
+        template = xr.Dataset(variables, coordinates, self.source.ds.attrs)
+        template.to_zarr(folder, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+
+
+def _local_path(path: str | os.PathLike[str]) -> Path:
+    """Where a store is to be: of a symbolic link, where it leads, since a finished store cannot replace a link."""
+    try:
+        text = os.fspath(path)
+        given = Path(text).expanduser().absolute()
+        target = Path(os.path.realpath(given)) if is_link(given) else given
+        usable = (
+            bool(text) and "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
+        )
+    except (TypeError, RuntimeError, ValueError):
+        usable = False
+    if not usable:
+        raise InvalidArgumentError(f"Cannot write {path!r}: a store is a new folder on a local file system.")
+    if is_link(target):
+        raise InvalidArgumentError(f"Cannot write {path!r}: the symbolic link {target} leads nowhere.")
+    return target
+
+
+def _check_variables(ds: xr.Dataset) -> None:
+    """Refuse what would be read back as something else, or not at all."""
+    if not isinstance(ds, xr.Dataset):
+        told = f"ds[[{ds.name!r}]]" if isinstance(ds, xr.DataArray) and ds.name else "array.to_dataset(name='raw')"
+        raise InvalidArgumentError(f"A store is made of a Dataset, not of a {type(ds).__name__}: give {told}.")
+    if not ds.data_vars:
+        raise InvalidArgumentError("The Dataset has no variables; nothing would be written.")
+    for name, variable in ds.data_vars.items():
+        _check_variable(name, variable)
+    for name, coordinate in ds.coords.items():
+        _check_attributes(f"Coordinate {name!r}", coordinate)
+        if name in OTHER_GROUPS:
+            raise InvalidArgumentError(f"Coordinate {name!r} cannot be kept; rename it, or drop it.")
+        if getattr(ds.indexes.get(name), "nlevels", 1) > 1:
+            raise InvalidArgumentError(f"Coordinate {name!r} is a MultiIndex, and cannot be kept; see reset_index.")
+
+
+def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or name in OTHER_GROUPS:
+        raise InvalidArgumentError(
+            f"A variable named {name!r} cannot be kept; rename it to a word other than {', '.join(OTHER_GROUPS)}."
+        )
+    if variable.dims != volume.DIMS and set(variable.dims) == set(volume.DIMS):
+        raise InvalidArgumentError(
+            f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}: ds.transpose{volume.DIMS}."
+        )
+    if variable.dims != volume.DIMS:
+        raise InvalidArgumentError(
+            f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}; "
+            "select with slices, such as z=slice(290, 291), to keep a dim."
+        )
+    if variable.dtype.kind not in "biuf" or variable.dtype.itemsize > LARGEST_VOXEL:
+        raise InvalidArgumentError(f"Variable {name!r} is of {variable.dtype}; only numbers and bool can be kept.")
+    _check_attributes(f"Variable {name!r}", variable)
+
+
+def _check_attributes(what: str, variable: xr.DataArray) -> None:
+    changing = changing_attributes(variable.attrs)
+    if changing:
+        raise InvalidArgumentError(
+            f"{what} has the attribute {min(changing)!r}, by which readers would change its values; drop it."
+        )
+
+
+def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
+    """In memory and, about, on disk."""
+    size = variable.dtype.itemsize
+    if size == 1 and "flag_values" in variable.attrs:
+        return size, STORED_BYTES_PER_VOXEL["mask"]
+    return size, STORED_BYTES_PER_VOXEL["raw"] if variable.dtype == volume.RAW_DTYPE else STORED_SHARE * size
+
+
+def _content_of(blocks: xr.Dataset, source: Source) -> dict[str, Any]:
+    """What makes two calls the same: the same voxels in the same layout."""
+    layout = source.layout
+    return {
+        "shape": list(layout.shape),
+        "chunks": list(layout.chunks),
+        "shards": list(layout.shards),
+        "variables": {
+            str(name): {
+                "dtype": variable.dtype.newbyteorder("<").str,
+                "voxels": _origin(variable.data),
+                "files": sorted({reader.files for reader in source.readers[str(name)]}),
+            }
+            for name, variable in blocks.data_vars.items()
+        },
+    }
+
+
+def _origin(array: Any) -> Any:
+    """Which voxels an array stands for, the same in every process; of a changed one, dask's name for it."""
+    lazy = array.lazy if isinstance(array, VolumeArray) else None
+    return (lazy.origin() or lazy.describe()) if lazy else f"computed {tokenize(array)}"

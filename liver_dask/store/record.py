@@ -1,0 +1,228 @@
+"""What a store says of itself, for all who read it: its record, its grids, the checksums and tables beside its voxels.
+
+How a store is made is in `store`; nothing here writes, locks or removes.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from ..archive.remote.files import ZARR_METADATA
+from ..archive.remote.versions import MISSING
+from ..core.disk import is_there, size_of
+from ..core.documents import read_document, reason_of, short
+from ..core.errors import (
+    DamagedError,
+    NotDownloadedError,
+)
+from .inventory import check_structure
+from .layout import Layout, Shard, plan_layout
+from .record_checks import record_problem
+from .shards import Checksum
+
+log = logging.getLogger(__name__)
+
+RECORD = "liver_dask"
+"""The group whose attributes say what a store is."""
+
+MANIFEST = "manifest.json"
+"""In an array's folder: size and CRC-32C of each shard, and size and ETag of each file that it was made of."""
+
+MISSING_FILES = "missing_files"
+"""The attribute of a store that lists what its source did not have."""
+
+FORMAT = 4
+OLDEST_READ = 3
+CHECKSUMS_SINCE = 4
+"""Stores of earlier formats have no checksums behind their chunks. They are read, but not gone on with."""
+
+
+def read_record(store: Path) -> dict[str, Any] | None:
+    """What was recorded of a store, complete or not; None if it is not one of ours, or of a format that is not read.
+
+    Raises:
+        OSError: It cannot be told whether there is a record.
+    """
+    record = _any_record(store)
+    known = record is not None and record.get("format") in range(OLDEST_READ, FORMAT + 1)
+    return record if known else None
+
+
+def has_record(store: Path) -> bool:
+    """Whether there is a store of liver_dask, complete or not, of a format that is read or not, damaged or not."""
+    return _any_record(store) is not None
+
+
+def _any_record(store: Path) -> dict[str, Any] | None:
+    """What was recorded of a store, of whatever format; empty where it is damaged, None where there is nothing."""
+    path = store / RECORD / "zarr.json"
+    if not is_there(path):
+        return None
+    try:
+        found = json.loads(path.read_bytes())["attributes"]
+    except FileNotFoundError:  # it went a moment ago
+        return None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def open_record(store: Path) -> dict[str, Any]:
+    """What was recorded of a complete store.
+
+    Raises:
+        NotDownloadedError: It is none.
+        DamagedError: What was recorded cannot be.
+    """
+    record = read_record(store)
+    if record is None or not record.get("complete"):
+        partial = store.with_name(store.name + ".partial")
+        there = f"; {partial} is an unfinished one, finish it first" if is_there(partial) else ""
+        if record is None and is_there(store):
+            there = f": it is {what_is_at(store)}{there}"
+        raise NotDownloadedError(f"There is no complete store of liver_dask at {store}{there}.")
+    problem = record_problem(record)
+    if problem:
+        raise DamagedError(f"{store / RECORD / 'zarr.json'}, which says what the store is, is damaged: {problem}.")
+    for lacking in what_it_lacks(record):
+        _tell_once(f"{store}: {lacking}")
+    return record
+
+
+def what_it_lacks(record: Mapping[str, Any]) -> list[str]:
+    """What a store lacks that is of an earlier format, one sentence each."""
+    if record["format"] >= FORMAT:
+        return []
+    sentences = [
+        f"it is of format {record['format']}: its chunks have no checksums of their own, so damage is found by "
+        "`verify` alone, and not by whoever reads it; write it anew to have them."
+    ]
+    floats = [name for name, variable in record["variables"].items() if np.dtype(variable["dtype"]).kind == "f"]
+    if floats:
+        sentences.append(
+            f"where all voxels of a chunk of {', '.join(floats)} are 0, xarray and other readers take them for NaN."
+        )
+    return sentences
+
+
+@functools.lru_cache(maxsize=1000)
+def _tell_once(sentence: str) -> None:
+    log.info(sentence)
+
+
+def what_is_at(path: Path) -> str:
+    """What there is instead of a store that can be read, and what can be done with it."""
+    record = _any_record(path)
+    if record is not None:
+        number = record.get("format")
+        if not isinstance(number, int):
+            return f"a store of liver_dask whose record, {path / RECORD / 'zarr.json'}, is damaged"
+        if number > FORMAT:
+            return f"a store of format {number}, of a newer liver_dask than this one: update liver_dask"
+        if number < OLDEST_READ:
+            return f"a store of format {number}, of an earlier liver_dask: xr.open_zarr({str(path)!r}) still opens it"
+    if any(is_there(path / name) for name in ZARR_METADATA):
+        return f"a Zarr store that liver_dask did not write: xr.open_zarr({str(path)!r}) may open it"
+    return "something that liver_dask did not write"
+
+
+def layout_of(record: Mapping[str, Any]) -> Layout:
+    """The grids of a recorded store."""
+    sizes = {name: np.dtype(variable["dtype"]).itemsize for name, variable in record["variables"].items()}
+    return plan_layout(record["shape"], sizes, record["chunks"], record["shards"])
+
+
+def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
+    """The recorded checksums of a variable's shards.
+
+    Raises:
+        DamagedError: They are not there.
+    """
+    path = store / name / MANIFEST
+    try:
+        shards = read_document(path, f"has the checksums of the shards of {name}")["shards"]
+        return {_shard_of(place): _checksum_of(found) for place, found in shards.items()}
+    except DamagedError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{path}, which has the checksums of the shards of {name}, cannot be read ({error})."
+        ) from error
+
+
+def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
+    """What is known of each inner chunk of a variable, (z, y, x) in chunks: `nonzero`, `mean` or `std`, see STATISTICS.
+
+    Raises:
+        DamagedError: They are not there.
+    """
+    path = store / RECORD / name / statistic
+    record = open_record(store)
+    try:
+        check_structure(store, record, layout_of(record), path.relative_to(store).as_posix())
+        return np.asarray(zarr.open_array(path, mode="r")[:])
+    except Exception as error:  # whatever zarr makes of a damaged store
+        reason = reason_of(error)
+        raise DamagedError(f"{path}, which tells where there is something, cannot be read ({reason}).") from error
+
+
+def missing_files(store: Path, names: Iterable[str]) -> list[str]:
+    """The files that the source of some variables of a complete store did not have; their voxels are zeros.
+
+    Raises:
+        DamagedError: The manifests cannot be read.
+    """
+    missing: set[str] = set()
+    for name in names:
+        path, what = store / name / MANIFEST, f"lists the files that {name} is made of"
+        try:
+            missing |= set(missing_of(read_document(path, what)["sources"]))
+        except (LookupError, TypeError) as error:
+            raise DamagedError(f"{path}, which {what}, is damaged.") from error
+    return sorted(missing)
+
+
+def missing_of(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Those of some recorded files that the source did not have, by URL."""
+    return sorted(source["url"] for source in sources if source["tag"] == MISSING.tag)
+
+
+def check_shards(store: Path, names: Iterable[str]) -> None:
+    """Look at the size of every shard: readers of Zarr take one that is not there for zeros.
+
+    Raises:
+        DamagedError: One is lost, or is not as long as it was.
+    """
+    for name in names:
+        for shard, expected in read_checksums(store, name).items():
+            size = size_of(shard_path(store, name, shard))
+            if size != expected.size:
+                raise DamagedError(
+                    f"{store} has {'lost' if size is None else 'damaged'} shard {tuple(shard)} of {name}"
+                )
+
+
+def shard_path(store: Path, name: str, shard: Shard) -> Path:
+    """The file of a shard."""
+    return store / name / "c" / str(shard.z) / str(shard.y) / str(shard.x)
+
+
+def _shard_of(place: str) -> Shard:
+    """The shard that a key of a manifest names."""
+    shard = Shard(*map(int, place.split("/")))
+    if "/".join(map(str, shard)) != place or min(shard) < 0:
+        raise ValueError(f"{short(place)} is no shard")
+    return shard
+
+
+def _checksum_of(found: Any) -> Checksum:
+    if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int and 0 <= n < 2**63 for n in found):
+        raise ValueError(f"{short(found)} is no size and checksum")
+    return Checksum(*found)

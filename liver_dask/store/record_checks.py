@@ -1,0 +1,132 @@
+"""What a store may say of itself. A record is a file as any other: it may be damaged, or made by somebody else.
+
+All that a reader allocates, loops over or opens because of a record is bounded here, or by what is on the disk.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core import volume
+from ..core.documents import as_object, short
+from ..core.errors import InvalidArgumentError
+from .layout import plan_layout
+
+OTHER_GROUPS = ("liver_dask", "pyramid", "labels")
+"""What else a store holds, or will when it has a pyramid."""
+
+LONGEST_NAME = 240
+LARGEST_CHUNK = 2**31
+"""Bytes: the most that Blosc takes."""
+
+MOST_CHUNKS = 2**24
+"""Of a shard: an index of 256 MB."""
+
+MOST_BLOCKS = 2**20
+"""Of the volume that a store was cut from; the full volume has 12,000."""
+
+LONGEST_AXIS = volume.LONGEST_AXIS
+DTYPE = re.compile(r"\|[biu]1|[<>][iuf][248]")
+
+
+def record_problem(record: Any) -> str | None:
+    """What of a record cannot be, the first of it; None if nothing."""
+    try:
+        shape, chunks, shards = (_lengths(record, key) for key in ("shape", "chunks", "shards"))
+        variables = as_object(record.get("variables"))
+        if not variables:
+            raise ValueError(f"variables are {short(record.get('variables'))}")
+        for name, variable in variables.items():
+            _check_variable(name, as_object(variable), shape)
+        sizes = {name: np.dtype(variable["dtype"]).itemsize for name, variable in variables.items()}
+        if math.prod(chunks) * max(sizes.values()) >= LARGEST_CHUNK:
+            raise ValueError(f"chunks are {list(chunks)}, which is more than can be")
+        if math.prod(math.ceil(shard / chunk) for shard, chunk in zip(shards, chunks, strict=True)) > MOST_CHUNKS:
+            raise ValueError(f"shards are {list(shards)}, which is more chunks than can be")
+        if plan_layout(shape, sizes, chunks, shards).shards != shards:
+            raise ValueError(f"shards are {list(shards)}, which is more than the shape {list(shape)} has")
+    except (ValueError, InvalidArgumentError) as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def told_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    """Why a recorded store is not of a call, if only computed variables have other names; else nothing.
+
+    Args:
+        found: The record.
+        content: What it would be of the call.
+    """
+    there, wanted = as_object(found.get("variables")), content["variables"]
+    differing = [name for name in wanted if there.get(name) != wanted[name]]
+    rest = [name for name in content if name != "variables" and found.get(name) != content[name]]
+    if (
+        rest
+        or not differing
+        or there.keys() != wanted.keys()
+        or not all(
+            _is_computed(of[name]) and of[name] | {"voxels": ""} == there[name] | {"voxels": ""}
+            for name in differing
+            for of in (there, wanted)
+        )
+    ):
+        return ""
+    return (
+        f" Only how {', '.join(differing)} is computed has another name in dask. If you know of no change: a lambda or "
+        "a function of a notebook or script may have another name after each edit and in each process; put it into a "
+        "module that is imported, or give dask a name (`da.map_blocks(..., name=...)`)."
+    )
+
+
+def _is_computed(variable: Any) -> bool:
+    voxels = as_object(variable).get("voxels")
+    return isinstance(voxels, str) and voxels.startswith("computed ")
+
+
+def _lengths(record: Any, key: str) -> tuple[int, int, int]:
+    z, y, x = numbers = _integers(as_object(record).get(key), key)
+    if min(numbers) < 1 or max(numbers) > LONGEST_AXIS:
+        raise ValueError(f"{key} is {short(record[key])}")
+    return z, y, x
+
+
+def _integers(value: Any, key: str) -> Sequence[int]:
+    if not isinstance(value, list) or len(value) != 3 or not all(type(number) is int for number in value):
+        raise ValueError(f"{key} is {short(value)}")
+    return value
+
+
+def _check_variable(name: str, variable: Any, shape: Sequence[int]) -> None:
+    if not name.isidentifier() or name in OTHER_GROUPS or name in volume.DIMS or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"a variable is named {short(name)}")
+    dtype, files, voxels = (variable.get(key) for key in ("dtype", "files", "voxels"))
+    if not isinstance(dtype, str) or not DTYPE.fullmatch(dtype):
+        raise ValueError(f"the dtype of {name} is {short(dtype)}")
+    if not isinstance(files, list) or not all(isinstance(prefix, str) for prefix in files):
+        raise ValueError(f"the files of {name} are {short(files)}")
+    if isinstance(voxels, dict):
+        _check_origin(name, voxels, shape)
+    elif not isinstance(voxels, str):
+        raise ValueError(f"the voxels of {name} are {short(voxels)}")
+
+
+def _check_origin(name: str, origin: dict[str, Any], shape: Sequence[int]) -> None:
+    """Which voxels of an archive a variable is: ranges of its axes, as long as the store's."""
+    if not isinstance(origin.get("source"), str) or origin.get("variable") not in _known_variables():
+        raise ValueError(f"{name} is made of {short(origin.get('variable'))} of {short(origin.get('source'))}")
+    whole = _lengths(origin, "shape")
+    if whole[0] * math.ceil(whole[1] / 1024) > MOST_BLOCKS:
+        raise ValueError(f"{name} is made of a volume of {short(origin['shape'])}")
+    for dim, length, of in zip(volume.DIMS, shape, whole, strict=True):
+        start, stop, step = _integers(origin.get(dim), f"{dim} of {name}")
+        small = max(map(abs, (start, stop, step))) <= LONGEST_AXIS and step != 0
+        taken = range(start, stop, step) if small else range(0)
+        if len(taken) != length or not (0 <= taken[0] < of and 0 <= taken[-1] < of):
+            raise ValueError(f"{name} is made of {dim} {short(origin[dim])} of {of}, for {length}")
+
+
+def _known_variables() -> tuple[str, ...]:
+    return (volume.RAW, *volume.MEANING_OF_LABEL)

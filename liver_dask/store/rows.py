@@ -1,0 +1,255 @@
+"""What a job reads: regions of windows, or of what is computed of them, one after the other.
+
+A part of the volume goes to a worker, small and pickled; there its `rows` give the voxels of each region.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, Protocol
+
+import dask.array as da
+import dask.threaded
+import numpy as np
+import numpy.typing as npt
+from dask._task_spec import DataNode, Task, TaskRef
+
+from ..archive.lazy.arrays import LazyWindow
+from ..archive.lazy.futures import got
+from ..archive.lazy.leaves import Read, Tasks, reads_of, window_of
+from ..core.threads import ContextPool
+from .layout import Region, Run
+
+MOST_FILES = 128
+"""Of so many files of a variable a job keeps what it knows until its end; of more, as long as the process does."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+Key = Any
+
+
+class Rows(Protocol):
+    """Reads the regions of a job, in their order."""
+
+    def read(self, region: Region) -> Arrays:
+        """All voxels of a region, by variable."""
+
+    def free(self, arrays: Arrays) -> None:
+        """Say that nobody will look at some arrays again that `read` gave."""
+
+
+class Part(Protocol):
+    """What a job needs of some variables."""
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype[Any]]:
+        """By variable."""
+
+    def foreseeing(self) -> AbstractContextManager[None]:
+        """Meanwhile the files know what will be read of them, and nothing that is known of them is forgotten."""
+
+    def rows(self, run: Run, readers: ContextPool) -> Rows:
+        """Its voxels, region by region."""
+
+
+class Memory:
+    """Memory of arrays that are done with: of fresh memory each page is a fault, and is zeroed first."""
+
+    def __init__(self) -> None:
+        self._spare: list[npt.NDArray[np.uint8]] = []
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """An array of whatever values."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        fitting = next((i for i, spare in enumerate(self._spare) if spare.nbytes >= size), None)
+        flat = np.empty(size, np.uint8) if fitting is None else self._spare.pop(fitting)
+        return flat[:size].view(dtype).reshape(shape)
+
+    def free(self, arrays: Arrays) -> None:
+        """Take arrays that are done with."""
+        self._spare += [array.reshape(-1).view(np.uint8) for array in arrays.values()]
+
+
+@dataclass(frozen=True)
+class WindowPart:
+    """Slices of windows.
+
+    Attributes:
+        windows: Those of each variable.
+    """
+
+    windows: Mapping[str, LazyWindow]
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype[Any]]:
+        """By variable."""
+        return {name: lazy.dtype for name, lazy in self.windows.items()}
+
+    @contextmanager
+    def foreseeing(self) -> Iterator[None]:
+        """See Part."""
+        with ExitStack() as stack:
+            for lazy in self.windows.values():
+                stack.enter_context(lazy.read.foreseeing(*lazy.window.selections[:2]))
+            yield
+
+    def rows(self, run: Run, readers: ContextPool) -> "WindowRows":
+        """See Part."""
+        return WindowRows(self.windows, readers)
+
+
+class WindowRows(Memory):
+    """Reads windows without dask, which would put the slices together by another copy."""
+
+    def __init__(self, windows: Mapping[str, LazyWindow], readers: ContextPool) -> None:
+        super().__init__()
+        self._windows = windows
+        self._readers = readers
+
+    def read(self, region: Region) -> Arrays:
+        """See Rows."""
+        arrays = {}
+        for name, lazy in self._windows.items():
+            depth, _, width = lazy.shape
+            arrays[name] = out = self.room((depth, region.y_stop - region.y_start, width), lazy.dtype)
+            lazy.read_slices(slice(region.y_start, region.y_stop), self._readers, out)
+        return arrays
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one variable.
+
+    Attributes:
+        name: What dask calls it.
+        edges: Where blocks begin and end along z, y and x.
+        dtype: Of its voxels.
+    """
+
+    name: str
+    edges: tuple[tuple[int, ...], ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, array: da.Array) -> "Blocks":
+        """Those of a dask array."""
+        edges = tuple(tuple(np.cumsum((0, *sizes)).tolist()) for sizes in array.chunks)
+        return cls(array.name, edges, array.dtype)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(np.prod([len(edges) - 1 for edges in self.edges]))
+
+    def within(self, region: Region) -> Iterator[tuple[Key, tuple[slice, ...], tuple[slice, ...]]]:
+        """The blocks that a region needs: their keys, where in the region they are, and which part of them."""
+        begins, ends = (region.z_start, region.y_start, 0), (region.z_stop, region.y_stop, self.edges[2][-1])
+        along = [_pieces(*axis) for axis in zip(self.edges, begins, ends, strict=True)]
+        for numbers, places, parts in (zip(*each, strict=True) for each in product(*along)):
+            yield (self.name, *numbers), places, parts
+
+
+def _pieces(edges: Sequence[int], begin: int, end: int) -> list[tuple[int, slice, slice]]:
+    """The blocks between two indexes of an axis: number, place from `begin` on, part of the block."""
+    pieces = []
+    for number in range(bisect_right(edges, begin) - 1, bisect_left(edges, end)):
+        start, stop = max(edges[number], begin), min(edges[number + 1], end)
+        if start < stop:  # a block may have no rows
+            part = slice(start - edges[number], stop - edges[number])
+            pieces.append((number, slice(start - begin, stop - begin), part))
+    return pieces
+
+
+@dataclass(frozen=True)
+class ComputedPart:
+    """What a job needs of the graph of computed variables.
+
+    Attributes:
+        tasks: Its tasks.
+        blocks: The blocks of each variable.
+        held: Of tasks whose results are needed again, the regions of the job after which they are kept for the next.
+    """
+
+    tasks: Tasks
+    blocks: Mapping[str, Blocks]
+    held: Mapping[Key, frozenset[int]]
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype[Any]]:
+        """By variable."""
+        return {name: blocks.dtype for name, blocks in self.blocks.items()}
+
+    def foreseeing(self) -> AbstractContextManager[None]:
+        """See Part."""
+        return foreseeing(self.tasks)
+
+    def rows(self, run: Run, readers: ContextPool) -> "ComputedRows":
+        """See Part."""
+        return ComputedRows(self, run, readers)
+
+
+class ComputedRows(Memory):
+    """Computes regions; what those to come need of one, too, is held."""
+
+    def __init__(self, part: ComputedPart, run: Run, readers: ContextPool) -> None:
+        super().__init__()
+        self._part = part
+        self._number = {region: i for i, region in enumerate(run.regions)}
+        self._readers = readers
+        self._held: dict[Key, Any] = {}
+
+    def read(self, region: Region) -> Arrays:
+        """See Rows."""
+        arrays: Arrays = {}
+        placing: Tasks = {}  # by a task each, so that dask forgets a block as soon as it is in its place
+        for name, blocks in self._part.blocks.items():
+            shape = region.z_stop - region.z_start, region.y_stop - region.y_start, blocks.edges[2][-1]
+            arrays[name] = out = self.room(shape, blocks.dtype)
+            for key, place, part in blocks.within(region):
+                own = ("place", name, *key)
+                placing[own] = Task(own, partial(_place, out[place], part), TaskRef(key))
+        self._compute(placing, self._number[region])
+        return arrays
+
+    def _compute(self, wanted: Tasks, number: int) -> None:
+        """Do some tasks for the region of this number, with what is held, and hold what is to be."""
+        tasks = dict(wanted)
+        coming = [key for task in wanted.values() for key in task.dependencies]
+        while coming:
+            key = coming.pop()
+            if key in self._part.tasks and key not in tasks:
+                tasks[key] = DataNode(key, self._held[key]) if key in self._held else self._part.tasks[key]
+                coming += tasks[key].dependencies
+        kept = {key for key in tasks.keys() | self._held.keys() if number in self._part.held.get(key, ())}
+        keys = [*wanted, *(kept & tasks.keys())]
+        results = dict(zip(keys, dask.threaded.get(got(tasks), keys, pool=self._readers), strict=True))
+        self._held = {key: results[key] if key in results else self._held[key] for key in kept}
+
+
+def _place(out: npt.NDArray[Any], part: tuple[slice, ...], block: npt.NDArray[Any]) -> None:
+    out[...] = block[part]
+
+
+@contextmanager
+def foreseeing(tasks: Tasks) -> Iterator[None]:
+    """See Part: of all that some tasks read."""
+    sources = {key: window_of(getattr(task, "value", None)) for key, task in tasks.items()}
+    known = {key: read for key, read in sources.items() if read}
+    with ExitStack() as stack:
+        for reader, (slices, bottom) in _files(read for task in tasks.values() for read in reads_of(task, known)):
+            if len(slices) <= MOST_FILES:
+                stack.enter_context(reader.foreseeing(np.array(sorted(slices)), range(bottom)))
+        yield
+
+
+def _files(reads: Iterable[Read]) -> Iterable[tuple[Any, tuple[set[int], int]]]:
+    """By reader, the slices that are read, and the rows down to the last."""
+    found: dict[Any, tuple[set[int], int]] = {}
+    for read in reads:
+        z, _, _ = read.window.selections
+        if read.nbytes:
+            slices, bottom = found.get(read.lazy.read, (set(), 0))
+            found[read.lazy.read] = slices | set(map(int, z)), max(bottom, read.ends[1])
+    return found.items()

@@ -1,0 +1,236 @@
+"""Whether the shards of a store are those that were written, each byte of them."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import DamagedError
+from .inventory import Metadata
+from .layout import Layout, Shape, Shard
+from .record import MANIFEST, RECORD, read_checksums, read_statistics, shard_path
+from .shards import CRC_BYTES, EMPTY, STATISTICS, Checksum, decode_chunk, read_shard_index, statistics_of
+
+READ_AT_ONCE = 16 << 20
+MOST_NAMED = 20
+"""Of shards that are missing, or too many, so many are named."""
+
+MEAN_TOLERANCE, STD_TOLERANCE = 1e-4, 1e-3
+"""Relative; another processor may add in another order."""
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """Whether one shard is as it was written.
+
+    Attributes:
+        store: The store.
+        name: The variable.
+        shard: The shard.
+        dtype: Of the variable.
+        layout: The grids of the store.
+        expected: The recorded checksum; None if there is none.
+        known: What the store's tables say of its chunks; None if they cannot be read.
+        chosen: Picks the chunk that is decoded, among those that are not empty; None decodes all.
+        has_checksums: Whether chunks have checksums of their own.
+    """
+
+    store: Path
+    name: str
+    shard: Shard
+    dtype: str
+    layout: Layout
+    expected: Checksum | None
+    known: npt.NDArray[np.void] | None
+    chosen: float | None
+    has_checksums: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read."""
+        return self.expected.size if self.expected else 0
+
+    def run(self) -> tuple[int, list[str]]:
+        """Bytes read, and what is wrong."""
+        where = f"shard {_named(self.shard)} of {self.name}"
+        path = shard_path(self.store, self.name, self.shard)
+        try:
+            if not path.is_file():
+                return 0, [f"{where} is missing"]
+            size = path.stat().st_size
+            if self.expected and size != self.expected.size:
+                return 0, [f"{where} is not what was written: {size} bytes, recorded {self.expected}"]
+            found = _checksum(path)
+            if self.expected and found != self.expected:
+                return found.size, [f"{where} is not what was written: {found}, recorded {self.expected}"]
+            return found.size, [f"{where}: {problem}" for problem in self._look_inside(path)]
+        except FileNotFoundError:
+            return 0, [f"{where} is missing"]
+        except (DamagedError, OSError) as error:
+            return 0, [f"{where} is damaged: {error}"]
+
+    def _look_inside(self, path: Path) -> list[str]:
+        """Decode chunks; where they are not what the tables say."""
+        problems = []
+        with path.open("rb") as file:
+            index = read_shard_index(file, self.layout.chunks_per_shard)
+            if self.known is not None:
+                there = index[tuple(map(slice, self.known.shape))][..., 1]
+                wrong = np.argwhere((there == EMPTY) & (self.known["nonzero"] > 0))
+                problems += [self._told(place, self.known[tuple(place)], "is empty") for place in wrong[:MOST_NAMED]]
+            filled = np.argwhere(index[..., 1] != EMPTY)
+            if self.chosen is not None and len(filled):
+                filled = filled[int(self.chosen * len(filled)), None]
+            for place in filled:
+                offset, length = index[tuple(place)].tolist()
+                file.seek(offset)
+                data, dtype = file.read(length), np.dtype(self.dtype)
+                voxels = decode_chunk(data, dtype, self.layout.chunks, has_checksum=self.has_checksums)
+                problems += self._compare(place, voxels)
+        return problems
+
+    def _compare(self, place: npt.NDArray[np.intp], voxels: npt.NDArray[Any]) -> list[str]:
+        if self.known is None or any(n >= of for n, of in zip(place, self.known.shape, strict=True)):
+            return []
+        ends = [
+            length - (shard * chunks + number) * chunk
+            for length, shard, chunks, number, chunk in zip(
+                self.layout.shape, self.shard, self.layout.chunks_per_shard, place, self.layout.chunks, strict=True
+            )
+        ]
+        found = statistics_of(np.ascontiguousarray(voxels[tuple(map(slice, ends))]))
+        known = self.known[tuple(place)]
+        return [] if _agree(known, found) else [self._told(place, known, f"has {found}")]
+
+    def _told(self, place: Iterable[int], known: Any, found: str) -> str:
+        names = ", ".join(STATISTICS.names or ())
+        return f"chunk {_named(place)} of it {found}, and the tables in {RECORD}/{self.name} say {known} ({names})"
+
+
+def _agree(known: Any, found: Any) -> bool:
+    """Whether a table says what is there, up to rounding."""
+    if known["nonzero"] != found["nonzero"]:
+        return False
+    with np.errstate(all="ignore"):
+        near = MEAN_TOLERANCE * abs(float(found["mean"])) + 1e-30
+        mean = np.isclose(known["mean"], found["mean"], rtol=MEAN_TOLERANCE, atol=1e-30, equal_nan=True)
+        std = np.isclose(known["std"], found["std"], rtol=STD_TOLERANCE, atol=near, equal_nan=True)
+    return bool(mean and std)
+
+
+class ShardPlan:
+    """Which shards of a variable there should be, and which there are.
+
+    Attributes:
+        problems: What is wrong with their places.
+        is_whole: Whether there are those that the shape says, with room for their chunks: else nothing is to be done
+            for each of what may be far too many.
+    """
+
+    def __init__(self, store: Path, name: str, layout: Layout) -> None:
+        self._grid = layout.shards_along
+        self.problems: list[str] = []
+        try:
+            self.checksums = read_checksums(store, name)
+        except DamagedError as error:
+            self.problems.append(str(error))
+            self.checksums = {}
+        found, others = _shards_on_disk(store / name / "c", self._grid)
+        self.shards = sorted(found | {shard for shard in self.checksums if self._has(shard)})
+        count = math.prod(self._grid)
+        missing = self._first(shard for shard in self._all() if shard not in self.checksums) if self.checksums else []
+        unknown = [shard for shard in self.checksums if not self._has(shard)]
+        self._tell(f"the checksum of a shard of {name} is missing in {MANIFEST}", missing, count - len(self.checksums))
+        self._tell(f"{MANIFEST} of {name} names shards that there cannot be", unknown, len(unknown))
+        self._tell(f"there are files among the shards of {name} that were not written", others, len(others))
+        if not self.checksums:
+            lost = self._first(shard for shard in self._all() if shard not in found)
+            self._tell(f"shards of {name} are missing", lost, count - len(found))
+        room = math.prod(layout.chunks_per_shard) * 16 + CRC_BYTES
+        sizes = (_size(shard_path(store, name, shard)) for shard in self.shards)
+        self.is_whole = len(self.checksums) == count and not missing and any(size >= room for size in sizes)
+
+    def _has(self, shard: Shard) -> bool:
+        return all(0 <= number < count for number, count in zip(shard, self._grid, strict=True))
+
+    def _all(self) -> Iterator[Shard]:
+        return (Shard(*place) for place in product(*map(range, self._grid)))
+
+    def _first(self, shards: Iterator[Shard]) -> list[Shard]:
+        return list(islice(shards, MOST_NAMED))
+
+    def _tell(self, what: str, places: list[Any], count: int) -> None:
+        if places:
+            named = ", ".join(place if isinstance(place, str) else _named(place) for place in places[:MOST_NAMED])
+            more = f" and others, {count} in all" if count > len(places[:MOST_NAMED]) else ""
+            self.problems.append(f"{what}: {named}{more}")
+
+
+def read_tables(store: Path, name: str, metadata: Metadata) -> tuple[npt.NDArray[np.void] | None, list[str]]:
+    """STATISTICS of each chunk of a variable as the store has them, if it has them; and what is wrong."""
+    names = STATISTICS.names or ()
+    if not all(metadata.is_sound(f"{RECORD}/{name}/{statistic}") for statistic in names):
+        return None, []
+    try:
+        tables = {statistic: read_statistics(store, name, statistic) for statistic in names}
+    except DamagedError as error:
+        return None, [str(error)]
+    known = np.zeros(tables["nonzero"].shape, STATISTICS)
+    for statistic, table in tables.items():
+        known[statistic] = table
+    return known, []
+
+
+def part_of_shard(known: npt.NDArray[np.void] | None, shard: Shard, grid: Shape) -> npt.NDArray[np.void] | None:
+    """What tables say of the chunks of one shard, as far as there are voxels."""
+    if known is None:
+        return None
+    return known[tuple(slice(number * of, (number + 1) * of) for number, of in zip(shard, grid, strict=True))]
+
+
+def _shards_on_disk(folder: Path, grid: Shape) -> tuple[set[Shard], list[str]]:
+    """The shards of a grid that have a file, and all other files in the folder but hidden ones."""
+    found, others = set(), []
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            where = Path(parent, name).relative_to(folder).as_posix()
+            shard = _shard_named(where)
+            if shard and all(number < count for number, count in zip(shard, grid, strict=True)):
+                found.add(shard)
+            elif not name.startswith("."):
+                others.append(where)
+    return found, sorted(others)
+
+
+def _shard_named(where: str) -> Shard | None:
+    parts = where.split("/")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 11 for part in parts):
+        return None
+    shard = Shard(*map(int, parts))
+    return shard if _named(shard) == where else None
+
+
+def _named(place: Iterable[int]) -> str:
+    return "/".join(map(str, place))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _checksum(path: Path) -> Checksum:
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while data := file.read(READ_AT_ONCE):
+            size, crc = size + len(data), google_crc32c.extend(crc, data)
+    return Checksum(size, crc)

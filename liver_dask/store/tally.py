@@ -1,0 +1,106 @@
+"""How often the rows of the archive's files are read, counted before they are."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..archive.lazy.arrays import Selection
+from ..archive.lazy.leaves import Read
+from ..core import volume
+
+
+class Extent(NamedTuple):
+    """What is read of the files of a variable, each row counted once.
+
+    Attributes:
+        files: How many files.
+        rows: Rows of them all; of masks, those down to the last that is needed.
+        last_row: The last row of a file, plus one.
+        last_column: The last column, plus one.
+    """
+
+    files: int
+    rows: int
+    last_row: int
+    last_column: int
+
+
+def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
+    """By variable of the archive, all that is read of it."""
+    rows: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
+    last: dict[str, tuple[int, int]] = {}
+    for read in reads:
+        reader, (z, y, _) = _reader(read), read.window.selections
+        if not read.nbytes:
+            continue
+        if (reader.variable, reader.files) not in rows:
+            rows[reader.variable, reader.files] = np.zeros(reader.shape[:2], bool)
+        _, bottom, right = read.ends
+        of_file = slice(bottom) if _is_mask(reader) else _as_slice(y)
+        for number in z:
+            rows[reader.variable, reader.files][number, of_file] = True
+        below, beyond = last.get(reader.variable, (0, 0))
+        last[reader.variable] = max(below, bottom), max(beyond, right)
+    found = {}
+    for variable, ends in last.items():
+        of_variable = [seen for (name, _), seen in rows.items() if name == variable]
+        files = sum(int(seen.any(1).sum()) for seen in of_variable)
+        found[variable] = Extent(files, sum(int(seen.sum()) for seen in of_variable), *ends)
+    return found
+
+
+@dataclass
+class Tally:
+    """What jobs read of files, in rows; of a mask, all down to the last that is needed, once a job.
+
+    Attributes:
+        extents: What is read, by variable.
+        held: How many blocks a cluster holds already.
+        got: How many are got from there.
+    """
+
+    extents: Mapping[str, Extent]
+    held: int = 0
+    got: float = 0
+    _read: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def times(self) -> dict[str, float]:
+        """How often each variable is read."""
+        return {variable: self._read[variable] / extent.rows for variable, extent in self.extents.items()}
+
+    @property
+    def most(self) -> float:
+        """How often that is read, or got from a cluster, which is most often."""
+        return max(*self.times.values(), self.got / self.held if self.held else 1.0, 1.0)
+
+    def add(self, reads: Iterable[tuple[Read, int]], jobs: float = 1) -> None:
+        """Take note of what one job reads, or so many that are alike, and how often."""
+        prefixes: dict[tuple[Any, int], int] = {}
+        for read, times in reads:
+            reader, (z, y, _) = _reader(read), read.window.selections
+            if not _is_mask(reader):
+                self._read[reader.variable] += jobs * times * len(z) * len(y)
+                continue
+            for number in map(int, z if read.nbytes else ()):
+                prefixes[reader, number] = max(prefixes.get((reader, number), 0), read.ends[1])
+        for (reader, _), rows in prefixes.items():
+            self._read[reader.variable] += jobs * rows
+
+
+def _reader(read: Read) -> Any:
+    """The archive's, of whose files a store is made."""
+    return read.lazy.read
+
+
+def _as_slice(rows: Selection) -> Any:
+    """A quicker index of the same rows, if there is one."""
+    return slice(rows[0], rows[-1] + 1) if isinstance(rows, range) and rows.step == 1 else np.asarray(rows)
+
+
+def _is_mask(reader: Any) -> bool:
+    return bool(reader.variable != volume.RAW)

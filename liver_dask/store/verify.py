@@ -1,0 +1,500 @@
+"""`verify`: whether a store is what was written, and whether that is what the source has."""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import zarr
+from rich.filesize import decimal
+
+from ..archive.dataset import Missing, open_human_liver_em, open_origin, readers_of
+from ..core import volume
+from ..core.config import setting
+from ..core.documents import reason_of
+from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError
+from ..core.threads import ContextPool
+from .inputs import Source
+from .inventory import Metadata
+from .jobs import Job, Report, client_in_force, gather
+from .label_group import LABELS
+from .layout import Group, Layout, Region, Run, plan_runs
+from .ome_zarr import Level, description_problem, has_description, other_labels
+from .plan import Export
+from .progress import say, show_progress
+from .pyramid import FOLDER, halved, levels_of, voxel_size_of
+from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
+from .rows import Part
+from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
+from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources, slice_of
+from .worker import READERS, as_told, report_of
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+
+SLICES_OF_A_LAYER = 2
+"""Slices of each layer of shards that are looked at, unless all are."""
+
+ROWS_OF_A_WINDOW = 4
+MOST_SHOWN = 20
+
+
+@dataclass
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        path: The store.
+        shards: Shards whose bytes were all read and compared with their checksums.
+        bytes: Bytes of those.
+        voxels: Voxels that were compared with the source.
+        unchecked: Variables that could not be compared, because the store does not tell what they were computed of.
+        missing: Files that the source did not have, whose voxels are zeros in the store.
+        notes: What else there is to know, such as what an older version did not record, so that it cannot be checked.
+        changed: Files of the source that are no longer those that the store was made of, one sentence each. That alone
+            is nothing wrong with the store; where its voxels are not the source's any more, that is a problem, which
+            says so.
+        problems: What is wrong, one sentence each.
+    """
+
+    path: str
+    shards: int = 0
+    bytes: int = 0
+    voxels: int = 0
+    unchecked: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        found = "all right" if self.ok else _problems(self.problems)
+        lines = [
+            f"{self.path}: {found}. {self.shards} shards "
+            f"({decimal(self.bytes)}) were compared with their checksums, {self.voxels:,} voxels with the source."
+        ]
+        if self.unchecked:
+            lines.append(f"Not compared, since they were computed: {', '.join(self.unchecked)} (give the Dataset).")
+        if self.missing:
+            lines.append(f"{len(self.missing)} files did not exist; zeros stand for them: {', '.join(self.missing)}.")
+        lines += [f"Note: {note}." for note in self.notes]
+        if self.changed:
+            lines.append(f"The source has changed since, in {len(self.changed)} of the files that were looked at:")
+            lines += [*self.changed[:MOST_SHOWN], *(["..."] if len(self.changed) > MOST_SHOWN else [])]
+        return "\n".join([*lines, *self.problems])
+
+
+def _problems(found: Sequence[str]) -> str:
+    return "1 problem" if len(found) == 1 else f"{len(found)} problems"
+
+
+def verify(
+    path: str | os.PathLike[str],
+    ds: xr.Dataset | None = None,
+    *,
+    source: str | os.PathLike[str] | None = None,
+    full: bool = False,
+    seed: int = 0,
+    client: "Client | None" = None,
+    progress: bool = True,
+) -> VerifyReport:
+    """Compare a store with what was recorded when it was written, and with its source.
+
+    The levels of its pyramid, if it has one, are compared with those they were made of in the same way.
+
+    Always: the metadata of all arrays, their consolidated copy, the coordinates and the tables; that every shard is
+    there and no other, with the size and the CRC-32C that were recorded, an index that is sound, and a chunk that can
+    be decoded and is what the tables say. So a changed byte is found wherever it is; attributes, groups and arrays that
+    were added are nothing. Then voxels, as zarr-python reads them, against the source: by default rows of some slices
+    of every shard, the first and last of the store among them; or every voxel. Floats are the same if their bits are (0
+    is not -0), or if both are NaN.
+
+    Args:
+        path: A complete store.
+        ds: What the store was made of; if None it is opened anew from the source that the store recorded. Variables
+            that were computed are compared only if it is given.
+        source: Where the archive is, if not at the address that the store names: an address as that of
+            `open_human_liver_em`. If neither this nor `ds` is given, the address of the store is told before it is
+            asked, and opened only if it is http(s), a local folder or a common object storage.
+        full: Whether to decode every chunk and compare every voxel, which fetches all of the source again.
+        seed: Which slices and rows are looked at; another one looks at others.
+        client: The cluster to work on; if None, what `to_zarr` takes then.
+        progress: Whether to report on standard error.
+
+    Returns:
+        What was compared, and what is wrong.
+
+    Raises:
+        NotDownloadedError: There is no complete store. (RuntimeError)
+        InvalidArgumentError: `ds` is not what the store was made of; both `ds` and `source` are given; or the store
+            names an address that is not opened unasked. (ValueError)
+        DamagedError: What the store says of itself cannot be. (OSError)
+        LiverDaskError: The source could not be read.
+    """
+    if ds is not None and source is not None:
+        raise InvalidArgumentError("Give either the Dataset or its source.")
+    store = Path(path).expanduser().absolute()
+    report = VerifyReport(str(store))
+    record = open_record(store)
+    with suppress(DamagedError):  # told with the checksums that the same files hold
+        report.missing = missing_files(store, record["variables"])
+    opened = _opened_again(store, record, source, "zeros" if report.missing else "raise") if ds is None else None
+    if opened is not None:
+        report.unchecked = [name for name in record["variables"] if name not in opened]
+        if source is None:
+            _tell_addresses(opened, progress)
+    plans = [_Plan(store, "", ds, opened, seed, full, report), *_plans_of_levels(store, seed, full, report)]
+    jobs = [Job((plan, "shard"), check.run, (), fetches=False) for plan in plans for check in plan.checks]
+    jobs += [Job((plan, "source"), check.run) for plan in plans for check in plan.source_checks]
+    jobs += [Job((plan, "voxels"), comparison.compare) for plan in plans for comparison in plan.comparisons]
+    total = sum(check.nbytes for plan in plans for check in plan.checks)
+    total += sum(comparison.nbytes for plan in plans for comparison in plan.comparisons)
+    with show_progress(f"Verifying {store.name}", total, progress) as advance:
+
+        def tell(done: Report) -> None:
+            advance(done.voxel_bytes, _problems(report.problems))
+
+        def take(what: tuple[_Plan, str], future: Future[Any]) -> None:
+            plan, kind = what
+            try:
+                result = future.result()
+            except DamagedError as error:  # of the level below, which has a problem of its own
+                report.problems.append(f"{plan.where} cannot be compared with the level below ({error})")
+                return
+            except Exception as error:  # whatever a source or a lost worker raises: it is told as one of ours
+                raise as_told(error) from error
+            if kind == "source":
+                plan.changed |= result
+                return
+            count, found = result
+            if kind == "shard":
+                report.problems += [plan.where + problem for problem in found]
+                report.shards += 1
+                report.bytes += count
+                advance(count, _problems(report.problems))
+            else:
+                plan.differences += found
+                report.voxels += count
+
+        with gather(client_in_force() if client is None else client, tell) as team:
+            left = iter(jobs)
+            team.work_off(setting("connections"), lambda: next(left, None), take)
+    for plan in plans:
+        report.changed += sorted(plan.changed.values())
+        report.problems += [plan.where + plan.told(difference) for difference in plan.differences]
+    report.problems.sort()
+    return report
+
+
+def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -> Iterator["_Plan"]:
+    try:
+        levels = levels_of(store)
+    except DamagedError as error:
+        report.problems.append(str(error))
+        return
+    if (store / FOLDER).is_dir():
+        _look_at_description(levels, report)
+    if (store / LABELS).is_dir():
+        _look_at_labels(levels, report)
+    for below, level in pairwise(levels):
+        where, ds = f"{level.path.relative_to(store)}/", None
+        try:
+            ds = halved(below, level.factors, store)
+        except Exception as error:  # whatever zarr makes of damaged metadata
+            report.problems.append(_cannot_compare(level.path, below.path, error))
+        try:
+            plan = _Plan(level.path, where, ds, None, seed, full, report)
+            for group in (store, store / FOLDER):
+                plan.compare_consolidated_in(group)
+        except Exception as error:  # whatever zarr makes of damaged metadata
+            report.problems.append(_cannot_compare(level.path, below.path, error))
+        else:
+            yield plan
+
+
+def _look_at_description(levels: Sequence[Level], report: VerifyReport) -> None:
+    store = levels[0].path
+    try:
+        if has_description(store):
+            problem = description_problem(levels, voxel_size_of(store))
+            report.problems += [problem] if problem else []
+        else:
+            report.notes.append(f"the pyramid of {store} is not finished; `liver-dask pyramid {store}` goes on with it")
+    except Exception as error:  # whatever zarr makes of damaged metadata
+        report.problems.append(f"whether {store} describes its levels cannot be told ({reason_of(error)})")
+
+
+def _look_at_labels(levels: Sequence[Level], report: VerifyReport) -> None:
+    """Labels of our names that are no copies of the masks: a user's own, maybe, so no problem, but to be known."""
+    store = levels[0].path
+    try:
+        report.notes += [
+            f"{label} is not what this package makes of {label.name}: somebody changed it, or it is damaged; "
+            f"remove it, and `liver-dask pyramid {store}` makes it anew"
+            for label in other_labels(levels)
+        ]
+    except Exception as error:  # whatever zarr makes of damaged metadata
+        report.problems.append(f"whether {store / LABELS} holds the masks cannot be told ({reason_of(error)})")
+
+
+def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
+    return f"{level} cannot be compared with {below}, its level below ({reason_of(error)})"
+
+
+class Difference(NamedTuple):
+    """Voxels of one slice of a store that are not the source's; or a window that cannot be read."""
+
+    name: str
+    z: int
+    told: str
+
+
+class _Plan:
+    """What is to be looked at in a store, or in a level of its pyramid; its metadata are looked at here.
+
+    Args:
+        store: The store.
+        where: How its problems begin.
+        given: What it is to be compared with.
+        opened: The same, if it was opened as the store itself says.
+        seed: Of what is looked at.
+        full: Whether all is.
+        report: Is told of what is wrong with the metadata.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        where: str,
+        given: xr.Dataset | None,
+        opened: xr.Dataset | None,
+        seed: int,
+        full: bool,
+        report: VerifyReport,
+    ) -> None:
+        self.store, self.where, self.report = store, where, report
+        self._record = record = open_record(store)
+        self._layout = layout = layout_of(record)
+        self._metadata = Metadata(store, record, layout)
+        self._tell(self._metadata.problems)
+        report.notes += self._metadata.notes
+        shards = {name: ShardPlan(store, name, layout) for name in record["variables"]}
+        for of_variable in shards.values():
+            self._tell(of_variable.problems)
+        self.checks = list(self._shard_checks(shards, np.random.default_rng(seed), full))
+        readable = [name for name, of in shards.items() if of.is_whole and self._metadata.is_sound(name)]
+        self.comparisons: list[Comparison] = []
+        self.source_checks: list[SourceCheck] = []
+        self.changed: dict[str, str] = {}
+        self.differences: list[Difference] = []
+        ds = given if opened is None else opened
+        if ds is not None and ds.data_vars:
+            self._plan_comparisons(ds, given is not None, readable, np.random.default_rng(seed), full)
+
+    def compare_consolidated_in(self, group: Path) -> None:
+        """Compare the copy of the metadata that a group above the store has."""
+        known = len(self._metadata.problems)
+        self._metadata.compare_consolidated_in(group)
+        self._tell(self._metadata.problems[known:])
+
+    def told(self, difference: Difference) -> str:
+        """A difference as a problem: it may be the source that is another."""
+        origin = self._record["variables"][difference.name]["voxels"]
+        if isinstance(origin, dict):
+            path = volume.file_of_slice(origin["variable"], range(*origin["z"])[difference.z])
+            changed = self.changed.get(path)
+        else:
+            paths = ("/".join(url.split("/")[-2:]) for url, _ in self._sources(difference.name))
+            changed = next((self.changed[path] for path in paths if path in self.changed), None)
+        return f"{difference.told}; the source has changed since: {changed}" if changed else difference.told
+
+    def _tell(self, problems: Sequence[str]) -> None:
+        self.report.problems += [self.where + problem for problem in problems]
+
+    def _shard_checks(
+        self, shards: Mapping[str, ShardPlan], chance: np.random.Generator, full: bool
+    ) -> Iterator[ShardCheck]:
+        grid, has_checksums = self._layout.chunks_per_shard, self._record["format"] >= CHECKSUMS_SINCE
+        for name, of_variable in shards.items():
+            dtype = self._record["variables"][name]["dtype"]
+            known, problems = read_tables(self.store, name, self._metadata)
+            self._tell(problems)
+            for shard in of_variable.shards:
+                chosen = None if full else chance.random()
+                expected, part = of_variable.checksums.get(shard), part_of_shard(known, shard, grid)
+                yield ShardCheck(
+                    self.store, name, shard, dtype, self._layout, expected, part, chosen, has_checksums=has_checksums
+                )
+
+    def _plan_comparisons(
+        self, ds: xr.Dataset, is_given: bool, readable: Collection[str], chance: np.random.Generator, full: bool
+    ) -> None:
+        layout, variables = self._layout, self._record["variables"]
+        export = Export.plan(ds, self.store, chunks=self._record["chunks"], shards=self._record["shards"])
+        known = {name: variables.get(name) for name in export.store.names}
+        if is_given and (export.store.layout.shape != layout.shape or export.store.content["variables"] != known):
+            raise InvalidArgumentError(
+                f"The Dataset is not what {self.store} was made of: another box, source or computation."
+            )
+        groups = export.source.groups
+        groups = [group._replace(names=tuple(name for name in group.names if name in readable)) for group in groups]
+        groups = [group for group in groups if group.names]
+        runs = list(plan_runs(layout, groups, ()) if full else _sampled_runs(layout, groups, chance) if groups else ())
+        self.comparisons = [Comparison(self.store, export.source.part(run), run, layout) for run in runs]
+        slices = None if full else {region.z_start for run in runs for region in run.regions}
+        self.source_checks = list(self._source_checks(export.source, groups, slices, chance))
+
+    def _source_checks(
+        self, source: Source, groups: Sequence[Group], slices: set[int] | None, chance: np.random.Generator
+    ) -> Iterator[SourceCheck]:
+        """Checks of the files of some slices, or of all: for a computed variable, of as many of its files."""
+        checks: dict[SourceCheck, None] = {}
+        for name in [name for group in groups for name in group.names]:
+            origin, sources = self._record["variables"][name]["voxels"], self._sources(name)
+            wanted = {z for url, _ in sources if (z := slice_of(url)) is not None}
+            if slices is not None and isinstance(origin, dict):
+                wanted &= {range(*origin["z"])[z] for z in slices}
+            elif slices is not None:
+                wanted = set(chance.permutation(sorted(wanted))[: len(slices)].tolist())
+            checks |= plan_source_checks(sources, source.readers[name], wanted.__contains__)
+        return iter(checks)
+
+    def _sources(self, name: str) -> list[Any]:
+        try:
+            return read_sources(self.store, name)
+        except DamagedError as error:
+            if str(error) not in self.report.problems:
+                self._tell([str(error)])
+            return []
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Windows of a store next to the same of its source.
+
+    Attributes:
+        store: The store.
+        part: What `run` needs of the source.
+        run: The windows, of the same slices, from top to bottom.
+        layout: The grids of the store.
+    """
+
+    store: Path
+    part: Part
+    run: Run
+    layout: Layout
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of voxels to compare."""
+        itemsize = sum(dtype.itemsize for dtype in self.part.dtypes.values())
+        return itemsize * sum(map(self.layout.voxels_of, self.run.regions))
+
+    def compare(self, report: Callable[[Report], None]) -> tuple[int, list[Difference]]:
+        """Voxels compared, and what is wrong; see Task.write."""
+        voxels = 0
+        differences: list[Difference] = []
+        with self.part.foreseeing(), ContextPool(READERS) as readers:
+            rows = self.part.rows(self.run, readers)
+            for region in self.run.regions:
+                arrays = rows.read(region)
+                for name, expected in arrays.items():
+                    voxels += expected.size
+                    differences += self._differences(name, region, expected)
+                report(report_of(sum(array.nbytes for array in arrays.values())))
+        return voxels, differences
+
+    def _differences(self, name: str, region: Region, expected: Any) -> Iterator[Difference]:
+        z, y = slice(region.z_start, region.z_stop), slice(region.y_start, region.y_stop)
+        where = f"{name}[{z.start}:{z.stop}, {y.start}:{y.stop}]"
+        try:
+            found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
+        except Exception as error:  # whatever zarr makes of a damaged store
+            yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})")
+            return
+        for number, here in enumerate(differs(found, expected), start=z.start):
+            different = np.argwhere(here)
+            if len(different):
+                at = map(str, (number, *(different[0] + (y.start, 0))))
+                yield Difference(
+                    name,
+                    number,
+                    f"{name}[{number}, {y.start}:{y.stop}] has {len(different)} voxels that are not the source's; "
+                    f"the first is {name}[{', '.join(at)}]",
+                )
+
+
+def differs(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where voxels are not the same: floats to the bit, but any NaN is as good as another, which processors choose."""
+    expected = expected.astype(found.dtype, copy=False) if expected.dtype.kind == found.dtype.kind else expected
+    if found.dtype.kind != "f" or expected.dtype != found.dtype:
+        return np.asarray(found != expected)
+    bits = np.dtype(f"u{found.itemsize}")
+    different = np.ascontiguousarray(found).view(bits) != np.ascontiguousarray(expected).view(bits)
+    return different & ~(np.isnan(found) & np.isnan(expected))
+
+
+def _opened_again(
+    store: Path, record: Mapping[str, Any], source: str | os.PathLike[str] | None, missing: Missing
+) -> xr.Dataset:
+    """The variables that were not computed, from the source that the store recorded, or from another address of it."""
+    if source is None:
+        check_recorded_address(store, record)
+    variables = {}
+    for name, variable in record["variables"].items():
+        origin = variable["voxels"]
+        if isinstance(origin, dict):
+            labels = [origin["variable"]] if origin["variable"] != volume.RAW else []
+            address = origin["source"] if source is None else source
+            try:
+                whole = open_human_liver_em(address, shape=origin["shape"], labels=labels, missing=missing)
+            except SliceNotFoundError as error:
+                where = f"{store} was made of it; name where it is: source=..., or --source."
+                raise SliceNotFoundError(f"{error} {where}") from error
+            variables[name] = open_origin(origin, whole).variable
+    return xr.Dataset(variables)
+
+
+def _tell_addresses(ds: xr.Dataset, shown: bool) -> None:
+    """Say which addresses will be asked because the store names them."""
+    for url in sorted(
+        {reader.source.url for variable in ds.data_vars.values() for reader in readers_of(variable.data)}
+    ):
+        line = f"Comparing with {url}, which the store names; give --source (source=...) to name another address."
+        log.info("%s", line)
+        say(line, shown)
+
+
+def _sampled_runs(layout: Layout, groups: Sequence[Group], chance: np.random.Generator) -> Iterator[Run]:
+    """Rows of some slices of every layer of shards: in each, some of every row of shards; and the store's edges.
+
+    Few slices and many rows of each, since the strip index of a slice and the masks down to a row are fetched for any.
+    """
+    depth, height, _ = layout.shape
+    slices = {0, depth - 1}
+    for z in range(0, depth, layout.shards[0]):
+        of_layer = range(z, min(z + layout.shards[0], depth))
+        slices |= set(chance.choice(of_layer, min(SLICES_OF_A_LAYER, len(of_layer)), replace=False).tolist())
+    for z in sorted(slices):
+        starts = {0, max(0, height - ROWS_OF_A_WINDOW)}
+        starts |= {
+            int(chance.integers(y, min(y + layout.shards[1], height))) for y in range(0, height, layout.shards[1])
+        }
+        regions = [Region(z, z + 1, y, min(y + ROWS_OF_A_WINDOW, height)) for y in sorted(starts)]
+        for group in groups:
+            yield Run(group, tuple(regions))

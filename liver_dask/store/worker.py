@@ -1,0 +1,224 @@
+"""What a worker does for an export: read regions, encode them, keep them as slabs; put slabs together.
+
+The same runs on threads of this process and on the workers of a cluster. A task says what it did and what failed; it
+raises nothing, so that one bad slice costs its own regions alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import dask.threaded
+import numpy as np
+import numpy.typing as npt
+
+from ..archive.lazy.arrays import LazyWindow
+from ..archive.lazy.futures import got
+from ..archive.lazy.leaves import Tasks
+from ..archive.remote.versions import Identity, noting_files
+from ..core.concurrency import cores
+from ..core.errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
+from ..core.metrics import traffic
+from ..core.threads import ContextPool
+from .jobs import Report
+from .layout import Region, Run, Shape, Shard, ShardRow
+from .rows import Arrays, Key, Part, foreseeing
+from .shards import Chunk, encode_chunk
+from .writer import Store
+
+READERS = 8
+"""Files of a region that are read side by side, on however few cores: far from the archive, most of them wait."""
+
+Encoded = dict[str, list[Chunk]]
+T = TypeVar("T")
+
+
+class Failure(NamedTuple):
+    """A region that could not be written.
+
+    Attributes:
+        names: Its variables.
+        region: The region.
+        error: Why.
+        may_pass: Whether another try may do better.
+    """
+
+    names: tuple[str, ...]
+    region: Region
+    error: Exception
+    may_pass: bool
+
+
+class Outcome(NamedTuple):
+    """What became of a run: the regions that are written, and those that are not."""
+
+    written: tuple[Region, ...]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, as it is sent to a worker.
+
+    Attributes:
+        store: Where the regions are written.
+        run_name: The run of the store that the task belongs to.
+        part: What the run needs of the variables.
+        run: What to write.
+        threads: Threads that encode.
+        goes_on: Whether to go on with the next region after one that failed.
+    """
+
+    store: Store
+    run_name: str
+    part: Part
+    run: Run
+    threads: int
+    goes_on: bool
+
+    def write(self, report: Callable[[Report], None]) -> Outcome:
+        """Write the regions, one after the other; while one is kept, the next is encoded, and the one after it read.
+
+        `report` is told of each region.
+        """
+        written: list[Region] = []
+        failures: list[Failure] = []
+        with self.part.foreseeing(), noting_files() as files, ExitStack() as stack:
+            for region, keeping in _ahead(self._begin(stack, files), 2):
+                try:
+                    done = keeping.result()
+                except Exception as error:  # of whatever kind: the driver tells it, and goes on or stops
+                    failures.append(Failure(self.run.group.names, region, as_told(error), _may_pass(error)))
+                    if not self.goes_on:
+                        break
+                else:
+                    written.append(region)
+                    report(report_of(done))
+        return Outcome(tuple(written), tuple(failures))
+
+    def _begin(self, stack: ExitStack, files: Mapping[str, Identity]) -> Iterator[tuple[Region, Future[int]]]:
+        """Begin one region after the other; the voxels of two are held at a time."""
+        readers, encoders = (stack.enter_context(ContextPool(n)) for n in (READERS, self.threads))
+        reader, encoder, writer = (stack.enter_context(ContextPool(1)) for _ in range(3))
+        rows = self.part.rows(self.run, readers)
+
+        def read(region: Region, after: Future[Encoded] | None) -> Arrays:
+            if after:
+                wait([after])
+            return rows.read(region)
+
+        def encode(reading: Future[Arrays]) -> Encoded:
+            arrays = reading.result()
+            try:
+                return {name: self._encode(voxels, encoders) for name, voxels in arrays.items()}
+            finally:
+                rows.free(arrays)
+
+        under_way: deque[Future[Encoded]] = deque(maxlen=2)
+        for region in self.run.regions:
+            if not self.store.is_current(self.run_name):
+                break
+            reading = reader.submit(read, region, under_way[0] if len(under_way) == 2 else None)
+            under_way.append(encoder.submit(encode, reading))
+            yield region, writer.submit(self._keep, region, under_way[-1], files)
+
+    def _encode(self, voxels: npt.NDArray[Any], encoders: ContextPool) -> list[Chunk]:
+        _, height, width = chunk = self.store.layout.chunks
+        parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
+        return list(encoders.map(lambda part: _encode(part, chunk), parts))
+
+    def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, Identity]) -> int:
+        """Write the slabs of a region; how many bytes of voxels it has."""
+        encoded = encoding.result()
+        self.store.note_versions(files)
+        for name, chunks in encoded.items():
+            self.store.write_slab(name, region, chunks)
+        return self.store.layout.voxels_of(region) * sum(self.part.dtypes[name].itemsize for name in encoded)
+
+
+def look(windows: Iterable[LazyWindow], report: Callable[[Report], None]) -> Exception | None:
+    """Find out whether the first slice of each window is there and as expected; what is wrong, if anything."""
+    try:
+        for lazy in windows:
+            lazy.read.look(int(lazy.window.selections[0][0]))
+    except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
+        return as_told(error)
+    report(report_of(0))
+    return None
+
+
+@dataclass(frozen=True)
+class Share:
+    """What is computed of a statistic in one place.
+
+    Attributes:
+        store: The store that it is for.
+        tasks: The tasks that are needed.
+        keys: Those whose results are.
+    """
+
+    store: Store
+    tasks: Tasks
+    keys: Sequence[Key]
+
+    def compute(self, report: Callable[[Report], None]) -> dict[Key, Any] | Exception:
+        """The results; or what went wrong."""
+        try:
+            with foreseeing(self.tasks), noting_files() as files, ContextPool(READERS) as pool:
+                results = dask.threaded.get(got(self.tasks), list(self.keys), pool=pool)
+            self.store.note_versions(files)
+        except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
+            return as_told(error)
+        report(report_of(0))
+        return dict(zip(self.keys, results, strict=True))
+
+
+def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
+    """Put the slabs of a shard together; what went wrong, if anything."""
+    try:
+        store.merge(row, shard)
+    except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
+        return as_told(error)
+    return None
+
+
+def _encode(voxels: npt.NDArray[Any], chunk: Shape) -> Chunk:
+    with cores:
+        return encode_chunk(voxels, chunk)
+
+
+def as_told(error: Exception) -> Exception:
+    """An error that any process can unpickle and any user can read."""
+    if isinstance(error, (LiverDaskError, OSError)):
+        return error
+    if isinstance(error, MemoryError):
+        return ExportError(f"There was not enough memory ({error}); use workers with more, or fewer threads.")
+    return ExportError(f"{type(error).__name__}: {error}")
+
+
+def report_of(voxel_bytes: int) -> Report:
+    """A report of so many bytes of voxels, and of what this process has fetched since the last one."""
+    fetched = traffic.take()
+    return Report(voxel_bytes, fetched.get("bytes", 0), fetched.get("requests", 0))
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, RemoteError) and not isinstance(error, (RangeNotSupportedError, SourceChangedError))
+
+
+def _ahead(begun: Iterator[T], count: int) -> Iterator[T]:
+    """The same, when so many more have begun."""
+    coming: deque[T] = deque()
+    for item in begun:
+        coming.append(item)
+        if len(coming) > count:
+            yield coming.popleft()
+    yield from coming
+
+
+def _cut(voxels: npt.NDArray[Any], axis: int, step: int) -> list[npt.NDArray[Any]]:
+    """Parts of `step` along an axis, the last as long as there is."""
+    return np.split(voxels, range(step, voxels.shape[axis], step), axis=axis)

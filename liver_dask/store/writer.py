@@ -1,0 +1,569 @@
+"""A store on disk while it is made: its record, its claim, its slabs and shards, and the step that completes it.
+
+Until it is complete a store lies in the folder `NAME.partial`:
+
+=====================================  =========================================================================
+`lock`                                 held by the process that writes the store, and by no other
+`store/`                               the store itself: metadata and finished shards; `store.new/` while it is begun
+`progress/run`                         which run is at it; tasks of a run that ended see that and stop
+`progress/slabs/VARIABLE/Z-Y`          a region's encoded chunks: when the file is there, the region is written
+`progress/shards/VARIABLE/Z-Y-X.npy`   what is known of the voxels of a shard's chunks
+`progress/shards/VARIABLE/Z-Y-X.json`  size and checksum of a shard: when the file is there, the shard is finished
+`progress/sources/...`                 size and ETag of a source file, from before the first slab that was made of it
+=====================================  =========================================================================
+
+Each file appears under its name when its bytes are on the disk, and where the disk does not tell what there is, nothing
+is removed. In the end `store/` gets the store's own name in one step. It carries a record of what it is, as attributes
+of its group `liver_dask`: only a store with the record of the same call is gone on with, or returned; beside each
+array's chunks the checksums of its shards (`manifest.json`); in the group `liver_dask/VARIABLE` arrays `nonzero`,
+`mean` and `std`, with a value for each inner chunk; and an inventory of all that is no shard. What `pyramid` adds are
+stores like it, below it.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from ..archive.remote.versions import Identity
+from ..core.disk import files_in, is_empty_folder, is_there, size_of, walk
+from ..core.errors import (
+    DamagedError,
+    InvalidArgumentError,
+    LiverDaskError,
+    SourceChangedError,
+    StoreExistsError,
+)
+from ..core.volume import DIMS
+from .inventory import FILE as INVENTORY
+from .inventory import checksum_of, checksum_of_record, take_inventory
+from .layout import Layout, Region, Shard, ShardRow
+from .record import (
+    FORMAT,
+    MANIFEST,
+    MISSING_FILES,
+    RECORD,
+    check_shards,
+    missing_files,
+    missing_of,
+    read_record,
+    shard_path,
+    what_is_at,
+)
+from .record_checks import told_difference
+from .shards import STATISTICS, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
+
+log = logging.getLogger(__name__)
+
+_TORN = re.compile(r"\..+\.[0-9a-f]{8}|.+\.[0-9a-f]{32}\.partial")
+"""How a DurableFile, and one of zarr's, is named before it is whole."""
+
+PARTS = ("slabs", "shards")
+"""The folders of `progress` that hold what is finished."""
+
+CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+class Store:
+    """The files of one store; small, and the same in every process that writes it.
+
+    Args:
+        target: Where the complete store is to be.
+        layout: Its grids.
+        content: What tells it from other stores: the same for the same voxels. Goes into its record.
+        allows_missing: Whether slices of files that do not exist may be zeros in it.
+    """
+
+    def __init__(self, target: Path, layout: Layout, content: dict[str, Any], allows_missing: bool = False) -> None:
+        self.target = target
+        self.layout = layout
+        self.content = content
+        self.allows_missing = allows_missing
+        self.partial = target.with_name(target.name + ".partial")
+        self._began = False  # whether the unfinished store is of this very run
+        self._unfinished = self.partial / "store"
+        self._new = self.partial / "store.new"
+        self._aside = self.partial / "aside"
+        self._progress = self.partial / "progress"
+
+    @property
+    def names(self) -> list[str]:
+        """Its variables."""
+        return list(self.content["variables"])
+
+    @property
+    def _files(self) -> dict[str, list[str]]:
+        """By variable, how the URLs of the files begin that it is made of."""
+        return {name: variable["files"] for name, variable in self.content["variables"].items()}
+
+    def is_written(self) -> bool:
+        """Whether the very store is there, complete; StoreExistsError if something else is."""
+        if not is_there(self.target) or is_empty_folder(self.target):
+            return False
+        found = read_record(self.target)
+        if not found or not self._is_of(found) or not found.get("complete"):
+            what = "a store of another box, source or layout" if found else what_is_at(self.target)
+            why = told_difference(found, self.content) if found else ""
+            raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.{why}")
+        self._check_missing(missing_files(self.target, self.names))
+        try:
+            check_shards(self.target, self.names)
+        except DamagedError as error:
+            raise StoreExistsError(f"{error}; remove it to begin anew.") from error
+        return True
+
+    @contextmanager
+    def claimed(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:
+        """Begin the store, or go on with it, and keep others from it meanwhile.
+
+        Args:
+            write_metadata: Writes all of the store but its shards into a folder.
+
+        Yields:
+            The name of this run; empty if another process completed the store a moment ago.
+
+        Raises:
+            StoreExistsError: Another process is at it, or it is the unfinished store of another call.
+            InvalidArgumentError: The folder cannot be written.
+        """
+        with self._locked():
+            try:
+                if self.is_written():
+                    run = ""
+                else:
+                    self._check_place()
+                    run = self._begin(write_metadata)
+            except BaseException as error:
+                self.tidy_after(error)
+                self._remove_leftovers()
+                if isinstance(error, OSError) and not isinstance(error, LiverDaskError):
+                    raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
+                raise
+            try:
+                yield run
+            finally:
+                self.end_run()
+                self._remove_leftovers()
+
+    def is_current(self, run: str) -> bool:
+        """Whether `run` is still at it; a task of a run that was stopped, killed or followed by another is to end."""
+        try:
+            return (self._progress / "run").read_text() == run
+        except FileNotFoundError:
+            return False
+
+    def end_run(self) -> None:
+        """Let the tasks of this run see that it has ended; or let them go on, where that cannot be written."""
+        try:
+            (self._progress / "run").unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: its tasks may not see that the run has ended (%s)", self.target, error)
+
+    def written(self) -> set[tuple[str, Region]]:
+        """By variable, the regions that are written: their slabs are there, or the shards that were made of them."""
+        found: set[tuple[str, Region]] = set()
+        record = read_record(self._unfinished)
+        if record is None or record["format"] != FORMAT or not self._is_of(record):
+            return found
+        for name in self.names:
+            folder = self._progress / "slabs" / name
+            slabs = {path.name for path in files_in(folder)} if is_there(folder) else set()  # a kill may leave none
+            found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
+        for row in self.layout.shard_rows(self.names):
+            if self.is_merged(row):
+                found |= {(row.name, region) for region in self.layout.regions_of(row)}
+        return found
+
+    def note_versions(self, versions: Mapping[str, Identity]) -> None:
+        """Keep which versions of files were read for the store.
+
+        Args:
+            versions: By URL; those of files that it is made of, and of no others.
+
+        Raises:
+            SourceChangedError: Parts of the store, of this run or an earlier one, were made of another version.
+        """
+        for url, identity in list(versions.items()):  # readers may add to it meanwhile
+            known = self._note_once(url, identity)
+            if known != identity:
+                raise SourceChangedError(
+                    f"{url} is not the file that parts of {self.target} were made of: it had {known.size} bytes "
+                    f"({known.tag}), and has {identity.size} ({identity.tag}). Remove {self.partial} to begin anew, or "
+                    f"{self._version_path(url)} if you know that the same voxels are where they were."
+                )
+
+    def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
+        """Keep the encoded chunks of a region of a variable, row by row."""
+        write_slab(self._slab_path(name, region), chunks)
+
+    def is_merged(self, row: ShardRow) -> bool:
+        """Whether all shards of a row are finished."""
+        return all(is_there(self._checksum_path(row.name, shard)) for shard in self.layout.shards_of(row))
+
+    def merge(self, row: ShardRow, shard: Shard) -> None:
+        """Make a shard of a row of its slabs; and remove those, if it is the last that is made of them."""
+        try:
+            self._merge(row, shard)
+        except FileNotFoundError:
+            if not is_there(self._checksum_path(row.name, shard)):  # else a job of a run before has just made it
+                raise
+        if self.is_merged(row):
+            for region in self.layout.regions_of(row):
+                self._slab_path(row.name, region).unlink(missing_ok=True)
+
+    def complete(self) -> None:
+        """Record that all is there, and give the store its name."""
+        self._remove_torn()
+        sources = self._sources()
+        self._list_missing(missing_of(sources))
+        for name in self.names:
+            shards: dict[str, Any] = {}
+            for path in files_in(self._progress / "shards" / name, ".json"):
+                shards |= json.loads(path.read_bytes())
+            of_variable = [source for source in sources if source["url"].startswith(tuple(self._files[name]))]
+            manifest = {
+                "shards": dict(sorted(shards.items())),
+                "sources": sorted(of_variable, key=lambda source: source["url"]),
+            }
+            self._check_shards(name, shards)
+            self._write_json(self._unfinished / name / MANIFEST, manifest)
+            self._write_statistics(name)
+        inventory = self._unfinished / RECORD / INVENTORY
+        self._write_json(inventory, take_inventory(self._unfinished, self.names)._asdict())
+        metadata = self._unfinished / RECORD / "zarr.json"
+        document = json.loads(metadata.read_bytes())
+        record = document["attributes"]
+        record |= {"complete": True, "inventory": checksum_of(inventory.read_bytes())}
+        record["checksum"] = checksum_of_record(record)
+        self._write_json(metadata, document)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification as yet ...
+            zarr.consolidate_metadata(self._unfinished)  # ... but xarray warns of stores without
+        _sync_metadata(self._unfinished, self.names)
+        self._unfinished.replace(self.target)
+        sync_folder(self.target.parent)
+
+    def tidy_beside(self) -> None:
+        """Remove what lies beside the complete store, of a run that ended while it tidied up; if nobody is at it."""
+        with suppress(LiverDaskError, OSError):
+            if is_there(self.partial):
+                with self._locked():
+                    self._remove_leftovers()
+
+    def tidy_after(self, error: BaseException) -> None:
+        """Leave nothing of what this run began where nothing was finished; else say what is kept.
+
+        Where a disk does not tell what is finished, all is kept.
+        """
+        try:
+            if not is_there(self._unfinished):
+                return
+            kept = len(self.written())
+            if not kept and self._began and self._withdraw():
+                return
+        except OSError as fault:
+            error.add_note(f"What is finished is kept in {self.partial} ({fault}); the same call goes on from there.")
+            return
+        if kept:
+            total = len(self.names) * sum(1 for _ in self.layout.regions())
+            error.add_note(
+                f"{kept / total:.0%} of it ({kept} of {total} regions) is kept in {self.partial}; "
+                "the same call goes on from there."
+            )
+
+    def _withdraw(self) -> bool:
+        """Take back what this run began, unless something of it is finished; whether it did.
+
+        The system removes no folder that is not empty, so nothing goes that came a moment ago.
+        """
+        folders = [self._progress / kind / name for kind in PARTS for name in self.names]
+        try:
+            for folder in folders:
+                folder.rmdir()
+        except OSError:
+            for folder in folders:
+                folder.mkdir(exist_ok=True)
+            return False
+        self._unfinished.replace(self._new)  # from here on it is what a run leaves that was killed while it began
+        return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the store's lock, which the system gives back however this process ends."""
+        path = self.partial / "lock"
+        while True:
+            descriptor = self._open_lock(path)
+            try:
+                if _is_same_file(descriptor, path):  # not one that another process has just removed with the folder
+                    yield
+                    return
+            finally:
+                os.close(descriptor)
+
+    def _open_lock(self, path: Path) -> int:
+        try:
+            found = {entry.name for entry in files_in(self.partial)} if is_there(self.partial) else set()
+            if found - {self._new.name} and not is_there(path):  # threads of zarr write that after an error, too
+                raise StoreExistsError(f"{self.partial} is something that liver_dask did not write; remove it.")
+            self.partial.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if isinstance(error, LiverDaskError):
+                raise
+            raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StoreExistsError(f"{self.target} is being written by another process; wait for it to end.") from None
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                os.close(descriptor)
+                raise
+            log.warning("%s: this file system has no locks; see that no other process writes the store", self.target)
+        return descriptor
+
+    def _check_place(self) -> None:
+        """Refuse early what would keep the store, once it is complete, from getting its name."""
+        if self.partial.stat().st_dev != self.target.parent.stat().st_dev:
+            raise InvalidArgumentError(
+                f"{self.partial} is on another disk than {self.target.parent}; remove it, or choose another path."
+            )
+        if not is_there(self.target):
+            return
+        try:
+            self.target.replace(self._aside)
+            try:
+                self._aside.replace(self.target)
+            except OSError:
+                self._aside.replace(self.target)
+                raise
+        except OSError as error:
+            raise InvalidArgumentError(
+                f"{self.target} is an empty folder that a store cannot take the place of ({error.strerror}), a mount "
+                f"point perhaps; choose a path in it, such as {self.target / 'crop.zarr'}."
+            ) from error
+
+    def _begin(self, write_metadata: Callable[[Path], None]) -> str:
+        """Make the unfinished store, without a shard, unless this same call has left one."""
+        if not is_there(self._unfinished):
+            self._remove_new()
+            self._new.mkdir()
+            write_metadata(self._new)
+            zarr.open_group(self._new, mode="a").create_group(
+                RECORD, attributes={"format": FORMAT, "complete": False, **self.content}
+            )
+            for row in self.layout.shard_rows(self.names):
+                shard_path(self._new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
+            self._make_progress()
+            _sync_metadata(self._new, self.names)
+            self._began = True
+            self._new.replace(self._unfinished)
+            sync_folder(self.partial)
+        else:
+            self._check_unfinished()
+            self._check_missing(missing_of(self._sources()))
+            self._make_progress()
+        run = secrets.token_hex(8)
+        with DurableFile(self._progress / "run") as file:
+            file.write(run.encode())
+        return run
+
+    def _make_progress(self) -> None:
+        for folder in ("sources", *(f"{kind}/{name}" for kind in PARTS for name in self.names)):
+            (self._progress / folder).mkdir(parents=True, exist_ok=True)
+
+    def _check_unfinished(self) -> None:
+        """Refuse an unfinished store that this call cannot go on with."""
+        record = read_record(self._unfinished)
+        if record is None:
+            raise StoreExistsError(
+                f"{self._unfinished} is {what_is_at(self._unfinished)}; remove {self.partial}, or choose another path."
+            )
+        if record["format"] != FORMAT:
+            raise StoreExistsError(
+                f"{self.partial} is an unfinished store of format {record['format']}, which an earlier liver_dask "
+                f"began; this one, of format {FORMAT}, cannot go on with it: finish it with that version, or remove it "
+                "to begin anew."
+            )
+        if not self._is_of(record):
+            raise StoreExistsError(
+                f"{self.partial} is the unfinished store of another call (another box, source or layout); "
+                f"finish that call, remove the folder, or choose another path.{told_difference(record, self.content)}"
+            )
+
+    def _remove_new(self) -> None:
+        """Remove what a run left that was killed while it began, and what tells the progress of a store that is done.
+
+        Not to be called where there is an unfinished store.
+        """
+        for folder in (self._new, *(self._progress / name for name in ("sources", *PARTS))):
+            if is_there(folder):
+                shutil.rmtree(folder)
+        if is_there(self._progress):
+            for path in files_in(self._progress):
+                if path.name == "run" or _TORN.fullmatch(path.name):
+                    path.unlink()
+            self._progress.rmdir()  # unless somebody keeps something of his own in it
+
+    def _remove_leftovers(self) -> None:
+        """Remove what lies beside an unfinished store where there is none, or no more; nothing where that is not sure.
+
+        What is not ours stays, and the folder with it.
+        """
+        try:
+            if not is_there(self._unfinished):
+                self._remove_new()
+                if is_there(self._aside):
+                    self._aside.rmdir()
+                (self.partial / "lock").unlink(missing_ok=True)
+                self.partial.rmdir()
+        except OSError as error:
+            log.info("%s could not be removed (%s)", self.partial, error)
+
+    def _is_of(self, record: dict[str, Any] | None) -> bool:
+        return record is not None and {name: record.get(name) for name in self.content} == self.content
+
+    def _note_once(self, url: str, identity: Identity) -> Identity:
+        """The version of a file that was noted first, which is this one if there is none."""
+        path = self._version_path(url)
+        if not path.exists():
+            part = path.with_suffix(f".{secrets.token_hex(4)}")
+            self._write_json(part, {"url": url, "size": identity.size, "tag": identity.tag})
+            try:
+                os.link(part, path)  # unlike a rename, it does not replace what another has just noted
+            except FileExistsError:
+                pass
+            finally:
+                part.unlink()
+            sync_folder(path.parent)
+        noted = json.loads(path.read_bytes())
+        return Identity(noted["size"], noted["tag"])
+
+    def _merge(self, row: ShardRow, shard: Shard) -> None:
+        """Make one shard of its slabs, unless it is there."""
+        record = self._checksum_path(row.name, shard)
+        if is_there(record):
+            return
+        (_, rows, _), grid = self.layout.chunks, self.layout.chunks_per_shard
+        slabs = [
+            Slab(
+                self._slab_path(row.name, region),
+                z=region.z_start // self.layout.chunks[0] % grid[0],
+                y=region.y_start // rows % grid[1],
+                grid=self.layout.slab_grid(region),
+            )
+            for region in self.layout.regions_of(row)
+        ]
+        x_chunks = slice(shard.x * grid[2], (shard.x + 1) * grid[2])
+        checksum, known = merge_slabs(
+            shard_path(self._unfinished, row.name, shard), record.with_suffix(".shard"), grid, slabs, x_chunks
+        )
+        with DurableFile(record.with_suffix(".npy")) as file:
+            np.save(file, known)
+        self._write_json(record, {"/".join(map(str, shard)): checksum})
+
+    def _remove_torn(self) -> None:
+        """Remove what a process that was killed here, in `complete`, had not yet given its name."""
+        folders = [self._unfinished, *(self._unfinished / name for name in self.names)]
+        files = [path for folder in folders for path in files_in(folder)]
+        files += [Path(folder, name) for folder, _, names in walk(self._unfinished / RECORD) for name in names]
+        for path in files:
+            if _TORN.fullmatch(path.name):
+                path.unlink()
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """The files that were read for it so far, and their versions."""
+        return [json.loads(path.read_bytes()) for path in files_in(self._progress / "sources", ".json")]
+
+    def _check_missing(self, missing: Sequence[str]) -> None:
+        """Refuse zeros where a file was missing, if the caller does not want them."""
+        if missing and not self.allows_missing:
+            raise StoreExistsError(
+                f"{self.target} has zeros where {len(missing)} files did not exist, {missing[0]} for one; open the "
+                'source with missing="zeros" (--missing zeros) to take that, or choose another path.'
+            )
+
+    def _list_missing(self, missing: Sequence[str]) -> None:
+        """Let the store's attributes say which files do not exist, whose voxels are zeros."""
+        if missing:
+            metadata = self._unfinished / "zarr.json"
+            document = json.loads(metadata.read_bytes())
+            document["attributes"][MISSING_FILES] = missing
+            self._write_json(metadata, document)
+
+    def _write_statistics(self, name: str) -> None:
+        """Put together what is known of the chunks of a variable."""
+        grid = self.layout.chunks_per_shard
+        chunks = tuple(-(-length // chunk) for length, chunk in zip(self.layout.shape, self.layout.chunks, strict=True))
+        known = np.zeros(chunks, STATISTICS)
+        for path in files_in(self._progress / "shards" / name, ".npy"):
+            place = zip(map(int, path.stem.split("-")), grid, strict=True)
+            here = known[tuple(slice(number * count, (number + 1) * count) for number, count in place)]
+            here[:] = np.load(path)[tuple(map(slice, here.shape))]
+        group = zarr.open_group(self._unfinished / RECORD, mode="r+").require_group(name)
+        dims = [f"{dim}_chunk" for dim in DIMS]
+        for statistic in STATISTICS.names or ():
+            array = np.ascontiguousarray(known[statistic])
+            group.create_array(
+                statistic, data=array, chunks=chunks, compressors=[Crc32cCodec()], dimension_names=dims, overwrite=True
+            )
+
+    def _check_shards(self, name: str, shards: Mapping[str, Sequence[int]]) -> None:
+        """Nothing but this process and its workers should have touched them; but a store is made once, and kept."""
+        for row in self.layout.shard_rows([name]):
+            for shard in self.layout.shards_of(row):
+                path = shard_path(self._unfinished, name, shard)
+                if size_of(path) != shards.get("/".join(map(str, shard)), [-1])[0]:
+                    raise DamagedError(
+                        f"{path} is not as it was written; remove {self.partial} and begin anew, on another disk."
+                    )
+
+    def _write_json(self, path: Path, content: Any) -> None:
+        with DurableFile(path) as file:
+            file.write(json.dumps(content, indent=1).encode())
+
+    def _version_path(self, url: str) -> Path:
+        return self._progress / "sources" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+
+    def _slab_path(self, name: str, region: Region) -> Path:
+        return self._progress / "slabs" / name / _slab_name(region)
+
+    def _checksum_path(self, name: str, shard: Shard) -> Path:
+        return self._progress / "shards" / name / f"{'-'.join(map(str, shard))}.json"
+
+
+def _slab_name(region: Region) -> str:
+    return f"{region.z_start}-{region.y_start}"
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sync_metadata(store: Path, names: Iterable[str]) -> None:
+    """Make all of a store but its shards durable: zarr and xarray write without."""
+    shards = tuple(f"{store / name / 'c'}{os.sep}" for name in names)
+    for folder, folders, files in walk(store):
+        for name in files:
+            if not f"{folder}{os.sep}".startswith(shards):  # those were made durable one by one
+                with Path(folder, name).open("rb") as file:
+                    os.fsync(file.fileno())
+        if folders or files:  # a folder of shards alone was made durable with each of them
+            sync_folder(Path(folder))

@@ -1,0 +1,88 @@
+"""The metadata of Zarr groups that are there already: changed in one step, and on the disk when that is done."""
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from ..core.disk import files_in
+from ..core.errors import DamagedError
+from .shards import TORN, DurableFile
+
+METADATA = "zarr.json"
+
+
+def read_group(group: Path) -> dict[str, Any] | None:
+    """The attributes of a group; None if there is none, or its metadata cannot be read."""
+    document = _read(group)
+    if document is None or document.get("node_type") != "group":
+        return None
+    attributes = document.get("attributes", {})
+    return attributes if isinstance(attributes, dict) else None
+
+
+def is_consolidated(group: Path) -> bool:
+    """Whether the metadata of a group tell those of all that is in it."""
+    return bool((_read(group) or {}).get("consolidated_metadata"))
+
+
+def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool = False) -> None:
+    """Give a group attributes; made if it is not there.
+
+    Zarr changes metadata in several steps: a kill in between would leave a store of which xarray warns.
+
+    Args:
+        group: The group's folder.
+        attributes: All of them.
+        consolidate: Whether to tell the metadata of all that is in it, too; those that tell them already go on to.
+
+    Raises:
+        DamagedError: The metadata are nested too deeply.
+    """
+    consolidate = consolidate or is_consolidated(group)
+    with tempfile.TemporaryDirectory(prefix="liver_dask-metadata-") as shadow:
+        for path in _metadata_below(group) if consolidate else [group / METADATA][: (group / METADATA).exists()]:
+            copy = Path(shadow, path.relative_to(group))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        try:
+            zarr.open_group(shadow, mode="a", use_consolidated=False).attrs.put(dict(attributes))
+            if consolidate:
+                with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification as yet
+                    zarr.consolidate_metadata(shadow)
+        except RecursionError as error:
+            what = f"The metadata of {group}, or of something in it, are nested too deeply for Zarr to write them."
+            raise DamagedError(what) from error
+        content = Path(shadow, METADATA).read_bytes()
+    for torn in [
+        path for path in files_in(group) if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name)
+    ]:  # of a run that was killed here
+        torn.unlink()
+    with DurableFile(group / METADATA) as file:
+        file.write(content)
+
+
+def _read(node: Path) -> dict[str, Any] | None:
+    """The metadata of a group or array; None if there are none. A disk that cannot be read is an error."""
+    try:
+        document = json.loads((node / METADATA).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _metadata_below(node: Path) -> Iterator[Path]:
+    """The metadata of a group, and of all groups and arrays in it."""
+    document = _read(node)
+    if document is None:
+        return
+    yield node / METADATA
+    if document.get("node_type") == "group":
+        for child in sorted(node.iterdir()):
+            if child.is_dir():
+                yield from _metadata_below(child)

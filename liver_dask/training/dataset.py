@@ -1,0 +1,159 @@
+"""torch_em's dataset, with patches from where something is: from a store, or from the archive itself.
+
+Needs the extra `train`; nothing else imports it before it is used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch_em.data import SegmentationDataset
+
+from ..core.errors import InvalidArgumentError
+from ..core.malloc import keep_memory
+from ..core.volume import FOREGROUND
+from ..store.layout import Shape
+from .sampling import PatchSampler
+
+MOST_DRAWS = 5000
+"""Positions that are tried for one patch, where masks have to be read to know: each costs about a millisecond."""
+
+Window = tuple[slice, ...]
+
+
+class Voxels(Protocol):
+    """An array that is read a window at a time; it pickles in a few bytes, and its pickle opens it anew."""
+
+    shape: Shape
+
+    def __getitem__(self, key: Window) -> npt.NDArray[Any]:
+        """Read a window: a slice for each of z, y and x."""
+
+
+def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """0 / 1 of masks of 0 / 255: what a loss such as Dice or BCE understands."""
+    return labels // np.uint8(FOREGROUND)
+
+
+@dataclass(frozen=True)
+class Widened:
+    """A user's transform of raw; what it leaves as uint16 becomes int32.
+
+    torch_em (0.10.9) takes uint16 for int16: values above 32767 would turn negative.
+    """
+
+    transform: Callable[[Any], Any]
+
+    def __call__(self, raw: npt.NDArray[Any]) -> Any:
+        """Transform a patch."""
+        out = self.transform(raw)
+        return out.astype(np.int32) if getattr(out, "dtype", None) == np.uint16 else out
+
+
+class PatchDataset(SegmentationDataset):
+    """A `torch_em.data.SegmentationDataset` of patches that a PatchSampler draws.
+
+    Each patch is drawn by a generator of its own, which the seed, the worker's seed (torch gives each worker another
+    one in each epoch) and the number of the draw decide: no two workers draw the same, and no global state is used.
+
+    Args:
+        raw: The image.
+        labels: One array a class.
+        places: Draws positions.
+        min_foreground: The least share of a patch's voxels that has one of the labels.
+        seed: Of the draw; None leaves it to `torch.manual_seed`.
+        split: Which split this is, and all splits' blocks; kept for the record.
+        with_label_channels: Whether labels get an axis in front, one channel a class.
+        n_samples: How many patches an epoch has.
+        ndim: Dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
+        of_torch_em: The other arguments of `SegmentationDataset`, by name.
+    """
+
+    def __init__(
+        self,
+        raw: Voxels,
+        labels: tuple[Voxels, ...],
+        places: PatchSampler,
+        *,
+        min_foreground: float,
+        seed: tuple[int, ...] | None,
+        split: dict[str, Any] | None,
+        with_label_channels: bool,
+        n_samples: int,
+        ndim: int | None,
+        **of_torch_em: Any,
+    ) -> None:
+        # torch_em's own __init__ opens files. All that it sets is set here, which a test compares.
+        self.__dict__.update(of_torch_em)
+        self.raw, self.labels = raw, labels
+        self.raw_path = self.raw_key = self.label_path = self.label_key = self.trafo_halo = None
+        self.patch_shape = self.sample_shape = places.patch
+        self.shape = raw.shape
+        self._ndim = ndim or len(raw.shape)
+        self._len = n_samples
+        self._with_channels, self._with_label_channels = False, with_label_channels
+        self.places = places
+        self.min_foreground = min_foreground
+        self.seed = seed
+        self.split = split
+        self._drawn = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def _sample_bounding_box(self) -> Window:
+        position = self.places.draw(self._chance())
+        if position is None:
+            raise InvalidArgumentError(
+                f"There is no patch {self.patch_shape} of tissue, labelled as was asked for (min_foreground="
+                f"{self.min_foreground}); ask for less, for smaller patches, or for another box or split."
+            )
+        return tuple(slice(start, start + length) for start, length in zip(position, self.places.patch, strict=True))
+
+    def _get_desired_raw_and_labels(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """A patch that keeps what was asked for to the voxel: a table knows only how much a chunk holds."""
+        for _ in range(MOST_DRAWS):
+            window = self._sample_bounding_box()
+            labels = self._read_labels(window) if self.min_foreground else None
+            if labels is not None and labels.any(axis=0).mean() < self.min_foreground:
+                continue
+            raw = self.raw[window]
+            if raw.any():
+                masks = self._read_labels(window) if labels is None else labels
+                chosen = masks if self._with_label_channels else masks[0]
+                return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
+        raise InvalidArgumentError(
+            f"Of {MOST_DRAWS} patches {self.patch_shape} none was of tissue and had a share of "
+            f"{self.min_foreground} labelled; ask for less, for smaller patches, or for another box."
+        )
+
+    def check_that_there_are_patches(self, name: str) -> None:
+        """Draw one, so that what cannot be found is told at once, and not in a worker later.
+
+        Raises:
+            InvalidArgumentError: There is no patch as it was asked for.
+        """
+        try:
+            self._get_desired_raw_and_labels()
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{name}: {error}") from error
+        self._drawn = 0
+
+    def _read_labels(self, window: Window) -> npt.NDArray[Any]:
+        masks = [label[window] for label in self.labels]
+        return masks[0][None] if len(masks) == 1 else np.stack(masks)
+
+    def _chance(self) -> np.random.Generator:
+        self._drawn += 1
+        worker = torch.utils.data.get_worker_info()
+        if worker and self._drawn == 1:
+            keep_memory()  # a quarter more patches a second
+        if self.seed is None:
+            return np.random.default_rng((torch.initial_seed(), self._drawn))
+        return np.random.default_rng((*self.seed, worker.seed if worker else 0, self._drawn))

@@ -1,0 +1,425 @@
+"""torch_em's functions that train on the volume: the same names and arguments, and some more, each with a default."""
+
+import inspect
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..archive.dataset import open_human_liver_em
+from ..archive.lazy.arrays import LazyWindow
+from ..core import volume
+from ..core.config import setting
+from ..core.errors import InvalidArgumentError, MissingExtraError
+from ..core.geometry import crop
+from ..core.threads import ContextPool
+from ..core.volume import BoundingBox
+from ..store.array import StoredArray
+from ..store.layout import Shape
+from ..store.record import layout_of, open_record, read_statistics
+from .downloads import get_human_liver_em_paths
+from .sampling import SPLITS, Box, Demand, Densities, PatchSampler, SplitName, plan_split
+
+if TYPE_CHECKING:
+    import torch
+    from distributed import Client
+
+LEAST_TISSUE = 0.5
+"""At least half of a patch is tissue, by the table; and no patch is empty, whatever the table says."""
+
+STREAM_CACHE_GB = 20.0
+"""GB of strips that are kept of a streamed archive, if dask's configuration does not say otherwise."""
+
+ALL = 1 - 1e-6
+"""A share of a patch's chunks that rounding leaves of all."""
+
+READERS = 8
+"""Slices of a streamed patch that are read side by side."""
+
+SET_HERE = (
+    "raw_paths",
+    "raw_key",
+    "label_paths",
+    "label_key",
+    "patch_shape",
+    "is_seg_dataset",
+    "verify_paths",
+    "with_channels",
+    "with_label_channels",
+)
+"""Arguments of torch_em's function that follow from the volume and the labels."""
+
+
+def get_human_liver_em_dataset(
+    path: str | os.PathLike[str],
+    patch_shape: Sequence[int],
+    bounding_boxes: Sequence[Sequence[int]] | None = None,
+    label_choice: str | Sequence[str] = "mito",
+    download: bool = False,
+    full_volume: bool = False,
+    *,
+    source: str | os.PathLike[str] = volume.EMPIAR_URL,
+    shape: Sequence[int] = volume.SHAPE,
+    client: "Client | None" = None,
+    stream: bool = False,
+    min_foreground: float = 0.0,
+    labelled_region_only: bool = False,
+    split: SplitName | None = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> "torch.utils.data.Dataset[Any]":
+    """Patches of raw and of masks, for training a segmentation; torch_em's own dataset class, reading stores.
+
+    Patches are drawn with the same chance wherever they are allowed. Patches without tissue (raw is 0) never are.
+
+    Args:
+        path: Folder with the stores, or for them, see `get_human_liver_em_paths`.
+        patch_shape: Voxels (z, y, x) of a patch.
+        bounding_boxes: Boxes (x_min, x_max, y_min, y_max, z_min, z_max) in voxels; not looked at if `full_volume`.
+        label_choice: The class to segment; of several, labels get an axis in front with a channel for each.
+        download: Whether to fetch what is not there.
+        full_volume: Whether to use the whole volume instead of boxes.
+        source: Where to fetch from, see `open_human_liver_em`.
+        shape: Voxels (z, y, x) of the whole volume at `source`.
+        client: The cluster to download on, see `to_zarr`.
+        stream: Read patches from `source` as they are drawn, without a store, for a first look: slow, and with
+            `min_foreground` many masks are read for one patch. Strips and masks are kept in `path`/cache.
+        min_foreground: The least share of a patch's voxels, 0 to 1, that has one of the labels.
+        labelled_region_only: Whether to keep to where there are labels: each inner chunk (8 x 256 x 256 voxels) that a
+            patch touches holds some, or one beside it does. Masks cover only parts of the slices, and no label need not
+            mean background.
+        split: Which share of the blocks of each box to draw from, see `plan_split`: it is the same for the same store
+            and patch shape, and kept in the dataset, and so in checkpoints of torch_em's trainer, as `.split`.
+        seed: Of the draw: the same patches in the same order, with the same number of workers. None follows
+            `torch.manual_seed`.
+        kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Labels are 0 / 1 unless there is a
+            `label_transform`, which gets 0 / 255 as in torch_em.
+
+    Returns:
+        A `torch_em.data.ConcatDataset` with a `torch_em.data.SegmentationDataset` for each box.
+
+    Raises:
+        MissingExtraError: torch_em is not installed. (ImportError)
+        NotDownloadedError: A store is not there, or not complete, and neither `download` nor `stream` is given.
+            (RuntimeError)
+        InvalidArgumentError: A patch larger than a box, a label that is not stored, a split or share of foreground that
+            no patch can give. (ValueError)
+        StoreExistsError: A store is of another source. (FileExistsError)
+    """
+    torch_em, torch_dataset = _import_extra()
+    patch = volume.check_lengths("patch_shape", patch_shape)
+    names = _check_labels(label_choice, stream)
+    _check_choices(min_foreground, labelled_region_only, split, seed, stream)
+    boxes = _boxes(bounding_boxes, full_volume, shape)
+    options = _options_of(torch_em, kwargs)
+    rois = _check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
+    if stream:
+        sources = [_Source.streamed(Path(path) / "cache", source, shape, names, box) for box in boxes]
+    else:
+        stores = get_human_liver_em_paths(
+            path, bounding_boxes, download, full_volume, source=source, shape=shape, client=client
+        )
+        sources = [_Source.stored(Path(store).absolute(), names) for store in stores]
+    samples = _shared_out(options.pop("n_samples"), len(sources))
+    datasets = []
+    for number, (one, roi) in enumerate(zip(sources, rois, strict=True)):
+        splits = plan_split(roi, patch, list(one.tables.values())) if split else None
+        parts = splits[split] if splits and split else [roi]
+        dataset = torch_dataset.PatchDataset(
+            one.raw,
+            one.labels,
+            one.places(patch, parts, min_foreground, labelled_region_only),
+            roi=tuple(map(slice, roi.start, roi.stop)),
+            n_samples=samples[number] or _patches_in(parts, patch),
+            min_foreground=min_foreground,
+            seed=None if seed is None else (seed, number),
+            split={"name": split, "blocks": splits} if splits else None,
+            with_label_channels=not isinstance(label_choice, str),
+            **_with_defaults(options, torch_em, torch_dataset, one.raw.shape),
+        )
+        if not stream:
+            dataset.check_that_there_are_patches(one.name)
+        datasets.append(dataset)
+    return torch_em.data.ConcatDataset(*datasets)
+
+
+def get_human_liver_em_loader(
+    path: str | os.PathLike[str],
+    patch_shape: Sequence[int],
+    batch_size: int,
+    bounding_boxes: Sequence[Sequence[int]] | None = None,
+    label_choice: str | Sequence[str] = "mito",
+    download: bool = False,
+    full_volume: bool = False,
+    *,
+    source: str | os.PathLike[str] = volume.EMPIAR_URL,
+    shape: Sequence[int] = volume.SHAPE,
+    client: "Client | None" = None,
+    stream: bool = False,
+    min_foreground: float = 0.0,
+    labelled_region_only: bool = False,
+    split: SplitName | None = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> "torch.utils.data.DataLoader[Any]":
+    """Batches of patches of raw and of masks; see `get_human_liver_em_dataset`.
+
+    Args:
+        path: Folder with the stores, or for them.
+        patch_shape: Voxels (z, y, x) of a patch.
+        batch_size: Patches of a batch.
+        bounding_boxes: Boxes (x_min, x_max, y_min, y_max, z_min, z_max) in voxels; not looked at if `full_volume`.
+        label_choice: The class to segment, or several.
+        download: Whether to fetch what is not there.
+        full_volume: Whether to use the whole volume instead of boxes.
+        source: Where to fetch from.
+        shape: Voxels (z, y, x) of the whole volume at `source`.
+        client: The cluster to download on.
+        stream: Read patches from `source` as they are drawn, without a store.
+        min_foreground: The least share of a patch's voxels, 0 to 1, that has one of the labels.
+        labelled_region_only: Whether to keep to where there are labels.
+        split: Which share of the blocks of each box to draw from: `train`, `val`, `test`, or None for all.
+        seed: Of the draw, and of the order if there is `shuffle`, and of what the workers' transforms draw.
+        kwargs: Further arguments of `torch_em.default_segmentation_dataset`, and of `torch.utils.data.DataLoader`.
+
+    Returns:
+        The DataLoader, as `torch_em.get_data_loader` makes it.
+
+    Raises:
+        LiverDaskError: As `get_human_liver_em_dataset`.
+    """
+    torch_em, _ = _import_extra()
+    of_dataset = inspect.signature(torch_em.default_segmentation_dataset).parameters
+    dataset = get_human_liver_em_dataset(
+        path,
+        patch_shape,
+        bounding_boxes,
+        label_choice,
+        download,
+        full_volume,
+        source=source,
+        shape=shape,
+        client=client,
+        stream=stream,
+        min_foreground=min_foreground,
+        labelled_region_only=labelled_region_only,
+        split=split,
+        seed=seed,
+        **{name: value for name, value in kwargs.items() if name in of_dataset},
+    )
+    of_loader = {name: value for name, value in kwargs.items() if name not in of_dataset}
+    if seed is not None and "generator" not in of_loader:
+        import torch
+
+        of_loader["generator"] = torch.Generator().manual_seed(seed)
+    return torch_em.get_data_loader(dataset, batch_size, **of_loader)
+
+
+class StreamedArray:
+    """One variable of a box of the archive, read as it is asked for.
+
+    Args:
+        lazy: The box; small when pickled.
+    """
+
+    def __init__(self, lazy: LazyWindow) -> None:
+        self._lazy = lazy
+        z, y, x = lazy.shape
+        self.shape: Shape = z, y, x
+
+    def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """Read voxels, all slices side by side, on threads that end with it: others would not survive a fork."""
+        window = LazyWindow(self._lazy.read, self._lazy.window[key], self._lazy.dtype)
+        out = np.empty(window.shape, window.dtype)
+        with ContextPool(READERS) as pool:
+            window.read_slices(slice(None), pool, out)
+        return out
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one dataset reads.
+
+    Attributes:
+        name: What a message calls it.
+        raw: The image.
+        labels: One array a class.
+        tables: Where there is something of each stored variable, by the store's table; none of what is streamed.
+        names: The labels.
+    """
+
+    name: str
+    raw: StoredArray | StreamedArray
+    labels: tuple[StoredArray | StreamedArray, ...]
+    names: tuple[str, ...]
+    tables: dict[str, Densities]
+
+    @classmethod
+    def stored(cls, store: Path, names: tuple[str, ...]) -> "_Source":
+        record = open_record(store)
+        layout = layout_of(record)
+        tables = {
+            name: Densities.of(read_statistics(store, name, "nonzero"), layout.chunks, layout.shape)
+            for name in record["variables"]
+        }
+        raw, *labels = (StoredArray(store, name) for name in (volume.RAW, *names))
+        return cls(str(store), raw, tuple(labels), names, tables)
+
+    @classmethod
+    def streamed(
+        cls,
+        cache: Path,
+        source: str | os.PathLike[str],
+        shape: Sequence[int],
+        names: tuple[str, ...],
+        box: BoundingBox,
+    ) -> "_Source":
+        ds = open_human_liver_em(
+            source,
+            shape=shape,
+            labels=names,
+            cache_dir=setting("cache-dir") or cache,
+            cache_raw_gb=setting("cache-raw-gb") or STREAM_CACHE_GB,
+        )
+        part = crop(ds, box)
+        raw, *labels = (StreamedArray(part[name].data.lazy) for name in (volume.RAW, *names))
+        return cls(str(source), raw, tuple(labels), names, {})
+
+    def places(
+        self, patch: Shape, parts: Sequence[Box], min_foreground: float, labelled_region_only: bool
+    ) -> PatchSampler:
+        """Draws positions that have what is asked for, as far as tables tell.
+
+        Where chunks are much larger than a patch, or hardly hold a label, no patch has enough of it on average: then it
+        is drawn where there may be enough, and masks tell.
+        """
+        boxes = tuple(parts)
+        if not self.tables:
+            return PatchSampler(patch, boxes)
+        tissue = self.tables[volume.RAW]
+        together = Densities(np.add.reduce([self.tables[name].values for name in self.names]), tissue.chunks)
+        demands = [Demand(tissue, LEAST_TISSUE)]
+        if labelled_region_only:
+            demands.append(Demand(together.nearby(), ALL))
+        if not min_foreground:
+            return PatchSampler(patch, boxes, tuple(demands))
+        sampler = PatchSampler(patch, boxes, (*demands, Demand(together, min_foreground)))
+        if sampler.draw(np.random.default_rng(0)):
+            return sampler
+        return PatchSampler(patch, boxes, (*demands, Demand(together, min_foreground, may_be=True)))
+
+
+def _import_extra() -> tuple[Any, Any]:
+    """torch_em and the module that needs it."""
+    try:
+        import torch_em
+
+        from . import dataset as torch_dataset
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Training needs torch and torch_em ({error}): pip install 'liver_dask[train]'."
+        ) from error
+    return torch_em, torch_dataset
+
+
+def _check_labels(label_choice: str | Sequence[str], stream: bool) -> tuple[str, ...]:
+    names = volume.check_labels(label_choice)
+    missing = [name for name in names if name not in volume.LABELS]
+    if not names or (missing and not stream):
+        raise InvalidArgumentError(
+            f"label_choice={label_choice!r}: stores hold {', '.join(volume.LABELS)}; choose of these, or stream."
+        )
+    return names
+
+
+def _check_choices(
+    min_foreground: float, labelled_region_only: bool, split: str | None, seed: int | None, stream: bool
+) -> None:
+    if not isinstance(min_foreground, (int, float)) or not 0 <= min_foreground <= 1:
+        raise InvalidArgumentError(f"min_foreground={min_foreground!r} must be a share, 0 to 1.")
+    if split is not None and split not in SPLITS:
+        raise InvalidArgumentError(f"split={split!r} must be one of {', '.join(SPLITS)}, or None.")
+    if seed is not None and not (isinstance(seed, int) and seed >= 0):
+        raise InvalidArgumentError(f"seed={seed!r} must be a whole number of at least 0, or None.")
+    if stream and labelled_region_only:
+        raise InvalidArgumentError("labelled_region_only needs the table of a store; download one, or do not stream.")
+
+
+def _boxes(
+    bounding_boxes: Sequence[Sequence[int]] | None, full_volume: bool, shape: Sequence[int]
+) -> list[BoundingBox]:
+    if full_volume:
+        return [volume.full_box(shape)]
+    if not bounding_boxes:
+        raise InvalidArgumentError("Give bounding_boxes, or full_volume=True.")
+    z, y, x = volume.check_shape(shape)
+    return [volume.check_bounding_box(box, BoundingBox(0, x, 0, y, 0, z)) for box in bounding_boxes]
+
+
+def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of torch_em's function but those that follow from the volume, with its defaults."""
+    known = inspect.signature(torch_em.default_segmentation_dataset).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidArgumentError(f"torch_em.default_segmentation_dataset has no argument {name!r}.")
+        if name in SET_HERE and name not in ("is_seg_dataset", "verify_paths"):
+            raise InvalidArgumentError(
+                f"{name}={value!r} cannot be given: it follows from the volume and label_choice."
+            )
+    return {name: given.get(name, of.default) for name, of in known.items() if name not in SET_HERE}
+
+
+def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, shape: Shape) -> dict[str, Any]:
+    """What torch_em does where no transform is given; and labels of 0 / 1."""
+    chosen = dict(options)
+    if chosen["raw_transform"] is None:
+        chosen["raw_transform"] = torch_em.transform.get_raw_transform()
+    else:
+        chosen["raw_transform"] = torch_dataset.Widened(chosen["raw_transform"])
+    if chosen["transform"] is None:
+        anisotropic = shape[0] < shape[1] // 2  # torch_em's own guess
+        chosen["transform"] = torch_em.transform.get_augmentations(
+            chosen["ndim"] or ("anisotropic" if anisotropic else 3)
+        )
+    if chosen["label_transform"] is None:
+        chosen["label_transform"] = torch_dataset.binary
+    return chosen
+
+
+def _check_rois(rois: Any, shapes: Sequence[Shape], patch: Shape) -> list[Box]:
+    """The part of each box to draw from, which has room for a patch."""
+    whole = (slice(None),) * 3
+    given = [whole] * len(shapes) if rois is None else list(rois)
+    if len(given) != len(shapes) or not all(
+        isinstance(roi, tuple) and len(roi) == 3 and all(isinstance(part, slice) for part in roi) for roi in given
+    ):
+        raise InvalidArgumentError(f"rois={rois!r} must be a list with three slices (z, y, x) for each box.")
+    found = []
+    for roi, shape in zip(given, shapes, strict=True):
+        starts, stops, steps = zip(
+            *(part.indices(length) for part, length in zip(roi, shape, strict=True)), strict=True
+        )
+        box = Box(starts, stops)
+        if set(steps) != {1} or any(length < needed for length, needed in zip(box.shape, patch, strict=True)):
+            raise InvalidArgumentError(
+                f"patch_shape={patch} does not fit into {'a roi' if rois else 'a box'} of {box.shape} voxels (z, y, x)."
+            )
+        found.append(box)
+    return found
+
+
+def _shared_out(n_samples: int | None, count: int) -> list[int | None]:
+    """As many samples from each box, as torch_em does it."""
+    if n_samples is None:
+        return [None] * count
+    return [n_samples // count + (number < n_samples % count) for number in range(count)]
+
+
+def _patches_in(boxes: Sequence[Box], patch: Shape) -> int:
+    """How many patches there are side by side."""
+    return math.ceil(sum(math.prod(box.shape) for box in boxes) / math.prod(patch))

@@ -1,0 +1,1 @@
+"""Pictures, the slicer and viewers. Imports all but `training`."""

@@ -1,0 +1,274 @@
+"""Pictures of a window: raw with masks over it, where the axes count voxels of the whole volume.
+
+Needs the extra `view`. Far views are strided, so that no more is fetched than a screen can show.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from ..core import volume
+from ..core.errors import InvalidArgumentError, MissingExtraError
+from ..core.geometry import held_box
+from ..store.pyramid import open_levels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+PIXELS = 1024
+"""A window is shown by so many rows or columns at most."""
+
+Bounds = Sequence[int] | slice | None
+"""Rows or columns: the first, and the one after the last, as a pair or a slice; None, there too, is where ds ends."""
+
+
+class Levels:
+    """A Dataset at all the resolutions that there are of it.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave. Of a store with a pyramid all levels are looked at.
+
+    Attributes:
+        held: The box of the volume that it holds.
+        labels: Its masks.
+        voxel_size_nm: Size of a voxel (z, y, x), if it is known.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self.held = held_box(ds)
+        self.labels = labels_of(ds)
+        self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
+        self._levels = open_levels(ds)
+
+    def window(self, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
+        """See `window`."""
+        held = self.held
+        check_slice(z, held)
+        rows, columns = check_bounds(y, x, held)
+        step = max(1, math.ceil(max(rows[1] - rows[0], columns[1] - columns[0]) / pixels))
+        level, factors = next((found for found in self._levels if found[1][1] >= step), self._levels[-1])
+        stride = math.ceil(step / factors[1])
+        places = {}
+        for dim, bounds, factor in zip(volume.DIMS, ((z, z + 1), rows, columns), factors, strict=True):
+            begins = float(level[dim][0]) - (factor - 1) / 2  # the first voxel that the level's first stands for
+            low, high = math.floor((bounds[0] - begins) / factor), math.ceil((bounds[1] - begins) / factor)
+            places[dim] = low if dim == "z" else slice(low, high, stride)
+        return level.isel(places).assign_attrs(step=factors[1] * stride)
+
+
+def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
+    """A window of one slice, no finer than it can be shown; lazy as `ds` is.
+
+    Where it has more rows or columns than `pixels`, it is of the level of a store's pyramid that has not; without one,
+    every so many-th voxel.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+        z: The slice, counted in the whole volume.
+        y: First row, and the row after the last, counted in the whole volume: a pair, or a slice such as
+            `slice(100, 400)`, which may be open; all that `ds` holds if None.
+        x: First column, and the column after the last, likewise.
+        pixels: Rows and columns to show, at most.
+
+    Returns:
+        The variables over (y, x), whose coordinates tell the middle of what is shown; `attrs["step"]` is how many rows
+        and columns one stands for: 1 for all.
+
+    Raises:
+        InvalidArgumentError: The window leaves the Dataset. (ValueError)
+    """
+    return Levels(ds).window(z, y, x, pixels)
+
+
+def extent_of(seen: xr.Dataset | xr.DataArray) -> tuple[float, float, float, float]:
+    """Where the edges of a window's picture are, in voxels: left, right, bottom, top; a voxel is about its index."""
+    half = seen.attrs["step"] / 2
+    rows, columns = seen.y.values, seen.x.values
+    return columns[0] - half, columns[-1] + half, rows[-1] + half, rows[0] - half
+
+
+def grey_range(raw: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """What is black and what is white, empty glass left out."""
+    low, high = np.percentile(raw[raw > 0] if raw.any() else raw, percentiles)
+    return float(low), float(max(high, low + 1))
+
+
+def show(
+    ds: xr.Dataset,
+    z: int,
+    y: Bounds = None,
+    x: Bounds = None,
+    *,
+    labels: str | Sequence[str] | None = None,
+    opacity: float = 0.4,
+    contrast: tuple[float, float] = (0.5, 99.5),
+    pixels: int = PIXELS,
+    axes: "Axes | None" = None,
+) -> "Figure":
+    """A picture of a window: raw, and masks over it in colour.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+        z: The slice, counted in the whole volume.
+        y: First row, and the row after the last, as a pair or a slice; all if None.
+        x: First column, and the column after the last, as a pair or a slice; all if None.
+        labels: The masks to show; all of `ds` if None.
+        opacity: Of the masks, 0 to 1.
+        contrast: The percentiles of raw, empty glass left out, that are black and white.
+        pixels: Rows and columns to show, at most: of more, every so many-th is fetched.
+        axes: Where to draw; a figure of its own if None.
+
+    Returns:
+        The figure, closed to pyplot: a notebook shows it where it is returned, `savefig` keeps it. Its axes count
+        voxels of the whole volume; a bar tells the scale, in pixels if the size of a voxel is not known.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed. (ImportError)
+        InvalidArgumentError: The window leaves the Dataset, or a label is not in it. (ValueError)
+    """
+    names = labels_of(ds) if labels is None else [labels] if isinstance(labels, str) else list(labels)
+    missing = [name for name in (volume.RAW, *names) if name not in ds]
+    if missing:
+        raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
+    pyplot, patches = _import_extra()
+    seen = window(ds[[volume.RAW, *names]], z, y, x, pixels).compute()
+    if axes is None:
+        figure, axes = pyplot.subplots(figsize=(7, 7), layout="constrained")
+        pyplot.close(figure)  # or a notebook would show it twice: as what is open, and as what was returned
+    step, extent = seen.attrs["step"], extent_of(seen)
+    raw = seen[volume.RAW].values
+    low, high = grey_range(raw, contrast)
+    axes.imshow(raw, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest")
+    for name in names:
+        colours = overlay(seen[name].values, volume.colour_of(name), opacity)
+        axes.imshow(colours, extent=extent, interpolation="nearest")
+    axes.set(xlabel="x", ylabel="y")
+    axes.set_title(f"z {z}" + (f", one voxel of {step} x {step}" if step > 1 else ""), loc="left")
+    add_scale_bar(axes, extent[1] - extent[0], ds.attrs.get("voxel_size_nm"))
+    if names:
+        handles = [patches.Patch(color=volume.colour_of(name), alpha=max(opacity, 0.4), label=name) for name in names]
+        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
+    return cast("Figure", axes.figure)
+
+
+def fractions(ds: xr.Dataset) -> xr.Dataset:
+    """Which share of each slice each label has, lazily: every mask is read when it is computed.
+
+    Args:
+        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+
+    Returns:
+        One variable a label, over z: 0 to 1 of all voxels of the slices of `ds`.
+    """
+    masks = ds[labels_of(ds)]
+    shares = (masks > 0).mean(("y", "x"))
+    counted = {
+        name: shares[name].copy(data=_share_of_blocks(mask, ("y", "x")))
+        for name, mask in masks.data_vars.items()
+        if mask.chunks is not None
+    }
+    return shares.assign(counted)
+
+
+def _share_of_blocks(mask: xr.DataArray, dims: Sequence[str]) -> Any:
+    """The mean of `mask > 0` along some dims, of dask: numpy counts ten times as fast as it adds."""
+    axes = tuple(map(mask.dims.index, dims))
+    counts = da.reduction(mask.data, _count, np.sum, axis=axes, dtype=np.int64)
+    return counts / math.prod(mask.sizes[dim] for dim in dims)
+
+
+def _count(block: npt.NDArray[Any], axis: tuple[int, ...], keepdims: bool) -> npt.NDArray[np.int64]:
+    """The voxels of a block that are not 0, along some axes."""
+    if all(length == 1 for i, length in enumerate(block.shape) if i not in axis):  # as blocks of one slice
+        return np.full([1] * block.ndim, np.count_nonzero(block))
+    return np.asarray(np.count_nonzero(block, axis=axis, keepdims=keepdims))
+
+
+def overlay(mask: npt.NDArray[Any], colour: str, opacity: float) -> npt.NDArray[np.float32]:
+    """A mask as colours with transparency: (rows, columns, 4), 0 to 1."""
+    from matplotlib.colors import to_rgba
+
+    pixels = np.zeros((*mask.shape, 4), np.float32)
+    pixels[mask > 0] = to_rgba(colour, opacity)
+    return pixels
+
+
+def labels_of(ds: xr.Dataset) -> list[str]:
+    """The variables of a Dataset that are masks."""
+    return [str(name) for name, variable in ds.data_vars.items() if "flag_values" in variable.attrs]
+
+
+def check_slice(z: int, held: volume.BoundingBox) -> int:
+    """A slice that a box of the volume holds.
+
+    Raises:
+        InvalidArgumentError: It does not hold it.
+    """
+    try:
+        number = operator.index(z)
+    except TypeError:
+        raise InvalidArgumentError(f"z={z!r} must be a whole number: one slice.") from None
+    _within("z", (number, number + 1), held.z_min, held.z_max)
+    return number
+
+
+def check_bounds(y: Bounds, x: Bounds, held: volume.BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns as pairs: what was asked for, or all that a box of the volume holds.
+
+    Raises:
+        InvalidArgumentError: They leave the box, or are no pairs and no slices.
+    """
+    return _within("y", y, held.y_min, held.y_max), _within("x", x, held.x_min, held.x_max)
+
+
+def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
+    if given is None:
+        return low, high
+    try:
+        if isinstance(given, slice):
+            if given.step not in (None, 1):
+                raise ValueError
+            given = low if given.start is None else given.start, high if given.stop is None else given.stop
+        start, stop = map(operator.index, given)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(
+            f"{axis}={given!r} must be two whole numbers, first and after the last, or a slice of them without a step."
+        ) from None
+    if start >= stop:
+        raise InvalidArgumentError(f"{axis} {start}..{stop} holds nothing: the second must be more than the first.")
+    if not low <= start < stop <= high:
+        raise InvalidArgumentError(f"{axis} {start}..{stop} is not within the {low}..{high} that the Dataset holds.")
+    return start, stop
+
+
+def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | None) -> "AnchoredSizeBar":
+    """A bar of a round length, a fifth of the picture or less: in micrometres, or in voxels of an unknown size."""
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+    scale, unit = (voxel_size_nm[2] / 1000, "µm") if voxel_size_nm else (1.0, "px")
+    wanted = width * scale / 5
+    power = 10 ** math.floor(math.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    bar = AnchoredSizeBar(
+        axes.transData, length / scale, f"{length:g} {unit}", "lower right", borderpad=0.6, size_vertical=width / 200
+    )
+    bar.patch.set(alpha=0.7, linewidth=0)
+    axes.add_artist(bar)
+    return bar
+
+
+def _import_extra() -> tuple[Any, Any]:
+    """What draws."""
+    try:
+        from matplotlib import patches, pyplot
+    except ImportError as error:
+        raise MissingExtraError(f"Pictures need matplotlib ({error}): pip install 'liver_dask[view]'.") from error
+    return pyplot, patches

@@ -1,0 +1,346 @@
+"""The slicer: a widget to slide through a volume. Needs the extra `view`; `liver_dask.viewing.view` makes one."""
+
+import html
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from ipympl.backend_nbagg import Canvas, FigureManager
+from ipywidgets import (
+    HTML,
+    Box,
+    Button,
+    Checkbox,
+    ColorPicker,
+    FloatRangeSlider,
+    FloatSlider,
+    HBox,
+    IntSlider,
+    Layout,
+    VBox,
+)
+from matplotlib.figure import Figure
+
+from ..core import volume
+from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay
+from .progressive import Look, ProgressiveReader
+
+SECONDS_AT_REST = 0.15
+"""A slider, or a window that is dragged, is followed when it has rested for so long."""
+
+ZOOM = 2.0
+LOWEST, HIGHEST = 0.4, 1.2
+"""The picture is as high as its width times this, at least and at most."""
+
+STALE = 0.35
+"""How much is seen of a slice that is no longer the one looked at, until the new one comes."""
+
+
+class Slicer(VBox):
+    """One slice of a Dataset at a time, with its masks, in a window that can be dragged and zoomed.
+
+    Only what the window shows is read, at the resolution of the screen: a coarse picture, then the sharp one. What was
+    asked for before and is no longer looked at is given up.
+
+    Args:
+        levels: The Dataset, at all its resolutions.
+        z: The slice to begin with; the middle one if None.
+        labels: The masks to show at first; all if None. The others can be switched on.
+        opacity: Of the masks, 0 to 1.
+        contrast: The percentiles of raw that are black and white at first.
+        size: Width and height of the picture, in pixels.
+    """
+
+    def __init__(
+        self,
+        levels: Levels,
+        z: int | None,
+        labels: list[str] | None,
+        opacity: float,
+        contrast: tuple[float, float],
+        size: int,
+    ) -> None:
+        self._levels = levels
+        self._voxel_size = levels.voxel_size_nm
+        self._lock = threading.RLock()
+        self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._told))
+        self._moved = _AtRest(self._locked(self._look))
+        held = levels.held
+        middle = (held.z_min + held.z_max) // 2
+        self.z = IntSlider(middle if z is None else z, held.z_min, held.z_max - 1, description="z", layout=_wide())
+        self.contrast = FloatRangeSlider(
+            value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
+        )
+        self.masks = {name: _MaskControls(name, labels is None or name in labels, opacity) for name in levels.labels}
+        self.status = HTML()
+        self.where = HTML()
+        self._picture = _Picture(size, (held.y_max - held.y_min) / (held.x_max - held.x_min), [*self.masks], self._lock)
+        self._seen: dict[str, xr.DataArray] = {}
+        buttons = [
+            self._button("Whole slice", lambda: self._show_window(None)),
+            self._button("+", lambda: self._zoom(1 / ZOOM)),
+            self._button("-", lambda: self._zoom(ZOOM)),
+            self._button("Look again", self._look),
+        ]
+        controls = [HBox([self.z, *buttons]), self.contrast, *(mask.box for mask in self.masks.values())]
+        super().__init__([*controls, self._picture.canvas, self.where, self.status])
+        with self._lock:
+            self._show_window(None)
+            self._watch()
+            self._look()
+
+    def go_to(self, z: int | None = None, y: Bounds = None, x: Bounds = None) -> None:
+        """Look at a slice and a window, in voxels of the whole volume.
+
+        Args:
+            z: The slice; the one that is looked at if None.
+            y: First row, and the row after the last, as a pair or a slice; all if None.
+            x: First column, and the column after the last, as a pair or a slice; all if None.
+
+        Raises:
+            InvalidArgumentError: The Dataset does not hold them. (ValueError)
+        """
+        window = check_bounds(y, x, self._levels.held)
+        number = None if z is None else check_slice(z, self._levels.held)
+        with self._lock:
+            if number is not None:
+                self.z.value = number
+            self._show_window(window)
+
+    @property
+    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns that are seen: first, and after the last."""
+        axes, held = self._picture.axes, self._levels.held
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        return _whole(top, bottom, held.y_min, held.y_max), _whole(left, right, held.x_min, held.x_max)
+
+    def close(self) -> None:
+        """Give up what is being read, and take the widget away."""
+        self._moved.cancel()
+        self._reader.close()
+        super().close()
+
+    def _locked(self, call: Callable[..., None]) -> Callable[..., None]:
+        """The same for any thread: widgets' messages come on one, cells run on another, voxels come on many."""
+
+        def locked(*arguments: Any) -> None:
+            with self._lock:
+                call(*arguments)
+
+        return locked
+
+    def _button(self, text: str, act: Callable[[], None]) -> Button:
+        button = Button(description=text, layout=Layout(width="auto"))
+        button.on_click(self._locked(lambda _: act()))
+        return button
+
+    def _watch(self) -> None:
+        self.z.observe(self._locked(lambda _: self._turn()), "value")
+        self.contrast.observe(self._locked(lambda _: self._draw_raw()), "value")
+        for name, mask in self.masks.items():
+            mask.on.observe(self._locked(lambda _: self._look()), "value")
+            for control in (mask.on, mask.colour, mask.opacity):
+                control.observe(self._locked(lambda _, name=name: self._draw_mask(name)), "value")
+        axes = self._picture.axes
+        axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
+        axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
+        axes.format_coord = self._position  # type: ignore[method-assign]  # matplotlib has it replaced so
+        self._picture.canvas.mpl_connect("scroll_event", self._scrolled)
+
+    def _turn(self) -> None:
+        """Another slice: nothing of the old one is shown as if it were the new one's."""
+        self._seen.clear()
+        self._picture.turn(self.z.value)
+        self._moved.begin()
+
+    def _zoom(self, factor: float, at: tuple[float, float] | None = None) -> None:
+        """Show `factor` times as much, with the voxel `at`, (x, y), where it is."""
+        axes = self._picture.axes
+        x, y = at or (sum(axes.get_xlim()) / 2, sum(axes.get_ylim()) / 2)
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        axes.set_xlim(x + (left - x) * factor, x + (right - x) * factor)
+        axes.set_ylim(y + (bottom - y) * factor, y + (top - y) * factor)
+        self._picture.canvas.draw_idle()
+
+    def _scrolled(self, event: Any) -> None:
+        if event.inaxes is self._picture.axes:
+            self._zoom(ZOOM ** (-event.step / 2), (event.xdata, event.ydata))
+
+    def _show_window(self, window: tuple[tuple[int, int], tuple[int, int]] | None) -> None:
+        held = self._levels.held
+        rows, columns = window or ((held.y_min, held.y_max), (held.x_min, held.x_max))
+        self._picture.axes.set(xlim=(columns[0] - 0.5, columns[1] - 0.5), ylim=(rows[1] - 0.5, rows[0] - 0.5))
+        self._picture.canvas.draw_idle()
+
+    def _look(self) -> None:
+        """See what is in the window now; what was read before is not read again."""
+        self._moved.cancel()
+        rows, columns = self.window
+        place = self.z.value, rows, columns
+        self.where.value = f"z {place[0]}, y {rows[0]} to {rows[1]}, x {columns[0]} to {columns[1]}"
+        self._picture.scale(self._voxel_size)
+        names = [volume.RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
+        self._reader.see(Look(*place, self._picture.pixels, tuple(names)))
+
+    def _told(self, look: Look, text: str) -> None:
+        self.status.value = html.escape(text)
+
+    def _take(self, look: Look, seen: xr.DataArray) -> None:
+        """Show what was read, unless the slider has been moved since."""
+        if look.z != self.z.value:
+            return
+        name = str(seen.name)
+        self._seen[name] = seen
+        if name == volume.RAW:
+            self._draw_raw()
+        else:
+            self._draw_mask(name)
+
+    def _draw_raw(self) -> None:
+        if volume.RAW in self._seen:
+            self._picture.draw_raw(self.z.value, self._seen[volume.RAW], self.contrast.value)
+
+    def _draw_mask(self, name: str) -> None:
+        mask = self.masks[name]
+        seen = self._seen.get(name) if mask.on.value else None
+        self._picture.draw_mask(name, seen, mask.colour.value, mask.opacity.value)
+
+    def _position(self, x: float, y: float) -> str:
+        """What the toolbar says of the voxel under the mouse."""
+        row, column = round(y), round(x)
+        told = f"z {self.z.value}  y {row}  x {column}"
+        for name, seen in self._seen.items():
+            value = _voxel_at(seen, row, column)
+            told += "" if value is None else f"  {name} {value}"
+        return told
+
+
+class _MaskControls:
+    """Whether, in which colour and how strongly a mask is shown."""
+
+    def __init__(self, name: str, on: bool, opacity: float) -> None:
+        self.on = Checkbox(on, description=name, indent=False, layout=Layout(width="8em"))
+        self.colour = ColorPicker(concise=True, value=volume.colour_of(name), layout=Layout(width="3em"))
+        self.opacity = FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity", readout=False)
+        self.box: Box = HBox([self.on, self.colour, self.opacity])
+
+
+class _Picture:
+    """The canvas: raw, masks over it, axes in voxels, a scale bar."""
+
+    def __init__(self, size: int, height_of_width: float, masks: list[str], lock: threading.RLock) -> None:
+        height = min(max(height_of_width, LOWEST), HIGHEST)
+        figure = Figure(figsize=(size / 100, size * height / 100), dpi=100, layout="constrained")
+        self.canvas = _Canvas(figure)
+        self.canvas.lock = lock
+        FigureManager(self.canvas, 0)  # which gives the canvas its toolbar
+        self.canvas.header_visible = False
+        self.canvas.toolbar_visible, self.canvas.toolbar_position = True, "right"
+        self.axes = figure.add_subplot()
+        self.axes.set(xlabel="x", ylabel="y", facecolor="0.93")
+        self._raw = self.axes.imshow([[0]], cmap="gray", interpolation="nearest", visible=False)
+        self._masks = {
+            name: self.axes.imshow(np.zeros((1, 1, 4)), interpolation="nearest", visible=False) for name in masks
+        }
+        for image in (self._raw, *self._masks.values()):
+            image.mouseover = False  # or colours would be told beside the voxels
+        self._bar: Any = None
+        self.pixels = size
+
+    def turn(self, z: int) -> None:
+        """Another slice is looked at."""
+        for image in self._masks.values():
+            image.set_visible(False)
+        self._raw.set_alpha(STALE)
+        self.axes.set_title(f"z {z}", loc="left")
+        self.canvas.draw_idle()
+
+    def draw_raw(self, z: int, seen: xr.DataArray, percentiles: tuple[float, float]) -> None:
+        """Show raw where it is."""
+        _place(self._raw, seen, seen.values)
+        self._raw.set_clim(*grey_range(seen.values, percentiles))
+        self._raw.set_alpha(1)
+        step = seen.attrs["step"]
+        self.axes.set_title(f"z {z}" + (f", one pixel of {step} x {step} voxels" if step > 1 else ""), loc="left")
+        self.canvas.draw_idle()
+
+    def draw_mask(self, name: str, seen: xr.DataArray | None, colour: str, opacity: float) -> None:
+        """Show a mask where it is, or none."""
+        image = self._masks[name]
+        if seen is None:
+            image.set_visible(False)
+        else:
+            _place(image, seen, overlay(seen.values, colour, opacity))
+        self.canvas.draw_idle()
+
+    def scale(self, voxel_size_nm: Any) -> None:
+        """Draw the scale bar anew."""
+        if self._bar is not None:
+            self._bar.remove()
+        left, right = self.axes.get_xlim()
+        self._bar = add_scale_bar(self.axes, right - left, voxel_size_nm)
+        self.canvas.draw_idle()
+
+
+class _Canvas(Canvas):
+    """Ipympl's canvas, which draws when the browser says so; not while another thread changes the picture."""
+
+    lock: Any = nullcontext()
+
+    def _handle_message(self, *arguments: Any) -> None:
+        with self.lock:
+            super()._handle_message(*arguments)
+
+
+class _AtRest:
+    """Calls something when nothing has happened for a moment."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._timer: threading.Timer | None = None
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether something happened a moment ago."""
+        return self._timer is not None and self._timer.is_alive()
+
+    def begin(self) -> None:
+        """Something happened."""
+        self.cancel()
+        self._timer = threading.Timer(SECONDS_AT_REST, self._call)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """Forget it."""
+        if self._timer:
+            self._timer.cancel()
+
+
+def _place(image: Any, seen: xr.DataArray, pixels: Any) -> None:
+    image.set_data(pixels)
+    image.set_extent(extent_of(seen))
+    image.set_visible(True)
+
+
+def _voxel_at(seen: xr.DataArray, row: int, column: int) -> int | float | None:
+    """The value that is shown there; None outside."""
+    half = seen.attrs["step"] / 2
+    found = [np.abs(seen[dim].values - at) for dim, at in (("y", row), ("x", column))]
+    if any(away.min() > half for away in found):
+        return None
+    value: int | float = seen.values[found[0].argmin(), found[1].argmin()].item()
+    return value
+
+
+def _whole(low: float, high: float, least: int, most: int) -> tuple[int, int]:
+    """The voxels between two limits of an axis, at least one, within what there is."""
+    first = min(max(int(np.floor(low + 0.5)), least), most - 1)
+    return first, min(max(int(np.ceil(high + 0.5)), first + 1), most)
+
+
+def _wide() -> Layout:
+    return Layout(width="30em")
