@@ -17,11 +17,11 @@ from hypothesis.extra import numpy as arrays
 from test_zarr_export import SMALL
 
 import liver_dask as ld
+from liver_dask.store import array as stored
+from liver_dask.store import pyramid
+from liver_dask.store import shards as slabs
+from liver_dask.store import writer as store
 from liver_dask.store.shards import decode_chunk, decode_planes, encode_chunk
-from liver_dask.store.writer import array as stored
-from liver_dask.store.writer import pyramid
-from liver_dask.store.writer import shards as slabs
-from liver_dask.store.writer import writer as store
 
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", ">u2", "int32", "uint64", "float16", "float32", ">f4", "float64")
 TINY = {"chunks": (2, 3, 4), "shards": (4, 6, 8)}

@@ -24,8 +24,8 @@ from test_zarr_export import BOX, SMALL, assert_same_files
 
 import liver_dask as ld
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
-from liver_dask.store.writer import preflight as export_checks
-from liver_dask.store.writer import pyramid
+from liver_dask.store import preflight as export_checks
+from liver_dask.store import pyramid
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,12 @@ from liver_dask.core import volume
 from liver_dask.core.metrics import traffic
 from liver_dask.core.threads import ContextPool
 from liver_dask.demo import ArchiveServer, make_archive, serve
+from liver_dask.store import computed
+from liver_dask.store import layout as export_plan
+from liver_dask.store import writer as store
 from liver_dask.store.layout import Group, Layout, plan_layout, plan_runs
 from liver_dask.store.plan import Export
 from liver_dask.store.worker import Task
-from liver_dask.store.writer import computed
-from liver_dask.store.writer import layout as export_plan
-from liver_dask.store.writer import writer as store
 
 SHAPE = (16, 256, 300)
 ROWS = 64

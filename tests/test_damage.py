@@ -20,10 +20,10 @@ import zarr
 import liver_dask as ld
 from liver_dask.core import volume
 from liver_dask.demo import make_archive, serve
+from liver_dask.store import pyramid
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import open_record, read_checksums, read_statistics
 from liver_dask.store.shards import STATISTICS
-from liver_dask.store.writer import pyramid
 
 NO_VOXELS = xr.Dataset()
 """As what a store was made of: then no voxel is compared, and metadata alone must tell."""

@@ -23,7 +23,7 @@ import liver_dask as ld
 from liver_dask.archive.lazy import futures as held
 from liver_dask.archive.remote.shares import pickled_plugin
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.store.writer import jobs as team
+from liver_dask.store import jobs as team
 
 QUIET = {"dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
 

@@ -15,7 +15,7 @@ from test_resume import killed_at
 
 import liver_dask as ld
 from liver_dask import demo
-from liver_dask.store.writer import own_files
+from liver_dask.store import own_files
 
 SMALL = "demo.DEMO_SHAPE, demo.DEMO_BOX = (4, 96, 128), (20, 90, 10, 80, 1, 3)"
 

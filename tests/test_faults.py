@@ -19,8 +19,8 @@ from test_zarr_export import assert_same_files
 
 import liver_dask as ld
 from liver_dask.core import volume
-from liver_dask.store.writer import pyramid
-from liver_dask.store.writer import writer as store
+from liver_dask.store import pyramid
+from liver_dask.store import writer as store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

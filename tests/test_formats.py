@@ -22,9 +22,9 @@ import liver_dask as ld
 from liver_dask.cli import main
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
+from liver_dask.store import pyramid
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import FORMAT, open_record, read_statistics, what_it_lacks
-from liver_dask.store.writer import pyramid
 from liver_dask.viewing.view import open_target
 
 STORES = Path(__file__).parent / "data" / "format3.tar.xz"

@@ -23,7 +23,7 @@ from liver_dask.archive.remote.transport import HttpTransport, Source
 from liver_dask.core import threads
 from liver_dask.core.threads import AbandonedError, ContextPool, while_wanted
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.store.writer import driver as export_run
+from liver_dask.store import driver as export_run
 
 SECONDS = 10
 """Far less than a silent source is waited for, and far more than it takes: 0.2 s on an idle machine."""

@@ -15,7 +15,7 @@ from conftest import SHAPE
 
 import liver_dask as ld
 from liver_dask.demo import ArchiveServer
-from liver_dask.store.writer import record
+from liver_dask.store import record
 
 BOX = (100, 160, 100, 140, 2, 4)
 

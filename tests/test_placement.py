@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from xarray.core import indexing
 
 import liver_dask as ld
-from liver_dask.store.writer import pyramid
+from liver_dask.store import pyramid
 from liver_dask.viewing import figures as pictures
 
 SHAPE = (6, 96, 120)

@@ -258,7 +258,7 @@ def test_points_of_missing_slices_are_zeros_and_named_where_they_are_not(archive
     for name in ("raw", "er"):
         lenient = ld.open_human_liver_em(tmp_path, shape=SHAPE, labels=["er"], missing="zeros")
         np.testing.assert_array_equal(lenient[name].isel(at), voxels[name][[2, 0, 0], [5, 0, 7], [8, 0, 300]])
-        with pytest.raises(ld.errors.SliceNotFoundError, match=f"{name}, slice 1, rows 6-6"):
+        with pytest.raises(ld.SliceNotFoundError, match=f"{name}, slice 1, rows 6-6"):
             ld.open_human_liver_em(tmp_path, shape=SHAPE, labels=["er"])[name].isel(at).compute()
 
 

@@ -24,8 +24,8 @@ from test_resume import killed_at
 from test_zarr_export import BOX, SMALL, assert_same_files
 
 import liver_dask as ld
-from liver_dask.store.writer import array as stored
-from liver_dask.store.writer import label_group, ome_zarr, pyramid
+from liver_dask.store import array as stored
+from liver_dask.store import label_group, ome_zarr, pyramid
 
 SMALL_ENOUGH = 50
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int64", "uint64")

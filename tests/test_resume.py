@@ -20,10 +20,10 @@ from test_zarr_export import BOX, SMALL, assert_same_files, check_store, undistu
 import liver_dask as ld
 from liver_dask.core import volume
 from liver_dask.demo import make_archive, serve
+from liver_dask.store import shards as slabs
+from liver_dask.store import writer as store
 from liver_dask.store.layout import Group, Region, plan_layout, plan_runs
 from liver_dask.store.shards import encode_chunk
-from liver_dask.store.writer import shards as slabs
-from liver_dask.store.writer import writer as store
 
 STEPS = ("replace", "unlink", "write_bytes", "mkdir", "rmdir")
 """What changes a file system for good, in pathlib; a kill falls before one of them, or after the last."""

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 import liver_dask as ld
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
-from liver_dask.store.writer import pyramid
+from liver_dask.store import pyramid
 from liver_dask.viewing import figures as pictures
 from liver_dask.viewing import progressive
 from liver_dask.viewing.progressive import Look, ProgressiveReader

@@ -22,9 +22,9 @@ import liver_dask as ld
 from liver_dask import cli
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
+from liver_dask.store import ome_zarr, pyramid
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import read_statistics
-from liver_dask.store.writer import ome_zarr, pyramid
 
 MOST_MEMORY = 96 << 20
 

@@ -19,10 +19,10 @@ from test_zarr_export import BOX, SMALL
 import liver_dask as ld
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer
+from liver_dask.store import record
 from liver_dask.store.layout import Shard
 from liver_dask.store.shards import Checksum
 from liver_dask.store.verify import differs
-from liver_dask.store.writer import record
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
+from liver_dask.store import computed
+from liver_dask.store import layout as export_plan
+from liver_dask.store import writer as store
 from liver_dask.store.jobs import LOCAL_JOBS
 from liver_dask.store.layout import plan_layout
 from liver_dask.store.plan import Export
-from liver_dask.store.writer import computed
-from liver_dask.store.writer import layout as export_plan
-from liver_dask.store.writer import writer as store
 
 SMALL = {"chunks": (2, 64, 64), "shards": (4, 128, 128)}
 BOX = (37, 401, 21, 290, 1, 9)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spoilt_store import Choices, attempt, check, instead, made, opened, spoilt, tiny
 
+from liver_dask.store import pyramid, zarr_group
 from liver_dask.store.array import StoredArray
 from liver_dask.store.inventory import Metadata
 from liver_dask.store.ome_zarr import has_description
@@ -16,7 +17,6 @@ from liver_dask.store.plan import Export
 from liver_dask.store.record import layout_of, missing_files, open_record, read_checksums
 from liver_dask.store.shard_checks import ShardPlan
 from liver_dask.store.source_checks import check_recorded_address, read_sources
-from liver_dask.store.writer import pyramid, zarr_group
 
 
 def nothing(_: Path) -> None:

@@ -31,8 +31,8 @@ from liver_dask.archive.remote import transport
 from liver_dask.core.errors import LiverDaskError, RemoteError
 from liver_dask.core.threads import ContextPool
 from liver_dask.demo import make_archive
+from liver_dask.store import inventory, pyramid
 from liver_dask.store.array import StoredArray
-from liver_dask.store.writer import inventory, pyramid
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
