@@ -9,13 +9,12 @@ import pytest
 import tifffile
 from PIL import Image
 
+from helpers.archive import SHAPE
 from liver_dask.archive import dataset
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.remote import files as remote
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
-
-SHAPE = (10, 300, 420)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: tests press Ctrl-C themselves
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,6 @@
 """What a change costs: `python compare.py BEFORE AFTER ARCHIVE [--rounds N]`, two checkouts in turn, in one run.
 
-ARCHIVE is of tests/real/build_archive.py. In each round both checkouts do the same, the one that begins alternating:
+ARCHIVE is of tests/helpers/build_archive.py. In each round both checkouts do the same, the one that begins alternating:
 
 - crop: a box of 2048 x 2048 x 8 voxels of four variables, from nginx on loopback, in a process of its own;
 - cluster: 8 slices of full width and 2048 rows, four variables, by two workers of one thread;
@@ -25,8 +25,8 @@ from typing import Any
 
 from full_volume import SLICES, WIDTH, link_slices
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
-from nginx import Nginx
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.nginx import Nginx
 
 SHAPE = (SLICES, WIDTH, WIDTH)
 BOX = (2219, 4267, 1493, 3541, 0, SLICES)
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("archive", type=Path, help="of tests/real/build_archive.py; readable for nginx")
+    parser.add_argument("archive", type=Path, help="of tests/helpers/build_archive.py; readable for nginx")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     given = parser.parse_args()

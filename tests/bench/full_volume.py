@@ -1,4 +1,4 @@
-"""A cluster's rate next to the codecs': `python full_volume.py ARCHIVE [SCRATCH]`, of tests/real/build_archive.py.
+"""A cluster's rate next to the codecs': `python full_volume.py ARCHIVE [SCRATCH]`, of tests/helpers/build_archive.py.
 
 Eight slices (hard links stand in for those that ARCHIVE lacks) of full width and two bands of 4096 rows, raw and three
 masks, from nginx, by two workers of one thread and 4 GiB. In the same run, each by two processes:
@@ -28,8 +28,8 @@ from liver_dask.core import volume
 from liver_dask.store.layout import CHUNKS, SHARDS
 from liver_dask.store.shards import codecs_of, encode_chunk
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
-from nginx import Nginx
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.nginx import Nginx
 
 WIDTH, ROWS, BAND, SLICES, PROCESSES = 20000, 8192, 256, 8, 2
 NAIVE_ROWS = 1024

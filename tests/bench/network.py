@@ -1,4 +1,4 @@
-"""Few bytes and no hangs, in figures: `python network.py ARCHIVE [--skip-torch-em]`, of tests/real/build_archive.py.
+"""Few bytes and no hangs, in figures: `python network.py ARCHIVE [--skip-torch-em]`, of tests/helpers/build_archive.py.
 
 Eight slices (hard links stand in for those that ARCHIVE lacks). Each row is a process of its own; where it is a whole
 download, its imports are in its time. Both sides, this package and torch_em's own loader, are in one run:
@@ -7,9 +7,9 @@ download, its imports are in its time. Both sides, this package and torch_em's o
 - the same as the archive is from far away, with and without requests that are silent for two minutes;
 - a look at 512 x 512 voxels of four variables, cold and warm, and an overview of one slice.
 
-What has a rate comes from tests/hostile.py in a process of its own, not from nginx: its `limit_rate` lets the first
-1.5 MB of every request pass at full speed (measured: 590 MB/s over one connection in requests of 1 MB). What has none
-comes from nginx. Bytes are those of bodies, and next to them is the least that decodes to the voxels.
+What has a rate comes from tests/helpers/hostile.py in a process of its own, not from nginx: its `limit_rate` lets the
+first 1.5 MB of every request pass at full speed (measured: 590 MB/s over one connection in requests of 1 MB). What has
+none comes from nginx. Bytes are those of bodies, and next to them is the least that decodes to the voxels.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from full_volume import SLICES, WIDTH, link_slices
 from liver_dask.core import volume
 from liver_dask.demo import serve
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # full_volume has put tests/real there
-from hostile import EBI, EBI_WITHOUT_STALLS, Profile, hostile
-from nginx import Nginx, Sent
-from test_real_size import OURS, TORCH_EM, measured
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.hostile import EBI, EBI_WITHOUT_STALLS, Profile, hostile
+from helpers.measured import OURS, TORCH_EM, measured
+from helpers.nginx import Nginx, Sent
 
 SHAPE = (SLICES, WIDTH, WIDTH)
 BOX = (2219, 4267, 1493, 3541, 0, SLICES)
@@ -281,7 +281,7 @@ def main(archive: Path, scratch: Path, skip_torch_em: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path, help="of tests/real/build_archive.py; readable for nginx")
+    parser.add_argument("archive", type=Path, help="of tests/helpers/build_archive.py; readable for nginx")
     parser.add_argument("--skip-torch-em", action="store_true", help="it takes ten minutes")
     parser.add_argument("--scratch", type=Path, help="folder for what is written")
     given = parser.parse_args()

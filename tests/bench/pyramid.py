@@ -1,4 +1,4 @@
-"""What a pyramid costs: `python pyramid.py ARCHIVE`, of tests/real/build_archive.py.
+"""What a pyramid costs: `python pyramid.py ARCHIVE`, of tests/helpers/build_archive.py.
 
 Of stores of 32, 64 and 128 slices of 4096 x 4096: seconds, and the most memory that the process took. Every level
 is compared, voxel by voxel, with what tensorstore makes of the one below.
@@ -16,11 +16,10 @@ import numpy as np
 import tensorstore
 import xarray as xr
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
-from build_archive import SIZE
-from test_real_size import measured
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import liver_dask as ld
+from helpers.build_archive import SIZE
+from helpers.measured import measured
 from liver_dask.core import volume
 
 SLICES, SIDE, ROWS_AT_ONCE = 4, 4096, 256
@@ -70,6 +69,6 @@ def main(archive: Path, scratch: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path, help="of tests/real/build_archive.py")
+    parser.add_argument("archive", type=Path, help="of tests/helpers/build_archive.py")
     with tempfile.TemporaryDirectory() as folder:
         main(parser.parse_args().archive.absolute(), Path(folder))

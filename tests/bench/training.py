@@ -1,9 +1,9 @@
 """Patches a second, next to torch_em's own module on the store it writes: `python training.py EM_FOLDER`.
 
 EM_FOLDER has `raw`, `mito`, `membrane` and `synapse` with 1024 x 1024 images of sections, as for
-tests/real/build_archive.py. Both sides download the same archive, 2048 x 1024 x 128 voxels of them, each into its own
-store (torch_em's chunks are 64 slices deep, so that this is two of them); each loader runs in a process of its own with
-the same patch shapes and workers. Rows, for each patch shape:
+tests/helpers/build_archive.py. Both sides download the same archive, 2048 x 1024 x 128 voxels of them, each into its
+own store (torch_em's chunks are 64 slices deep, so that this is two of them); each loader runs in a process of its own
+with the same patch shapes and workers. Rows, for each patch shape:
 
 - reading: no transform on either side, so that the store and the way to read it are compared;
 - default: with the transforms that torch_em chooses when none is given, which cost the same on both sides;
@@ -35,8 +35,8 @@ from liver_dask.store.record import layout_of, open_record, shard_path
 from liver_dask.store.shards import EMPTY, read_shard_index
 from liver_dask.store.writer import Shard
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
-from build_archive import LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP, MASK_OF_LABEL
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.build_archive import LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP, MASK_OF_LABEL
 
 SHAPE = (128, 1024, 2048)
 BOX = (0, 2048, 0, 1024, 0, 128)

@@ -1,4 +1,4 @@
-"""What looking costs: `python view.py ARCHIVE`, of tests/real/build_archive.py, slices of 20000 x 20000.
+"""What looking costs: `python view.py ARCHIVE`, of tests/helpers/build_archive.py, slices of 20000 x 20000.
 
 Somebody opens the slicer on a whole slice, zooms in 4 x twice, and goes a slice on; from a server without limits and
 from one of 1.5 MB/s a connection with 0.3 s of latency. Then the same on a store with a pyramid, on the disk. Told are
@@ -17,7 +17,7 @@ from network import EBI_WITHOUT_STALLS, WIDTH, Slow, running
 import liver_dask as ld
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from hostile import LAN, Profile
+from helpers.hostile import LAN, Profile
 
 SHAPE = (4, WIDTH, WIDTH)
 SIZE = 720
@@ -89,6 +89,6 @@ def main(archive: Path, scratch: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path, help="of tests/real/build_archive.py")
+    parser.add_argument("archive", type=Path, help="of tests/helpers/build_archive.py")
     with tempfile.TemporaryDirectory() as folder:
         main(parser.parse_args().archive.absolute(), Path(folder))

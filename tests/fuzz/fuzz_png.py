@@ -10,9 +10,9 @@ import warnings
 import zlib
 
 import numpy as np
-from memory_file import MemoryFile
 from PIL import Image
 
+from helpers.memory_file import MemoryFile
 from liver_dask.archive.formats.png import PngSlice
 from liver_dask.archive.formats.png_stream import SIGNATURE
 from liver_dask.core.errors import FormatError

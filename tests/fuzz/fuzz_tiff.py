@@ -9,8 +9,8 @@ import warnings
 
 import numpy as np
 import tifffile
-from memory_file import MemoryFile
 
+from helpers.memory_file import MemoryFile
 from liver_dask.archive.formats.tiff import TiffSlice, prefix_shares
 from liver_dask.core.errors import FormatError
 

@@ -31,7 +31,7 @@ def main() -> None:
     out = asked.out or Path(tempfile.mkdtemp(prefix=f"fuzz-{asked.name}-"))
     (out / "learnt").mkdir(parents=True, exist_ok=True)
     print(f"what is found is kept in {out}", flush=True)
-    sys.path.insert(0, str(HERE))
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
     name = f"fuzz_{asked.name}"
     with atheris.instrument_imports(include=["liver_dask", name], exclude=COMPILED):
         target = importlib.import_module(name)

@@ -27,16 +27,13 @@ import numpy as np
 import xarray as xr
 
 import liver_dask as ld
+from helpers import tiny
 from liver_dask.archive.remote import transport
 from liver_dask.core.errors import LiverDaskError, RemoteError
 from liver_dask.core.threads import ContextPool
 from liver_dask.demo import make_archive
 from liver_dask.store import inventory, pyramid
 from liver_dask.store.array import StoredArray
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import tiny
 
 IN_MEMORY = Path("/dev/shm")
 Keys = tuple[Any, ...]

@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 from playwright.sync_api import sync_playwright
-from test_browser import SHAPE, Z_SLIDER, viewing
 
 from liver_dask.core import volume
 from liver_dask.demo import make_archive
 from liver_dask.store.layout import CHUNKS, SHARDS, Group, Layout, plan_layout, plan_runs
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.browser import SHAPE, Z_SLIDER, viewing
 
 COLOURS = 256
 

@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.browser import SHAPE, Z_SLIDER, viewing
+from helpers.paths import ROOT
 from liver_dask.demo import make_archive
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_open_and_look.ipynb"
-SHAPE = (24, 900, 1200)
-Z_SLIDER = ".widget-slider:has-text('z') .noUi-handle"
+NOTEBOOK = ROOT / "notebooks" / "01_open_and_look.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +129,6 @@ def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:
         page.close()
 
 
-@contextmanager
-def viewing(folder: Path, *given: str) -> Iterator[str]:
-    """`liver-dask view` in a folder, until the end of the context; the address that it prints."""
-    command = [sys.executable, "-c", "from liver_dask.cli import main; main()", "view", *given, "--no-browser"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stderr=log)
-    try:
-        yield printed_address(process, folder / "log")
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
 def test_without_a_notebook(browser, tmp_path: Path, pictures: Path) -> None:
     """`liver-dask view` would show an empty page to those who have no notebook."""
     pytest.importorskip("voila", reason="needs the extra `app`")
@@ -151,14 +138,3 @@ def test_without_a_notebook(browser, tmp_path: Path, pictures: Path) -> None:
         page.goto(address)
         slide_and_toggle(page, pictures, "view", 5)
         page.close()
-
-
-def printed_address(process: subprocess.Popen, log: Path) -> str:
-    """The address with its token, as somebody copies it from the terminal."""
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        found = re.search(r"http://127\.0\.0\.1:\d+/\?token=\w+", log.read_text())
-        if found:
-            return found[0]
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())

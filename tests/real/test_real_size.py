@@ -8,9 +8,6 @@ Off by default: `pytest -m real -s tests/real`. It takes minutes and 3.6 GB a ru
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +15,12 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
-from build_archive import SIZE, build_archive
-from nginx import Nginx
 from PIL import Image
 
 import liver_dask as ld
+from helpers.build_archive import SIZE, build_archive
+from helpers.measured import OURS, TORCH_EM, measured
+from helpers.nginx import Nginx
 from liver_dask.core import volume
 from liver_dask.demo import serve
 
@@ -32,18 +30,6 @@ EM = Path(__file__).parents[3] / "shared" / "em"
 SLICES = 4
 SHAPE = (SLICES, SIZE, SIZE)
 BOX = (2219, 4267, 1493, 3541, 0, SLICES)
-
-OURS = """
-import liver_dask as ld
-ds = ld.open_human_liver_em({url!r}, shape={shape})
-ld.to_zarr(ds, {out!r} + "/ours.zarr", bounding_box={box})
-"""
-
-TORCH_EM = """
-import torch_em.data.datasets.electron_microscopy.human_liver_em as theirs
-theirs.EMPIAR_BASE = {url!r}
-print(theirs.get_human_liver_em_data({out!r}, {box}, download=True))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +146,6 @@ def test_a_cross_section_of_all_slices(archive: Path, tmp_path: Path) -> None:
             print(f"\nrow {9000 + 100 * number} of {len(raw)} slices: {sent}, {len(server.requests)} requests so far")
             assert all(np.array_equal(pixels, rows[z % SLICES][number]) for z, pixels in enumerate(found))
             assert sent <= most
-
-
-def measured(script: str) -> tuple[float, int]:
-    """Seconds, and the peak of resident memory in bytes, of a script in its own process."""
-    report = "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss has the parent's
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", f"{script}\n{report}"], stdout=subprocess.PIPE, text=True, check=True)
-    return time.monotonic() - began, int(done.stdout.split()[-1]) * 1024
 
 
 def test_a_crop_next_to_torch_ems_own_loader(nginx: Nginx, archive: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import dask
 import pytest
-import slurm_node
 from distributed import Client
 
 import liver_dask as ld
+from helpers import slurm_node
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]

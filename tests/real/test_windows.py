@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from build_archive import SIZE, build_raw
 
 import liver_dask as ld
+from helpers.build_archive import SIZE, build_raw
 from liver_dask.demo import serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]

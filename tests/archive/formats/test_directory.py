@@ -1,0 +1,263 @@
+"""Strip indexes of which only some entries are fetched: those of a few rows of many slices, and what comes after."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import liver_dask as ld
+from helpers.memory_file import MemoryFile
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats.tiff_directory import NEIGHBOURS, place_of_directory, read_directory
+from liver_dask.core import volume
+from liver_dask.core.errors import FormatError
+from liver_dask.demo import ArchiveServer, serve
+
+SHAPE = (8, 6000, 40)
+CONNECTIONS = 2
+WHOLE = np.random.default_rng(0).integers(0, 500, SHAPE, dtype="u2")
+
+Write = Callable[[Path, np.ndarray], None]
+
+
+def by_pillow(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
+
+
+def by_tifffile(**options: Any) -> Write:
+    options = {"rowsperstrip": 1, "compression": "lzw", "metadata": None, "photometric": "minisblack"} | options
+    return lambda path, pixels: tifffile.imwrite(path, pixels, **options)
+
+
+def build(folder: Path, write: Write = by_pillow) -> list[Path]:
+    paths = [folder / volume.file_of_slice("raw", z) for z in range(SHAPE[0])]
+    paths[0].parent.mkdir(parents=True)
+    for path, pixels in zip(paths, WHOLE, strict=True):
+        write(path, pixels)
+    return paths
+
+
+@pytest.fixture
+def raw_and_server(tmp_path: Path):
+    build(tmp_path / "archive")
+    with serve(tmp_path / "archive") as server:
+        yield opened(server), server
+
+
+def opened(server: ArchiveServer, **options: Any) -> xr.DataArray:
+    return ld.open_human_liver_em(server.url, shape=SHAPE, labels=[], connections=CONNECTIONS, **options).raw
+
+
+def sent_for(server: ArchiveServer, window: xr.DataArray, expected: np.ndarray) -> tuple[int, int]:
+    """Bytes and requests of a window, which is compared."""
+    before = server.bytes_sent, len(server.requests)
+    np.testing.assert_array_equal(window, expected)
+    return server.bytes_sent - before[0], len(server.requests) - before[1]
+
+
+WRITERS = {
+    "as the archive": by_pillow,
+    "big endian": by_tifffile(byteorder=">"),
+    "BigTIFF": by_tifffile(bigtiff=True, predictor=True),
+    "BigTIFF, big endian": by_tifffile(bigtiff=True, byteorder=">", compression="deflate"),
+    "not compressed": by_tifffile(compression="none"),
+}
+
+
+@pytest.mark.parametrize("written", WRITERS)
+def test_a_cross_section_fetches_only_the_entries_that_it_needs(tmp_path: Path, written: str) -> None:
+    """A row of all slices would cost all their strip indexes: 100 MB of them for 28 MB of rows."""
+    build(tmp_path / "archive", WRITERS[written])
+    with serve(tmp_path / "archive") as server:
+        raw = opened(server)
+        whole, _ = sent_for(server, raw[0, 3000], WHOLE[0, 3000])
+        assert whole > 6 * SHAPE[1]
+        some, requests = sent_for(server, raw[:, 3000], WHOLE[:, 3000])
+        assert some <= 7 * (2 * (2 * NEIGHBOURS + 1) * 8 + 2000)
+        assert requests <= 7 * 3
+
+
+def test_rows_that_come_one_after_another_cost_no_request_more(raw_and_server) -> None:
+    """A slider over cross-sections would fetch entries for each row, or the index of a slice more than once."""
+    raw, server = raw_and_server
+    raw[0, 10].compute()
+    raw[:, 3000].compute()
+    for row in (3001, 3002, 2990, 3000 + NEIGHBOURS, 3000 - NEIGHBOURS):
+        sent, requests = sent_for(server, raw[:, row], WHOLE[:, row])
+        assert requests == SHAPE[0]
+        assert sent <= 200 * SHAPE[0]
+    far, _ = sent_for(server, raw[:, 100], WHOLE[:, 100])
+    assert far >= 7 * 6 * SHAPE[1], "then all of it"
+    for row in (5000, 4000, 0, SHAPE[1] - 1):
+        sent, requests = sent_for(server, raw[:, row], WHOLE[:, row])
+        assert requests == SHAPE[0]
+        assert sent <= 200 * SHAPE[0]
+
+
+def test_a_window_of_many_rows_gets_its_index_at_once(raw_and_server) -> None:
+    """A window would take a round trip more, be it the first of its slice or come after a cross-section."""
+    raw, server = raw_and_server
+    raw[0, 10].compute()
+    _, first = sent_for(server, raw[1, 100:160], WHOLE[1, 100:160])
+    raw[:, 3000].compute()
+    _, after = sent_for(server, raw[2, 100:160], WHOLE[2, 100:160])
+    assert after <= first
+    _, one = sent_for(server, raw[3, 100:160], WHOLE[3, 100:160])
+    assert one <= first
+    single = opened(server)
+    _, requests = sent_for(server, single[4, 7], WHOLE[4, 7])
+    assert requests <= first, "one row of one slice"
+
+
+def test_what_is_kept_between_processes_is_all_of_the_index(tmp_path: Path) -> None:
+    """The next process would find an index that lacks most entries, or none."""
+    build(tmp_path / "archive")
+    with serve(tmp_path / "archive") as server:
+        kept = str(tmp_path / "kept")
+        raw = opened(server, cache_dir=kept)
+        raw[0, 10].compute()
+        sent_for(server, raw[:, 3000], WHOLE[:, 3000])
+        again = opened(server, cache_dir=kept)
+        sent, _ = sent_for(server, again[:, 100], WHOLE[:, 100])
+        assert sent <= 300 * SHAPE[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        by_tifffile(byteorder=">"),
+        by_tifffile(bigtiff=True),
+        by_tifffile(rowsperstrip=3),
+        by_tifffile(description="of another length"),
+        by_tifffile(compression="zstd"),
+        by_tifffile(tile=(16, 16)),
+    ],
+    ids=["big endian", "BigTIFF", "deep strips", "description", "codec", "tiles"],
+)
+def test_a_slice_that_is_written_otherwise_is_read_as_ever(tmp_path: Path, other: Write) -> None:
+    """Another slice's directory would be believed of it: wrong voxels, or an error."""
+    paths = build(tmp_path / "archive")
+    for z in (3, 6):
+        other(paths[z], WHOLE[z])
+    with serve(tmp_path / "archive") as server:
+        raw = opened(server)
+        raw[0, 10].compute()
+        for rows in (3000, [0, 2000, 5999]):
+            np.testing.assert_array_equal(raw[:, rows], WHOLE[:, rows])
+
+
+@pytest.mark.parametrize("damage", ["an entry", "cut short"])
+def test_damage_is_told_as_ever(tmp_path: Path, damage: str) -> None:
+    """A wrong place would be read, or the message not say which row it is."""
+    paths = build(tmp_path / "archive")
+    with tifffile.TiffFile(paths[2]) as file:
+        tag = file.pages[0].tags[273]
+        place, length = tag.valueoffset, file.filehandle.size
+    content = bytearray(paths[2].read_bytes())
+    if damage == "an entry":
+        content[place + 4 * 3000 : place + 4 * 3001] = (length + 5).to_bytes(4, "little")
+    else:
+        del content[-3 * SHAPE[1] :]
+    paths[2].write_bytes(content)
+    with serve(tmp_path / "archive") as server:
+        raw = opened(server)
+        raw[0, 10].compute()
+        with pytest.raises(
+            FormatError, match=r"raw, slice 2, rows 3000-3000: .*(row 3000|cut short|strips or tiles where)"
+        ):
+            raw[:, 3000].compute()
+
+
+def read_row(archive: Path, row: int) -> np.ndarray | None:
+    """A row of a slice by some of the entries or by all, as the setting says; None where it is refused."""
+    raw = ld.open_human_liver_em(archive, shape=SHAPE, labels=[], connections=CONNECTIONS).raw
+    try:
+        raw[0, 10].compute()
+        return raw[:, row].compute(scheduler="sync").to_numpy()
+    except FormatError:
+        return None
+
+
+@pytest.mark.slow
+def test_some_entries_of_a_damaged_index_give_no_other_voxels_than_all(tmp_path: Path, monkeypatch) -> None:
+    """Voxels would depend on how many rows were asked for."""
+    paths = build(tmp_path / "archive")
+    content = paths[2].read_bytes()
+    with tifffile.TiffFile(paths[2]) as file:
+        begins = file.pages[0].offset
+    random = np.random.default_rng(1)
+    read = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        near = random.choice([begins + random.integers(0, 200), begins + 200 + 4 * 3000 + random.integers(-100, 100)])
+        for at in [near, near + random.integers(0, 9)][: random.integers(1, 3)]:
+            damaged[at] = random.integers(0, 256)
+        paths[2].write_bytes(damaged)
+        monkeypatch.setattr(tiff, "FEW_ROWS", 8)
+        some = read_row(tmp_path / "archive", 3000)
+        monkeypatch.setattr(tiff, "FEW_ROWS", 0)
+        whole = read_row(tmp_path / "archive", 3000)
+        if some is not None and whole is not None:
+            read += 1
+            np.testing.assert_array_equal(some, whole)
+    assert read > 5
+
+
+def test_many_slices_at_points_need_no_whole_index(raw_and_server) -> None:
+    """Some points of each slice would cost its whole strip index."""
+    raw, server = raw_and_server
+    raw[0, 10].compute()
+    z, y, x = np.arange(16) % 8, np.arange(16) * 7 + 3000, np.arange(16)
+    at = {dim: xr.DataArray(index, dims="p") for dim, index in zip("zyx", (z, y, x), strict=True)}
+    sent, requests = sent_for(server, raw.isel(at), WHOLE[z, y, x])
+    assert sent <= 8 * 12_000
+    assert requests <= 7 * 3 + 1
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_no_bytes_are_an_error(header: bytes, data: bytes) -> None:
+    """A file that is no TIFF would end with a traceback."""
+    for begins in (header, b"II*\0" + header, b"MM\0*" + header, b"II+\0\x08\0\0\0" + header):
+        assert place_of_directory(begins) >= 0
+        read_directory(begins, data)
+        read_directory(begins, b"\x02\0" + data)
+
+
+def test_a_directory_is_known_wherever_it_lies() -> None:
+    """Slices of other sizes would not be alike, so that all of every index is fetched."""
+    first = tiff_bytes(1000)
+    second = tiff_bytes(77_000)
+    assert read_directory(*first) == read_directory(*second) is not None
+    assert read_directory(*tiff_bytes(1000, compression=8)) != read_directory(*first)
+
+
+def tiff_bytes(begins: int, compression: int = 5) -> tuple[bytes, bytes]:
+    """Header and directory of a file whose arrays follow the directory."""
+    fields = [(259, 3, 1, compression), (273, 4, 5, begins + 100), (279, 4, 5, begins + 120)]
+    packed = b"".join(
+        tag.to_bytes(2, "little")
+        + kind.to_bytes(2, "little")
+        + count.to_bytes(4, "little")
+        + value.to_bytes(4, "little")
+        for tag, kind, count, value in fields
+    )
+    return b"II*\0" + begins.to_bytes(4, "little") + bytes(8), len(fields).to_bytes(2, "little") + packed
+
+
+def test_nothing_is_asked_of_before_the_beginning() -> None:
+    """A damaged directory that points there would be a request that no server understands, and no sentence told."""
+    file = MemoryFile(bytes(5000))
+    sparse = tiff._Sparse(file, 10, 10)
+    asked = list(file.sent)
+    for offset, whence in ((-74, 0), (-1, 1), (-6000, 2)):
+        with pytest.raises(ValueError, match="before the file begins"):
+            sparse.seek(offset, whence)
+    assert (sparse.tell(), file.sent) == (0, asked)
+    assert sparse.seek(-10, 2) == 4990

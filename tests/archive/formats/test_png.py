@@ -1,0 +1,152 @@
+"""One mask of a slice, read in parts, by whoever and however interrupted."""
+
+import linecache
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import liver_dask as ld
+from helpers.masks import png_in_chunks
+from helpers.memory_file import MemoryFile
+from liver_dask.archive.formats import png, png_stream
+from liver_dask.archive.formats.png import PngSlice
+from liver_dask.core import volume
+from liver_dask.core.threads import AbandonedError, while_wanted
+from liver_dask.demo import RangeRequestHandler, make_archive, serve
+
+HEIGHT, WIDTH = 150, 40
+
+
+@pytest.fixture
+def mask(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, bytes]:
+    """Pixels, and a file of some chunks of them; a request brings one or two."""
+    pixels = np.where(np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.3, 255, 0).astype(np.uint8)
+    for name, value in {"BLOCK_ROWS": 32, "STEP_ROWS": 16, "FIRST_REQUEST": 300, "SMALLEST_REQUEST": 200}.items():
+        monkeypatch.setattr(png, name, value)
+    for name in ("MARGIN", "MARGIN_LIMIT", "PRIOR_ROWS"):
+        monkeypatch.setattr(png, name, 1)
+    return pixels, png_in_chunks(pixels, 200)
+
+
+def read(item: PngSlice, start: int, stop: int) -> np.ndarray:
+    out = np.full((stop - start, WIDTH), 7, np.uint8)
+    item.read(np.arange(start, stop), slice(0, WIDTH), out)
+    return out
+
+
+class InterruptAt:
+    """Raises at the n-th line that is run of some modules, as Ctrl-C does; counts them."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename not in (png.__file__, png_stream.__file__):
+            return None
+        of_block = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(("with ", "try:"))
+        if event == "line" and not of_block:  # nothing is called there, so nothing interrupts
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+    def call(self, function: Callable[[], Any]) -> None:
+        sys.settrace(self)
+        try:
+            function()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+
+
+def test_an_interrupt_anywhere_costs_no_pixel(mask: tuple[np.ndarray, bytes]) -> None:
+    """After Ctrl-C in a notebook the same cell, run again, would show rows that are shifted, or fail for ever."""
+    pixels, file = mask
+    count = InterruptAt(10**9)
+    count.call(lambda: read(PngSlice(MemoryFile(file), HEIGHT, WIDTH, None), 0, HEIGHT))
+    lines = 10**9 - count.left
+    assert lines > 300
+    for number in range(1, lines + 1):
+        item = PngSlice(MemoryFile(file), HEIGHT, WIDTH, None)
+        InterruptAt(number).call(lambda item=item: read(item, 0, HEIGHT))
+        np.testing.assert_array_equal(read(item, 70, HEIGHT), pixels[70:], f"line {number}")
+        np.testing.assert_array_equal(read(item, 0, 100), pixels[:100], f"line {number}")
+
+
+class FailingFile(MemoryFile):
+    """Its n-th request fails."""
+
+    failing = -1
+
+    def fetch_spans(self, spans: Any) -> list[memoryview]:
+        self.failing -= 1
+        if self.failing == 0:
+            raise TimeoutError
+        return super().fetch_spans(spans)
+
+
+def test_a_request_that_was_given_up_costs_no_pixel(mask: tuple[np.ndarray, bytes]) -> None:
+    """A slider that moves on gives up what it reads: the next look would show other rows than these."""
+    pixels, file = mask
+    failed = 0
+    for number in range(1, 12):
+        memory_file = FailingFile(file)
+        memory_file.failing = number
+        item = PngSlice(memory_file, HEIGHT, WIDTH, None)
+        for stop in (1, 20, 32, 33, 60, 64, 100, HEIGHT, HEIGHT):
+            try:
+                np.testing.assert_array_equal(read(item, 0, stop), pixels[:stop])
+            except TimeoutError:
+                failed += 1
+        assert sum(memory_file.sent) <= len(file) + max(memory_file.sent)  # what came beside the one that failed
+    assert failed > 5
+
+
+def test_many_threads_read_one_mask(mask: tuple[np.ndarray, bytes]) -> None:
+    """Rows that another thread decodes meanwhile would be taken from the wrong block."""
+    pixels, file = mask
+    item = PngSlice(MemoryFile(file), HEIGHT, WIDTH, None)
+    wrong: list[tuple[int, int]] = []
+
+    def look(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(30):
+            start, stop = sorted(random.choice(HEIGHT + 1, 2, replace=False).tolist())
+            if (read(item, start, stop) != pixels[start:stop]).any():
+                wrong.append((start, stop))
+
+    threads = [threading.Thread(target=look, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_fewer_rows_of_a_mask_after_a_read_that_was_given_up(tmp_path: Path) -> None:
+    """A slider that gave up a large window would get a bare ValueError for each smaller one, until all is read anew."""
+    height, width = 200, 4001
+    make_archive(tmp_path, (1, height, width))
+    pixels = np.random.default_rng(0).integers(0, 2, (height, width), np.uint8) * 255
+    Image.fromarray(pixels).save(tmp_path / volume.file_of_slice("er", 0))
+    asked: list[str] = []
+
+    class Noting(RangeRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+    with serve(tmp_path, Noting) as server:
+        er = ld.open_human_liver_em(server.url, shape=(1, height, width), labels="er").er[0].data.lazy
+        with pytest.raises(AbandonedError), while_wanted(lambda: len(asked) < 2):
+            er[0:height, :]
+        for stop in (*range(60, 90, 3), height):
+            np.testing.assert_array_equal(er[0:stop, :], pixels[:stop])

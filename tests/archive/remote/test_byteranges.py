@@ -1,0 +1,140 @@
+"""Ranges of a file: asked for together, put together again, whatever comes first; and prefixes of strips."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats.strip_prefix import PrefixShares
+from liver_dask.archive.remote.ranges import Received, Span, merge_spans, read_parts
+from liver_dask.core import volume
+from liver_dask.demo import RangeRequestHandler, serve
+
+FILE = bytes(range(256)) * 4
+
+spans_of_a_file = st.lists(st.integers(0, len(FILE) - 1), min_size=2, max_size=40, unique=True).map(
+    lambda cuts: [Span(*pair) for pair in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
+)
+
+
+@given(spans=spans_of_a_file, gap=st.integers(0, 60), most=st.integers(1, 900))
+def test_merged_ranges_hold_all_that_was_asked_for(spans: list[Span], gap: int, most: int) -> None:
+    """Bytes would be missing, or more be fetched along than was allowed."""
+    merged = merge_spans(spans, gap, most)
+    assert all(any(m.start <= s.start and s.stop <= m.stop for m in merged) for s in spans)
+    assert all(a.stop < b.start or gap == 0 or b.stop - a.start > most for a, b in pairwise(merged))
+    asked, fetched = (sum(s.stop - s.start for s in some) for some in (spans, merged))
+    assert fetched - asked <= gap * (len(spans) - len(merged))
+    assert all(m in spans or m.stop - m.start <= most for m in merged)
+
+
+@settings(max_examples=200)
+@given(spans=spans_of_a_file, sizes=st.lists(st.integers(1, 300), min_size=1), data=st.data())
+def test_a_body_of_several_parts_is_read_whatever_its_blocks_are(spans: list[Span], sizes, data) -> None:
+    """A header cut in two by the network would lose a part, or a part's bytes be put at another place."""
+    order = data.draw(st.permutations(spans))
+    body = b"".join(
+        b"\r\n--X\r\nContent-Type: image/tiff\r\nContent-range: bytes %d-%d/%d\r\n\r\n%b"
+        % (span.start, span.stop - 1, len(FILE), FILE[span.start : span.stop])
+        for span in order
+    )
+    body += b"\r\n--X--\r\n"
+    cuts = np.cumsum([0, *(sizes * len(body))])
+    blocks = [body[a:b] for a, b in pairwise(cuts) if a < len(body)]
+    received = Received(spans)
+    for piece in read_parts(blocks):
+        assert piece.size == len(FILE)
+        assert received.add(piece.start, piece.data)
+    assert received.missing() == []
+    assert [bytes(part) for part in received.cut(spans)] == [FILE[s.start : s.stop] for s in spans]
+
+
+@settings(deadline=None)
+@given(spans=spans_of_a_file, data=st.data())
+def test_what_came_before_a_fault_is_not_asked_for_again(spans: list[Span], data) -> None:
+    """A stream that broke midway would begin anew, or leave a hole."""
+    received = Received(spans)
+    while missing := received.missing(len(FILE)):
+        first = missing[0]
+        stop = data.draw(st.integers(first.start + 1, first.stop))
+        assert received.add(first.start, FILE[first.start : stop])
+        assert sum(s.stop - s.start for s in received.missing()) < sum(s.stop - s.start for s in missing)
+    assert [bytes(part) for part in received.cut(spans)] == [FILE[s.start : s.stop] for s in spans]
+    assert not received.add(spans[0].start, b"again")
+
+
+@pytest.mark.parametrize("x_stop", [1, 30, 200, 420])
+def test_a_window_fetches_the_beginnings_of_its_strips(archive: Path, voxels, monkeypatch, x_stop: int) -> None:
+    """All of a strip would be fetched for its first columns, or too little be decoded as zeros."""
+    monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are smaller than what is fetched along
+    with serve(archive) as server:
+        raw = ld.open_human_liver_em(server.url, shape=SHAPE).raw
+        for z in (1, 2):  # nothing is known of the first
+            begun, requests = server.bytes_sent, len(server.requests)
+            np.testing.assert_array_equal(raw[z, 5:250, :x_stop], voxels["raw"][z, 5:250, :x_stop])
+        sent, requests = server.bytes_sent - begun, len(server.requests) - requests
+    with tifffile.TiffFile(archive / volume.file_of_slice("raw", 2)) as tif:
+        strips = sum(tif.pages[0].databytecounts[5:250])
+        index = 12 * len(tif.pages[0].databytecounts) + 4096
+    assert sent <= 1.1 * strips * x_stop / SHAPE[2] + 300 * 48 + index
+    assert requests <= 6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7])
+def test_strips_that_are_short_get_what_they_lack(archive: Path, voxels, share: float) -> None:
+    """A row whose bytes run later than those before it would end in zeros, or be called damaged."""
+    with serve(archive) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        tiff.prefix_shares.learn(server.url, SHAPE[2], 390, share)
+        np.testing.assert_array_equal(ds.raw[3, ::3, 300:390], voxels["raw"][3, ::3, 300:390])
+
+
+@pytest.mark.parametrize("way", ["200", "first", "416", "400"])
+def test_a_server_that_takes_one_range_a_request_is_asked_so(archive: Path, voxels, way: str) -> None:
+    """A reader would fail at servers that refuse several ranges, or read the 900 MB that some send instead."""
+    refused = []
+
+    class One(RangeRequestHandler):
+        def do_GET(self) -> None:
+            first, several, _ = self.headers.get("Range", "").partition(",")
+            if not several:
+                super().do_GET()
+                return
+            refused.append(self.path)
+            if way == "first":
+                self.headers.replace_header("Range", first)
+                super().do_GET()
+                return
+            self.send_response(int(way))
+            self.send_header("Content-Length", str(905_000_000 if way == "200" else 0))
+            self.end_headers()
+
+    with serve(archive, One) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=1)
+        np.testing.assert_array_equal(ds.raw[0, ::2, :99], voxels["raw"][0, ::2, :99])
+        np.testing.assert_array_equal(ds.raw[5, 3:200, 5:9], voxels["raw"][5, 3:200, 5:9])
+    assert len(refused) == 1, "it was tried again"
+
+
+def test_shares_between_known_columns_are_guessed_from_them() -> None:
+    """A window beside another would begin to learn anew, or a margin without tissue be paid for in each strip."""
+    counts = np.array([10_000, 40_000])
+    shares = PrefixShares()
+    assert shares.bytes_wanted("a", 1000, 250, counts).tolist() == pytest.approx([2500, 10_000], rel=0.04)
+    shares.learn("a", 1000, 200, 0.1)
+    shares.learn("a", 1000, 200, 0.12)
+    shares.learn("a", 1000, 300, 0.22)
+    assert shares.bytes_wanted("a", 1000, 200, counts).tolist() == pytest.approx([1200, 4800], rel=0.06)
+    assert shares.bytes_wanted("a", 1000, 250, counts).tolist() == pytest.approx([1700, 6800], rel=0.06)
+    assert shares.bytes_wanted("b", 1000, 250, counts).tolist() == pytest.approx([2500, 10_000], rel=0.04)
+    assert shares.bytes_wanted("a", 1000, 950, counts).tolist() == counts.tolist()
+    for x in range(2000):
+        shares.learn("a", 1000, x, 0.5)
+    assert len(shares._seen["a", 1000]) <= 300

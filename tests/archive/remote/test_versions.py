@@ -1,0 +1,303 @@
+"""A Dataset sees one version of each file, or an error: however it is copied, cached, pickled and sent about."""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from liver_dask.archive import dataset
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.remote.transport import FsspecTransport
+from liver_dask.core import volume
+from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
+
+LONG_AGO = 1_000_000_000
+
+
+@pytest.fixture
+def own(archive: Path, tmp_path: Path) -> Path:
+    """An archive that may be changed."""
+    folder = tmp_path / "own"
+    shutil.copytree(archive, folder)
+    for path in folder.rglob("*.*"):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    return folder
+
+
+def change(own: Path, z: int = 0, when: float | None = None) -> None:
+    """Let every file of a slice be another one, of inverted pixels, of a date after now; `when` gives another date."""
+    for name in (volume.RAW, *volume.LABELS):
+        path = own / volume.file_of_slice(name, z)
+        if name == volume.RAW:
+            shutil.copyfile(own / volume.file_of_slice(name, z + 1), path)
+        else:
+            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        os.utime(path, (when or time.time(),) * 2)
+
+
+class WithoutVersions(RangeRequestHandler):
+    """Tells neither ETag nor date, so that versions cannot be told apart."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword not in ("ETag", "Last-Modified"):
+            super().send_header(keyword, value)
+
+
+class WithoutEtags(RangeRequestHandler):
+    """Tells a date and no ETag, as python's own web server."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword != "ETag":
+            super().send_header(keyword, value)
+
+
+def forget() -> None:
+    """What a process that begins has."""
+    dataset._memory._clear()
+    tiff.kept_rows._clear()
+
+
+def read_or_error(ds: xr.Dataset, name: str, rows: slice = slice(None)) -> np.ndarray | None:
+    try:
+        return ds[name][0, rows].values
+    except ld.SourceChangedError:
+        return None
+
+
+@pytest.mark.parametrize("name", ["raw", "er"])
+@pytest.mark.parametrize("raw_gb", [0, 1])
+def test_a_cached_file_is_of_the_present_version_or_not_used(own: Path, tmp_path: Path, name: str, raw_gb: int) -> None:
+    """Rows of the version that was cached and rows of the present one would make up one slice."""
+    with serve(own) as server:
+        options = {"shape": SHAPE, "chunk_rows": 16, "cache_dir": tmp_path / "kept", "cache_raw_gb": raw_gb}
+        before = ld.open_human_liver_em(server.url, **options)[name][0].values
+        change(own)
+        forget()
+        found = ld.open_human_liver_em(server.url, **options)[name][0].values
+        forget()
+        expected = ld.open_human_liver_em(own, shape=SHAPE)[name][0].values
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(before, found)
+
+
+def test_what_is_cached_is_checked_by_one_byte_and_once(server: ArchiveServer, tmp_path: Path) -> None:
+    """Whether a file is what it was would cost more than the file, or be asked for each block."""
+    options = {"shape": SHAPE, "chunk_rows": 16, "cache_dir": tmp_path, "cache_raw_gb": 1}
+    ld.open_human_liver_em(server.url, **options)[["raw", "er"]].isel(z=[0, 1]).compute()
+    forget()
+    server.requests.clear()
+    ld.open_human_liver_em(server.url, **options)[["raw", "er"]].isel(z=[0, 1]).compute()
+    assert [request.stop - request.start for request in server.requests] == [1, 1, 1, 1]
+    assert len({request.path for request in server.requests}) == 4
+
+
+@pytest.mark.parametrize("name", ["raw", "er"])
+def test_another_dataset_of_the_source_changes_nothing_for_the_first(own: Path, name: str) -> None:
+    """The first would go on with the version that the second found."""
+    with serve(own) as server:
+        first = ld.open_human_liver_em(server.url, shape=SHAPE)
+        expected = ld.open_human_liver_em(own, shape=SHAPE)[name][0].values
+        top = first[name][0, :50].values
+        change(own)
+        second = ld.open_human_liver_em(server.url, shape=SHAPE)
+        assert not np.array_equal(second[name][0, :50].values, top)
+        for rows in (slice(200, None), slice(50), slice(None)):
+            found = read_or_error(first, name, rows)
+            assert found is None or np.array_equal(found, expected[rows])
+        forget()
+        assert read_or_error(first, name, slice(200, None)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("handler", "read_first", "name"),
+    [(RangeRequestHandler, False, "er"), (WithoutEtags, False, "raw"), (RangeRequestHandler, True, "raw")],
+)
+def test_two_processes_that_share_a_dataset_see_one_version(
+    own: Path, tmp_path: Path, handler: type[RangeRequestHandler], read_first: bool, name: str
+) -> None:
+    """Two workers of a cluster would each take what they find for the file."""
+    script = (
+        "import pickle, sys, numpy as np, liver_dask as ld\n"
+        "ds = pickle.loads(open(sys.argv[1], 'rb').read())\n"
+        "try:\n    np.save(sys.argv[2], ds[sys.argv[3]][0, int(sys.argv[4]) :][:100].values)\n"
+        "except ld.SourceChangedError as error:\n    print('refused:', error)\n"
+    )
+
+    def read(place: str, row: int) -> str:
+        command = [sys.executable, "-c", script, str(tmp_path / "ds"), str(tmp_path / place), name, str(row)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with serve(own, handler) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        if read_first:  # then the pickle itself knows the version, whatever the clocks say
+            ds[name][0, :3].compute()
+        (tmp_path / "ds").write_bytes(pickle.dumps(ds))
+        assert read("one.npy", 0) == ""
+        if not read_first:
+            time.sleep(2.1)  # dates of HTTP are in whole seconds
+        change(own, when=LONG_AGO + 5 if read_first else None)
+        assert read("two.npy", 100).startswith("refused: ")
+
+
+def test_a_file_that_is_older_than_the_dataset_is_read_whatever_the_clocks_say(own: Path) -> None:
+    """A server whose clock is an hour ahead or behind would have all its files refused."""
+
+    class Ahead(RangeRequestHandler):
+        hours = 1.0
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string((time.time() if timestamp is None else timestamp) + 3600 * self.hours)
+
+    for hours in (1.0, -1.0):
+        change(own)
+        with serve(own, type("Skewed", (Ahead,), {"hours": hours})) as server:
+            assert ld.open_human_liver_em(server.url, shape=SHAPE).raw[0, :9].values.any()
+
+
+def test_copies_in_a_process_share_what_was_read(own: Path) -> None:
+    """A pickled and a deep copied Dataset would each begin anew, and accept another version."""
+    ds = ld.open_human_liver_em(own, shape=SHAPE)
+    copies = [pickle.loads(pickle.dumps(ds)), ds.copy(deep=True), ds.isel(z=slice(2)), ds.chunk(y=50)]
+    ds.er[0, :20].compute()
+    change(own, when=LONG_AGO + 5)
+    for copy in copies:
+        forget()
+        assert read_or_error(copy, "er", slice(200, None)) is None
+
+
+def test_without_etag_and_date_nothing_kept_outlives_the_dataset(own: Path, tmp_path: Path) -> None:
+    """Kept blocks of a file of the same size would be taken for those of another version."""
+    with serve(own, WithoutVersions) as server:
+        options = {"shape": SHAPE, "cache_dir": tmp_path / "kept", "cache_raw_gb": 1}
+        path = own / volume.file_of_slice("er", 0)
+        size = path.stat().st_size
+        before = ld.open_human_liver_em(server.url, **options).er[0].values
+        mask = np.asarray(Image.open(path))
+        mask = np.roll(mask, 1, axis=0)
+        Image.fromarray(mask).save(path)
+        with path.open("ab") as file:  # of the same size; what follows IEND is not looked at
+            file.write(bytes(max(size - path.stat().st_size, 0)))
+        if path.stat().st_size != size:
+            Image.fromarray(mask).save(path, compress_level=9)
+        found = ld.open_human_liver_em(server.url, **options).er[0].values
+    np.testing.assert_array_equal(found, mask)
+    assert not np.array_equal(before, found)
+    assert not [entry for entry in (tmp_path / "kept").rglob("*") if entry.is_file()]
+
+
+@contextlib.contextmanager
+def many_read(server: ArchiveServer) -> Iterator[xr.Dataset]:
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    ds.isel(z=[0, 1, 2, 3], y=slice(50)).compute()
+    yield ds
+
+
+def test_a_store_knows_the_files_that_it_is_made_of_and_no_others(server: ArchiveServer, tmp_path: Path) -> None:
+    """A change of a file that the store does not hold would stop its making; its manifest would list foreign files."""
+    with many_read(server) as ds:
+        part = ds.assign(both=ds.raw.where(ds.mito > 0, 0))[["raw", "er", "both"]].isel(z=slice(4, 6))
+        ld.to_zarr(part, tmp_path / "a.zarr", progress=False)
+    for name, of in {"raw": ["raw"], "er": ["er"], "both": ["mito", "raw"]}.items():
+        manifest = json.loads((tmp_path / "a.zarr" / name / "manifest.json").read_bytes())
+        expected = {f"{server.url}/{volume.file_of_slice(variable, z)}" for variable in of for z in (4, 5)}
+        assert {source["url"] for source in manifest["sources"]} == expected
+
+
+def test_a_changed_file_of_another_slice_does_not_stop_a_store(own: Path, tmp_path: Path) -> None:
+    """A run would be refused for a file that it does not read."""
+    with serve(own) as server, many_read(server) as ds:
+        ld.to_zarr(ds.isel(z=slice(0, 2)), tmp_path / "a.zarr", progress=False)
+        change(own, z=0)
+        ld.to_zarr(ds.isel(z=slice(4, 6)), tmp_path / "b.zarr", progress=False)
+        with pytest.raises(ld.SourceChangedError):
+            ld.to_zarr(ds.isel(z=slice(0, 1)), tmp_path / "c.zarr", progress=False)
+
+
+def test_what_was_read_of_files_changes_no_name(own: Path) -> None:
+    """What was computed of the engine's variables would be another thing to dask, and to an unfinished store."""
+
+    def names() -> list[str]:
+        ds = xr.open_dataset(own, engine="liver_dask", shape=SHAPE)
+        parts = [ds.raw, ds.er, ds.raw[:2], ds.raw[2:4], ds.raw[[1, 3]], ds.raw[[1, 4]], ds.raw[:, 5:, ::2]]
+        found = [part.chunk(y=100).data.name for part in parts]
+        ds.er[0].compute()
+        assert found == [part.chunk(y=100).data.name for part in parts]
+        return [*found, ld.open_human_liver_em(own, shape=SHAPE).raw.data.name]
+
+    first = names()
+    assert len(set(first)) == len(first)
+    assert names() == first
+
+
+@pytest.mark.parametrize("name", ["raw", "er"])
+def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
+    own: Path, tmp_path: Path, name: str
+) -> None:
+    """What the one keeps and what the other notes would make up one slice."""
+    script = (
+        "import pickle, sys, liver_dask as ld\n"
+        "ds = pickle.load(open(sys.argv[1], 'rb'))\nds[sys.argv[2]][0, -1].values\n"
+        "pickle.dump(ds, open(sys.argv[1], 'wb'))\n"
+    )
+    pickled = tmp_path / "ds"
+    ds = ld.open_human_liver_em(own, shape=SHAPE)
+    pickled.write_bytes(pickle.dumps(ds))
+    ds[name][0, :40].compute()
+    change(own, when=LONG_AGO + 5)  # a date from before, as `mv` and `rsync` leave it
+    subprocess.run([sys.executable, "-c", script, str(pickled), name], check=True)
+    again = pickle.loads(pickled.read_bytes())
+    for copy in (ds, again, pickle.loads(pickle.dumps(ds))):
+        for rows in (slice(None), slice(40), slice(200, None)):
+            assert read_or_error(copy, name, rows) is None
+
+
+def test_a_file_that_is_replaced_while_it_is_read(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its new bytes would be taken for those of the version that was there a moment before."""
+    path = own / volume.file_of_slice("raw", 0)
+    shutil.copyfile(own / volume.file_of_slice("raw", 1), tmp_path / "new")
+    os.utime(tmp_path / "new", (LONG_AGO + 5,) * 2)
+    ds = ld.open_human_liver_em(own, shape=SHAPE)
+    ds.raw[0, :40].compute()
+    real = LocalFileSystem.cat_file
+
+    def cat_file(fs: LocalFileSystem, *args: object, **options: object) -> bytes:
+        if (tmp_path / "new").exists():
+            os.replace(tmp_path / "new", path)
+        return real(fs, *args, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
+    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
+    assert read_or_error(ds, "raw", slice(100, None)) is None
+
+
+def test_a_file_system_is_asked_what_there_is_and_not_what_there_was(own: Path) -> None:
+    """Size and ETag of when a folder was listed would be taken for those of now, by every Dataset of the process."""
+    source = ld.open_human_liver_em(f"file://{own}", shape=SHAPE).raw.data.lazy.read.source
+    one, other = FsspecTransport(source), FsspecTransport(source)
+    assert not one._fs.dircache.use_listings_cache
+    assert one._fs is not other._fs
+
+
+def test_datasets_that_treat_missing_slices_in_two_ways_are_two_to_dask(own: Path) -> None:
+    """Zeros would stand in the one that is to raise, where both are computed together or kept by a cluster."""
+    (own / volume.file_of_slice("er", 3)).unlink()
+    strict, lenient = (ld.open_human_liver_em(own, shape=SHAPE, missing=word).er[3].data for word in ("raise", "zeros"))
+    assert strict.name != lenient.name
+    with pytest.raises(ld.SliceNotFoundError):
+        dask.compute(lenient, strict)

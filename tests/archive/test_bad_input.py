@@ -1,0 +1,384 @@
+"""Whatever is wrong is said in one sentence, early, by an error that callers of the builtins catch too."""
+
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.hostile import HugeWithoutRanges, NoRanges
+from liver_dask.core import volume
+from liver_dask.demo import ArchiveServer, serve
+
+HEIGHT, WIDTH = 40, 50
+
+
+@pytest.fixture
+def own_archive(tmp_path: Path) -> Path:
+    """An archive of one slice that a test may spoil."""
+    random = np.random.default_rng(0)
+    for name in (volume.RAW, *volume.LABELS):
+        path = tmp_path / volume.file_of_slice(name, 0)
+        path.parent.mkdir()
+        if name == volume.RAW:
+            pixels = random.integers(0, 60000, (HEIGHT, WIDTH), np.uint16)
+            Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
+        else:
+            Image.fromarray(random.integers(0, 2, (HEIGHT, WIDTH), np.uint8) * 255).save(path)
+    return tmp_path
+
+
+@pytest.fixture
+def own_server(own_archive: Path) -> Iterator[ArchiveServer]:
+    with serve(own_archive) as running:
+        yield running
+
+
+def opened(url: object):
+    return ld.open_human_liver_em(url, shape=(1, HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("box", "told"),
+    [
+        ((0, 10, 0, 10, 0, 11), "z is 0..11, but there is only 0..10"),
+        ((-1, 10, 0, 10, 0, 1), "x is -1..10"),
+        ((5, 5, 0, 10, 0, 1), "holds no voxels: x_max=5"),
+        ((0, 10, 20, 10, 0, 1), "holds no voxels: y_max=10"),
+        ((0, 10, 0, 10, 0), "has 5 numbers"),
+        ((0, 10, 0, 10, 0, 1.5), "whole numbers"),
+        (7, "whole numbers"),
+    ],
+)
+def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str) -> None:
+    """A wrong box would write a wrong or empty store."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.raises(ValueError, match=told):
+        ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=box)
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.get_human_liver_em_data(tmp_path, box, download=True, source=archive, shape=SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"labels": ["mito", "golgi"]}, "Unknown label 'golgi'; the classes are mito, er"),
+        ({"chunk_rows": -5}, "chunk_rows=-5"),
+        ({"chunk_rows": 0}, "chunk_rows=0"),
+        ({"connections": 0}, "connections=0"),
+        ({"connections": "many"}, "connections='many'"),
+        ({"shape": (0, 5, 5)}, "without voxels"),
+        ({"shape": (5, 5)}, "has 2 numbers"),
+        ({"voxel_size_nm": (8, 8)}, "three numbers"),
+        ({"voxel_size_nm": (0, 8, 8)}, "above 0"),
+        ({"source": "nonsense://x"}, "cannot be opened"),
+        ({"source": "http://"}, "names no host"),
+        ({"source": "http://[::1/a"}, "neither a URL nor a folder"),
+        ({"source": None}, "neither a URL nor a folder"),
+        ({"source": "zip://::http://x/y.zip"}, "chain of URLs"),
+        ({"labels": 5}, "must be names"),
+    ],
+)
+def test_options_that_make_no_sense(options, told: str) -> None:
+    """A wrong option would show itself an hour later on a worker."""
+    with pytest.raises(ValueError, match=told):
+        ld.open_human_liver_em(**options)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """A typing mistake would show itself only when voxels are read."""
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        ld.open_human_liver_em(tmp_path / "nowhere")
+
+
+def test_a_missing_slice_names_file_slice_and_rows(own_server: ArchiveServer) -> None:
+    """Nobody could tell which of 2388 files is missing."""
+    ds = ld.open_human_liver_em(own_server.url, shape=(3, HEIGHT, WIDTH))
+    with pytest.raises(FileNotFoundError, match=r"raw, slice 2, rows 3-6: .*humanliver_raw_002\.tif: there is no such"):
+        ds.raw[2, 3:7].compute()
+
+
+def test_a_missing_class_lists_the_folders_that_are_there(own_server: ArchiveServer, own_archive: Path) -> None:
+    """Who asks for an unconfirmed class would not learn which ones there are."""
+    for url in (own_server.url, own_archive):
+        ds = ld.open_human_liver_em(url, shape=(1, HEIGHT, WIDTH), labels=["sinusoid"])
+        with pytest.raises(ld.SliceNotFoundError, match=r"folders: humanliver_er_mask, humanliver_mito_mask, .*raw"):
+            ds.sinusoid.compute()
+
+
+@pytest.mark.slow
+def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong host would end in a stack of connection errors, or never."""
+    ds = ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE)
+    with pytest.raises(OSError, match=r"raw, slice 0, rows 0-0: .*gave up after 6 tries"):
+        ds.raw[0, 0].compute()
+    ds = ld.open_human_liver_em("http://no-such-host.invalid", shape=SHAPE)
+    with pytest.raises(ld.RemoteError, match=r"there is no host no-such-host\.invalid"):
+        ds.raw[0, 0].compute()
+
+
+def test_small_files_work_without_ranges_with_one_warning(archive: Path, voxels) -> None:
+    """`python -m http.server` would give wrong voxels, or warn with every block, or send a file for each row."""
+    with serve(archive, NoRanges) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.warns(UserWarning, match="ignores byte ranges") as told:
+            part = ds.isel(z=[0, 1, 2, 0]).compute(scheduler="sync").isel(z=slice(3))
+        for name in voxels:
+            np.testing.assert_array_equal(part[name], voxels[name][:3])
+    assert len(told) == 1
+    assert len(server.requests) == 12, "a file was sent more than once"
+
+
+def test_a_large_file_without_ranges_is_refused_before_it_is_sent(archive: Path) -> None:
+    """880 MB would be fetched for a few rows."""
+    with serve(archive, HugeWithoutRanges) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.RangeNotSupportedError, match=r"slice 0, rows 5-8: .*ignores byte ranges.* \(880 MB\)"):
+            ds.raw[0, 5:9].compute()
+        assert len(server.requests) == 1
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def spoil(path: Path, how: str) -> None:
+    """Damage a file, or put another in its place."""
+    data = path.read_bytes()
+    match how:
+        case "empty":
+            path.write_bytes(b"")
+        case "cut in the data":
+            path.write_bytes(data[: len(data) // 2])
+        case "cut at the end":
+            path.write_bytes(data[:-60])
+        case "not of this kind":
+            path.write_bytes(b"<html>404</html>" * 100)
+        case "noise":
+            noise = np.random.default_rng(0).integers(0, 256, len(data) // 3, np.uint8).tobytes()
+            path.write_bytes(data[: len(data) // 3] + noise + data[len(data) // 3 + len(noise) :])
+        case "another size":
+            Image.fromarray(np.zeros((HEIGHT + 1, WIDTH), np.uint16 if path.suffix == ".tif" else np.uint8)).save(path)
+        case "a photo":
+            Image.fromarray(np.tile(np.array([20, 30, 40], np.uint8), (HEIGHT, WIDTH, 1))).save(path)
+        case "floats":
+            Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)).save(path)
+        case "a million pixels wide":
+            header = struct.pack(">IIBBBBB", 10**6, 10**6, 8, 0, 0, 0, 0)
+            path.write_bytes(
+                data[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + data[-12:]
+            )
+        case "not interlaced as it says":
+            header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 1)
+            path.write_bytes(data[:8] + chunk(b"IHDR", header) + data[33:])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty",
+        "cut in the data",
+        "cut at the end",
+        "not of this kind",
+        "another size",
+        "a photo",
+        "floats",
+    ],
+)
+def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
+    """A damaged or foreign TIFF would be read as voxels, or end in another library's traceback."""
+    spoil(own_archive / volume.file_of_slice("raw", 0), how)
+    check_refusal(own_archive, "raw", tmp_path / "out" / "crop.zarr")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty", "cut in the data", "cut at the end", "not of this kind", "noise", "another size",
+        "a million pixels wide", "not interlaced as it says",
+    ],
+)  # fmt: skip
+def test_a_bad_png_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
+    """A damaged or foreign PNG would be read as a mask, fill the memory, or end in another library's traceback."""
+    pixels_limit = Image.MAX_IMAGE_PIXELS
+    spoil(own_archive / volume.file_of_slice("mito", 0), how)
+    check_refusal(own_archive, "mito", tmp_path / "out" / "crop.zarr")
+    assert pixels_limit == Image.MAX_IMAGE_PIXELS, "a safety of the whole process was switched off"
+
+
+def check_refusal(archive: Path, name: str, out: Path) -> None:
+    with serve(archive) as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ds = opened(server.url)
+        with pytest.raises(ld.LiverDaskError) as told:
+            ds[name].compute()
+        text = str(told.value)
+        assert f"{name}, slice 0, rows 0-{HEIGHT - 1}: {server.url}/{volume.file_of_slice(name, 0)}" in text
+        assert "\n" not in text
+        with pytest.raises(type(told.value)) as refused:
+            ld.to_zarr(ds, out, progress=False)
+    there = list(out.parent.iterdir()) if out.parent.exists() else []
+    kept = out.with_name(out.name + ".partial")
+    assert there == [] or (there == [kept] and f"is kept in {kept}" in refused.value.__notes__[0])
+
+
+def test_a_damaged_strip_names_its_rows(own_archive: Path) -> None:
+    """A strip that ends early would be filled with what was in memory."""
+    import tifffile
+
+    path = own_archive / volume.file_of_slice("raw", 0)
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[7], tiff.pages[0].databytecounts[7]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = bytes([0x80, 0x40]) * (count // 2) + data[offset : offset + count % 2]  # LZW's end
+    path.write_bytes(data)
+    with pytest.raises(ld.FormatError, match="the strip of rows 7-7"):
+        opened(own_archive).raw.compute()
+    assert opened(own_archive).raw[0, 8:].compute().shape == (HEIGHT - 8, WIDTH)
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "~nobody-of-this-name/x", "a\0b", "x" * 300, None])
+def test_a_path_that_is_none(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path) -> None:
+    """A wrong path would end in a traceback, or write into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    if path == ".":
+        (tmp_path / "mine").write_text("")
+    with pytest.raises((ld.InvalidArgumentError, ld.StoreExistsError)):
+        ld.to_zarr(ld.open_human_liver_em(archive, shape=SHAPE), path, progress=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == (["mine"] if path == "." else [])
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "a zarr of another", "an unfinished other store", "a url"])
+def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path, what: str) -> None:
+    """Somebody's data would be overwritten, or taken for ours."""
+    import zarr
+
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    box = (0, 50, 0, 50, 0, 2)
+    path: Path | str = tmp_path / "crop.zarr"
+    match what:
+        case "a file":
+            (tmp_path / "crop.zarr").write_text("mine")
+        case "a folder":
+            (tmp_path / "crop.zarr" / "mine").mkdir(parents=True)
+        case "a zarr of another":
+            zarr.create_array(str(path) + "/raw", shape=(2, 50, 50), dtype="u2")
+        case "an unfinished other store":
+            ld.to_zarr(ds, path, bounding_box=(0, 50, 0, 51, 0, 2), progress=False)
+            Path(path).rename(tmp_path / "crop.zarr.partial")
+        case "a url":
+            path = "s3://bucket/crop.zarr"
+    before = sorted(entry.name for entry in tmp_path.rglob("*"))
+    with pytest.raises(ld.InvalidArgumentError if what == "a url" else FileExistsError):
+        ld.to_zarr(ds, path, bounding_box=box, progress=False)
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == before
+
+
+def test_an_output_folder_that_cannot_be_made(archive: Path, tmp_path: Path) -> None:
+    """A wrong folder would end in a traceback."""
+    (tmp_path / "file").write_text("")
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.raises(ld.InvalidArgumentError, match="Cannot write"):
+        ld.to_zarr(ds, tmp_path / "file" / "crop.zarr", progress=False)
+
+
+def test_a_file_that_was_mended_is_read_anew(own_archive: Path) -> None:
+    """What was kept of a damaged file would be used for ever."""
+    path = own_archive / volume.file_of_slice("er", 0)
+    good = path.read_bytes()
+    spoil(path, "cut in the data")
+    ds = opened(own_archive)
+    with pytest.raises(ld.FormatError):
+        ds.er.compute()
+    path.write_bytes(good)
+    with pytest.raises(ld.SourceChangedError, match="open the source again"):  # other parts of it may have been read
+        ds.er.compute()
+    assert opened(own_archive).er.compute().shape == (1, HEIGHT, WIDTH)
+
+
+def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> None:
+    """Rows beyond the end of a file would be asked for, again and again."""
+    import tifffile
+
+    path = own_archive / volume.file_of_slice("raw", 0)
+    tifffile.imwrite(path, np.ones((HEIGHT, WIDTH), "u2"), rowsperstrip=1)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ld.FormatError, match="is cut short or damaged: row 37"):
+        opened(own_archive).raw.compute()
+
+
+def test_a_directory_that_says_it_is_as_long_as_the_file(own_archive: Path) -> None:
+    """All of a slice would be fetched, and held in memory, for one wrong number."""
+    path = own_archive / volume.file_of_slice("raw", 0)
+    data = path.read_bytes()
+    at = data.rindex(struct.pack("<HHI", 273, 4, HEIGHT))
+    path.write_bytes(data[: at + 4] + struct.pack("<I", 1 << 26) + data[at + 8 :])
+    os.truncate(path, 300 << 20)
+    with ld.trace() as told, pytest.raises(ld.FormatError, match="is no TIFF that can be read, or is cut short"):
+        opened(own_archive).raw.compute()
+    assert told.bytes < 4 << 20
+
+
+def test_a_changed_byte_of_a_mask_is_noticed(own_archive: Path) -> None:
+    """Where nothing is compressed, a damaged byte decodes as well as any: only the checksum tells."""
+    path = own_archive / volume.file_of_slice("er", 0)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(path, compress_level=0)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ld.FormatError, match="its checksum is wrong"):
+        opened(own_archive).er.compute()
+
+
+def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
+    """Imagecodecs reads outside its table where a strip's first code is none, and takes the process along."""
+    import tifffile
+
+    path = own_archive / volume.file_of_slice("raw", 0)
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].dataoffsets[0]
+    data = bytearray(path.read_bytes())
+    data[offset + 1] |= 0x6B
+    path.write_bytes(data)
+    with pytest.raises(ld.FormatError, match="the strip of rows 0-0"):
+        opened(own_archive).raw[0, 0].compute()
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "said"),
+    [
+        ("matplotlib", "show(ld.open_human_liver_em(), 1)", "Pictures need matplotlib (:view"),
+        ("ipympl", "view()", "The slicer needs matplotlib, ipywidgets and ipympl (:view"),
+        ("voila", "view_module.serve_slicer('.', (1, 8, 8), None, 0, False)", "A browser needs voila (:app"),
+        (
+            "torch_em",
+            "get_human_liver_em_loader('.', (1, 8, 8), 1, [(0, 8, 0, 8, 0, 8)])",
+            "Training needs torch and torch_em (:train",
+        ),
+    ],
+    ids=["pictures", "slicer", "app", "train"],
+)
+def test_without_an_extra_one_sentence_says_what_to_install(tmp_path: Path, module: str, call: str, said: str) -> None:
+    """A traceback out of an import would be all that a user is told."""
+    script = (
+        f"import sys; sys.modules['{module}'] = None\n"
+        "import liver_dask as ld\n"
+        "import sys; ld.view_module = sys.modules['liver_dask.viewing.view']\n"
+        f"try: ld.{call}\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    needs, extra = said.split(":")
+    assert done.stdout.startswith(f"MissingExtraError {needs}")
+    assert f"pip install 'liver_dask[{extra}]'" in done.stdout
+    assert not os.listdir(tmp_path)

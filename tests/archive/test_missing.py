@@ -1,0 +1,216 @@
+"""Slices that the archive lacks: an error, or zeros where that is asked for; never without a word, never by mistake."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from liver_dask.core import volume
+from liver_dask.demo import RangeRequestHandler, serve
+
+GONE = {"er": (0, 3), "raw": (5,), "nucleus": (9,)}
+
+
+@pytest.fixture
+def own(archive: Path, tmp_path: Path) -> Path:
+    """An archive that lacks some slices."""
+    folder = tmp_path / "own"
+    shutil.copytree(archive, folder)
+    for name, slices in GONE.items():
+        for z in slices:
+            (folder / volume.file_of_slice(name, z)).unlink()
+    return folder
+
+
+@pytest.fixture
+def expected(voxels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What there is, and zeros."""
+    filled = {name: array.copy() for name, array in voxels.items()}
+    for name, slices in GONE.items():
+        filled[name][list(slices)] = 0
+    return filled
+
+
+class WithoutListings(RangeRequestHandler):
+    """Does not list its folders, as many servers do not."""
+
+    def list_directory(self, path: str) -> None:
+        self.send_error(403)
+
+
+class Forbids(RangeRequestHandler):
+    """Answers 403 for what it does not have, as S3 does."""
+
+    def send_error(self, code: int, *args: object, **options: object) -> None:
+        super().send_error(403 if code == 404 else code)
+
+
+@pytest.mark.parametrize("handler", [RangeRequestHandler, WithoutListings, None])
+def test_missing_slices_are_zeros_where_that_is_asked_for(own: Path, handler, expected, caplog) -> None:
+    """A slice would be an error, other voxels, or zeros of which nobody is told."""
+    with serve(own, handler or RangeRequestHandler) as server:
+        source = server.url if handler else own
+        ds = ld.open_human_liver_em(source, shape=SHAPE, missing="zeros")
+        for name in expected:
+            np.testing.assert_array_equal(ds[name], expected[name])
+        np.testing.assert_array_equal(ds.er[::-1, 7:200:9, 3:99], expected["er"][::-1, 7:200:9, 3:99])
+        lazy = xr.open_dataset(source, engine="liver_dask", shape=SHAPE, missing="zeros")
+        np.testing.assert_array_equal(lazy.er[3], expected["er"][3])
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    for name, slices in GONE.items():
+        for z in slices:
+            assert sum(f"slice {z} of {name} is taken for zeros" in text for text in warned) in (1, 2)  # two Datasets
+
+
+def test_a_missing_slice_is_asked_for_no_more_than_twice(own: Path) -> None:
+    """Each block of it would ask the archive again."""
+    with serve(own) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE, chunk_rows=16, missing="zeros")
+        ds.er[1].compute()
+        server.requests.clear()
+        with dask.config.set(scheduler="sync"):
+            ds.er[3].compute()
+        assert len(server.requests) == 2
+        assert {request.status for request in server.requests} == {404}
+
+
+def test_without_it_a_missing_slice_is_an_error_that_says_so(own: Path) -> None:
+    """Zeros would be invented, or whoever could live with them not be told how."""
+    with serve(own) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.SliceNotFoundError, match=r'er, slice 3, .*missing="zeros"'):
+            ds.er[3].compute()
+
+
+@pytest.mark.parametrize("fault", ["folder", "host", "500", "403", "410", "once"])
+def test_what_is_not_surely_missing_is_an_error(own: Path, fault: str, monkeypatch, voxels) -> None:
+    """A wrong address, or a server in trouble, would give a volume of zeros."""
+
+    class Trouble(Forbids if fault == "403" else RangeRequestHandler):
+        times = 0
+
+        def do_GET(self) -> None:
+            if self.path.endswith("er_mask_003.png"):
+                type(self).times += 1
+                if fault in ("500", "410") or (fault == "once" and self.times == 1):
+                    self.refuse({"500": 500, "410": 410, "once": 404}[fault])
+                    return
+            super().do_GET()
+
+    if fault == "once":
+        whole = voxels["er"][3]
+        from PIL import Image
+
+        Image.fromarray(whole).save(own / volume.file_of_slice("er", 3))
+    if fault == "folder":
+        (own / volume.folder_of("er")).rename(own / "elsewhere")
+    monkeypatch.setattr("tenacity.nap.time", type("Now", (), {"sleep": staticmethod(lambda seconds: None)}))
+    with serve(own, Trouble) as server:
+        source = "http://127.0.0.1:9" if fault == "host" else server.url
+        with dask.config.set({"liver-dask.attempts": 2}):
+            ds = ld.open_human_liver_em(source, shape=SHAPE, missing="zeros")
+        if fault == "once":
+            np.testing.assert_array_equal(ds.er[3], voxels["er"][3])
+            return
+        with pytest.raises(OSError, match="er, slice 3") as told:  # two of ours are
+            ds.er[3].compute()
+        assert isinstance(told.value, ld.LiverDaskError)
+        if fault == "folder":
+            assert "not taken for zeros" in str(told.value)
+
+
+SMALL = {"chunks": (2, 64, 64), "shards": (4, 128, 128), "progress": False}
+
+
+def test_a_store_lists_what_is_missing_and_is_finished(own: Path, tmp_path: Path, expected) -> None:
+    """A store would stay unfinished for ever, or hold zeros of which it does not tell."""
+    with serve(own) as server:
+        strict = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.SliceNotFoundError, match="er, slice 0"):
+            ld.to_zarr(strict, tmp_path / "a.zarr", **SMALL)
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros")
+        ld.to_zarr(ds, tmp_path / "a.zarr", **SMALL)
+        stored = xr.open_zarr(tmp_path / "a.zarr")
+        for name in expected:
+            np.testing.assert_array_equal(stored[name], expected[name])
+        urls = sorted(f"{server.url}/{volume.file_of_slice(name, z)}" for name, slices in GONE.items() for z in slices)
+        assert stored.attrs["missing_files"] == urls
+        assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_bytes())["attributes"]["missing_files"] == urls
+        report = ld.verify(tmp_path / "a.zarr", full=True, progress=False)
+        assert report.ok, report
+        assert report.missing == urls
+        assert "4 files did not exist" in str(report)
+        assert urls[0] in str(report)
+        with pytest.raises(ld.StoreExistsError, match=r'has zeros where 4 files did not exist.* missing="zeros"'):
+            ld.to_zarr(strict, tmp_path / "a.zarr", **SMALL)
+        assert ld.to_zarr(ds, tmp_path / "a.zarr", pyramid=True, **SMALL)
+        assert ld.add_pyramid(tmp_path / "a.zarr", progress=False)
+
+
+def test_a_store_that_was_begun_without_is_finished_with_it(own: Path, tmp_path: Path, expected) -> None:
+    """Days of downloading would be lost for one file that the archive lacks."""
+    (own / volume.file_of_slice("er", 0)).write_bytes((own / volume.file_of_slice("er", 1)).read_bytes())
+    with serve(own) as server:
+        strict = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.ExportError, match=r"er, slice 3.*--missing zeros"):
+            ld.to_zarr(strict, tmp_path / "a.zarr", on_error="continue", **SMALL)
+        fetched = server.bytes_sent
+        server.requests.clear()
+        lenient = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros")
+        ld.to_zarr(lenient, tmp_path / "a.zarr", on_error="continue", **SMALL)
+        assert server.bytes_sent < 0.7 * fetched
+    stored = xr.open_zarr(tmp_path / "a.zarr")
+    for name in ("raw", "mito", "nucleus"):
+        np.testing.assert_array_equal(stored[name], expected[name])
+    np.testing.assert_array_equal(stored.er[1:], expected["er"][1:])
+
+
+def test_what_was_begun_with_zeros_is_not_finished_without(own: Path, tmp_path: Path, monkeypatch) -> None:
+    """The store would hold zeros that its caller has not agreed to."""
+    with serve(own) as server:
+        lenient = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros")
+        with monkeypatch.context() as patch:
+            patch.setattr("liver_dask.store.writer.Store.complete", lambda store: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                ld.to_zarr(lenient, tmp_path / "a.zarr", **SMALL)
+        strict = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.StoreExistsError, match="has zeros where 4 files did not exist"):
+            ld.to_zarr(strict, tmp_path / "a.zarr", **SMALL)
+        ld.to_zarr(lenient, tmp_path / "a.zarr", **SMALL)
+
+
+def test_a_file_that_comes_later_is_not_mixed_in(own: Path, archive: Path, tmp_path: Path) -> None:
+    """Of one slice some regions would be zeros and others not."""
+    with serve(own) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros", chunk_rows=16)
+        assert not ds.er[3, :40].values.any()
+        shutil.copy2(archive / volume.file_of_slice("er", 3), own / volume.file_of_slice("er", 3))
+        assert not ds.er[3].values.any()
+        assert ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros").er[3].values.any()
+
+
+def test_the_shell_takes_it(own: Path, tmp_path: Path) -> None:
+    """Whoever works in the shell could not finish a store, or would not see what is missing."""
+    command = [str(Path(sys.executable).with_name("liver-dask")), "download", str(tmp_path / "a.zarr")]
+    command += ["--bbox", "0", "64", "0", "64", "2", "5", "--source", str(own), "--shape", *map(str, SHAPE)]
+    strict = subprocess.run(command, capture_output=True, text=True)
+    assert strict.returncode == 1
+    assert "--missing zeros" in strict.stderr or 'missing="zeros"' in strict.stderr
+    done = subprocess.run([*command, "--missing", "zeros"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "er_mask_003.png" in done.stderr + done.stdout
+
+
+def test_any_other_word_is_refused() -> None:
+    """A typing error would be taken for one of the two."""
+    with pytest.raises(ld.InvalidArgumentError, match="missing='zero' must be 'raise' or 'zeros'"):
+        ld.open_human_liver_em(missing="zero")

@@ -1,0 +1,347 @@
+"""Ctrl-C ends what waits for a silent source at once, and none is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from ast import literal_eval
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from liver_dask.archive.remote import transport, watchdog
+from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.transport import HttpTransport, Source
+from liver_dask.core import threads
+from liver_dask.core.threads import AbandonedError, ContextPool, while_wanted
+from liver_dask.demo import RangeRequestHandler, serve
+from liver_dask.store import driver as export_run
+
+SECONDS = 10
+"""Far less than a silent source is waited for, and far more than it takes: 0.2 s on an idle machine."""
+
+SCRIPT = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
+import dask, xarray as xr
+import liver_dask as ld
+from liver_dask.archive.lazy import arrays as window
+dask.config.set({"liver-dask.timeout": 60})
+folder, shape, *calls = eval(sys.stdin.read())
+children = {}
+for number, (name, (call, url)) in enumerate(calls):
+    child = os.fork()
+    if not child:
+        ds = ld.open_human_liver_em(url, shape=shape)
+        plain = xr.open_dataset(url, engine="liver_dask", shape=shape)
+        out = f"{folder}/{number}.zarr"
+        exec(call)
+        break
+    children[child] = name
+    print(child, flush=True)
+else:
+    while children:
+        child, status = os.wait()
+        print([children.pop(child), time.time(), os.waitstatus_to_exitcode(status)], flush=True)
+"""
+CALLS = {
+    "a look": "ds.isel(z=0).compute()",
+    "a large computation": "window.LARGEST_LOOK = 0; ds.compute()",
+    "threads as told": "ds.isel(z=0).compute(num_workers=3)",
+    "a given pool": "ds.isel(z=0).compute(pool=ThreadPoolExecutor(3))",
+    "a given pool of the other kind": "ds.isel(z=0).compute(pool=ThreadPool(3))",
+    "changed voxels": "(ds.raw + 1).compute()",
+    "without dask": "plain.raw[0].values",
+    "a store": "ld.to_zarr(ds, out, progress=False)",
+}
+
+
+class Silent(RangeRequestHandler):
+    """Answers nothing until the client hangs up."""
+
+    def do_GET(self) -> None:
+        self._note(0, 0, -1)
+        self.connection.settimeout(60)
+        self.connection.recv(1)
+        self.close_connection = True
+
+
+def wait_until(holds) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_path: Path) -> None:
+    """Whoever presses Ctrl-C would wait a minute and more for threads that wait for a server."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(serve(archive, Silent)) for _ in CALLS]
+        calls = [(name, (call, server.url)) for (name, call), server in zip(CALLS.items(), servers, strict=True)]
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True
+            )
+        )
+        stack.callback(lambda: process.poll() is None and os.killpg(process.pid, signal.SIGKILL))
+        process.stdin.write(repr((str(tmp_path), SHAPE, *calls)))
+        process.stdin.close()
+        process.stdin = None  # which is not to be closed again
+        children = [int(process.stdout.readline()) for _ in CALLS]
+        for server in servers:
+            wait_until(lambda server=server: server.requests)
+        began = time.time()
+        for child in children:
+            os.kill(child, signal.SIGINT)
+        told, _ = process.communicate(timeout=4 * SECONDS)  # eight interpreters come to their end at once
+    ends = {name: (round(ended - began, 2), code) for name, ended, code in map(literal_eval, told.splitlines())}
+    print(ends)
+    assert {name: code for name, (_, code) in ends.items()} == dict.fromkeys(CALLS, -signal.SIGINT)
+
+
+@contextmanager
+def line(answer) -> Iterator[tuple[str, list[socket.socket]]]:
+    """A server that calls `answer(connection)` for each connection; its address, and its connections."""
+    connections: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                connections.append(connection)
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{listening.getsockname()[1]}", connections
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def drip(start: bytes, byte: bytes):
+    """Sends something, and then a byte each 50 ms, for ever."""
+
+    def answer(connection: socket.socket) -> None:
+        try:
+            connection.recv(10_000)
+            connection.sendall(start)
+            while True:
+                connection.sendall(byte)
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    return answer
+
+
+DRIPS = {
+    "nothing": lambda connection: connection.recv(10_000),
+    "status": drip(b"", b"H"),
+    "header": drip(b"HTTP/1.1 206 OK\r\nA: ", b"a"),
+    "interim": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "body": drip(b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99999/100000\r\nContent-Length: 100000\r\n\r\n", b"a"),
+    "chunk": drip(
+        b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99999/100000\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"
+    ),
+    "trailer": drip(
+        b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/100000\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nA: ",
+        b"a",
+    ),
+    "redirect": drip(b"HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 100000\r\n\r\n", b"a"),
+    "error": drip(b"HTTP/1.1 503 Busy\r\nContent-Length: 100000\r\n\r\n", b"a"),
+}
+
+
+def fetch(url: str, patience: float) -> Exception | None:
+    """What comes of asking for a range, the second time: one connection is all there is."""
+    asked = HttpTransport(Source(url, 1, patience, 1))
+    fault = None
+    for _ in range(2):
+        try:
+            asked.get(f"{url}/a", [Span(0, 100_000)], patience, lambda *_: None)
+        except Exception as error:
+            fault = error
+    return fault
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [*(("http", kind) for kind in DRIPS), ("https", "nothing")])
+def test_no_answer_is_waited_for_longer_than_the_patience(scheme: str, kind: str) -> None:
+    """A server that sends a byte now and then would hold up a read for hours, however patient the reader is."""
+    with line(DRIPS[kind]) as (address, _):
+        began = time.monotonic()
+        fault = fetch(f"{scheme}://{address}", 0.5)
+        assert time.monotonic() - began < SECONDS
+        assert isinstance(fault, ld.RemoteError), fault
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"), [*(("http", kind) for kind in ("nothing", "header", "body", "chunk")), ("https", "nothing")]
+)
+def test_what_is_no_longer_wanted_is_given_up_though_nothing_comes(scheme: str, kind: str) -> None:
+    """A thread would wait for a silent server, and whoever gave it up, for the thread."""
+    wanted = threading.Event()
+    with line(DRIPS[kind]) as (address, connections), ContextPool(1) as pool:
+        with while_wanted(lambda: not wanted.is_set()):
+            fetching = pool.submit(fetch, f"{scheme}://{address}", 60)
+        wait_until(lambda: connections)
+        wanted.set()
+        assert isinstance(fetching.result(timeout=SECONDS), AbandonedError)
+
+
+def test_a_name_that_is_not_found_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that is silent is waited for by the system, which no time-out and no signal ends."""
+    looked, let_go = threading.Event(), threading.Event()
+
+    def silent(*_: object, **__: object) -> list:
+        looked.set()
+        let_go.wait(60)
+        raise socket.gaierror("late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    try:
+        assert isinstance(fetch("http://nowhere.invalid", 0.3), transport.TryAgainError)
+        with ContextPool(1) as pool:
+            looked.clear()
+            fetching = pool.submit(fetch, "http://nowhere.invalid", 60)
+            assert looked.wait(SECONDS)
+            pool.give_up()
+            assert isinstance(fetching.result(timeout=SECONDS), AbandonedError)
+    finally:
+        let_go.set()
+
+
+def test_who_waits_for_a_connection_is_given_up() -> None:
+    """A read that waits for its turn would not hear that nobody wants it any more."""
+    with line(DRIPS["nothing"]) as (address, connections), ContextPool(3) as pool:
+        asked = HttpTransport(Source(f"http://{address}", 1, 60, 1))
+
+        def ask() -> None:
+            asked.get(f"http://{address}/a", [Span(0, 9)], 60, lambda *_: None)
+
+        asking = [pool.submit(ask) for _ in range(3)]
+        wait_until(lambda: connections)
+        pool.give_up()
+        for future in asking:
+            assert future.cancelled() or isinstance(future.exception(timeout=SECONDS), AbandonedError)
+        assert len(connections) == 1
+
+
+def test_a_pause_between_two_tries_is_given_up() -> None:
+    """A server that asks for a minute's pause would be obeyed by nobody's reader."""
+    with ContextPool(1) as pool:
+        begun = threading.Event()
+
+        def wait() -> None:
+            begun.set()
+            threads.pause(60)
+
+        waiting = pool.submit(wait)
+        assert begun.wait(SECONDS)
+        pool.give_up()
+        assert isinstance(waiting.exception(timeout=SECONDS), AbandonedError)
+
+
+def test_only_what_was_given_up_ends(archive: Path, voxels) -> None:
+    """A read that somebody still wants would end with another one, or its connection be broken."""
+    held = threading.Event()
+
+    class Holds(RangeRequestHandler):
+        def send(self, *args) -> None:
+            held.wait(SECONDS)
+            super().send(*args)
+
+    with serve(archive, Holds) as server, ContextPool(2) as pool:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        kept = pool.submit(lambda: ds.er[1].values)
+        with while_wanted(lambda: False):
+            given_up = pool.submit(lambda: ds.er[2].values)
+        assert isinstance(given_up.exception(timeout=SECONDS), AbandonedError)
+        held.set()
+        assert (kept.result(timeout=SECONDS) == voxels["er"][1]).all()
+
+
+def test_the_watchdog_ends_with_its_work_and_not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread would stay for ever in a process that has long stopped reading, or be started for each request."""
+    monkeypatch.setattr(watchdog, "SECONDS_BETWEEN_LOOKS", 0.01)
+
+    def watching() -> int:
+        return sum(thread.name == "liver_dask-watchdog" for thread in threading.enumerate())
+
+    wait_until(lambda: not watchdog._watchdog._is_running)
+    for _ in range(3):
+        with watchdog.Watch():
+            assert watching() == 1
+    wait_until(lambda: not watching())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_falls_into_a_callback_is_not_lost(archive: Path, tmp_path: Path, monkeypatch) -> None:
+    """What is raised in a callback of the garbage collector is printed and forgotten, and so a Ctrl-C might be."""
+    monkeypatch.setattr(sys, "unraisablehook", shown := Shown())
+    interrupted = []
+    really = export_run.Driver._take
+
+    def take(driver, what, future) -> None:
+        if not interrupted:
+            interrupted.append(1)
+            Dies()
+        really(driver, what, future)
+
+    monkeypatch.setattr(export_run.Driver, "_take", take)
+    handler = signal.getsignal(signal.SIGINT)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.raises(KeyboardInterrupt):
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
+    assert not (tmp_path / "a.zarr").exists()
+    assert not shown, "an interrupt that was taken note of is told as an error"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert sys.unraisablehook is shown
+    ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
+
+
+class Dies:
+    """Is interrupted in its last moment."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+class Shown(list):
+    """What Python would print of errors that nobody can catch."""
+
+    def __call__(self, told) -> None:
+        self.append(told.exc_type)
+
+
+def test_an_interrupt_is_left_to_who_handles_it(archive: Path, tmp_path: Path, monkeypatch) -> None:
+    """A program's own handler would not be called, or be overruled."""
+    heard: list[int] = []
+    really = export_run.Driver._take
+
+    def take(driver, what, future) -> None:
+        signal.raise_signal(signal.SIGINT)
+        really(driver, what, future)
+
+    monkeypatch.setattr(export_run.Driver, "_take", take)
+    previous = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    try:
+        ds = ld.open_human_liver_em(archive, shape=SHAPE)
+        assert Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)).exists()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert heard

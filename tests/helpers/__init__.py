@@ -1,0 +1,1 @@
+"""What tests, benchmarks and fuzz targets share; no test imports it from another test."""

@@ -1,0 +1,81 @@
+"""Servers that answer, byte by byte, what a test says."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from liver_dask.archive.remote import files as remote
+from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.transport import HttpTransport, Source
+
+WHOLE = [b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\nabcde"]
+
+
+class Talker:
+    """A server that answers each request as a function of its path and number says.
+
+    Attributes:
+        url: Its root.
+        requests: What was asked for.
+        sent: Bytes that its clients took.
+    """
+
+    def __init__(self, answer) -> None:
+        self._answer = answer
+        self.requests: list[bytes] = []
+        self.sent = 0
+
+    def serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(20)
+            try:
+                while head := self._request(connection):
+                    self.requests.append(head)
+                    for block in self._answer(head, len(self.requests)):
+                        connection.sendall(block)
+                        self.sent += len(block)
+            except OSError:
+                pass  # the client hangs up
+
+    def _request(self, connection: socket.socket) -> bytes:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            got = connection.recv(1)
+            if not got:
+                return b""
+            head += got
+        return head
+
+
+@contextmanager
+def talking(answer) -> Iterator[Talker]:
+    talker = Talker(answer)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        talker.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                threading.Thread(target=talker.serve, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield talker
+        remote._process.close_idle()
+
+
+def to(place: str) -> list[bytes]:
+    return [f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()]
+
+
+def source_of(url: str) -> Source:
+    return Source(url, 2, 5, 2)
+
+
+def fetched(url: str) -> bytes:
+    got = []
+    HttpTransport(source_of(url)).get(f"{url}/a", [Span(0, 5)], 5, lambda _, start, data: got.append(data))
+    return b"".join(got)

@@ -1,0 +1,154 @@
+"""The command line as a person uses it, rightly and wrongly."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.paths import ROOT
+from liver_dask.demo import ArchiveServer
+
+COMMAND = [str(Path(sys.executable).with_name("liver-dask"))]
+SHAPE_OPTION = ["--shape", *map(str, SHAPE)]
+
+
+def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=cwd, timeout=100)
+
+
+@pytest.mark.slow
+def test_the_demo_shows_checks_and_can_be_run_again(tmp_path: Path) -> None:
+    """The first thing that anyone tries would fail, or fail the second time."""
+    for _ in range(2):
+        done = run("demo", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "# 0 requests" in done.stdout
+    assert "All 16,121,856 voxels of the crop equal the archive's." in done.stdout
+    with Image.open(tmp_path / "liver_dask_demo" / "slice.png") as picture:
+        assert picture.width == 2048
+    assert "MB/s" in done.stderr
+    assert set(xr.open_zarr(tmp_path / "liver_dask_demo" / "crop.zarr")) == {"raw", "mito", "er", "nucleus"}
+
+
+@pytest.mark.slow
+def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
+    """A crop could not be kept from the shell, or not be asked what it is."""
+    store = str(tmp_path / "crop.zarr")
+    box = ["--bbox", "20", "90", "30", "80", "2", "5"]
+    for _ in range(2):
+        done = run("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito")
+        assert done.returncode == 0, done.stderr
+        assert "is complete" in done.stdout
+    assert dict(xr.open_zarr(store).sizes) == {"z": 3, "y": 50, "x": 70}
+    planned = run("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run")
+    assert "is complete already: nothing would be fetched" in planned.stdout
+    other = [*box[:-1], "6", "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run"]
+    assert "a store of another box" in run("download", store, *other).stderr
+    told = run("info", store)
+    assert told.returncode == 0
+    assert "complete, " in told.stdout
+    assert "mito" in told.stdout
+    default = run("info")
+    assert "z: 597, y: 20000, x: 20000" in default.stdout
+    assert "--bbox 1195 18890 469 19570 0 597" in default.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        ("download OUT --bbox 0 9 0 9 0 99", 2, "z is 0..99, but there is only 0..10"),
+        ("download OUT --bbox 9 0 0 9 0 1", 2, "holds no voxels"),
+        ("download OUT --bbox -5 9 0 9 0 1", 2, "x is -5..9"),
+        ("download OUT --bbox 0 9 0 9 0", 2, "'--bbox'"),
+        ("download OUT --bbox 0 9 0 9 0 a", 2, "not a valid integer"),
+        ("download OUT", 2, "--bbox"),
+        ("download OUT --full --bbox 0 9 0 9 0 1", 2, "either --bbox"),
+        ("download OUT --full --scheduler tcp://127.0.0.1:9", 1, "There is no cluster at tcp://127.0.0.1:9"),
+        ("download OUT --full --scheduler nonsense:x", 1, "There is no cluster at nonsense:x"),
+        ("download OUT --full --scheduler tcp://127.0.0.1:9 --workers 2", 2, "either --scheduler or --workers"),
+        ("download OUT --full --workers 0", 2, "0 is not in the range"),
+        ("download OUT --full --on-error ignore", 2, "'ignore' is not one of"),
+        ("verify OUT", 1, "There is no complete store"),
+        ("download OUT --bbox 0 9 0 9 0 1 --label golgi", 2, "Unknown label 'golgi'"),
+        ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "has these folders: humanliver_er_mask"),
+        ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "Correct the address, or the label."),
+        (
+            "download OUT --bbox 0 9 0 9 0 1 --shape 10 300 421",
+            1,
+            "expected 300 x 421; say how large the volume is by shape=(z, y, x), or --shape",
+        ),
+        ("download OUT --bbox 0 9 0 9 0 1 --source http://127.0.0.1:9", 1, "gave up after"),
+        ("download OUT --bbox 0 9 0 9 0 1 --source /no/such/folder", 1, "There is no folder"),
+        ("download THERE --bbox 0 9 0 9 0 1", 1, "something that liver_dask did not write"),
+        ("info nonsense", 1, "There is no folder"),
+        ("donwload", 2, "No such command 'donwload'"),
+    ],
+)
+def test_used_wrongly_it_says_so_in_one_sentence(
+    server: ArchiveServer, tmp_path: Path, args: str, code: int, told: str
+) -> None:
+    """A typing mistake would end in a traceback, a wrong exit code, or half a store."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("")
+    words = args.replace("OUT", "out.zarr").replace("THERE", "there").split()
+    if words[0] == "download":
+        words += [] if "--source" in words else ["--source", server.url]
+        words += [] if "--shape" in words else SHAPE_OPTION
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert told in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
+    """The README would promise other costs than the command, or a dry run ask the archive or write something."""
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.split("--full --dry-run\n")[1].split("```")[0]
+    done = run("download", "full_volume.zarr", "--full", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(f"{tmp_path}/", "") == shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_full_volume_by_processes_of_this_machine(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """The whole could not be kept from the shell, or not with more than one process."""
+    store = str(tmp_path / "full.zarr")
+    done = run("download", store, "--full", "--workers", "2", "--source", server.url, *SHAPE_OPTION)
+    assert done.returncode == 0, done.stderr
+    assert "is complete" in done.stdout
+    assert re.search(r"[1-9]\d* requests", done.stdout), "what the workers fetched is not counted"
+    stored = xr.open_zarr(store)
+    for name, expected in voxels.items():
+        np.testing.assert_array_equal(stored[name], expected)
+
+
+@pytest.mark.slow
+def test_no_traceback_whatever_is_wrong(archive: Path, tmp_path: Path) -> None:
+    """Damage, a store without raw, or an address for a folder would end in a traceback, or in a folder named `s3:`."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(z=slice(2), y=slice(64), x=slice(64))
+    store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False))
+    ld.to_zarr(ds[["er"]], tmp_path / "b.zarr", progress=False)
+    shard = store / "raw" / "c" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    picture = ["-o", str(tmp_path / "a.png")]
+    for arguments, told in (
+        (["snapshot", str(store), "--z", "0", *picture], "liver-dask verify"),
+        (["snapshot", str(tmp_path / "b.zarr"), "--z", "0", *picture], "There is no 'raw'"),
+        (["download", "s3://bucket/x.zarr", "--full", "--source", str(archive)], "is an address"),
+        (["verify", "http://127.0.0.1:9/x.zarr"], "is an address"),
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode in (1, 2), arguments
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,55 @@
+"""The fuzz targets, as far as a suite can run them: what they begin with, and some damaged inputs each.
+
+The same targets run for hours under atheris, which looks for inputs that take new ways: see fuzz/run.py.
+"""
+
+import importlib
+import logging
+import random
+import sys
+
+import pytest
+
+from helpers.paths import FUZZ
+
+NAMES = sorted(path.stem.removeprefix("fuzz_") for path in FUZZ.glob("fuzz_*.py"))
+MUTATIONS = {"metadata": 300, "verify": 40}
+"""Of slow targets; of others a thousand."""
+
+
+def mutated(inputs: list[bytes], chance: random.Random) -> bytes:
+    """One of the inputs with bytes changed, left out, repeated or taken from another."""
+    data = bytearray(chance.choice(inputs))
+    for _ in range(chance.choice([1, 1, 1, 2, 4, 16])):
+        at = chance.randint(0, len(data))
+        length = chance.choice([1, 1, 2, 4, 30])
+        match chance.randrange(6):
+            case 0 if at < len(data):
+                data[at] ^= 1 << chance.randrange(8)
+            case 1 if at < len(data):
+                data[at] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
+            case 2:
+                del data[at : at + length]
+            case 3:
+                data[at:at] = chance.randbytes(length)
+            case 4:
+                data[at : at + length] = chance.choice(inputs)[at : at + length]
+            case _ if chance.random() < 0.2:
+                del data[at:]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged bytes would crash or hang the process, or pass for right ones."""
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)  # targets change it
+    target = importlib.import_module(f"fuzz_{name}")
+    sys.modules.pop(f"fuzz_{name}")
+    inputs = [path.read_bytes() for path in sorted((FUZZ / "corpus" / name).iterdir())]
+    assert inputs, "it begins with nothing"
+    assert sum(map(len, inputs)) < 200_000
+    for data in inputs:
+        target.one_input(data)
+    chance = random.Random(0)
+    for _ in range(MUTATIONS.get(name, 1000)):
+        target.one_input(mutated(inputs, chance))

@@ -1,0 +1,177 @@
+"""The project holds together: metadata, README, environments, docstrings, style and types."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import liver_dask
+from helpers.paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGE = ROOT / "liver_dask"
+OF_AN_EXTRA = {"liver_dask.training.dataset": "torch_em", "liver_dask.viewing.browser": "voila"}
+"""Modules that need a package which need not be there."""
+
+PACKAGES_BELOW = {
+    "core": set(),
+    "archive": {"core"},
+    "store": {"core", "archive"},
+    "training": {"core", "archive", "store"},
+    "viewing": {"core", "archive", "store"},
+    "top": {"core", "archive", "store", "training", "viewing"},
+}
+"""What each package may import, beside itself. The modules at the top, such as `cli`, are in none."""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = [
+    importlib.import_module(name) for name in NAMES if importlib.util.find_spec(OF_AN_EXTRA.get(name, "liver_dask"))
+]
+
+CONDA_NAME_OF = {"dask[array]": "dask", "zlib-ng": "python-zlib-ng", "torch": "pytorch"}
+"""Packages that conda-forge has under another name."""
+
+
+def test_environment_yml_is_in_step_with_pyproject() -> None:
+    """Conda users would lack a package, or have another version of it."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    given = {spec for spec in environment["dependencies"] if isinstance(spec, str)}
+    needed = {f"python {PROJECT['requires-python']}", "pip"}
+    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["view"]:
+        match = re.fullmatch(r"([\w\-\[\]]+)(>=[\d.]+)", requirement)
+        assert match, f"{requirement} has no lower bound that environment.yml could repeat"
+        name, version = match.groups()
+        needed.add(f"{CONDA_NAME_OF.get(name, name)} {version}")
+    assert {re.sub(r"\s+", " ", spec) for spec in given} == needed
+
+
+def test_ci_runs_the_readmes_own_test_command() -> None:
+    """CI could pass with a command that the README does not show."""
+    commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "liver-dask demo" in commands[0]
+    assert "pytest" in commands[1]
+    assert commands[1].strip() not in (ROOT / ".ci" / "run").read_text(), "a copy may fall out of step"
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_all_that_is_public_is_documented() -> None:
+    """A user would have to read the source."""
+    for module in MODULES:
+        assert module.__doc__, module
+        for name, thing in vars(module).items():
+            if name.startswith("_") or getattr(thing, "__module__", None) != module.__name__:
+                continue
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                assert thing.__doc__, f"{module.__name__}.{name}"
+    for name in liver_dask.__all__:
+        thing = getattr(liver_dask, name)
+        if inspect.isfunction(thing):
+            for parameter in inspect.signature(thing).parameters:
+                assert f"\n    {parameter}: " in inspect.getdoc(thing), f"{name} does not document {parameter}"
+
+
+def imports_in(source: str, package: str) -> set[str]:
+    """The modules of this project that a module of `package` imports, wherever in its source it does."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "liver_dask"}
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            if origin.split(".")[0] == "liver_dask":
+                members = {f"{origin}.{alias.name}" for alias in node.names}
+                found |= members & NAMES.keys() or {origin}
+    return found
+
+
+def imports_of(name: str) -> set[str]:
+    path = NAMES[name]
+    return imports_in(path.read_text(), name if path.name == "__init__.py" else name.rpartition(".")[0])
+
+
+def package_of(name: str) -> str:
+    """The first part below `liver_dask`, if that is a package."""
+    part = ".".join(name.split(".")[1:2])
+    return part if part in PACKAGES_BELOW else "top"
+
+
+def test_imports_are_found_however_they_are_written() -> None:
+    """The tests of imports would pass because they see none."""
+    package = "liver_dask.store"
+    for source, found in {
+        "from .record import RECORD": "liver_dask.store.record",
+        "def f():\n    from ..archive.remote import files": "liver_dask.archive.remote.files",
+        "from ..core.errors import DamagedError": "liver_dask.core.errors",
+        "import liver_dask.viewing.view": "liver_dask.viewing.view",
+        "from liver_dask.viewing import view": "liver_dask.viewing.view",
+        "from .. import cli": "liver_dask.cli",
+        "if TYPE_CHECKING:\n    from . import pyramid": "liver_dask.store.pyramid",
+    }.items():
+        assert imports_in(source, package) == {found}, source
+        assert found in NAMES, found
+    names = ["liver_dask", "liver_dask.cli", "liver_dask.store", "liver_dask.store.record"]
+    assert list(map(package_of, names)) == ["top", "top", "store", "store"]
+
+
+def test_packages_import_only_those_below() -> None:
+    """A change of pictures would break an export, and whoever reads a store would need all that writes one."""
+    assert {package_of(name) for name in NAMES} == PACKAGES_BELOW.keys()
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} | {
+        "top"
+    } == PACKAGES_BELOW.keys()
+    edges = {(name, other) for name in NAMES for other in imports_of(name)}
+    between = {(package_of(name), package_of(other)) for name, other in edges}
+    assert {("archive", "core"), ("store", "archive"), ("training", "store"), ("viewing", "store")} <= between
+    wrong = [(name, other) for name, other in edges if not is_allowed(package_of(name), package_of(other))]
+    assert not wrong
+
+
+def is_allowed(package: str, other: str) -> bool:
+    return package == other or other in PACKAGES_BELOW[package]
+
+
+def test_modules_import_each_other_in_no_ring() -> None:
+    """What is in a ring can only be understood, tested and changed as a whole."""
+    imported_by = {name: imports_of(name) - {name} for name in NAMES}
+    while imported_by:
+        leaves = {name for name, needed in imported_by.items() if not needed & imported_by.keys()}
+        assert leaves, f"a ring among {sorted(imported_by)}"
+        imported_by = {name: needed for name, needed in imported_by.items() if name not in leaves}
+
+
+def test_importing_is_light() -> None:
+    """`import liver_dask` would start threads, or drag in torch, matplotlib or numba."""
+    script = (
+        "import sys, threading, liver_dask; "
+        "print(threading.active_count(), {'torch', 'matplotlib', 'torch_em', 'IPython', 'numba'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == ["1", "set()\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=["lint", "format", "types"]
+)
+def test_style_and_types(command: list[str]) -> None:
+    """Style or types would drift."""
+    if not shutil.which(command[0], path=str(Path(sys.executable).parent)):
+        pytest.fail(f"{command[0]} is not installed; install the extra `test`")
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

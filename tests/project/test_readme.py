@@ -1,0 +1,437 @@
+"""Each promise of the README has a test that would fail if it were false, and it is named here beside the promise.
+
+A sentence of the README counts as covered if it holds a fragment of PROMISES, whose tests are the evidence; of
+MEASURED, whose figures the named benchmark prints; or of NO_PROMISE: what points elsewhere, or states a fact that is
+not this package's. UNTESTED are promises without a test, each a debt. Whoever changes a sentence changes its
+fragment here.
+"""
+
+import ast
+import errno
+import fcntl
+import functools
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.paths import ROOT
+from liver_dask.demo import ArchiveServer
+
+PROMISES = {
+    # what it is
+    "as one lazy, labelled": ["test_dataset::test_the_default_archive_opens_at_once_without_a_request"],
+    "Opening it costs nothing": [
+        "test_dataset::test_opening_asks_the_server_nothing",
+        "test_dataset::test_opening_is_quick",
+    ],
+    "Looking at a part fetches the bytes that hold that part": [
+        "test_dataset::test_a_window_fetches_its_strips_and_the_index_and_nothing_else",
+        "real/test_real_size::test_a_window_costs_its_strips_and_the_index",
+    ],
+    "store that any Zarr reader opens": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
+    "so it needs no data": ["test_cli::test_the_demo_shows_checks_and_can_be_run_again"],
+    "runs all tests, style and types included": [
+        "test_project::test_ci_runs_the_readmes_own_test_command",
+        "test_project::test_style_and_types",
+    ],
+    "conda env create": ["test_project::test_environment_yml_is_in_step_with_pyproject"],
+    # look
+    "no request: 1 TB of voxels, lazily": ["test_dataset::test_the_default_archive_opens_at_once_without_a_request"],
+    "still none": ["test_dataset::test_opening_asks_the_server_nothing"],
+    "strips' beginnings, and the index once": ["test_byteranges::test_a_window_fetches_the_beginnings_of_its_strips"],
+    "a whole slice from every 20th row": ["test_dataset::test_a_stride_fetches_only_the_strips_it_needs"],
+    "a mask is fetched down to its last row": ["test_dataset::test_a_mask_is_fetched_no_further_than_its_last_row"],
+    "keep their values in a crop": ["test_zarr_export::test_open_zarr_gives_the_dataset_back"],
+    "Six more classes": ["test_bad_input::test_a_missing_class_lists_the_folders_that_are_there"],
+    "Any archive laid out alike": ["test_dataset::test_the_same_voxels_from_any_file_system"],
+    "across all slices: of each its row": [
+        "test_directory::test_a_cross_section_fetches_only_the_entries_that_it_needs",
+        "real/test_real_size::test_a_cross_section_of_all_slices",
+    ],
+    "at points (DataArrays of one dim)": [
+        "test_points::test_points_fetch_their_strips_and_no_others",
+        "test_points::test_each_strip_of_many_points_is_fetched_once",
+        "test_points::test_xarrays_ways_to_points",
+        "real/test_real_size::test_points_cost_their_strips",
+    ],
+    "an xarray engine": ["test_dataset::test_the_engine_gives_the_same_dataset"],
+    "has the same dask arrays, and without `chunks`": [
+        "test_dataset::test_the_engines_dask_arrays_are_those_of_open",
+        "test_dataset::test_any_chain_of_indexes_fetches_only_what_is_left",
+    ],
+    "gives the smaller ones": ["test_pyramid::test_each_level_is_the_one_below_as_tensorstore_halves_it"],
+    "of a block all rows are read": ["test_dataset::test_other_chunks_are_whole_rows_all_the_same"],
+    "zeros to plain readers of Zarr": ["test_pictures::test_a_snapshot_from_the_shell"],
+    "the loader, pictures of a path and `verify` tell": ["test_pictures::test_a_snapshot_from_the_shell"],
+    "reads the box around all of its points": [
+        "test_points::test_points_near_each_other_are_interpolated_from_what_is_around_them"
+    ],
+    "a picture: raw, and masks over it in colour": ["test_pictures::test_the_overlay_is_on_the_voxels_that_it_marks"],
+    "of the whole slice every 20th row and column": ["test_pictures::test_a_far_view_costs_a_few_rows"],
+    "the same box as below, lazily": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
+    "the share of each slice that is labelled": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
+    "keeps such a picture": ["test_pictures::test_a_snapshot_from_the_shell"],
+    "drag, zoom, switch masks on and off": [
+        "test_slicer::test_the_window_shows_the_source",
+        "test_slicer::test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing",
+        "real/test_browser::test_in_jupyterlab",
+    ],
+    "or ld.view(": ["test_slicer::test_the_window_shows_the_source"],
+    "first coarse, then sharp": ["test_slicer::test_a_coarse_picture_comes_first_and_costs_little"],
+    "gives up what it no longer needs": ["test_slicer::test_what_is_no_longer_looked_at_is_given_up"],
+    "to whoever has the address with its token": [
+        "test_browser_server::test_with_the_token_there_is_a_page_and_its_kernel",
+        "test_browser_server::test_without_the_token_there_is_nothing",
+        "real/test_browser::test_without_a_notebook",
+    ],
+    "Pictures and the slicer need": ["test_bad_input::test_without_an_extra_one_sentence_says_what_to_install"],
+    "they run on made-up data": [
+        f"test_notebooks::test_{name}" for name in ("looking", "keeping", "measuring", "training_runs_and_learns")
+    ],
+    "so there is no default": ["test_dataset::test_the_voxel_size_is_what_was_given_or_said_to_be_unknown"],
+    # keep
+    "x, y, z: min, max": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
+    "the same Dataset": ["test_zarr_export::test_open_zarr_gives_the_dataset_back"],
+    "with torch_em's names, `ld.get": ["test_zarr_export::test_a_second_call_makes_no_request"],
+    "or, from the shell": ["test_cli::test_download_and_info"],
+    "until it is complete": ["test_resume::test_killed_in_any_order_at_any_step_the_store_is_the_same"],
+    "the same call goes on from what was finished": [
+        "test_resume::test_after_a_kill_only_what_was_in_flight_is_fetched_again",
+        "test_zarr_export::test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest",
+    ],
+    "Memory is bounded by regions": ["test_zarr_export::test_memory_is_bounded_by_what_is_projected_not_by_the_box"],
+    "every byte against recorded checksums": [
+        "test_verify::test_any_changed_byte_is_found",
+        "test_verify::test_sampling_looks_at_the_edges_and_at_every_shard",
+    ],
+    "every voxel": ["test_verify::test_a_good_store_passes"],
+    "Each chunk carries a checksum": [
+        "test_checksums::test_a_changed_bit_is_an_error_for_every_reader",
+        "test_checksums::test_no_plane_of_a_damaged_chunk_is_decoded",
+    ],
+    "still open, train and verify": [
+        "test_formats::test_stores_of_format_3_open_train_and_verify",
+        "test_formats::test_what_format_3_lacks_is_said",
+    ],
+    "A changed byte is found wherever it is": [
+        "test_damage::test_a_flipped_byte_of_any_small_file_is_found_or_harmless",
+        "test_damage::test_what_was_added_is_no_damage",
+        "test_damage::test_a_source_that_changed_is_told_as_such",
+    ],
+    "is told before it is asked": [
+        "test_untrusted::test_the_recorded_address_is_told_before_it_is_asked",
+        "test_untrusted::test_another_address_of_the_archive_can_be_named",
+        "test_untrusted::test_the_command_takes_a_source",
+    ],
+    "what nearly all regions need is computed once": ["test_computed::test_what_is_fetched_is_what_the_plan_says"],
+    "follows from the graph": [
+        "test_computed::test_what_is_fetched_is_what_the_plan_says",
+        "test_computed::test_any_regions_of_any_graph_are_right_and_read_as_often_as_told",
+        "test_computed::test_what_would_be_fetched_too_often_is_refused_unless_told",
+    ],
+    # open it elsewhere
+    "or download ... --pyramid": ["test_pyramid::test_what_reads_the_store_reads_it_as_before"],
+    "each half of the one before": [
+        "test_pyramid::test_each_level_is_the_one_below_as_tensorstore_halves_it",
+        "test_pyramid::test_the_metadata_are_ome_zarr",
+    ],
+    "and training are as before": ["test_pyramid::test_what_reads_the_store_reads_it_as_before"],
+    "labels of your own stay as they are": [
+        "test_pyramid::test_a_users_own_labels_and_settings_stay",
+        "test_pyramid::test_a_label_that_a_user_made_or_changed_is_never_replaced",
+        "test_pyramid::test_labels_take_no_room_and_copies_do_where_there_are_no_links",
+    ],
+    "scales are in nm and z is halved": [
+        "test_pyramid::test_the_metadata_are_ome_zarr",
+        "test_pyramid::test_an_unknown_voxel_size_is_not_guessed",
+    ],
+    "napari --plugin napari-ome-zarr": ["real/test_viewers::test_napari_shows_raw_and_labels"],
+    "Its reader ignores where a crop begins": ["real/test_viewers::test_napari_reads_every_voxel_of_every_level"],
+    "reads it from any web server": ["real/test_viewers::test_neuroglancer_shows_raw_and_labels"],
+    "Contrast and colours have to be told": ["real/test_viewers::test_neuroglancer_shows_raw_and_labels"],
+    # keep all of it
+    "nothing is fetched for it": ["test_cli::test_the_readmes_plan_is_what_the_command_prints"],
+    "--full --workers 8": [
+        "test_cli::test_a_full_volume_by_processes_of_this_machine",
+        "real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled",
+    ],
+    "a job that is taken away is replaced": ["real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled"],
+    "fetched and decoded once": ["test_cluster::test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice"],
+    "that is too small is refused": ["test_cluster::test_refused_with_numbers_before_anything_is_written"],
+    "All workers together": [
+        "test_cluster::test_all_workers_together_keep_to_one_limit",
+        "test_shares::test_an_export_and_lazy_reads_share_them",
+        "test_dask_citizen::test_two_calls_on_one_cluster_keep_to_one_limit",
+    ],
+    "is used without `client=`, too": ["test_dask_citizen::test_the_client_in_force_is_used_as_by_all_of_dask"],
+    "may adapt from no worker on": [
+        "test_dask_citizen::test_a_cluster_that_adapts_grows_while_it_writes",
+        "test_dask_citizen::test_a_task_of_a_cluster_of_one_thread_may_write_a_store",
+        "test_dask_citizen::test_what_a_cluster_holds_can_be_kept",
+    ],
+    "may be killed at any moment": [
+        "test_cluster::test_a_killed_worker_costs_what_it_was_at",
+        "test_cluster::test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with",
+        "test_cluster::test_a_killed_scheduler_is_told_and_another_cluster_goes_on",
+    ],
+    "What is lost are regions": ["test_resume::test_after_a_kill_only_what_was_in_flight_is_fetched_again"],
+    "writes all it can and lists": ["test_resume::test_a_slice_that_cannot_be_read_costs_its_own_regions"],
+    "must be one that all machines see": ["test_cluster::test_a_folder_that_workers_do_not_see_is_refused"],
+    "else it is only logged": [
+        "test_zarr_export::test_two_writers_at_once_and_the_second_is_told",
+        "test_readme::test_a_file_system_without_locks_is_only_logged",
+    ],
+    # train
+    "in place of its own module": ["test_training::test_torch_ems_own_options_mean_what_they_mean_there"],
+    "none is read in vain": ["test_training::test_every_patch_has_the_foreground_that_was_asked_for"],
+    "a patch apart from those of": ["test_sampling::test_no_two_splits_touch"],
+    "Labels are 0 and 1": [
+        "test_training::test_labels_are_what_a_loss_takes_unless_a_transform_says_otherwise",
+        "test_training::test_several_labels_are_channels",
+    ],
+    "are taken, and those of the DataLoader": ["test_training::test_torch_ems_own_options_mean_what_they_mean_there"],
+    "Empty glass is never drawn": ["test_training::test_patches_are_of_tissue_and_of_what_is_labelled"],
+    "keeps to where there are labels": ["test_training::test_patches_are_of_tissue_and_of_what_is_labelled"],
+    "the same patches come in the same order": [
+        "test_training::test_a_seed_gives_the_same_patches_and_no_worker_anothers"
+    ],
+    "`dataset.split` tells its blocks": [
+        "test_training::test_a_split_keeps_to_its_blocks_and_says_so",
+        "test_training::test_a_checkpoint_of_torch_ems_trainer_tells_the_split",
+    ],
+    "reads patches from the archive itself": ["test_training::test_patches_straight_from_the_archive"],
+    # know
+    "At most 16 at once from a process": [
+        "test_remote::test_no_more_requests_at_once_than_connections",
+        "test_dataset::test_options_may_come_from_dask_config",
+    ],
+    "from all workers of a dask cluster together": [
+        "test_shares::test_workers_that_read_lazily_keep_to_one_limit",
+        "test_shares::test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs",
+    ],
+    "take turns where they are more": ["test_shares::test_workers_take_turns"],
+    "for up to 190 ranges of a file": ["test_byteranges::test_merged_ranges_hold_all_that_was_asked_for"],
+    "is given up, and what has not come is asked for again": [
+        "test_remote::test_a_silent_request_is_given_up_and_asked_again_at_once",
+        "test_network::test_a_server_that_takes_its_time_is_waited_for",
+        "test_network::test_a_trickle_is_abandoned",
+        "test_network::test_a_stream_that_breaks_off_is_continued",
+        "test_remote::test_tries_are_bounded_and_the_error_tells_the_last_reason",
+    ],
+    "counts what this process fetches": ["test_network::test_a_trace_counts_what_was_fetched"],
+    "up to the last column that is needed": [
+        "test_byteranges::test_a_window_fetches_the_beginnings_of_its_strips",
+        "test_dataset::test_a_mask_is_fetched_no_further_than_its_last_row",
+    ],
+    "neighbouring strips are fetched whole": [
+        "test_byteranges::test_a_server_that_takes_one_range_a_request_is_asked_so"
+    ],
+    "16 blocks are read at once": ["test_network::test_a_look_asks_for_raw_and_masks_at_once"],
+    "overrules both": ["test_network::test_the_threads_that_were_asked_for_are_used"],
+    "name the file, the slice and the rows": ["test_bad_input::test_a_missing_slice_names_file_slice_and_rows"],
+    "so that going back costs no request": ["test_readme::test_going_back_costs_no_request"],
+    "strip indexes and masks, and up to": [
+        "test_dataset::test_a_cache_dir_saves_index_and_masks_for_the_next_process",
+        "test_network::test_strips_are_kept_for_other_processes",
+        "test_network::test_the_shell_tells_and_empties_a_cache",
+    ],
+    "by one byte whether what is kept": [
+        "test_versions::test_what_is_cached_is_checked_by_one_byte_and_once",
+        "test_versions::test_a_cached_file_is_of_the_present_version_or_not_used",
+    ],
+    "another version of it is an error": [
+        "test_remote::test_a_file_that_changes_between_two_reads_is_an_error_not_a_mix",
+        "test_versions::test_another_dataset_of_the_source_changes_nothing_for_the_first",
+        "test_resume::test_a_source_that_changed_between_two_runs_is_refused",
+    ],
+    "Pickles of the Dataset take the notes along": [
+        "test_versions::test_two_processes_that_share_a_dataset_see_one_version",
+        "test_versions::test_copies_in_a_process_share_what_was_read",
+        "test_versions::test_a_file_that_is_older_than_the_dataset_is_read_whatever_the_clocks_say",
+    ],
+    "cannot be decoded is fetched anew once": ["test_network::test_a_changed_byte_that_breaks_a_file_is_fetched_again"],
+    "(`persist`) is not looked at anew": ["test_computed::test_what_a_cluster_keeps_outlives_a_change_of_the_source"],
+    "dask takes both for the same": ["test_versions::test_what_was_read_of_files_changes_no_name"],
+    "**Missing slices** are an error": ["test_missing::test_without_it_a_missing_slice_is_an_error_that_says_so"],
+    "what does not exist (404, while its folder does) is zero": [
+        "test_missing::test_missing_slices_are_zeros_where_that_is_asked_for",
+        "test_missing::test_what_is_not_surely_missing_is_an_error",
+        "test_missing::test_a_store_lists_what_is_missing_and_is_finished",
+        "test_missing::test_the_shell_takes_it",
+    ],
+    "A download that was begun without": ["test_missing::test_a_store_that_was_begun_without_is_finished_with_it"],
+    "A byte that changes on its way": [
+        "test_bad_input::test_a_changed_byte_of_a_mask_is_noticed",
+        "test_dialects::test_a_byte_that_changed_on_its_way_gives_no_pixel",
+    ],
+    "In raw it is noticed where": [
+        "test_network::test_a_changed_byte_costs_no_more_than_its_row",
+        "test_lzw::test_a_row_that_gets_another_length_is_noticed",
+    ],
+    # what is not as the archive's own files
+    "is read by whole strips or tiles": [
+        "test_tiff_segments::test_types_codecs_and_layouts",
+        "test_tiff_segments::test_only_the_touched_tiles_are_fetched_and_it_says_so_once",
+        "test_tiff_segments::test_a_value_that_no_voxel_can_hold",
+        "test_tiff_segments::test_colours_are_no_grey",
+    ],
+    "A mask may be any PNG": [
+        "test_png_suite::test_every_file_of_the_suite",
+        "test_png_suite::test_large_ones_are_decoded_once_and_fetched_once",
+    ],
+    "The suite replays some thousand": ["test_fuzz::test_damaged_inputs"],
+    # secrets, and servers that mean harm
+    "goes to its host alone, and is shown and kept nowhere": [
+        "test_credentials::test_the_secret_opens_the_archive_and_is_found_nowhere",
+        "test_credentials::test_no_error_holds_the_secret",
+        "test_credentials::test_a_secret_goes_to_no_other_host",
+        "test_credentials::test_netrc_is_looked_at_as_requests_does",
+        "test_proxies::test_the_proxy_is_asked",
+        "test_proxies::test_some_hosts_are_asked_without_it",
+        "test_proxies::test_a_socks_proxy_is_asked",
+        "test_proxies::test_certificates_are_those_that_are_set_up",
+    ],
+    "Nothing is read beyond what was asked for": [
+        "test_answers::test_several_ranges_are_no_more_than_was_asked_for",
+        "test_answers::test_no_body_is_read_beyond_what_it_is_for",
+        "test_answers::test_a_redirect_is_followed_five_times",
+        "test_proxies::test_tls_is_not_left_for_a_redirect",
+    ],
+    "Ctrl-C ends what waits at once": [
+        "test_interrupts::test_ctrl_c_on_a_silent_source_ends_the_process_at_once",
+        "test_interrupts::test_an_interrupt_that_falls_into_a_callback_is_not_lost",
+    ],
+    "`pytest -m real` builds": ["real/test_real_size::test_a_crop_next_to_torch_ems_own_loader"],
+    "lazy computing fetches and decodes each mask once": [
+        "test_slice_graph::test_workers_together_fetch_each_mask_once",
+        "test_slice_graph::test_workers_together_fetch_each_strip_index_once",
+    ],
+    "There, choose rows first": ["test_slice_graph::test_what_is_left_out_is_not_fetched"],
+}
+
+MEASURED = {
+    "a whole slice of 880 MB costs 42 MB": "tests/bench/view.py",
+    "It takes a third more disk": "tests/bench/pyramid.py",
+    "compares the loader with": "tests/bench/training.py",
+    "at the archive's speed, with and without stalls": "tests/bench/network.py",
+    "compares a cluster's rate": "tests/bench/full_volume.py",
+    "trains a U-Net in six minutes": "notebooks/train_mito.ipynb",
+    "makes by the million": "tests/fuzz/run.py",
+}
+
+UNTESTED = [
+    "`s3://...`",  # of other file systems `memory` and `file` are tested
+    "on a cluster that runs already `--scheduler tcp://...`",  # only that a wrong address is told
+    "A worker needs 0.6 GB",  # what is projected is tested against what is taken in one process alone
+    "of more, dask reads as many as the machine has cores",
+    "`to_zarr` sees to itself",
+    "else a voxel is 1",
+]
+"""Parts of sentences that nothing would notice if they were false."""
+
+NO_PROMISE = [
+    "Try it, with nothing but Python",
+    "Work on it",
+    "Without a notebook:",
+    "In Jupyter slide through it",
+    "No label does not always mean background",
+    "The tissue of all 597 slices is 1 TB",
+    "The archive has no checksums",
+    "TLS, which the archive speaks",
+    "**Speed.**",
+    "**napari**",
+    "MIT licence",
+    "What is above is for strips",
+    "The data are CC0",
+    "patches with mitochondria, drawn by a table",
+]
+
+LONGEST = 120
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def sentences() -> list[str]:
+    """Of the prose, and the comments of examples; headings and pictures say nothing."""
+    text = readme()
+    prose = re.sub(r"^```.*?^```$", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    parts = [flat(part) for part in re.split(r"\n\s*\n|\n(?=- )", prose)]
+    parts = [part for part in parts if part and not part.startswith(("#", "!["))]
+    found = [sentence for part in parts for sentence in re.split(r"(?<=[.!?]\)) |(?<=[.!?]) ", part)]
+    for block in re.findall(r"^```(?:python|sh)$(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        found += [flat(comment) for comment in re.findall(r"  # (.*)$", block, flags=re.MULTILINE)]
+    return found
+
+
+@functools.cache
+def functions_in(path: str) -> set[str]:
+    """Those of a file of tests, which is known by the end of its path; no two have the same name."""
+    files = list((ROOT / "tests").rglob(f"{path}.py"))
+    assert len(files) == 1, f"{path} is the name of {len(files)} files of tests"
+    tree = ast.parse(files[0].read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_each_promise_is_in_the_readme_and_its_tests_are_there() -> None:
+    """A test would be renamed, or a sentence be changed, and nobody look at the other."""
+    text = flat(readme())
+    fragments = [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]
+    assert [fragment for fragment in fragments if flat(fragment) not in text] == [], "not in the README"
+    assert len(fragments) == len(set(fragments))
+    named = [test.split("::") for tests in PROMISES.values() for test in tests]
+    assert all(PROMISES.values()), "a promise without a test"
+    assert [f"{path}::{name}" for path, name in named if name not in functions_in(path)] == [], "no such test"
+    assert [path for path in MEASURED.values() if not (ROOT / path).exists()] == []
+
+
+def test_each_sentence_of_the_readme_is_covered() -> None:
+    """A promise would be made that no test holds it to."""
+    known = [flat(fragment) for fragment in [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]]
+    bare = [sentence for sentence in sentences() if not any(fragment in sentence for fragment in known)]
+    assert bare == [], "add each to PROMISES with its tests, or to one of the other lists"
+
+
+def test_a_sentence_that_is_new_would_be_noticed() -> None:
+    """The two tests above would pass whatever is written."""
+    found = sentences()
+    assert len(found) > 80
+    assert all(len(sentence) > 3 for sentence in found)
+    assert "Opening it costs nothing." in found
+    assert any(sentence.startswith("blocks of the volume, a patch apart") for sentence in found)
+
+
+def test_going_back_costs_no_request(server: ArchiveServer) -> None:
+    """Each look at what was seen a moment ago would be fetched again."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    first = ds.isel(z=3, y=slice(40, 90), x=slice(10, 200)).compute()
+    ds.isel(z=4, y=slice(40, 90), x=slice(10, 200)).compute()
+    server.requests.clear()
+    again = ds.isel(z=3, y=slice(40, 90), x=slice(10, 200)).compute()
+    assert not server.requests
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_a_file_system_without_locks_is_only_logged(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing could be kept on a network disk that has none; or nobody be told to take care."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with caplog.at_level(logging.WARNING):
+        ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(0, 50, 0, 50, 0, 2), progress=False)
+    assert "no locks" in caplog.text

@@ -1,0 +1,326 @@
+"""Exports over a real dask cluster: the same store as without one, whoever is killed, and good manners."""
+
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.stores import BOX, SMALL, assert_same_files
+from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
+from liver_dask.store import preflight as export_checks
+from liver_dask.store import pyramid
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("workers")
+    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "local_directory": folder}
+    with LocalCluster(**options) as cluster:
+        client = Client(cluster, set_as_default=False)  # without `with`, too, it is in force nowhere
+        yield client
+        client.close()
+
+
+def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(
+    client: Client, archive: Path, tmp_path: Path, server: ArchiveServer
+) -> None:
+    """A job would write other voxels than a thread does; strips or masks would be fetched by two workers."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    ld.to_zarr(ds, tmp_path / "here.zarr", progress=False, **SMALL)
+    server.requests.clear()
+    ld.to_zarr(ds, tmp_path / "there.zarr", client=client, progress=False, **SMALL)
+    assert_same_files(tmp_path / "here.zarr", tmp_path / "there.zarr")
+    asked: dict[str, list[tuple[int, int]]] = {}
+    for request in server.requests:
+        asked.setdefault(request.path, []).append((request.start, request.stop))
+    sizes = {f"/{path.relative_to(archive)}": path.stat().st_size for path in archive.rglob("human*_*.*")}
+    for path, ranges in asked.items():
+        allowed = sizes[path]
+        if path.endswith("_000.png"):
+            allowed *= 2  # its beginning is looked at, by another worker maybe, before anything is written
+        if path.endswith(".tif"):
+            allowed += 4 * (512 + 16 * SHAPE[1])  # each of two workers: head, directory, offsets and counts
+        assert sum(stop - start for start, stop in ranges) <= allowed, path
+        strips = sorted(pair for pair in ranges if pair[0] and pair[1] < sizes[path] - 16 * SHAPE[1])
+        assert all(a[1] <= b[0] for a, b in pairwise(strips)), path
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_levels(
+    client: Client, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker would halve other voxels than a thread does, or not find the level below."""
+    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 100)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ld.to_zarr(ds, tmp_path / "here.zarr", progress=False, pyramid=True, **SMALL)
+    ld.to_zarr(ds, tmp_path / "there.zarr", client=client, progress=False, pyramid=True, **SMALL)
+    assert (tmp_path / "there.zarr" / "pyramid" / "s3").is_dir()
+    assert_same_files(tmp_path / "here.zarr", tmp_path / "there.zarr")
+
+
+@pytest.mark.slow
+def test_a_cluster_verifies_as_threads_do(client: Client, archive: Path, tmp_path: Path, server: ArchiveServer) -> None:
+    """A worker could not be sent a check, or what it finds be lost."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=["er"])
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
+    assert ld.verify(path, client=client, progress=False) == ld.verify(path, progress=False)
+    shard = path / "raw" / "c" / "0" / "1" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    found = ld.verify(path, client=client, progress=False)
+    assert found == ld.verify(path, progress=False)
+    assert not found.ok
+
+
+class CountsConnections(RangeRequestHandler):
+    """Notes the most connections that were open at once; made anew for each test."""
+
+    lock = threading.Lock()
+    now = most = 0
+
+    def setup(self) -> None:
+        super().setup()
+        with self.lock:
+            CountsConnections.now += 1
+            CountsConnections.most = max(self.most, self.now)
+
+    def finish(self) -> None:
+        super().finish()
+        with self.lock:
+            CountsConnections.now -= 1
+
+    def send(self, *args) -> None:
+        time.sleep(0.01)  # so that requests meet
+        super().send(*args)
+
+
+def test_all_workers_together_keep_to_one_limit(client: Client, archive: Path, tmp_path: Path) -> None:
+    """Each worker would open as many connections as the archive is to bear from all."""
+    CountsConnections.now = CountsConnections.most = 0
+    with serve(archive, CountsConnections) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=3)
+        ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False, **SMALL)
+    assert 2 <= CountsConnections.most <= 3
+
+
+def test_computed_variables_are_computed_once_wherever_their_blocks_are_cut(
+    client: Client, server: ArchiveServer, tmp_path: Path, voxels
+) -> None:
+    """A block that reaches into two regions would be computed, and fetched, for each."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, chunk_rows=70).isel(y=slice(33, None))
+    ds = ds.assign(small=(ds.raw // 256).astype("uint8"), both=(ds.raw.where(ds.mito > 0, 0))).drop_vars("nucleus")
+    ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False, **SMALL)
+    of_raw = [request for request in server.requests if "raw" in request.path and request.stop - request.start > 20_000]
+    assert len({(request.path, request.start) for request in of_raw}) == len(of_raw) > 0
+    stored = xr.open_zarr(tmp_path / "a.zarr")
+    raw, mito = voxels["raw"][:, 33:], voxels["mito"][:, 33:]
+    np.testing.assert_array_equal(stored.small, (raw // 256).astype("uint8"))
+    np.testing.assert_array_equal(stored.both, np.where(mito > 0, raw, 0))
+    np.testing.assert_array_equal(stored.raw, raw)
+    np.testing.assert_array_equal(stored.mito, mito)
+    np.testing.assert_array_equal(stored.er, voxels["er"][:, 33:])
+
+
+class Waits(RangeRequestHandler):
+    """Waits before each answer, so that there is time to kill somebody; long before those from a certain one on."""
+
+    patience = math.inf
+
+    def send(self, *args) -> None:
+        time.sleep(0.03 if len(self.server.archive.requests) < self.patience else 5)
+        super().send(*args)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
+    """A scheduler and two workers, each a process of its own; the scheduler's address, and the processes."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    options = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+    environ = os.environ | {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s", "PYTHONWARNINGS": "ignore"}
+    started = {}
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", address.rpartition(":")[2], *options]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1", *options]
+    try:
+        for name, call in (("scheduler", scheduler), ("one", worker), ("two", worker)):
+            with (tmp_path / f"{name}.log").open("wb") as log:
+                started[name] = subprocess.Popen(call, stdout=log, stderr=log, env=environ, cwd=tmp_path)
+        yield address, started
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
+DRIVER = f"""
+import sys
+import liver_dask as ld
+from distributed import Client
+with Client(sys.argv[1], timeout=20) as client:
+    client.wait_for_workers(int(sys.argv[4]), timeout=30)
+    ds = ld.open_human_liver_em(sys.argv[2], shape={SHAPE})
+    ld.to_zarr(ds, sys.argv[3], client=client, bounding_box={BOX}, **{SMALL})
+"""
+
+
+def begin(address: str, url: str, store: Path, workers: int = 2) -> subprocess.Popen[str]:
+    """The driver in a process of its own, once it has written something."""
+    environ = os.environ | {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address, url, str(store), str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ,
+    )
+    slabs = Path(f"{store}.partial") / "progress" / "slabs"
+    deadline = time.monotonic() + 60
+    while not list(slabs.glob("*/[0-9]*")):
+        assert driver.poll() is None, driver.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return driver
+
+
+@pytest.fixture
+def expected(archive: Path, tmp_path: Path) -> Path:
+    """The store as an undisturbed run without a cluster leaves it."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    return Path(ld.to_zarr(ds, tmp_path / "expected.zarr", bounding_box=BOX, progress=False, **SMALL))
+
+
+def assert_same_chunks(one: Path, other: Path) -> None:
+    """The same but for the records, which name the port of the server."""
+    for name in ("raw", "mito", "er", "nucleus"):
+        assert_same_files(one / name / "c", other / name / "c")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_what_it_was_at(archive: Path, tmp_path: Path, processes, expected: Path) -> None:
+    """A vanished worker would hang the run, or leave a hole."""
+    address, started = processes
+    with serve(archive, Waits) as server:
+        driver = begin(address, server.url, tmp_path / "a.zarr")
+        started["one"].send_signal(signal.SIGKILL)
+        _, told = driver.communicate(timeout=90)
+        assert driver.returncode == 0, told
+    assert_same_chunks(tmp_path / "a.zarr", expected)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with(
+    archive: Path, tmp_path: Path, processes, expected: Path
+) -> None:
+    """Jobs that still run for the killed driver would tear the store that the next one writes."""
+    address, _ = processes
+    with serve(archive, Waits) as server:
+        first = begin(address, server.url, tmp_path / "a.zarr")
+        first.kill()
+        first.communicate()
+        driver = begin(address, server.url, tmp_path / "a.zarr")
+        _, told = driver.communicate(timeout=90)
+        assert driver.returncode == 0, told
+    assert_same_chunks(tmp_path / "a.zarr", expected)
+    assert not (tmp_path / "a.zarr.partial").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_scheduler_is_told_and_another_cluster_goes_on(
+    archive: Path, tmp_path: Path, processes, expected: Path
+) -> None:
+    """The driver would wait for ever for a cluster that is gone."""
+    address, started = processes
+    with serve(archive, Waits) as server:
+        driver = begin(address, server.url, tmp_path / "a.zarr")
+        started["scheduler"].send_signal(signal.SIGKILL)
+        _, told = driver.communicate(timeout=90)
+        assert driver.returncode == 1
+        assert "ExportError: The cluster is gone" in told
+        assert "the same call goes on from there" in told
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    assert_same_chunks(tmp_path / "a.zarr", expected)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expected: Path) -> None:
+    """A traceback would be shown, or what was finished be lost."""
+    store = tmp_path / "a.zarr"
+    box = [str(number) for number in BOX]
+    command = [str(Path(sys.executable).with_name("liver-dask")), "download", str(store), "--bbox", *box]
+    hesitant = type("Hesitant", (Waits,), {"patience": 40})
+    with serve(archive, hesitant) as server:
+        command += ["--source", server.url, "--shape", *map(str, SHAPE), "--workers", "2"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        slabs = Path(f"{store}.partial") / "progress" / "slabs"
+        while not list(slabs.glob("*/[0-9]*")):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 1, told
+        assert "Traceback" not in told
+        assert re.search(r"Interrupted\..* is kept in .*a\.zarr\.partial; the same call goes on from there", told)
+        hesitant.patience = math.inf
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+
+
+def test_refused_with_numbers_before_anything_is_written(client: Client, archive: Path, tmp_path: Path) -> None:
+    """A worker would be killed for its memory, or the disk be full, hours later."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    wide = ld.open_human_liver_em(archive, shape=(597, 20000, 20000))
+    deep = {"chunks": (64, 4096, 4096), "shards": (64, 4096, 4096)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**15))
+        with pytest.raises(ld.InvalidArgumentError, match=r"worker tcp://.* GB of memory, of which .* and needs .* GB"):
+            ld.to_zarr(wide, tmp_path / "a.zarr", client=client, progress=False, **deep)
+        with pytest.raises(ld.InvalidArgumentError, match="this process has"):
+            ld.to_zarr(wide, tmp_path / "a.zarr", progress=False, **deep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
+        with pytest.raises(ld.InvalidArgumentError, match=r"needs about .* of disk, and .* has .* free"):
+            ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
+    with pytest.raises(ld.InvalidArgumentError, match=r"is not a distributed\.Client"):
+        ld.to_zarr(ds, tmp_path / "a.zarr", client="tcp://127.0.0.1:8786", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_workers_do_not_see_is_refused(
+    client: Client, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each machine would write its own part into its own folder of that name."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    monkeypatch.setattr(export_checks, "os", SimpleNamespace(path=SimpleNamespace(exists=lambda path: False)))
+    with pytest.raises(ld.InvalidArgumentError, match=r"2 workers, tcp://.* for one, do not see"):
+        ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_not_checked_where_that_is_switched_off(archive: Path, tmp_path: Path) -> None:
+    """A wrong guess of the disk that is needed could not be overruled."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.MonkeyPatch.context() as patch, dask.config.set({"liver-dask.check-room": False}):
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+        assert ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False)

@@ -1,0 +1,520 @@
+"""Damage anywhere in a store but in its shards (those are in `test_verify`), and what is none."""
+
+import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorstore
+import tifffile
+import xarray as xr
+import zarr
+
+import liver_dask as ld
+from helpers import tiny
+from liver_dask.core import volume
+from liver_dask.demo import make_archive, serve
+from liver_dask.store import pyramid
+from liver_dask.store.array import StoredArray
+from liver_dask.store.record import open_record, read_checksums, read_statistics
+from liver_dask.store.shards import STATISTICS
+
+NO_VOXELS = xr.Dataset()
+"""As what a store was made of: then no voxel is compared, and metadata alone must tell."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_tiny_store(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return shutil.copytree(made, tmp_path / "a.zarr")
+
+
+@pytest.fixture(scope="module")
+def made_with_levels(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = shutil.copytree(made, tmp_path_factory.mktemp("levels") / "a.zarr")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pyramid, "SMALL_ENOUGH", 20)
+        ld.add_pyramid(store, progress=False)
+    return store
+
+
+@pytest.fixture
+def with_levels(made_with_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 20)
+    return shutil.copytree(made_with_levels, tmp_path / "levels.zarr")
+
+
+def set_in(*keys: Any, value: Any) -> Callable[[Any], None]:
+    """Sets a value deep in a document."""
+
+    def change(document: Any) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        document[keys[-1]] = value
+
+    return change
+
+
+def of_array(*keys: Any, value: Any) -> dict[str, Callable[[Path], None]]:
+    """The same change of an array's own metadata, and of their copy that xarray reads."""
+    named = f"{'.'.join(map(str, keys))} {value!r}"
+    copy = "consolidated_metadata", "metadata", "raw"
+    return {
+        f"own {named}": lambda store: tiny.edit(store / "raw" / "zarr.json", set_in(*keys, value=value)),
+        f"copy {named}": lambda store: tiny.edit(store / "zarr.json", set_in(*copy, *keys, value=value)),
+    }
+
+
+def shift(path: str, by: int) -> Callable[[Path], None]:
+    """Rewrites an array of integers, as anything might that reads and writes Zarr."""
+
+    def change(store: Path) -> None:
+        array = zarr.open_array(store / path, mode="r+")
+        array[:] = array[:] + by
+
+    return change
+
+
+def unlink(path: str) -> Callable[[Path], None]:
+    return lambda store: (store / path).unlink()
+
+
+def copy_shard(store: Path) -> None:
+    (store / "raw" / "c" / "9" / "0").mkdir(parents=True)
+    shutil.copy(store / "raw" / "c" / "0" / "0" / "0", store / "raw" / "c" / "9" / "0" / "0")
+
+
+def double_shard_key(store: Path) -> None:
+    path = store / "raw" / "manifest.json"
+    path.write_text(path.read_text().replace('"0/0/1"', '"0/0/0"'))
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    **of_array("shape", value=[4, 40, 49]),
+    **of_array("data_type", value="int16"),
+    **of_array("fill_value", value=7),
+    **of_array("dimension_names", value=["z", "x", "y"]),
+    **of_array("chunk_grid", "configuration", "chunk_shape", value=[4, 32, 16]),
+    **of_array("codecs", 0, "configuration", "chunk_shape", value=[4, 16, 8]),
+    **of_array("codecs", 0, "configuration", "codecs", 0, "configuration", "endian", value="big"),
+    **of_array("codecs", 0, "configuration", "codecs", 1, "configuration", "typesize", value=4),
+    **of_array("chunk_key_encoding", "configuration", "separator", value="."),
+    **of_array("attributes", "scale_factor", value=2.0),
+    **of_array("attributes", "add_offset", value=1),
+    **of_array("attributes", "_FillValue", value=0),
+    **of_array("attributes", "missing_value", value=0),
+    **of_array("attributes", "_Unsigned", value="false"),
+    **of_array("attributes", "units", value="days since 2000-01-01"),
+    **of_array("attributes", "long_name", value="light microscopy"),
+    "a copy gone": lambda store: tiny.edit(
+        store / "zarr.json", lambda document: document["consolidated_metadata"]["metadata"].pop("raw") and None
+    ),
+    "a coordinate shifted": shift("x", 1),
+    "a coordinate gone": lambda store: shutil.rmtree(store / "y"),
+    "a coordinate's chunk gone": unlink("z/c/0"),
+    "a coordinate of another dtype": lambda store: tiny.edit(
+        store / "x" / "zarr.json", set_in("data_type", value="int32")
+    ),
+    "a coordinate scaled": lambda store: tiny.edit(
+        store / "x" / "zarr.json", set_in("attributes", "scale_factor", value=3)
+    ),
+    "a coordinate's copy scaled": lambda store: tiny.edit(
+        store / "zarr.json",
+        set_in("consolidated_metadata", "metadata", "x", "attributes", "scale_factor", value=3),
+    ),
+    "a table shifted": shift("liver_dask/raw/nonzero", 1),
+    "a table's chunk gone": unlink("liver_dask/raw/mean/c/0/0/0"),
+    "a table gone": lambda store: shutil.rmtree(store / "liver_dask" / "raw" / "std"),
+    "a table of another dtype": lambda store: tiny.edit(
+        store / "liver_dask" / "raw" / "mean" / "zarr.json", set_in("data_type", value="uint32")
+    ),
+    "an attribute of the root": lambda store: tiny.edit(
+        store / "zarr.json", set_in("attributes", "title", value="Mouse liver")
+    ),
+    "no attribute of the root": lambda store: tiny.edit(
+        store / "zarr.json", lambda document: document["attributes"].pop("license") and None
+    ),
+    "a shard key missing": lambda store: tiny.edit(
+        store / "raw" / "manifest.json", lambda document: document["shards"].pop("0/1/0") and None
+    ),
+    "a shard key unknown": lambda store: tiny.edit(
+        store / "raw" / "manifest.json", set_in("shards", "0/7/0", value=[5, 5])
+    ),
+    "a shard key doubled": double_shard_key,
+    "a source's ETag": lambda store: tiny.edit(
+        store / "raw" / "manifest.json", set_in("sources", 0, "tag", value="another")
+    ),
+    "an unknown shard": copy_shard,
+    "a file among the shards": lambda store: (store / "er" / "c" / "0" / "notes.txt").write_text("mine") and None,
+    "the inventory gone": unlink("liver_dask/inventory.json"),
+    "the inventory changed": lambda store: tiny.edit(
+        store / "liver_dask" / "inventory.json", set_in("attributes", "title", value="Mouse liver")
+    ),
+    "the inventory forgotten": lambda store: tiny.edit_record(store, lambda record: record.pop("inventory") and None),
+    "the record changed": lambda store: tiny.edit_record(
+        store, lambda record: record["variables"]["raw"].__setitem__("files", ["elsewhere"])
+    ),
+    "the record's group of another format": lambda store: tiny.edit(
+        store / "liver_dask" / "zarr.json", set_in("zarr_format", value=1)
+    ),
+    "a table's group of another format": lambda store: tiny.edit(
+        store / "liver_dask" / "raw" / "zarr.json", set_in("zarr_format", value=1)
+    ),
+    "the copy of the record changed": lambda store: tiny.edit(
+        store / "zarr.json",
+        set_in("consolidated_metadata", "metadata", "liver_dask", "attributes", "chunks", value=[2, 16, 8]),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_is_found(store: Path, what: str) -> None:
+    """`verify` would say all right, and readers get other values, other places, or nothing."""
+    DAMAGE[what](store)
+    with warnings.catch_warnings(action="ignore"):
+        assert not ld.verify(store, NO_VOXELS, progress=False).ok
+
+
+NOT_RECORDED = {
+    "own attributes.long_name 'light microscopy'", "copy attributes.long_name 'light microscopy'",
+    "own codecs.0.configuration.codecs.1.configuration.typesize 4", "a coordinate shifted", "a coordinate gone",
+    "a coordinate's chunk gone", "a coordinate of another dtype", "an attribute of the root",
+    "no attribute of the root", "a source's ETag", "the inventory gone", "the inventory changed",
+    "the inventory forgotten", "the record changed",
+}  # fmt: skip
+"""Damage that an earlier version recorded nothing to know by."""
+
+
+@pytest.mark.parametrize("what", sorted(DAMAGE.keys() - NOT_RECORDED))
+def test_in_a_store_that_recorded_less_most_is_found(store: Path, what: str) -> None:
+    """A store of an earlier version would not be looked at, or be called damaged for what it lacks."""
+    tiny.forget_what_was_recorded(store)
+    report = ld.verify(store, progress=False)
+    assert report.ok, report
+    assert "did not record its coordinates" in str(report)
+    DAMAGE[what](store)
+    assert not ld.verify(store, NO_VOXELS, full=True, progress=False).ok
+
+
+ADDED: dict[str, Callable[[Path], Any]] = {
+    "attributes": lambda store: [
+        zarr.open_group(store / path, mode="r+", use_consolidated=False).attrs.update({"mine": 1})
+        for path in ("", "liver_dask/raw")
+    ],
+    "attributes of arrays": lambda store: [
+        zarr.open_array(store / path, mode="r+").attrs.update({"units": "nm", "mine": [1, 2]}) for path in ("raw", "x")
+    ],
+    "attributes through xarray": lambda store: xr.Dataset(attrs={"mine": 1}).to_zarr(store, mode="a"),
+    "an array through xarray": lambda store: xr.Dataset({"mine": ("x", np.arange(50))}).to_zarr(store, mode="a"),
+    "an array on the grid of the store": lambda store: (
+        xr.open_zarr(store).assign(mine=lambda ds: ds.raw[0] * 2)[["mine"]].to_zarr(store, mode="a")
+    ),
+    "an array, not consolidated": lambda store: zarr.create_array(store / "mine", shape=(3,), dtype="u1"),
+    "a group": lambda store: zarr.open_group(store / "labels" / "mine", mode="w", attributes={"ome": {}}),
+    "consolidated anew": zarr.consolidate_metadata,
+    "a hidden file": lambda store: (store / "raw" / "c" / ".DS_Store").write_bytes(b"x"),
+    "written anew with other blanks": lambda store: [
+        path.write_text(json.dumps(json.loads(path.read_bytes()), indent=7))
+        for path in store.rglob("zarr.json")
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ADDED)
+def test_what_was_added_is_no_damage(store: Path, what: str) -> None:
+    """Whoever annotates a store would be told that it is damaged, and trust `verify` no more."""
+    with warnings.catch_warnings(action="ignore"):
+        for of in (what, "consolidated anew"):
+            ADDED[of](store)
+            report = ld.verify(store, progress=False)
+            assert report.ok, report
+    replaced = "through xarray" in what  # it leaves no attribute that was there
+    assert replaced == ("attributes of" in " ".join(report.notes))
+
+
+def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Path) -> None:
+    """A store that was described for viewers would be called damaged."""
+    assert len(pyramid.levels_of(with_levels)) == 3
+    for _ in range(2):
+        report = ld.verify(with_levels, progress=False)
+        assert report.ok, report
+        with warnings.catch_warnings(action="ignore"):
+            zarr.consolidate_metadata(with_levels)
+        tiny.edit(
+            with_levels / "zarr.json", set_in("attributes", "ome", "omero", "channels", 0, "color", value="00FF00")
+        )
+
+
+def test_a_pyramid_that_is_not_finished_is_no_damage(with_levels: Path) -> None:
+    """Whoever interrupts `pyramid` would be told that the store is damaged."""
+    tiny.edit(
+        with_levels / "zarr.json", lambda root: [root["attributes"].pop(key) for key in ("ome", "labels")] and None
+    )
+    shutil.rmtree(with_levels / "pyramid" / "s2")
+    with warnings.catch_warnings(action="ignore"):
+        zarr.consolidate_metadata(with_levels)
+        zarr.consolidate_metadata(with_levels / "pyramid")
+    report = ld.verify(with_levels, progress=False)
+    assert report.ok, report
+    assert any("is not finished" in note for note in report.notes)
+
+
+def test_a_level_is_looked_at_even_if_the_one_below_is_damaged(with_levels: Path) -> None:
+    """Mending what is told would bring the next surprise."""
+    (with_levels / "raw" / "zarr.json").write_text("{")
+    shard = with_levels / "pyramid" / "s1" / "er" / "c" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    problems = " ".join(ld.verify(with_levels, progress=False).problems)
+    assert "pyramid/s1/shard 0/0/0 of er is not what was written" in problems
+
+
+OF_S1 = "attributes", "ome", "multiscales", 0, "datasets", 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_in(*OF_S1, "path", value="pyramid/s2/raw"),
+        set_in(*OF_S1, "coordinateTransformations", 0, "scale", value=[1, 1, 1]),
+        set_in("attributes", "ome", value={}),
+        lambda document: document["attributes"].pop("ome") and None,
+        set_in("attributes", "title", value="Mouse liver"),
+        set_in("consolidated_metadata", "metadata", "pyramid/s1/raw", "attributes", "scale_factor", value=2),
+        set_in("consolidated_metadata", "metadata", "pyramid/s2/x", "shape", value=[12]),
+        set_in("consolidated_metadata", "metadata", "er", "data_type", value="int8"),
+    ],
+)  # fmt: skip
+def test_a_damaged_root_of_a_pyramid_is_found(with_levels: Path, change: Callable[[Any], None]) -> None:
+    """Viewers, and xarray, go by the root's metadata, which the pyramid has written anew."""
+    tiny.edit(with_levels / "zarr.json", change)
+    assert not ld.verify(with_levels, NO_VOXELS, progress=False).ok
+
+
+def test_damage_in_the_metadata_of_a_level_is_found(with_levels: Path) -> None:
+    """Far views would be elsewhere, or of other values."""
+    for path, change in (
+        ("pyramid/s1/x/zarr.json", set_in("attributes", "scale_factor", value=2)),
+        ("pyramid/zarr.json", set_in("consolidated_metadata", "metadata", "s1/raw", "data_type", value="int16")),
+        ("pyramid/s2/zarr.json", set_in("consolidated_metadata", "metadata", "raw", "data_type", value="int16")),
+    ):
+        whole = (with_levels / path).read_bytes()
+        tiny.edit(with_levels / path, change)
+        assert not ld.verify(with_levels, NO_VOXELS, progress=False).ok, path
+        (with_levels / path).write_bytes(whole)
+
+
+@pytest.mark.parametrize("statistic", ["nonzero", "mean", "std"])
+def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Path, statistic: str) -> None:
+    """Patches would be drawn by a table that was wrong from the first, or came with an old store."""
+    tiny.forget_what_was_recorded(store)
+    array = zarr.open_array(store / "liver_dask" / "raw" / statistic, mode="r+")
+    value = array[1, 2, 1]
+    array[1, 2, 1] = value + max(1, int(value) // 100)
+    report = ld.verify(store, full=True, progress=False)
+    (problem,) = report.problems
+    assert "shard 0/1/0 of raw: chunk 1/0/1 of it has" in problem
+    array[1, 2, 1] = value
+    assert ld.verify(store, full=True, progress=False).ok
+
+
+def test_tables_of_empty_chunks_are_compared(archive: Path, tmp_path: Path) -> None:
+    """Training would look for labels where nothing is."""
+    ds = ld.open_human_liver_em(archive, shape=(10, 300, 420)).assign(nothing=lambda ds: ds.mito * 0)[["nothing"]]
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(0, 40, 0, 40, 0, 4), progress=False, **tiny.LAYOUT))
+    assert ld.verify(path, ds.isel(x=slice(40), y=slice(40), z=slice(4)), full=True, progress=False).ok
+    tiny.forget_what_was_recorded(path)
+    zarr.open_array(path / "liver_dask" / "nothing" / "nonzero", mode="r+")[0, 0, 1] = 3
+    report = ld.verify(path, progress=False)
+    assert any("chunk 0/0/1 of it is empty" in problem for problem in report.problems), report
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_source_that_changed_is_told_as_such(tmp_path: Path, full: bool) -> None:
+    """A good store would be called damaged because the archive has other files by now; or nothing be said of that."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    make_archive(archive, tiny.SHAPE)
+    with serve(archive) as server:
+        path = tiny.make_tiny_store(tmp_path, server.url)
+        report = ld.verify(path, full=full, progress=False)
+        assert (report.ok, report.changed) == (True, [])
+        for name in ("raw", "er"):  # another version of the same pixels
+            file = archive / volume.file_of_slice(name, 0)
+            os.utime(file, (1, 1))
+        report = ld.verify(path, full=full, progress=False)
+        assert report.ok
+        assert len(report.changed) == 2
+        assert "The source has changed since" in str(report)
+        assert volume.file_of_slice("er", 0) in report.changed[0]
+        file = archive / volume.file_of_slice("raw", 3)
+        voxels = tifffile.imread(file)
+        voxels[0, :5] += 1
+        tifffile.imwrite(file, voxels, rowsperstrip=1)
+        ld.open_human_liver_em(server.url, shape=tiny.SHAPE)
+        report = ld.verify(path, full=full, progress=False)
+        (problem,) = report.problems
+        assert "raw[3, 0:" in problem
+        assert "has 5 voxels that are not the source's; the first is raw[3, 0, 0]" in problem
+        assert f"the source has changed since: {server.url}" in problem
+        assert len(report.changed) == 3
+
+
+def test_all_files_are_asked_for_their_version_only_if_all_are_compared(tmp_path: Path) -> None:
+    """A look at some rows would ask for each of the archive's 2388 files."""
+    shape = (40, 20, 20)
+    (tmp_path / "archive").mkdir()
+    make_archive(tmp_path / "archive", shape)
+    with serve(tmp_path / "archive") as server:
+        ds = ld.open_human_liver_em(server.url, shape=shape, labels=["er"])
+        path = ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, chunks=(2, 16, 16), shards=(40, 32, 32))
+        for full, most in ((False, 10), (True, 80)):
+            server.requests.clear()
+            assert ld.verify(path, full=full, progress=False).ok
+            asked = {request.path for request in server.requests if (request.start, request.stop) == (0, 1)}
+            assert len(asked) <= most
+            assert len(asked) == 80 or not full
+
+
+def test_all_that_is_no_shard_is_on_the_disk_before_the_store_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a complete store would have coordinates of zeros."""
+    synced: set[int] = set()
+    fsync, replace = os.fsync, Path.replace
+    at_the_end: list[set[int]] = []
+
+    def recorded(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def named(path: Path, target: Path) -> Path:
+        if path.name == "store" and target.name == "a.zarr":
+            at_the_end.append(set(synced))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(Path, "replace", named)
+    store = tiny.make_tiny_store(tmp_path)
+    files = {path.relative_to(store): path.stat().st_ino for path in store.rglob("*")}
+    assert [str(path) for path, number in files.items() if number not in at_the_end[0]] == []
+    assert Path("x/c/0") in files
+
+
+class Readings:
+    """What each reader makes of a store."""
+
+    def __init__(self, store: Path) -> None:
+        self.of_reader = {
+            "xarray": xr.open_zarr(store).load(),
+            "xarray, not consolidated": xr.open_zarr(store, consolidated=False).load(),
+            "record": open_record(store),
+        }
+        group = zarr.open_group(store, mode="r")
+        for name in self.of_reader["record"]["variables"]:
+            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store / name)}}
+            self.of_reader |= {
+                f"{name} by zarr": xr.DataArray(group[name][:], attrs=group[name].attrs.asdict()),
+                f"{name} by tensorstore": xr.DataArray(tensorstore.open(spec).result().read().result()),
+                f"{name} by the window": xr.DataArray(StoredArray(store, name)[:, :, :]),
+                f"{name} of shards": read_checksums(store, name),
+                f"{name} of sources": json.loads((store / name / "manifest.json").read_bytes()),
+            }
+            for statistic in STATISTICS.names or ():
+                self.of_reader[f"{statistic} of {name}"] = xr.DataArray(read_statistics(store, name, statistic))
+
+    def check_same(self, other: "Readings") -> None:
+        for reader, found in self.of_reader.items():
+            expected = other.of_reader[reader]
+            if isinstance(found, dict):
+                assert found == expected, reader
+            else:
+                xr.testing.assert_identical(found, expected)
+                assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
+
+
+def flip(store: Path, path: Path, at: int, mask: int, expected: Readings) -> str:
+    """Flip bits of a byte; what became of it: found, or harmless."""
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :])
+        try:
+            report = ld.verify(store, NO_VOXELS, progress=False)
+        except ld.LiverDaskError:
+            return "found"
+        if not report.ok:
+            return "found"
+        try:
+            Readings(store).check_same(expected)
+        except Exception as error:
+            raise AssertionError(
+                f"{path.relative_to(store)}, byte {at} ^ {mask}: not found, and not harmless"
+            ) from error
+        return "harmless"
+    finally:
+        path.write_bytes(whole)
+
+
+def small_files(store: Path) -> list[Path]:
+    """All but shards."""
+    shards = {path for name in ("raw", "er") for path in (store / name / "c").rglob("*")}
+    return sorted(path for path in store.rglob("*") if path.is_file() and path not in shards)
+
+
+def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Path) -> None:
+    """One bit of a bad disk would give other voxels, places or labels to some reader, and `verify` say all right."""
+    expected = Readings(store)
+    chance = random.Random(0)
+    files = small_files(store)
+    assert {"inventory.json", "manifest.json", "zarr.json", "0"} == {path.name for path in files}
+    for path in files:
+        for _ in range(4):
+            flip(store, path, chance.randrange(path.stat().st_size), 1 << chance.randrange(8), expected)
+    assert ld.verify(store, progress=False).ok
+
+
+@pytest.mark.real
+@pytest.mark.timeout(0)
+def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
+    """The same for all bytes, each with one of its bits: an hour."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    make_archive(archive, tiny.SHAPE)
+    ds = ld.open_human_liver_em(archive, shape=tiny.SHAPE, labels=[])
+    store = Path(
+        ld.to_zarr(ds, Path(os.environ.get("FLIP_FOLDER", tmp_path)) / "a.zarr", progress=False, **tiny.LAYOUT)
+    )
+    expected = Readings(store)
+    chance = random.Random(1)
+    became: dict[str, int] = {"found": 0, "harmless": 0}
+    for path in small_files(store):
+        for at in range(path.stat().st_size):
+            became[flip(store, path, at, 1 << chance.randrange(8), expected)] += 1
+        print(path.relative_to(store), path.stat().st_size, became, flush=True)
+
+
+def test_a_label_that_is_no_copy_of_its_mask_is_told(tmp_path: Path) -> None:
+    """After a move without hard links, what viewers show would be another mask, and nobody be told."""
+    store = tiny.make_tiny_store(tmp_path)
+    ld.add_pyramid(store, progress=False)
+    assert ld.verify(store, progress=False).notes == []
+    moved = tmp_path / "moved.zarr"
+    shutil.copytree(store, moved)
+    assert ld.verify(moved, progress=False).notes == []
+    shard = next(path for path in (moved / "labels" / "er" / "0" / "c").rglob("*") if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.write_bytes(data)
+    report = ld.verify(moved, progress=False)
+    assert report.ok
+    assert [note for note in report.notes if "labels/er is not what this package makes of er" in note]

@@ -1,0 +1,340 @@
+"""Whichever file operation fails, however: nothing that was finished goes, and the same call goes on to the end."""
+
+import errno
+import fcntl
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.faults import ERRNOS, Operation, Watch
+from helpers.stores import assert_same_files
+from liver_dask.core import volume
+from liver_dask.store import pyramid
+from liver_dask.store import writer as store
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:Object at labels.partial is not recognized"),
+]
+"""Coroutines of zarr that another one's error left behind; and what is left of labels that could not be written."""
+
+BOX = (150, 214, 100, 164, 2, 6)
+TINY = {"chunks": (2, 32, 32), "shards": (4, 64, 32)}
+SAMPLE = 10
+"""Operations of each kind of run that the suite lets fail; `pytest -m real` takes all."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call, what is there when it is made, and what is there in the end.
+
+    Attributes:
+        start: A folder to begin with.
+        call: The call; is given a copy of the folder.
+        expected: The folder as an undisturbed call leaves it.
+        operations: What it does to files.
+    """
+
+    start: Path
+    call: Callable[[Path], object]
+    expected: Path
+    operations: list[Operation]
+
+    @classmethod
+    def of(cls, start: Path, call: Callable[[Path], object]) -> "Case":
+        expected = start.with_name(f"{start.name}-done")
+        shutil.copytree(start, expected)
+        with Watch(expected).watching() as watch:
+            call(expected)
+        return cls(start, call, expected, sorted(set(watch.operations)))
+
+
+def write(archive: Path, folder: Path) -> None:
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
+    ld.to_zarr(ds, folder / "a.zarr", bounding_box=BOX, progress=False, **TINY)
+
+
+def half_done(archive: Path, folder: Path, lacking: Path) -> Path:
+    """Begin a store of an archive that lacks a slice, which is a copy made at `lacking`; the path that it lacks."""
+    for file in (path for path in archive.rglob("*") if path.is_file()):
+        (lacking / file.relative_to(archive)).parent.mkdir(parents=True, exist_ok=True)
+        (lacking / file.relative_to(archive)).symlink_to(file)
+    missing = lacking / volume.file_of_slice("raw", 5)
+    missing.unlink()
+    ds = ld.open_human_liver_em(lacking, shape=SHAPE, labels=["er"])
+    with pytest.raises(ld.ExportError):
+        ld.to_zarr(ds, folder / "a.zarr", bounding_box=BOX, progress=False, on_error="continue", **TINY)
+    progress = folder / "a.zarr.partial" / "progress"
+    assert list(progress.glob("slabs/raw/*"))
+    assert list(progress.glob("shards/er/*.json"))
+    return missing
+
+
+@pytest.fixture(scope="module")
+def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
+    """A store from the start; one that is half there; a pyramid, and its labels."""
+    root = tmp_path_factory.mktemp("cases")
+    starts = {name: root / name for name in ("new", "half", "levels", "labels")}
+    starts["new"].mkdir()
+    starts["half"].mkdir()
+    lacking = root / "lacking"
+    missing = half_done(archive, starts["half"], lacking)
+    missing.symlink_to(archive / volume.file_of_slice("raw", 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyramid, "SMALL_ENOUGH", 32)
+        write(archive, starts["levels"].parent)
+        starts["levels"].mkdir()
+        (root / "a.zarr").rename(starts["levels"] / "a.zarr")
+        shutil.copytree(starts["levels"], starts["labels"])
+        with patch.context() as no_labels:
+            no_labels.setattr(pyramid, "write_ome_metadata", lambda *_: None)
+            ld.add_pyramid(starts["labels"] / "a.zarr", progress=False)
+
+        def add(folder: Path) -> None:
+            ld.add_pyramid(folder / "a.zarr", progress=False)
+
+        found = {
+            "new": Case.of(starts["new"], lambda folder: write(lacking, folder)),
+            "half": Case.of(starts["half"], lambda folder: write(lacking, folder)),
+            "levels": Case.of(starts["levels"], add),
+            "labels": Case.of(starts["labels"], add),
+        }
+        print({name: len(case.operations) for name, case in found.items()})
+        yield found
+
+
+def finished_in(folder: Path) -> dict[Path, bytes]:
+    """What a run before has finished: slabs, shards and their records, and the files of stores."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    progress = [path for path in found if "progress" in path.parts and "run" not in path.parts]
+    stores = [path for path in found if ".partial" not in str(path)]
+    shards = [path for path in found if ".partial" in str(path) and "c" in path.parts]
+    return {path.relative_to(folder): path.read_bytes() for path in (*progress, *stores, *shards)}
+
+
+def check_nothing_is_lost(before: dict[Path, bytes], folder: Path) -> None:
+    for path, content in before.items():
+        if path.parts[0] == "a.zarr.partial" and (folder / "a.zarr").exists():
+            continue  # it is complete, and compared as such
+        if (folder / path).exists():
+            assert path.name == "zarr.json" or (folder / path).read_bytes() == content, f"{path} is another"
+            continue
+        assert path.parts[:3] == ("a.zarr.partial", "progress", "slabs"), f"{path} is gone"
+        z, y = map(int, path.name.split("-"))
+        name = f"{z // TINY['shards'][0]}-{y // TINY['shards'][1]}-{{}}.json"
+        records = folder / "a.zarr.partial" / "progress" / "shards" / path.parts[3]
+        assert all((records / name.format(x)).exists() for x in (0, 1)), f"{path} is gone, and not merged"
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """All but what could not be tidied up, and will be by the next call."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path: (folder / path).read_bytes() for path in found if ".partial" not in str(path)}
+
+
+def check_fault(case: Case, operation: Operation, number: int, folder: Path) -> str:
+    """Let one operation fail in a run on a copy of the case's folder; what came of it."""
+    shutil.copytree(case.start, folder)
+    before = finished_in(folder)
+    told, sentence = "nobody was told", "-"
+    with Watch(folder, operation, number).watching() as watch:
+        try:
+            case.call(folder)
+        except (ld.LiverDaskError, OSError) as error:
+            told, sentence = type(error).__name__, str(error)
+    assert len(sentence.splitlines()) == 1, sentence
+    if told == "nobody was told":
+        assert files_of(case.expected / "a.zarr") == files_of(folder / "a.zarr")
+    check_nothing_is_lost(before, folder)
+    case.call(folder)
+    assert_same_files(case.expected / "a.zarr", folder / "a.zarr")
+    shutil.rmtree(folder)
+    return told if watch.failed else "did not happen"
+
+
+@contextmanager
+def saying_which(operation: Operation, number: int) -> Iterator[None]:
+    """Let an error say which operation failed before it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"when {operation} failed with {errno.errorcode[number]}")
+        raise
+
+
+@pytest.fixture(autouse=True)
+def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 32)
+
+
+KINDS = ("new", "half", "levels", "labels")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str) -> None:
+    """A disk that fails once, or is full, would cost what was finished, tear the store, or end it for good."""
+    case, chance = cases[kind], random.Random(kind)
+    fired = 0
+    for operation in chance.sample(case.operations, min(SAMPLE, len(case.operations))):
+        number = chance.choice(ERRNOS)
+        with saying_which(operation, number):
+            fired += check_fault(case, operation, number, tmp_path / "a") != "did not happen"
+    assert fired
+
+
+@pytest.mark.real
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str) -> None:
+    """As above, for all of them and every error."""
+    case = cases[kind]
+    came, wrong = Counter[str](), []
+    for operation, number in product(case.operations, ERRNOS):
+        try:
+            with saying_which(operation, number):
+                came[check_fault(case, operation, number, tmp_path / "a")] += 1
+        except Exception as error:
+            wrong.append(" ".join([f"{type(error).__name__}: {str(error)[:300]}", *error.__notes__]))
+            shutil.rmtree(tmp_path / "a")
+    print(f"{kind}: {len(case.operations)} operations x {len(ERRNOS)} errors: {dict(came)}, {len(wrong)} wrong")
+    assert wrong == []
+
+
+def test_a_fault_while_an_error_is_told_costs_nothing(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that could not be read for a moment would be taken for none, and the unfinished store be removed."""
+    start, folder = tmp_path / "start", tmp_path / "folder"
+    start.mkdir()
+    half_done(archive, start, tmp_path / "lacking")
+    tidy_after = store.Store.tidy_after
+    watch = Watch(folder)
+
+    def watched(self: store.Store, error: BaseException) -> None:
+        with watch.watching():
+            tidy_after(self, error)
+
+    monkeypatch.setattr(store.Store, "tidy_after", watched)
+    shutil.copytree(start, folder)
+    with pytest.raises(ld.SliceNotFoundError):
+        write(tmp_path / "lacking", folder)
+    operations = sorted(set(watch.operations))
+    assert {operation.name for operation in operations} >= {"open", "file.read", "stat"}
+    for operation in operations:
+        for number in (errno.ESTALE, errno.EIO, errno.EACCES):
+            shutil.rmtree(folder)
+            shutil.copytree(start, folder)
+            before = finished_in(folder)
+            watch = Watch(folder, operation, number)
+            with saying_which(operation, number):
+                with pytest.raises(ld.SliceNotFoundError, match="slice 5") as told:
+                    write(tmp_path / "lacking", folder)
+                assert watch.failed
+                assert "is kept in" in told.value.__notes__[0]
+                assert finished_in(folder) == before
+
+
+def test_what_was_finished_a_moment_ago_is_not_taken_back(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slab that is written just when nothing seems to be would go with the store that was begun for it."""
+    monkeypatch.setattr(store.Store, "written", lambda _: set())
+    half_done(archive, tmp_path, tmp_path / "lacking")
+
+
+def test_a_run_that_finished_nothing_leaves_nothing_of_its_own(archive: Path, tmp_path: Path) -> None:
+    """A mistyped address would leave folders; or a run that an earlier one had begun be taken back by a later one."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    nothing = ld.open_human_liver_em(lacking, shape=SHAPE, labels=["er"])
+    out = tmp_path / "out"
+    with pytest.raises(ld.SliceNotFoundError):
+        ld.to_zarr(nothing, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
+    assert list(out.iterdir()) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.Store, "_withdraw", lambda _: False)  # as if it had been killed
+        with pytest.raises(ld.SliceNotFoundError):
+            ld.to_zarr(nothing, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
+    assert (out / "a.zarr.partial" / "store").is_dir()
+    with pytest.raises(ld.SliceNotFoundError):
+        ld.to_zarr(nothing, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
+    assert (out / "a.zarr.partial" / "store").is_dir()
+    with pytest.raises(ld.StoreExistsError, match="another call"):
+        ld.to_zarr(ds, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
+
+
+def test_what_a_run_could_not_tidy_up_the_next_one_does(cases: dict[str, Case], tmp_path: Path) -> None:
+    """A folder called unfinished would lie beside a complete store for ever; or be taken from who works in it."""
+    case = cases["half"]
+    folder = tmp_path / "a"
+    shutil.copytree(case.expected, folder)
+    partial = folder / "a.zarr.partial"
+    (partial / "progress" / "slabs").mkdir(parents=True)
+    (partial / "lock").write_text("")
+    with (partial / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        case.call(folder)
+        assert (partial / "progress").exists()
+    case.call(folder)
+    assert [path.name for path in folder.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize("strangers", [None, "notes.txt", "cells"])
+def test_labels_whose_group_has_no_metadata_yet_are_gone_on_with(
+    cases: dict[str, Case], tmp_path: Path, strangers: str | None
+) -> None:
+    """An error right after the first label would have users move labels away that are nobody's; theirs stay."""
+    folder = tmp_path / "a"
+    shutil.copytree(cases["labels"].expected, folder)
+    labels = folder / "a.zarr" / "labels"
+    (labels / "zarr.json").rename(labels / ".zarr.json.0123abcd")
+    if strangers is None:
+        cases["labels"].call(folder)
+        assert_same_files(cases["labels"].expected / "a.zarr", folder / "a.zarr")
+        return
+    (labels / strangers).write_bytes(b"mine")
+    with pytest.raises(ld.StoreExistsError, match="is not a Zarr v3 group"):
+        cases["labels"].call(folder)
+    assert (labels / strangers).read_bytes() == b"mine"
+
+
+def test_labels_whose_metadata_were_not_put_together_are_written_again(cases: dict[str, Case], tmp_path: Path) -> None:
+    """An error in the last step would leave a store that xarray warns of, and that passes for done."""
+    folder = tmp_path / "a"
+    shutil.copytree(cases["labels"].expected, folder)
+    metadata = folder / "a.zarr" / "zarr.json"
+    document = json.loads(metadata.read_bytes())
+    del document["consolidated_metadata"]
+    metadata.write_text(json.dumps(document))
+    cases["labels"].call(folder)
+    assert_same_files(cases["labels"].expected / "a.zarr", folder / "a.zarr")
+
+
+def test_what_zarr_still_writes_of_a_failed_run_is_no_strangers(cases: dict[str, Case], tmp_path: Path) -> None:
+    """Its threads go on for a moment after an error, and would leave a folder that blocks the path for good."""
+    case = cases["new"]
+    folder = tmp_path / "a"
+    late = folder / "a.zarr.partial" / "store.new" / "x"
+    late.mkdir(parents=True)
+    (late / "zarr.json").write_text("{}")
+    case.call(folder)
+    assert_same_files(case.expected / "a.zarr", folder / "a.zarr")
+    assert [path.name for path in folder.iterdir()] == ["a.zarr"]
+    shutil.rmtree(folder)
+    late.mkdir(parents=True)
+    (late.parents[1] / "mine").write_text("")
+    with pytest.raises(ld.StoreExistsError, match="did not write"):
+        case.call(folder)
+    assert late.is_dir()

@@ -1,0 +1,470 @@
+"""Pyramids: each level is what another library makes of the one below, whatever happens; any reader opens it."""
+
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from ome_zarr_models.v05 import Image
+from ome_zarr_models.v05.image_label import ImageLabel
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.kills import killed_at
+from helpers.stores import BOX, SMALL, assert_same_files
+from liver_dask.store import array as stored
+from liver_dask.store import label_group, ome_zarr, pyramid
+
+SMALL_ENOUGH = 50
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int64", "uint64")
+
+
+def downsampled(voxels: np.ndarray, step: tuple[int, ...], method: str) -> np.ndarray:
+    """What tensorstore makes of it."""
+    return tensorstore.downsample(tensorstore.array(voxels), list(step), method).read().result()
+
+
+@given(
+    voxels=st.sampled_from(DTYPES).flatmap(
+        lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=3, max_dims=3, max_side=7))
+    ),
+    step=st.tuples(*[st.sampled_from([1, 2])] * 3),
+)
+@settings(deadline=None, max_examples=300)
+def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) -> None:
+    """Rounding, an overflow or an odd edge would shift what is seen from afar."""
+    found = pyramid.halve(voxels, step, is_mask=False)
+    assert found.dtype == voxels.dtype
+    if voxels.dtype.itemsize < 8:  # of wider ones tensorstore's sum overflows
+        np.testing.assert_array_equal(found, downsampled(voxels, step, "mean"))
+    else:
+        parts = [*map(int, voxels[: step[0], : step[1], : step[2]].ravel())]
+        total, count = sum(parts), len(parts)
+        assert int(found[0, 0, 0]) == total // count + (
+            2 * (total % count) > count or (2 * (total % count) == count and total // count % 2)
+        )
+
+
+@given(
+    mask=arrays.arrays(bool, arrays.array_shapes(min_dims=3, max_dims=3, max_side=7)),
+    step=st.tuples(*[st.sampled_from([1, 2])] * 3),
+)
+@settings(deadline=None, max_examples=300)
+def test_masks_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
+    """Thin membranes would vanish from afar, or a mask hold values that mean nothing."""
+    labels = mask * np.uint8(255)
+    found = pyramid.halve(labels, step, is_mask=True)
+    share = downsampled(mask.astype(np.float64), step, "mean")
+    mode = downsampled(labels, step, "mode")
+    np.testing.assert_array_equal(found[share != 0.5], mode[share != 0.5])
+    assert (found[share == 0.5] == 255).all()
+
+
+@pytest.fixture(autouse=True)
+def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", SMALL_ENOUGH)
+
+
+@pytest.fixture(scope="module")
+def plain(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of a box whose sides are odd, without levels; voxels are thick."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, voxel_size_nm=(30, 8, 8))
+    return Path(ld.to_zarr(ds, tmp_path_factory.mktemp("plain") / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
+
+
+@pytest.fixture
+def store(plain: Path, tmp_path: Path) -> Path:
+    """A copy of it, with levels."""
+    ld.add_pyramid(shutil.copytree(plain, tmp_path / "a.zarr"), progress=False)
+    return tmp_path / "a.zarr"
+
+
+def test_each_level_is_the_one_below_as_tensorstore_halves_it(store: Path) -> None:
+    """A level would be of another place, of another level, or lack a band of rows."""
+    steps = [(1, 2, 2), (1, 2, 2), (2, 2, 2)]  # 30, 8, 8 nm; 30, 16, 16; 30, 32, 32; 60, 64, 64
+    levels = [xr.open_zarr(store), *xr.open_datatree(store, group="pyramid", engine="zarr").children.values()]
+    assert len(levels) == 4
+    for below, level, step in zip(levels, levels[1:], steps, strict=False):
+        for name in ("raw", "mito", "er", "nucleus"):
+            source, found = below[name].values, level[name].values
+            if name == "raw":
+                np.testing.assert_array_equal(found, downsampled(source, step, "mean"))
+                continue
+            share = downsampled((source > 0).astype(np.float64), step, "mean")
+            np.testing.assert_array_equal(found, np.where(share >= 0.5, 255, 0))
+        assert level.attrs["voxel_size_nm"] == [
+            of * n for of, n in zip(below.attrs["voxel_size_nm"], step, strict=True)
+        ]
+        for dim, of in zip(("z", "y", "x"), step, strict=True):
+            whole_cells = slice(0, below.sizes[dim] // of)
+            expected = below[dim].coarsen({dim: of}, boundary="trim").mean()
+            np.testing.assert_array_equal(level[dim][whole_cells], expected)
+
+
+def test_what_reads_the_store_reads_it_as_before(plain: Path, store: Path) -> None:
+    """Adding levels would change the variables, warn, or hide them from xarray, from training or from `verify`."""
+    with warnings.catch_warnings(action="error"):
+        before, after = xr.open_zarr(plain), xr.open_zarr(store)
+        xr.testing.assert_equal(before.compute(), after.compute())
+        assert before.attrs.items() <= after.attrs.items()
+    np.testing.assert_array_equal(stored.StoredArray(store, "raw")[0:3, 5:9, 7:20], before.raw[0:3, 5:9, 7:20])
+    assert ld.verify(store, full=True, progress=False).ok
+    again = ld.open_human_liver_em(before.attrs["source"], shape=SHAPE, voxel_size_nm=(30, 8, 8))
+    assert ld.to_zarr(again, store, bounding_box=BOX, progress=False, pyramid=True, **SMALL) == str(store)
+
+
+def test_once_there_nothing_is_written_again(store: Path) -> None:
+    """Each call would write links and metadata anew, under whoever looks at them."""
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    assert len(ld.add_pyramid(store, progress=False)) == 4
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
+def test_the_metadata_are_ome_zarr(store: Path) -> None:
+    """A viewer would refuse the image or its labels, or place them beside each other."""
+    image = Image.from_zarr(zarr.open_group(store, mode="r"))
+    (scale,) = image.ome_attributes.multiscales
+    assert [axis.unit for axis in scale.axes] == ["nanometer"] * 3
+    assert image.labels.label_paths == ["mito", "er", "nucleus"]
+    for name in image.labels.label_paths:
+        label = ImageLabel.from_zarr(zarr.open_group(store / "labels" / name, mode="r"))
+        (of_label,) = label.ome_attributes.multiscales
+        for one, other in zip(scale.datasets, of_label.datasets, strict=True):
+            assert one.coordinateTransformations == other.coordinateTransformations
+            xr.testing.assert_equal(
+                xr.open_zarr(store / Path(one.path).parent, chunks=None, consolidated=False)[name].variable,
+                xr.Variable(("z", "y", "x"), zarr.open_array(store / "labels" / name / other.path)[:]),
+            )
+    for dataset in scale.datasets:
+        of, at = (transformation for transformation in dataset.coordinateTransformations)
+        level = xr.open_zarr(store / Path(dataset.path).parent, chunks=None, consolidated=False)
+        for axis, dim in enumerate(("z", "y", "x")):
+            size = [30, 8, 8][axis]
+            assert at.translation[axis] == level[dim].values[0] * size
+            assert of.scale[axis] == (level[dim].values[1] - level[dim].values[0]) * size
+
+
+def test_an_unknown_voxel_size_is_not_guessed(archive: Path, tmp_path: Path) -> None:
+    """A figure would carry a scale bar that nobody measured; or slices be merged on a guess."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, pyramid=True, **SMALL)
+    (scale,) = Image.from_zarr(zarr.open_group(tmp_path / "a.zarr", mode="r")).ome_attributes.multiscales
+    assert [axis.unit for axis in scale.axes] == [None] * 3
+    assert [dataset.coordinateTransformations[0].scale for dataset in scale.datasets] == [
+        [1.0, float(factor), float(factor)] for factor in (1, 2, 4, 8)
+    ]
+    assert scale.metadata["voxel_size_source"].startswith("not given")
+
+
+def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
+    plain: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks would be on the disk twice; or a disk without hard links have a store without labels."""
+    shards = [path for path in (store / "labels").rglob("*") if path.is_file() and path.name.isdigit()]
+    assert shards
+    assert all(path.stat().st_nlink == 2 for path in shards)
+
+    def refused(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    other = shutil.copytree(plain, tmp_path / "b.zarr")
+    monkeypatch.setattr(label_group, "os", SimpleNamespace(**vars(os) | {"link": refused}))
+    ld.add_pyramid(other, progress=False)
+    assert_same_files(store, other)
+
+
+@pytest.mark.slow
+@given(steps=st.lists(st.integers(1, 700), max_size=3))
+@settings(deadline=None, max_examples=5)
+def test_killed_at_any_step_the_levels_are_the_same(
+    steps: list[int], plain: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A kill would leave half a level that viewers take for whole, damage the store, or never be made good."""
+    folder = tmp_path_factory.mktemp("killed")
+    expected, other = (shutil.copytree(plain, folder / name / "a.zarr") for name in ("expected", "other"))
+    ld.add_pyramid(expected, progress=False)
+    for step in steps:
+        killed_at(step, partial(ld.add_pyramid, other, progress=False))
+        xr.testing.assert_identical(xr.open_zarr(other).raw.compute(), xr.open_zarr(plain).raw.compute())
+    ld.add_pyramid(other, progress=False)
+    assert_same_files(expected, other)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_changed_byte_of_a_level_is_found(store: Path) -> None:
+    """A far view would be wrong, and nothing say so."""
+    shard = store / "pyramid" / "s2" / "raw" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    report = ld.verify(store, progress=False)
+    assert not report.ok
+    assert all(problem.startswith(("pyramid/s2/", "pyramid/s3/")) for problem in report.problems), report.problems
+
+
+@pytest.mark.parametrize("content", ['{"attributes"', "[]", None])
+@pytest.mark.parametrize("where", ["", "pyramid/s1"])
+def test_damaged_metadata_are_told_and_no_traceback(store: Path, where: str, content: str | None) -> None:
+    """The very command that is to find damage would end in a traceback over it."""
+    path = store / where / "zarr.json"
+    path.unlink() if content is None else path.write_text(content)
+    report = ld.verify(store, progress=False)
+    assert any(where in problem or "zarr.json" in problem for problem in report.problems), report.problems
+    assert not report.ok
+    if not where:
+        with pytest.raises(ld.DamagedError, match=r"zarr\.json, which says what the store is, cannot be read"):
+            ld.add_pyramid(store, progress=False)
+
+
+@pytest.fixture(scope="module")
+def undescribed(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its levels, as a run leaves it that was killed before it wrote what viewers want."""
+    path = shutil.copytree(plain, tmp_path_factory.mktemp("undescribed") / "a.zarr")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pyramid, "SMALL_ENOUGH", SMALL_ENOUGH)
+        patched.setattr(pyramid, "write_ome_metadata", lambda *_: None)
+        ld.add_pyramid(path, progress=False)
+    return path
+
+
+@pytest.fixture
+def levels_only(undescribed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(undescribed, tmp_path / "a.zarr")
+
+
+def add_own_things(store: Path, shape: Sequence[int] = (8, 269, 364)) -> None:
+    """What a user puts into a store: a segmentation in `labels`, as OME-Zarr says, and how they want it to be shown."""
+    voxels = np.arange(np.prod(shape)).reshape(shape).astype("uint16")
+    scale = {
+        "axes": [{"name": dim, "type": "space"} for dim in "zyx"],
+        "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]}],
+    }
+    labels = zarr.create_group(store / "labels", attributes={"ome": {"version": "0.5", "labels": ["mine"]}, "by": "me"})
+    ome = {"version": "0.5", "multiscales": [scale], "image-label": {"version": "0.5"}}
+    mine = labels.create_group("mine", attributes={"ome": ome})
+    mine.create_array("0", data=voxels, chunks=(8, 128, 128), dimension_names=list("zyx"))
+    labels.create_group("not_listed")
+    again = [{"path": "labels/mine/0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]}]
+    own = {"omero": {"channels": [{"color": "FF0000"}]}, "multiscales": [{"name": "mine", **scale, "datasets": again}]}
+    zarr.open_group(store, mode="r+").attrs.update({"ome": own, "labels": ["mine"], "note": 7})
+
+
+def own_files(store: Path) -> dict[str, bytes]:
+    """The files of a user's that nothing may change."""
+    folders = store / "labels" / "mine", store / "labels" / "not_listed"
+    return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def check_own_things(store: Path, before: dict[str, bytes]) -> None:
+    """All of a user's is there, and so is all of ours."""
+    assert own_files(store) == before
+    labels = zarr.open_group(store / "labels", mode="r").attrs
+    assert labels["by"] == "me"
+    assert labels["ome"]["labels"] == ["mine", "mito", "er", "nucleus"]
+    root = zarr.open_group(store, mode="r")
+    assert (root.attrs["note"], root.attrs["labels"]) == (7, ["mine", "mito", "er", "nucleus"])
+    assert root.attrs["ome"]["omero"] == {"channels": [{"color": "FF0000"}]}
+    assert [scale["name"] for scale in root.attrs["ome"]["multiscales"]] == ["raw", "mine"]
+    assert Image.from_zarr(root).labels.label_paths == ["mine", "mito", "er", "nucleus"]
+    for name in ("mine", "mito", "er", "nucleus"):
+        ImageLabel.from_zarr(zarr.open_group(store / "labels" / name, mode="r"))
+    assert "mine/0" in zarr.open_group(store / "labels", mode="r")
+    with warnings.catch_warnings(action="error"):
+        assert set(xr.open_zarr(store)) == {"raw", "mito", "er", "nucleus"}
+
+
+@pytest.mark.slow
+def test_a_users_own_labels_and_settings_stay(levels_only: Path) -> None:
+    """A segmentation of weeks would be gone, with the command that was to show it; or be there, and no viewer know."""
+    add_own_things(levels_only)
+    before = own_files(levels_only)
+    for _ in range(2):
+        ld.add_pyramid(levels_only, progress=False)
+        check_own_things(levels_only, before)
+    assert ld.verify(levels_only, progress=False).ok
+
+
+def test_labels_that_a_user_adds_later_stay(store: Path) -> None:
+    """The next call, which has nothing to do, would do it all the same."""
+    labels = zarr.open_group(store / "labels", mode="r+")
+    labels.create_group("mine").create_array("0", data=np.ones((8, 269, 364), "uint8"))
+    labels.attrs.update({"ome": {"version": "0.5", "labels": ["mine"]}})  # as some tools do: without those before
+    ld.add_pyramid(store, progress=False)
+    assert zarr.open_array(store / "labels" / "mine" / "0", mode="r")[:].all()
+    names = zarr.open_group(store / "labels", mode="r").attrs["ome"]["labels"]
+    assert names == ["mine", "mito", "er", "nucleus"]
+    ImageLabel.from_zarr(zarr.open_group(store / "labels" / "mito", mode="r"))
+
+
+def test_a_label_that_a_user_made_or_changed_is_never_replaced(plain: Path, levels_only: Path, tmp_path: Path) -> None:
+    """The user's own mitochondria would be overwritten with the archive's, after hours of computing levels."""
+    other = shutil.copytree(plain, tmp_path / "b.zarr")
+    zarr.create_group(other / "labels").create_group("mito").create_array("0", data=np.ones((8, 269, 364), "uint8"))
+    before = {path: path.read_bytes() for path in (other / "labels").rglob("*") if path.is_file()}
+    with pytest.raises(ld.StoreExistsError, match=r"labels/mito is not what liver_dask makes of mito.*another name"):
+        ld.add_pyramid(other, progress=False)
+    assert {path: path.read_bytes() for path in (other / "labels").rglob("*") if path.is_file()} == before
+    assert not (other / "pyramid").exists(), "levels were computed first"
+    ld.add_pyramid(levels_only, progress=False)
+    array = zarr.open_array(levels_only / "labels" / "er" / "0", mode="r+")
+    kept = zarr.open_array(levels_only / "er", mode="r")[:]
+    array[2, :100, :100] = 255  # a correction
+    corrected = array[:]
+    ld.add_pyramid(levels_only, progress=False)
+    root = zarr.open_group(levels_only, mode="r+", use_consolidated=False)
+    root.attrs.put({name: value for name, value in root.attrs.asdict().items() if name != "ome"})
+    with pytest.raises(ld.StoreExistsError, match="made or changed it"):
+        ld.add_pyramid(levels_only, progress=False)
+    np.testing.assert_array_equal(zarr.open_array(levels_only / "labels" / "er" / "0", mode="r")[:], corrected)
+    np.testing.assert_array_equal(zarr.open_array(levels_only / "er", mode="r")[:], kept)
+
+
+def test_labels_of_an_earlier_version_are_made_whole(levels_only: Path) -> None:
+    """Ours with a level too few, or left half-made by a kill, would be taken for a user's, or stay."""
+    ld.add_pyramid(levels_only, progress=False)
+    expected = shutil.copytree(levels_only, levels_only.with_name("expected"))
+    root = zarr.open_group(levels_only, mode="r+", use_consolidated=False)
+    root.attrs.put({name: value for name, value in root.attrs.asdict().items() if name != "ome"})
+    shutil.rmtree(levels_only / "labels" / "mito" / "3")
+    shutil.copytree(levels_only / "labels", levels_only / "labels.partial")
+    ld.add_pyramid(levels_only, progress=False)
+    assert not (levels_only / "labels.partial").exists()
+    for folder in ("labels", "pyramid"):
+        assert_same_files(expected / folder, levels_only / folder)
+
+
+@pytest.mark.parametrize("what", ["labels", "labels as a file", "pyramid", "pyramid as a file", "pyramid/s1", "ome"])
+def test_what_is_not_ours_is_refused_before_anything_is_computed(plain: Path, tmp_path: Path, what: str) -> None:
+    """Somebody's own pyramid would be mixed with ours, or removed."""
+    store = shutil.copytree(plain, tmp_path / "a.zarr")
+    name = what.split()[0]
+    if what.endswith("file"):
+        (store / name).write_text("mine")
+    elif what == "ome":
+        zarr.open_group(store, mode="r+").attrs["ome"] = "mine"
+    elif what == "pyramid":
+        zarr.create_group(store / "pyramid").create_group("mine")
+    else:
+        zarr.create_array(store / name, data=np.ones((2, 3, 4)))
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    with pytest.raises(ld.StoreExistsError, match=name.split("/")[0]) as told:
+        ld.add_pyramid(store, progress=False)
+    assert "\n" not in str(told.value)
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
+CHANGING = ("replace", "mkdir", "unlink", "open", "read_bytes", "iterdir")
+CHANGING_OF_OS = ("link", "fsync", "rename", "replace", "mkdir")
+
+
+def failing_at(step: int, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a call got to a file operation, which failed."""
+    done = 0
+
+    def counted(operation: Callable) -> Callable:
+        def counting(*args, **kwargs):
+            nonlocal done
+            done += 1
+            if done == step:
+                raise OSError(errno.EIO, "the disk is bad")
+            return operation(*args, **kwargs)
+
+        return counting
+
+    with monkeypatch.context() as patched:
+        for name in CHANGING:
+            patched.setattr(Path, name, counted(getattr(Path, name)))
+        for name in CHANGING_OF_OS:
+            patched.setattr(os, name, counted(getattr(os, name)))
+        try:
+            call()
+        except Exception:  # whatever becomes of it: what counts is what is left
+            assert done >= step
+    return done >= step
+
+
+@pytest.mark.slow
+def test_a_fault_at_any_file_operation_harms_nothing_of_a_users(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full or bad disk would cost the user's labels, or leave ours half there for ever."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a hundred a run: what is on the disk is not looked at here
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"])
+    store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 130, 21, 90, 1, 3), progress=False, **SMALL))
+    with monkeypatch.context() as patched:
+        patched.setattr(pyramid, "write_ome_metadata", lambda *_: None)
+        ld.add_pyramid(store, progress=False)
+    add_own_things(store, [1, 69, 93])
+    before = own_files(store)
+    expected = shutil.copytree(store, tmp_path / "expected")
+    ome_zarr.write_ome_metadata(pyramid.levels_of(expected), None)
+    step = tried = 0
+    failed = True
+    while failed:
+        step, tried = step + 1 + step // 4, tried + 1
+        other = shutil.copytree(store, tmp_path / "other")
+        levels = pyramid.levels_of(other)
+        failed = failing_at(step, partial(ome_zarr.write_ome_metadata, levels, None), monkeypatch)
+        assert [*own_files(other).values()] == [*before.values()]
+        with warnings.catch_warnings(action="error"):
+            assert set(xr.open_zarr(other)) == {"raw", "mito"}
+        if not ome_zarr.is_described(levels):
+            ome_zarr.write_ome_metadata(levels, None)
+        assert_same_files(expected, other)
+        shutil.rmtree(other)
+    assert tried > 10
+
+
+@pytest.mark.parametrize("step", [3, 20, 60, 90, 120])
+def test_a_kill_harms_nothing_of_a_users(levels_only: Path, step: int) -> None:
+    """What a kill leaves would stand in the way of the next call, or the user's labels be gone."""
+    add_own_things(levels_only)
+    before = own_files(levels_only)
+    killed_at(step, partial(ld.add_pyramid, levels_only, progress=False))
+    assert own_files(levels_only) == before
+    ld.add_pyramid(levels_only, progress=False)
+    check_own_things(levels_only, before)
+    assert not list(levels_only.rglob("*.partial"))
+
+
+def test_what_viewers_need_is_on_the_disk_when_the_call_is_done(
+    levels_only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut a minute later would leave a store whose metadata are empty."""
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    known = {path.stat().st_ino for path in levels_only.rglob("*")}
+    monkeypatch.setattr(os, "fsync", noted)
+    ld.add_pyramid(levels_only, progress=False)
+    new = [path for path in levels_only.rglob("*") if path.stat().st_ino not in known]
+    assert len(new) > 40
+    changed = [levels_only, levels_only / "zarr.json", levels_only / "pyramid", levels_only / "pyramid" / "zarr.json"]
+    assert [str(path) for path in [*new, *changed] if path.stat().st_ino not in synced] == []
+
+
+def test_bad_input_is_one_sentence(plain: Path, tmp_path: Path) -> None:
+    """A traceback would be all that somebody is told who mistyped a path."""
+    with pytest.raises(ld.NotDownloadedError, match="no complete store"):
+        ld.add_pyramid(tmp_path / "nothing.zarr")
+    ds = ld.open_human_liver_em(tmp_path, shape=SHAPE)
+    for name in ("pyramid", "labels"):
+        with pytest.raises(ld.InvalidArgumentError, match="rename it"):
+            ld.to_zarr(ds.rename(raw=name), tmp_path / "a.zarr")

@@ -1,0 +1,249 @@
+"""Whatever ends a run, wherever: the same call goes on, fetches what is missing, and ends with the same bytes."""
+
+import errno
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.kills import killed_at
+from helpers.stores import BOX, SMALL, assert_same_files, check_store, undisturbed
+from liver_dask.core import volume
+from liver_dask.demo import make_archive, serve
+from liver_dask.store import shards as slabs
+from liver_dask.store import writer as store
+from liver_dask.store.layout import Group, Region, plan_layout, plan_runs
+from liver_dask.store.shards import encode_chunk
+
+
+def write_store(archive: Path, path: Path, options: dict) -> None:
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ld.to_zarr(ds, path, bounding_box=BOX, progress=False, **options)
+
+
+class WriteKillResume(RuleBasedStateMachine):
+    """Runs of one call, killed at any step, in any order, and the store that an undisturbed run leaves."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(type(self).root, f"{len(os.listdir(type(self).root))}")
+        self.folder.mkdir()
+        self.path = self.folder / "crop.zarr"
+        self.done = False
+
+    @rule(step=st.integers(1, 1900))
+    def write_and_be_killed(self, step: int) -> None:
+        code = killed_at(step, partial(write_store, type(self).archive, self.path, SMALL))
+        self.done |= code == 0
+
+    @rule()
+    def another_call_is_refused(self) -> None:
+        if self.path.exists() or (self.path.with_name("crop.zarr.partial") / "store").exists():
+            ds = ld.open_human_liver_em(type(self).archive, shape=SHAPE)
+            with pytest.raises(ld.StoreExistsError):
+                ld.to_zarr(ds, self.path, bounding_box=(0, 9, 0, 9, 0, 9), progress=False)
+
+    @rule()
+    def write(self) -> None:
+        ds = ld.open_human_liver_em(type(self).archive, shape=SHAPE)
+        ld.to_zarr(ds, self.path, bounding_box=BOX, progress=False, **SMALL)
+        self.done = True
+
+    @invariant()
+    def a_store_is_there_if_and_only_if_it_is_complete(self) -> None:
+        if self.path.exists():
+            assert_same_files(type(self).expected, self.path)
+        elif self.done:
+            raise AssertionError("the store is gone")
+
+    def teardown(self) -> None:
+        self.write()
+        assert_same_files(type(self).expected, self.path)
+        shutil.rmtree(self.folder)
+
+
+@pytest.mark.slow
+def test_killed_in_any_order_at_any_step_the_store_is_the_same(archive: Path, tmp_path: Path) -> None:
+    """A kill would leave a store that passes for complete, a torn shard, or work that is never finished."""
+    WriteKillResume.archive, WriteKillResume.root = archive, tmp_path / "runs"
+    WriteKillResume.root.mkdir()
+    WriteKillResume.expected = undisturbed(archive, tmp_path)
+    case = WriteKillResume.TestCase
+    case.settings = settings(
+        max_examples=8, stateful_step_count=5, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    case("runTest").runTest()
+
+
+@pytest.mark.slow
+def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, tmp_path: Path, voxels) -> None:
+    """What is left of it would block the path, or a store be gone on with that has no folder for its slabs."""
+    box = (150, 214, 100, 164, 1, 3)
+    shutil.copytree(archive, tmp_path / "archive")
+    ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=[])
+    kept = archive / volume.file_of_slice("raw", 1)
+    missing = tmp_path / "archive" / volume.file_of_slice("raw", 1)
+
+    def fail(path: Path) -> None:
+        with pytest.raises(ld.SliceNotFoundError):
+            ld.to_zarr(ds, path, bounding_box=box, progress=False, **SMALL)
+
+    step, code = 70, 9  # before, it begins
+    while code == 9:
+        missing.unlink()
+        path = tmp_path / f"{step}.zarr"
+        code = killed_at(step, partial(fail, path))
+        shutil.copy2(kept, missing)
+        ld.to_zarr(ds, path, bounding_box=box, progress=False, **SMALL)
+        check_store(path, {"raw": voxels["raw"]}, box)
+        assert not path.with_name(f"{path.name}.partial").exists()
+        step += 1
+    assert step > 80
+
+
+def test_after_a_kill_only_what_was_in_flight_is_fetched_again(archive: Path, tmp_path: Path) -> None:
+    """What is finished would be fetched again."""
+    with serve(archive) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        ld.to_zarr(ds, tmp_path / "whole.zarr", bounding_box=BOX, progress=False, **SMALL)
+        once = server.bytes_sent
+        server.requests.clear()
+        assert killed_at(500, partial(write_store, server.url, tmp_path / "a.zarr", SMALL)) == 9
+        first = server.bytes_sent
+        ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+        again = server.bytes_sent - once
+    in_flight = 4 * 2 * 2 * 64 * 420 * 2 * 1.5  # four jobs, a region written and one read ahead, LZW expands
+    files = 8 * (512 + 2 * 16 * SHAPE[1]) + 3 * 8 * 4000  # strip indexes and masks are read anew
+    assert first > 0.3 * once
+    assert again < in_flight + files
+
+
+def test_a_source_that_changed_between_two_runs_is_refused(archive: Path, tmp_path: Path) -> None:
+    """A store would be made of two versions of a file, or of one that other slices do not belong to."""
+    own = tmp_path / "archive"
+    shutil.copytree(archive, own)
+    with serve(own) as server:
+        assert killed_at(500, partial(write_store, server.url, tmp_path / "a.zarr", SMALL)) == 9
+        for path in own.rglob("human*_*.*"):
+            os.utime(path, ns=(1, 1))  # the server makes its ETag of the date
+        progress = tmp_path / "a.zarr.partial" / "progress"
+        assert list((progress / "sources").iterdir())
+        for done in (*progress.glob("slabs/*/[0-9]*"), *progress.glob("shards/*/*.json")):
+            done.unlink()  # so that something of those slices is left to do, whatever the kill left
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.SourceChangedError, match=r"is not the file that parts of .*a\.zarr were made of"):
+            ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "continue"])
+def test_a_slice_that_cannot_be_read_costs_its_own_regions(
+    archive: Path, tmp_path: Path, on_error: str, voxels
+) -> None:
+    """One bad file would cost the run, or be filled with zeros without a word."""
+    own = tmp_path / "archive"
+    shutil.copytree(archive, own)
+    bad = own / volume.file_of_slice("raw", 4)
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2] + bytes(1000) + whole[len(whole) // 2 + 1000 :])
+    shutil.copystat(archive / volume.file_of_slice("raw", 4), bad)  # the version of a file is its size and date
+    ds = ld.open_human_liver_em(own, shape=SHAPE)
+    kind = ld.ExportError if on_error == "continue" else ld.FormatError
+    with pytest.raises(kind, match="raw, slice 4, rows") as told:
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, on_error=on_error, **SMALL)
+    assert "the same call goes on from there" in told.value.__notes__[0]
+    assert not (tmp_path / "a.zarr").exists()
+    if on_error == "continue":
+        assert 1 <= len(told.value.failures) <= 2
+        assert all(text.startswith("raw, z 4-5, y ") for text in told.value.failures)
+        assert f"({60 - len(told.value.failures)} of 60 regions)" in told.value.__notes__[0]
+    bad.write_bytes(whole)
+    shutil.copystat(archive / volume.file_of_slice("raw", 4), bad)
+    ds = ld.open_human_liver_em(own, shape=SHAPE)
+    ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL)
+    check_store(tmp_path / "a.zarr", voxels, (0, 420, 0, 300, 0, 10))
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk would tear the store, or lose what was finished."""
+    written = 0
+
+    class FullDisk(slabs.DurableFile):
+        def __enter__(self):
+            nonlocal written
+            written += 1
+            if written > 60:
+                raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+            return super().__enter__()
+
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(slabs, "DurableFile", FullDisk)
+        with pytest.raises(OSError, match="No space left on device") as told:
+            ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    assert "is kept in" in told.value.__notes__[0]
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    assert_same_files(undisturbed(archive, tmp_path), tmp_path / "a.zarr")
+
+
+def test_a_late_job_of_an_ended_run_writes_nothing(archive: Path, tmp_path: Path) -> None:
+    """A job that outlived its driver would make the folder of a finished store anew, or write for hours."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
+    late = store.Store(path, plan_layout((8, 269, 364), {"raw": 2}, **SMALL), {"variables": {"raw": {"files": []}}})
+    assert not late.is_current("whichever")
+    with pytest.raises(FileNotFoundError):
+        late.write_slab("raw", Region(0, 2, 0, 64), [encode_chunk(np.ones((2, 2, 2)), (2, 2, 2))])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.zarr"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), shape=st.tuples(*[st.integers(1, 90)] * 3), times=st.tuples(*[st.integers(1, 5)] * 3))
+def test_the_runs_hold_what_is_missing_once(data: st.DataObject, shape: tuple, times: tuple) -> None:
+    """After a kill a region would be written twice, or never; or a mask be read from the middle."""
+    chunks = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
+    layout = plan_layout(shape, {"raw": 2, "er": 1}, chunks, [n * m for n, m in zip(chunks, times, strict=True)])
+    groups = [Group(("raw",)), Group(("er", "mito"), from_the_top=True)]
+    every = {(name, region) for name in ("raw", "er", "mito") for region in layout.regions()}
+    written = data.draw(st.sets(st.sampled_from(sorted(every))))
+    found = []
+    for run in plan_runs(layout, groups, written):
+        assert len({region.z_start for region in run.regions}) == 1
+        assert sorted(run.regions) == list(run.regions)
+        found += [(run.group, region) for region in run.regions]
+    assert len(set(found)) == len(found)
+    missing = {
+        (group, region)
+        for group in groups
+        for region in layout.regions()
+        for name in group.names
+        if (name, region) not in written
+    }
+    assert set(found) == missing
+    columns = [run.regions[0].z_start for run in plan_runs(layout, groups, written) if run.group.from_the_top]
+    assert len(set(columns)) == len(columns)
+
+
+def test_zeros_are_not_taken_for_what_is_missing(tmp_path: Path) -> None:
+    """Empty tissue would be fetched again after a kill, or a missing shard pass for an empty one."""
+    shape = (5, 200, 300)
+    make_archive(tmp_path / "archive", shape)
+    with serve(tmp_path / "archive") as server:
+        ds = ld.open_human_liver_em(server.url, shape=shape, labels=[])
+        zero = ds.assign(raw=ds.raw * 0)
+        layout = {"chunks": (2, 64, 64), "shards": (4, 128, 128)}
+        path = Path(ld.to_zarr(zero, tmp_path / "a.zarr", progress=False, **layout))
+        assert len(list(path.glob("raw/c/*/*/*"))) == 2 * 2 * 3
+        assert ld.verify(path, zero, progress=False).ok
+        server.requests.clear()
+        assert ld.to_zarr(zero, path, progress=False, **layout)
+        assert server.requests == []

@@ -1,0 +1,193 @@
+"""A written store read by the window: the same voxels, nothing left open, damage told; and what its table says."""
+
+import contextlib
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.stores import BOX, SMALL
+from liver_dask.store.array import StoredArray
+from liver_dask.store.record import read_statistics
+from liver_dask.store.shards import decode_chunk, decode_planes, encode_chunk
+
+X0, X1, Y0, Y1, Z0, Z1 = BOX
+
+
+@pytest.fixture(scope="module")
+def kept(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ds = ld.open_human_liver_em(archive, shape=SHAPE).assign(nothing=lambda ds: ds.mito * 0)
+    path = tmp_path_factory.mktemp("kept") / "a.zarr"
+    return Path(ld.to_zarr(ds, path, bounding_box=BOX, progress=False, **SMALL))
+
+
+@pytest.fixture(scope="module")
+def read_by_tensorstore(kept: Path) -> dict[str, np.ndarray]:
+    names = ("raw", "mito", "er", "nucleus", "nothing")
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file"}}
+    paths = {name: spec | {"kvstore": {"driver": "file", "path": str(kept / name)}} for name in names}
+    return {name: tensorstore.open(path).result().read().result() for name, path in paths.items()}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_window_is_what_others_read(kept: Path, read_by_tensorstore, data: st.DataObject) -> None:
+    """A window across chunks, blocks of a chunk or shards, or at a ragged edge, would have wrong voxels."""
+    name = data.draw(st.sampled_from(sorted(read_by_tensorstore)))
+    array = StoredArray(kept, name)
+    bounds = [sorted(data.draw(st.tuples(*[st.integers(0, length)] * 2))) for length in array.shape]
+    window = tuple(slice(*bound) for bound in bounds)
+    found = array[window]
+    np.testing.assert_array_equal(found, read_by_tensorstore[name][window])
+    assert found.dtype == array.dtype
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u1", "<f4", "?"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_planes_of_a_chunk_are_those_of_all_of_it(dtype: str, data: st.DataObject) -> None:
+    """Blocks of a chunk that were decoded alone would not be where they belong."""
+    chunk = data.draw(st.tuples(st.integers(1, 9), st.sampled_from([1, 33, 256]), st.sampled_from([7, 256])))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    noise = random.integers(0, data.draw(st.sampled_from([2, 300, 60000])), chunk)
+    voxels = (np.cumsum(noise, axis=2) if data.draw(st.booleans()) else noise).astype(dtype)
+    encoded = encode_chunk(voxels, chunk).data
+    first = data.draw(st.integers(0, chunk[0] - 1))
+    planes = slice(first, data.draw(st.integers(first + 1, chunk[0])))
+    np.testing.assert_array_equal(decode_planes(encoded, voxels.dtype, chunk, planes), voxels[planes])
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u1"])
+@pytest.mark.parametrize("depth", [7, 8])
+def test_planes_of_a_last_block_that_is_shorter(dtype: str, depth: int) -> None:
+    """A chunk that is no whole number of Blosc's blocks would be called damaged where it ends."""
+    chunk = (depth, 256, 256)
+    voxels = np.random.default_rng(0).integers(0, 2, chunk).astype(dtype)
+    encoded = encode_chunk(voxels, chunk).data
+    size, block = np.frombuffer(encoded, "<u4", 2, 4)
+    assert size > block, "all of it is one block"
+    for first in range(depth):
+        for last in range(first + 1, depth + 1):
+            planes = slice(first, last)
+            np.testing.assert_array_equal(decode_planes(encoded, voxels.dtype, chunk, planes), voxels[planes])
+
+
+@pytest.mark.parametrize("size", [0, 1, 262144, 524288, 2**31, 2**32 - 1])
+def test_a_chunk_of_another_size_is_told(size: int) -> None:
+    """Voxels of a torn or foreign chunk would be taken for those of this one."""
+    chunk = (8, 256, 256)
+    encoded = encode_chunk(np.random.default_rng(0).integers(0, 300, chunk).astype("<u2"), chunk).data
+    torn = encoded[:4] + size.to_bytes(4, "little") + encoded[8:]
+    with pytest.raises(ld.DamagedError, match="its checksum is wrong"):
+        decode_planes(torn, np.dtype("<u2"), chunk, slice(1, 2))
+    with pytest.raises(ld.DamagedError, match="cannot be decoded"):
+        decode_planes(torn[:-4], np.dtype("<u2"), chunk, slice(1, 2), has_checksum=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_damaged_chunk_without_a_checksum_is_told_or_harmless(data: st.DataObject) -> None:
+    """Damage in a store of format 3 would end in another error than ours, or crash the process."""
+    chunk = (8, 256, 128)
+    voxels = np.random.default_rng(0).integers(0, 300, chunk).astype("<u2")
+    whole = bytearray(encode_chunk(voxels, chunk).data[:-4])
+    at = data.draw(st.one_of(st.integers(0, 47), st.integers(0, len(whole) - 1)))
+    whole[at] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.sampled_from([len(whole), len(whole) // 2, 20, 16, 3]))
+    first = data.draw(st.integers(0, 7))
+    planes = slice(first, data.draw(st.integers(first + 1, 8)))
+    for decode in (
+        lambda d: decode_planes(d, voxels.dtype, chunk, planes, has_checksum=False),
+        lambda d: decode_chunk(d, voxels.dtype, chunk, has_checksum=False),
+    ):
+        with contextlib.suppress(ld.DamagedError):
+            decode(bytes(whole[:cut]))
+
+
+def test_a_shard_that_is_damaged_or_gone_is_named(kept: Path, tmp_path: Path) -> None:
+    """A worker would fail an hour into a training, without a word on which file to look at."""
+    array = StoredArray(kept, "raw")
+    everything = (slice(None),) * 3
+    (shard, *_) = sorted((kept / "raw" / "c").rglob("*/*/*"))
+    whole = shard.read_bytes()
+    try:
+        for damage in (whole[:-30], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+            shard.write_bytes(damage)
+            with pytest.raises(OSError, match=rf"{shard} cannot be read .*liver-dask verify"):
+                array[everything]
+        shard.unlink()
+        with pytest.raises(ld.DamagedError, match="No such file"):
+            array[everything]
+    finally:
+        shard.write_bytes(whole)
+
+
+def test_nothing_is_left_open_and_a_pickle_is_small(kept: Path) -> None:
+    """Thousands of patches would use up the descriptors; each worker would be sent all indexes."""
+    array = StoredArray(kept, "raw")
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    first = array[:, :, :]
+    for _ in range(5):
+        array[:, 3:9, 2:8]
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+    pickled = pickle.dumps(array)
+    assert len(pickled) < 3000
+    np.testing.assert_array_equal(pickle.loads(pickled)[:, :, :], first)
+
+
+def test_what_is_not_a_store_is_told(kept: Path, tmp_path: Path) -> None:
+    """A training would begin without data."""
+    with pytest.raises(ld.NotDownloadedError, match="no complete store"):
+        StoredArray(tmp_path / "none.zarr", "raw")
+    with pytest.raises(ld.InvalidArgumentError, match="does not hold 'bile_duct'; it holds raw, mito"):
+        StoredArray(kept, "bile_duct")
+
+
+def test_the_table_says_what_is_in_each_chunk(kept: Path, read_by_tensorstore) -> None:
+    """Patches would be drawn where there is nothing, and never where there is something; or be scaled wrongly."""
+    depth, height, width = SMALL["chunks"]
+    for name, voxels in read_by_tensorstore.items():
+        table = {kind: read_statistics(kept, name, kind) for kind in ("nonzero", "mean", "std")}
+        for z, y, x in np.ndindex(table["nonzero"].shape):
+            chunk = voxels[z * depth :, y * height :, x * width :][:depth, :height, :width]
+            assert table["nonzero"][z, y, x] == np.count_nonzero(chunk)
+            if name == "raw":
+                np.testing.assert_allclose(table["mean"][z, y, x], chunk.mean(), rtol=1e-5)
+                np.testing.assert_allclose(table["std"][z, y, x], chunk.std(), rtol=1e-4)
+        assert (z, y, x) == tuple(-(-n // c) - 1 for n, c in zip(voxels.shape, SMALL["chunks"], strict=True))
+    assert read_statistics(kept, "mito", "nonzero").any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_voxels_without_a_mean_are_written_all_the_same(value: float) -> None:
+    """A computed variable with a NaN would fill the screen with warnings, or not be written."""
+    voxels = np.ones((2, 3, 4))
+    voxels[0, 0, 0] = value
+    encoded = encode_chunk(voxels, (2, 3, 4))
+    assert encoded.statistics["nonzero"] == 24
+    np.testing.assert_array_equal(decode_chunk(encoded.data, voxels.dtype, (2, 3, 4)), voxels)
+
+
+def test_the_table_is_no_part_of_the_dataset(kept: Path) -> None:
+    """Whoever opens a store with xarray would find arrays of another shape among the variables."""
+    assert set(xr.open_zarr(kept).data_vars) == {"raw", "mito", "er", "nucleus", "nothing"}
+
+
+def test_a_table_that_is_damaged_is_told(kept: Path, tmp_path: Path) -> None:
+    """Patches would be drawn by numbers that nobody wrote."""
+    (part,) = (path for path in (kept / "liver_dask" / "er" / "nonzero" / "c").rglob("*") if path.is_file())
+    whole = part.read_bytes()
+    try:
+        part.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        with pytest.raises(ld.DamagedError, match="cannot be read"):
+            read_statistics(kept, "er", "nonzero")
+    finally:
+        part.write_bytes(whole)

@@ -1,0 +1,251 @@
+"""`verify`: what is right passes, and every kind of damage is told, where it is."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.stores import BOX, SMALL
+from liver_dask.core import volume
+from liver_dask.demo import ArchiveServer
+from liver_dask.store import record
+from liver_dask.store.layout import Shard
+from liver_dask.store.shards import Checksum
+from liver_dask.store.verify import differs
+
+
+@pytest.fixture
+def kept(archive: Path, tmp_path: Path) -> Path:
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    return Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_good_store_passes(kept: Path, full: bool) -> None:
+    """Nobody could tell a good store from a bad one; or voxels would be said to be compared that were not."""
+    report = ld.verify(kept, full=full, progress=False)
+    assert report.ok, report
+    assert report.shards == 4 * 2 * 3 * 3
+    x0, x1, y0, y1, z0, z1 = BOX
+    voxels = 4 * (x1 - x0) * (y1 - y0) * (z1 - z0)
+    assert report.voxels == voxels if full else 0 < report.voxels < voxels / 5
+    assert report.bytes == sum(path.stat().st_size for path in kept.glob("*/c/*/*/*"))
+    assert "all right" in str(report)
+
+
+@pytest.fixture
+def small(archive: Path, tmp_path: Path) -> Path:
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
+    return Path(ld.to_zarr(ds, tmp_path / "s.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL))
+
+
+def every_shard(store: Path) -> list[Path]:
+    return sorted(store.glob("*/c/*/*/*"))
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_byte_is_found(small: Path, data: st.DataObject) -> None:
+    """A byte could change anywhere in a shard, its chunks, its index or between, and pass."""
+    path = data.draw(st.sampled_from(every_shard(small)))
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    flipped = whole[at] ^ data.draw(st.integers(1, 255))
+    try:
+        path.write_bytes(whole[:at] + bytes([flipped]) + whole[at + 1 :])
+        report = ld.verify(small, progress=False)
+    finally:
+        path.write_bytes(whole)
+    shard = "/".join(path.parts[-3:])
+    assert any(f"shard {shard} of {path.parts[-5]}" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "longer", "empty"])
+def test_a_shard_that_is_not_whole_is_found(kept: Path, damage: str) -> None:
+    """Zarr takes a missing shard for zeros."""
+    path = every_shard(kept)[7]
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"cut": whole[:-1], "longer": whole + b"\0", "empty": b""}[damage])
+    report = ld.verify(kept, progress=False)
+    where = f"shard {'/'.join(path.parts[-3:])} of {path.parts[-5]} is"
+    assert any(where in problem for problem in report.problems)
+
+
+def test_wrong_voxels_with_right_checksums_are_found_where_they_are_read(kept: Path) -> None:
+    """Whoever wrote wrong voxels at first would record their checksums, too."""
+    array = zarr.open_array(kept / "raw", mode="r+")
+    array[3, 100, 7] += 1
+    checksums = record.read_checksums(kept, "raw")
+    manifest = json.loads((kept / "raw" / "manifest.json").read_bytes())
+    shard = Shard(0, 0, 0)
+    data = record.shard_path(kept, "raw", shard).read_bytes()
+    assert checksums[shard] != Checksum(len(data), google_crc32c.value(data))
+    manifest["shards"]["0/0/0"] = Checksum(len(data), google_crc32c.value(data))
+    (kept / "raw" / "manifest.json").write_text(json.dumps(manifest))
+    report = ld.verify(kept, full=True, progress=False)
+    assert [problem for problem in report.problems if "manifest.json" not in problem] == [
+        "raw[3, 0:128] has 1 voxels that are not the source's; the first is raw[3, 100, 7]"
+    ]
+
+
+def test_lost_records_and_changed_metadata_are_told(kept: Path) -> None:
+    """Without the checksums, or with another shape, the rest would be called right."""
+    (kept / "mito" / "manifest.json").unlink()
+    metadata = kept / "er" / "zarr.json"
+    document = json.loads(metadata.read_bytes())
+    document["data_type"] = "int8"
+    metadata.write_text(json.dumps(document))
+    problems = " ".join(ld.verify(kept, progress=False).problems)
+    assert "manifest.json, which has the checksums of the shards of mito, cannot be read" in problems
+    assert "the metadata of er: its data_type is 'int8', and was written as 'uint8'" in problems
+
+
+def test_computed_variables_are_compared_if_the_dataset_is_given(archive: Path, tmp_path: Path) -> None:
+    """A computed variable would pass unseen, or be compared with what it was computed of."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ds = ds.assign(small=(ds.raw // 256).astype("uint8"))[["small", "mito"]]
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL))
+    report = ld.verify(path, progress=False)
+    assert report.ok
+    assert report.unchecked == ["small"]
+    assert "give the Dataset" in str(report)
+    with_it = ld.verify(path, ds, progress=False)
+    assert with_it.ok
+    assert not with_it.unchecked
+    assert with_it.voxels > report.voxels
+    for other in (ds.isel(x=slice(1, None)), ds.assign(small=ds.small + 1)):
+        with pytest.raises(ld.InvalidArgumentError, match="is not what"):
+            ld.verify(path, other, progress=False)
+
+
+def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> None:
+    """An unfinished store would be called wrong, or right."""
+    with pytest.raises(ld.NotDownloadedError, match="no complete store"):
+        ld.verify(tmp_path / "nothing", progress=False)
+    (tmp_path / "b.zarr.partial").mkdir()
+    with pytest.raises(ld.NotDownloadedError, match="finish it first"):
+        ld.verify(tmp_path / "b.zarr", progress=False)
+
+
+@pytest.mark.slow
+def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: ArchiveServer, tmp_path: Path) -> None:
+    """Samples would all fall into one corner; or another seed look at the same."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    path = ld.to_zarr(ds, tmp_path / "b.zarr", progress=False, **SMALL)
+    looked = []
+    for seed in (0, 0, 1):
+        server.requests.clear()
+        assert ld.verify(path, seed=seed, progress=False).ok
+        looked.append({request.path for request in server.requests})
+    assert looked[0] == looked[1] != looked[2]
+    assert {f"/humanliver_raw_images/humanliver_raw_{z:03d}.tif" for z in (0, 9)} <= looked[0]
+
+
+@pytest.mark.slow
+def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
+    """A script could not tell."""
+    command = [str(Path(sys.executable).with_name("liver-dask")), "verify", str(kept)]
+    good = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert good.returncode == 0, good.stderr
+    assert "all right" in good.stdout
+    every_shard(kept)[0].unlink()
+    bad = subprocess.run([*command, "--full"], capture_output=True, text=True, timeout=100)
+    assert bad.returncode == 1
+    assert "is missing" in bad.stdout
+    assert "Traceback" not in bad.stderr
+    assert np.all(xr.open_zarr(kept).er[:4, :128, :128] == 0)  # as zarr has it
+    nothing = subprocess.run([*command[:2], "no.zarr"], capture_output=True, text=True, timeout=100)
+    assert nothing.returncode == 1
+    assert "no complete store" in nothing.stderr
+
+
+NOT_A_NUMBER = [0x7FC00000, 0xFFC00000, 0x7F800001]
+"""Bits of NaNs as different processors make them, and of one that signals."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("full", [False, True])
+def test_floats_are_compared_by_their_bits_and_nan_is_nan(
+    archive: Path, tmp_path: Path, dtype: str, full: bool
+) -> None:
+    """A good store that holds NaN would be called damaged; or a zero that lost its sign be called the same."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
+    inside = ds.er > 0
+    value = xr.where(inside, np.nan, xr.where(ds.raw % 2 == 0, -0.0, 1.5)).astype(dtype)
+    ds = ds.assign(value=value)[["value"]]
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL))
+    ds = ds.isel(x=slice(37, 165), y=slice(21, 149), z=slice(1, 5))
+    voxels = zarr.open_array(path / "value", mode="r")[:]
+    assert np.isnan(voxels).any()
+    assert (np.signbit(voxels) & (voxels == 0)).any()
+    report = ld.verify(path, ds, full=full, progress=False)
+    assert report.ok, report
+    assert report.voxels
+
+
+def test_zeros_that_lost_their_sign_are_found(archive: Path, tmp_path: Path) -> None:
+    """As numbers they are the same; as what was computed they are not."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
+    ds = ds.assign(value=xr.where(ds.raw % 2 == 0, -0.0, 1.5).astype("float32"))[["value"]]
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL))
+    ds = ds.isel(x=slice(37, 165), y=slice(21, 149), z=slice(1, 5))
+    array = zarr.open_array(path / "value", mode="r+")
+    voxels = array[:]
+    at = tuple(np.argwhere((voxels == 0) & np.signbit(voxels))[0])
+    array[at] = 0.0
+    report = ld.verify(path, ds, full=True, progress=False)
+    assert any(f"the first is value[{at[0]}, {at[1]}, {at[2]}]" in problem for problem in report.problems), report
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_voxels_differ_where_their_bits_do_but_for_nan(data: st.DataObject) -> None:
+    """A comparison by value passes over the sign of a zero, and never finds NaN the same."""
+    special = st.sampled_from([0x0, 0x80000000, 0x3F800000, 0x7F800000, 0xFF800000, 1, *NOT_A_NUMBER])
+    one, other = (
+        np.array(data.draw(st.lists(st.one_of(special, st.integers(0, 2**32 - 1)), min_size=6, max_size=6)), "<u4")
+        for _ in range(2)
+    )
+    for dtype in ("<f4", "<u4"):
+        found = differs(one.view(dtype).reshape(1, 2, 3), other.view(dtype).reshape(1, 2, 3))
+        nan = [
+            dtype == "<f4" and a & 0x7FFFFFFF > 0x7F800000 and b & 0x7FFFFFFF > 0x7F800000
+            for a, b in zip(one.tolist(), other.tolist(), strict=True)
+        ]
+        assert found.ravel().tolist() == [
+            a != b and not same for a, b, same in zip(one.tolist(), other.tolist(), nan, strict=True)
+        ]
+
+
+def test_big_endian_voxels_are_compared_by_value() -> None:
+    """The bytes of a computed variable may be in another order than those that were read."""
+    voxels = np.array([[[1.5, -0.0, np.nan]]], ">f4")
+    assert not differs(voxels.astype("<f4"), voxels).any()
+    assert differs(voxels.astype("<f4"), -voxels).ravel().tolist() == [True, True, False]
+
+
+def test_a_source_that_cannot_be_read_is_told(archive: Path, tmp_path: Path) -> None:
+    """A traceback, or a store called damaged, because a server is down."""
+    shutil.copytree(archive, tmp_path / "archive")
+    ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"])
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL)
+    (tmp_path / "archive" / volume.file_of_slice("er", 1)).unlink()
+    with pytest.raises(ld.SliceNotFoundError, match="er, slice 1"):
+        ld.verify(path, progress=False)
+    shutil.rmtree(tmp_path / "archive")
+    with pytest.raises(ld.SliceNotFoundError, match="--source"):
+        ld.verify(path, progress=False)

@@ -1,0 +1,319 @@
+"""Stores: the same voxels for every reader, complete or not there, and resumed whatever ended the run."""
+
+import json
+import os
+import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.stores import BOX, SMALL, assert_same_files, check_store
+from liver_dask.core import volume
+from liver_dask.demo import ArchiveServer, serve
+from liver_dask.store import computed
+from liver_dask.store import layout as export_plan
+from liver_dask.store import writer as store
+from liver_dask.store.jobs import LOCAL_JOBS
+from liver_dask.store.layout import plan_layout
+from liver_dask.store.plan import Export
+
+
+@pytest.mark.parametrize("layout", [{}, SMALL, {"chunks": (3, 50, 70), "shards": (3, 100, 70)}])
+@pytest.mark.parametrize("box", [BOX, (0, 420, 0, 300, 0, 10), (419, 420, 299, 300, 9, 10)])
+def test_every_reader_gets_the_voxels_of_the_box(server: ArchiveServer, tmp_path: Path, voxels, layout, box) -> None:
+    """A chunk would be in the wrong place, the wrong length, or written with another codec than the metadata say."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    path = ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=box, progress=False, **layout)
+    check_store(Path(path), voxels, box)
+
+
+def test_open_zarr_gives_the_dataset_back(server: ArchiveServer, tmp_path: Path) -> None:
+    """Coordinates would lose their global values, attributes be lost, or xarray warn."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, voxel_size_nm=(80, 8, 8))
+    path = ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False)
+    crop = ds.isel(z=slice(1, 9), y=slice(21, 290), x=slice(37, 401))
+    stored = xr.open_zarr(path)
+    xr.testing.assert_identical(stored.compute(), crop.compute())
+    assert stored.y.dtype == "int64"
+    assert stored.raw.encoding["chunks"] == (8, 256, 256)
+    assert stored.raw.encoding["shards"] == (8, 512, 512)
+    assert json.loads(Path(path, "raw", "zarr.json").read_bytes())["dimension_names"] == ["z", "y", "x"]
+    xr.testing.assert_identical(xr.open_zarr(path, consolidated=False).compute(), crop.compute())
+
+
+def test_a_second_call_makes_no_request(server: ArchiveServer, tmp_path: Path) -> None:
+    """What is there would be fetched again."""
+    paths = []
+    for _ in range(2):
+        paths.append(ld.get_human_liver_em_data(tmp_path, BOX, download=True, source=server.url, shape=SHAPE))
+        requests, server.requests[:] = len(server.requests), []
+    assert requests == 0
+    assert paths[0] == paths[1] == str(tmp_path / "2e7a240f6ee7.zarr")  # MD5 of "37_401_21_290_1_9"
+    found = ld.get_human_liver_em_paths(tmp_path, [BOX], source=server.url, shape=SHAPE)
+    assert found == paths[:1]
+    assert server.requests == []
+
+
+def test_nothing_there_and_no_download_is_torch_ems_error(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """A caller that catches torch_em's RuntimeError would not catch ours, or find an empty store made."""
+    with pytest.raises(RuntimeError, match="download=True"):
+        ld.get_human_liver_em_data(tmp_path / "new", BOX, source=server.url, shape=SHAPE)
+    with pytest.raises(ld.NotDownloadedError):
+        ld.get_human_liver_em_paths(tmp_path / "new", full_volume=True, source=server.url, shape=SHAPE)
+    with pytest.raises(ValueError, match="bounding_boxes"):
+        ld.get_human_liver_em_paths(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (path,) = ld.get_human_liver_em_paths(tmp_path, full_volume=True, download=True, source=server.url, shape=SHAPE)
+    assert path == str(tmp_path / "full_volume.zarr")
+    check_store(Path(path), voxels, (0, 420, 0, 300, 0, 10))
+
+
+def test_empty_arrays_of_somebody_else_are_not_a_finished_store(server: ArchiveServer, tmp_path: Path) -> None:
+    """Complete would mean that the keys exist, as in the reference."""
+    for name in ("raw", *volume.LABELS):
+        zarr.create_array(tmp_path / "full_volume.zarr" / name, shape=(1, 10, 10), dtype="u1")
+    with pytest.raises(ld.StoreExistsError):
+        ld.get_human_liver_em_full_volume(tmp_path, source=server.url, shape=SHAPE)
+
+
+def test_changed_and_cropped_datasets_can_be_kept(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """Only what was opened would be written; a box of a crop would be counted from the crop's corner."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=["mito"]).isel(z=slice(2, 8), x=slice(100, None))
+    ds = (ds.assign(small=(ds.raw // 256).astype("float32"))).drop_vars("raw")
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(120, 300, 10, 90, 3, 5), progress=False)
+    stored = xr.open_zarr(path)
+    assert list(stored.x.to_numpy()[[0, -1]]) == [120, 299]
+    np.testing.assert_array_equal(stored.small, (voxels["raw"][3:5, 10:90, 120:300] // 256).astype("float32"))
+    np.testing.assert_array_equal(stored.mito, voxels["mito"][3:5, 10:90, 120:300])
+    assert ld.to_zarr(ds, path, bounding_box=(120, 300, 10, 90, 3, 5), progress=False) == path
+    for other in ((120, 300, 10, 90, 3, 6), (121, 300, 10, 90, 3, 5)):
+        with pytest.raises(ld.StoreExistsError):
+            ld.to_zarr(ds, path, bounding_box=other, progress=False)
+    with pytest.raises(ld.StoreExistsError):
+        ld.to_zarr(ds.astype("uint8"), path, bounding_box=(120, 300, 10, 90, 3, 5), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ds: ds.isel(z=3), "needs"),
+        (lambda ds: ds.isel(z=slice(0, 0)), "no voxels"),
+        (lambda ds: ds.transpose("x", "y", "z"), "needs"),
+        (lambda ds: ds[[]], "no variables"),
+    ],
+)
+def test_datasets_that_cannot_be_kept(archive: Path, tmp_path: Path, change, told: str) -> None:
+    """A Dataset of another form would end in a traceback from zarr."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.to_zarr(change(ld.open_human_liver_em(archive, shape=SHAPE)), tmp_path / "a.zarr", progress=False)
+    with pytest.raises(ld.InvalidArgumentError, match="whole number of chunks"):
+        ld.to_zarr(ld.open_human_liver_em(archive, shape=SHAPE), tmp_path / "a.zarr", shards=(8, 300, 256))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest(archive: Path, tmp_path: Path) -> None:
+    """An error in the last slice would cost the whole download."""
+    with serve(archive) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        ld.to_zarr(ds, tmp_path / "all.zarr", bounding_box=BOX, progress=False, **SMALL)
+        all_bytes = server.bytes_sent
+    broken = tmp_path / "archive"
+    for folder in archive.iterdir():
+        (broken / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            (broken / folder.name / file.name).symlink_to(file)
+    missing = broken / volume.file_of_slice("raw", 8)
+    missing.unlink()
+    with serve(broken) as server:
+        ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.SliceNotFoundError, match="raw, slice 8") as told:
+            ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False, **SMALL)
+        assert "is kept in" in told.value.__notes__[0]
+        assert not (tmp_path / "crop.zarr").exists()
+        missing.symlink_to(archive / volume.file_of_slice("raw", 8))
+        before = server.bytes_sent
+        ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False, **SMALL)
+        assert server.bytes_sent - before < 0.5 * all_bytes
+    for name in ("raw", "mito", "er", "nucleus"):
+        assert_same_files(tmp_path / "crop.zarr" / name / "c", tmp_path / "all.zarr" / name / "c")
+
+
+@pytest.mark.parametrize("held", [0, 4 << 20])
+def test_memory_is_bounded_by_what_is_projected_not_by_the_box(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    """The whole box would be held, or every shard whole; or what is read once for four places."""
+    monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
+    monkeypatch.setattr(computed, "HELD_BYTES", held)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=64)
+    ds = ds.assign(wide=ds.raw.astype("float64").pipe(np.sqrt))[["wide"]]
+    ds = xr.concat([ds] * 4, dim="z").assign_coords(z=np.arange(4 * SHAPE[0]))
+    layout = {"chunks": (2, 64, 64), "shards": (40, 320, 448)}
+    ld.to_zarr(ds, tmp_path / "warm.zarr", bounding_box=(0, 9, 0, 9, 0, 1), progress=False)
+    projected = LOCAL_JOBS * Export.plan(ds, tmp_path / "crop.zarr", **layout).estimate().memory
+    tracemalloc.start()
+    ld.to_zarr(ds, tmp_path / "crop.zarr", progress=False, **layout)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < projected < ds.nbytes / 2 + LOCAL_JOBS * held
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 90)] * 3),
+    chunks=st.tuples(*[st.integers(1, 9)] * 3),
+    times=st.tuples(*[st.integers(1, 5)] * 3),
+    itemsize=st.integers(1, 8),
+)
+def test_regions_and_shards_hold_every_voxel_once(shape, chunks, times, itemsize: int) -> None:
+    """A voxel would belong to no region or to two, or a region's chunks to a shard that does not wait for it."""
+    shards = tuple(chunk * n for chunk, n in zip(chunks, times, strict=True))
+    layout = plan_layout(shape, {"raw": itemsize}, chunks, shards)
+    covered = np.zeros(shape[:2], int)
+    regions = list(layout.regions())
+    for region in regions:
+        covered[region.z_start : region.z_stop, region.y_start : region.y_stop] += 1
+        assert region.z_start % chunks[0] == region.y_start % chunks[1] == 0
+        assert region.z_stop - region.z_start <= chunks[0]
+        assert region in layout.regions_of(layout.row_of("raw", region))
+    assert (covered == 1).all()
+    of_rows = [region for row in layout.shard_rows(["raw"]) for region in layout.regions_of(row)]
+    assert sorted(of_rows) == sorted(regions)
+
+
+def test_chunks_of_zeros_take_no_space_and_are_still_there(archive: Path, tmp_path: Path, voxels) -> None:
+    """Empty chunks would be stored, or an empty shard pass for a missing one."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    ds = ds.assign(nothing=ds.mito * 0)[["nothing"]]
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL))
+    layout = plan_layout(SHAPE, {"nothing": 1}, SMALL["chunks"], SMALL["shards"])
+    shards = [shard for shard in (path / "nothing" / "c").rglob("*") if shard.is_file()]
+    assert len(shards) == np.prod(layout.shards_along)
+    assert {shard.stat().st_size for shard in shards} == {16 * 2 * 2 * 2 + 4}
+    assert not xr.open_zarr(path).nothing.any()
+
+
+def test_a_damaged_slab_is_not_merged(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad disk under the slabs would put a broken index into a shard."""
+    write_slab = store.write_slab
+
+    def write_badly(path: Path, chunks) -> None:
+        write_slab(path, chunks)
+        with path.open("r+b") as file:
+            file.seek(-9, os.SEEK_END)
+            file.write(b"\xa5")
+
+    monkeypatch.setattr(store, "write_slab", write_badly)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    with pytest.raises(OSError, match="checksum of its index"):
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
+
+
+def test_the_engine_without_chunks_is_written_region_by_region(server: ArchiveServer, tmp_path: Path, voxels) -> None:
+    """The whole box would be read at once, and again to see that it is there."""
+    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE)
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    check_store(Path(path), voxels, BOX)
+    server.requests.clear()
+    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE)
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    assert server.requests == []
+
+
+def test_a_failure_while_the_region_before_is_written_leaves_no_torn_store(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder would be removed under the writer, who makes it again, without a record, and blocks the next call."""
+    broken = tmp_path / "archive"
+    for folder in archive.iterdir():
+        (broken / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            if not file.name.endswith("raw_003.tif"):
+                (broken / folder.name / file.name).symlink_to(file)
+    write_slab = store.write_slab
+    monkeypatch.setattr(store, "write_slab", lambda *args: (time.sleep(0.05), write_slab(*args)))
+    ds = ld.open_human_liver_em(broken, shape=SHAPE)
+    for _ in range(2):
+        with pytest.raises(ld.SliceNotFoundError, match="slice 3") as told:
+            ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+        assert "is kept in" in told.value.__notes__[0]
+
+
+def test_two_writers_at_once_and_the_second_is_told(server: ArchiveServer, tmp_path: Path) -> None:
+    """Two processes would write one store, and tear it."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(block: np.ndarray) -> np.ndarray:
+        begun.set()
+        go_on.wait(20)
+        return block
+
+    slowly = ds.assign(raw=ds.raw.copy(data=ds.raw.data.map_blocks(slow, dtype="u2", meta=np.empty((0, 0, 0), "u2"))))
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(ld.to_zarr, slowly, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+        assert begun.wait(20)
+        with pytest.raises(ld.StoreExistsError, match="is being written by another process"):
+            ld.to_zarr(slowly, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+        go_on.set()
+        first.result()
+    ld.to_zarr(slowly, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+
+
+def test_a_store_that_lost_a_shard_is_not_complete(server: ArchiveServer, tmp_path: Path) -> None:
+    """Voxels that were deleted would be taken for zeros."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False))
+    (path / "mito" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(ld.StoreExistsError, match=r"lost shard \(0, 0, 0\) of mito"):
+        ld.to_zarr(ds, path, bounding_box=BOX, progress=False)
+
+
+def with_z(ds: xr.Dataset, **attributes: Any) -> xr.Dataset:
+    return ds.assign_coords(z=("z", ds.z.values, attributes))
+
+
+def test_coordinates_come_back_as_they_are(archive: Path, tmp_path: Path) -> None:
+    """How they were encoded in another file, or in what unit they are, would change them."""
+    ds = with_z(ld.open_human_liver_em(archive, shape=SHAPE), units="nm")
+    ds.z.encoding = {"scale_factor": 0.5, "dtype": "int8", "chunks": (1,)}
+    path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
+    found = xr.open_zarr(path).z
+    assert (found.dtype, found.attrs["units"]) == (ds.z.dtype, "nm")
+    np.testing.assert_array_equal(found, ds.z[BOX[4] : BOX[5]])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ds: ds.raw, r"give ds\[\['raw'\]\]"),
+        (lambda ds: ds.transpose("x", "y", "z"), r"ds.transpose\('z', 'y', 'x'\)"),
+        (lambda ds: ds.rename(raw="liver_dask"), "cannot be kept"),
+        (lambda ds: ds.rename(raw="a/b"), "cannot be kept"),
+        (lambda ds: ds.rename(raw=5), "cannot be kept"),
+        (lambda ds: ds.assign(raw=ds.raw.astype("M8[ns]")), "only numbers"),
+        (lambda ds: ds.assign(raw=ds.raw.assign_attrs(scale_factor=2)), "readers would change"),
+        (lambda ds: ds.assign(raw=ds.raw.assign_attrs(dtype="bool")), "Variable 'raw' has the attribute 'dtype'"),
+        (lambda ds: ds.assign(raw=ds.raw.assign_attrs(units="days since 2000-01-01")), "the attribute 'units'"),
+        (lambda ds: with_z(ds, scale_factor=2.0), "Coordinate 'z' has the attribute 'scale_factor'"),
+        (lambda ds: with_z(ds, missing_value=2), "Coordinate 'z' has the attribute 'missing_value'"),
+        (lambda ds: ds.assign_coords(liver_dask=("z", np.arange(10))), "Coordinate 'liver_dask' cannot be kept"),
+        (lambda ds: ds.assign_coords(a=ds.z, b=ds.z).set_index(z=["a", "b"]), "'z' is a MultiIndex"),
+    ],
+)
+def test_variables_that_would_be_read_back_as_something_else(archive: Path, tmp_path: Path, change, told: str) -> None:
+    """A variable would vanish, or come back scaled, masked or under another name."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.to_zarr(change(ld.open_human_liver_em(archive, shape=SHAPE)), tmp_path / "a.zarr", progress=False)
+    assert list(tmp_path.iterdir()) == []

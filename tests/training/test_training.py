@@ -1,0 +1,388 @@
+"""torch_em's datasets and loaders on stores and on the archive: right voxels, wherever and however they are drawn."""
+
+import inspect
+import pickle
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from liver_dask.archive.remote.cache import FolderCache
+from liver_dask.core import volume
+from liver_dask.demo import ArchiveServer, make_archive
+
+torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
+torch_em = pytest.importorskip("torch_em", reason="the extra `train` is not installed")
+
+from torch_em.data import SegmentationDataset  # noqa: E402  # after the skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+DEPTH, HEIGHT, WIDTH = SHAPE
+WHOLE = (0, WIDTH, 0, HEIGHT, 0, DEPTH)
+PATCH = (3, 24, 32)
+
+
+def same(*arrays: Any) -> Any:
+    """A transform that changes nothing."""
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+AS_READ = {"raw_transform": same, "transform": same}
+
+
+@pytest.fixture(scope="module")
+def folder(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores")
+    ld.get_human_liver_em_data(folder, WHOLE, download=True, source=archive, shape=SHAPE)
+    return folder
+
+
+@pytest.fixture
+def asked(folder: Path, archive: Path) -> dict[str, Any]:
+    return {"path": folder, "patch_shape": PATCH, "bounding_boxes": [WHOLE], "source": archive, "shape": SHAPE}
+
+
+def loader(asked: dict[str, Any], **more: Any) -> Any:
+    return ld.get_human_liver_em_loader(**{"batch_size": 1, "pin_memory": False, **asked, **more})
+
+
+def dataset(asked: dict[str, Any], **more: Any) -> Any:
+    (one,) = ld.get_human_liver_em_dataset(**{**asked, **more}).datasets
+    return one
+
+
+@cache
+def sorted_by_value(archive: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All voxels of raw, ascending, and where each is."""
+    raw = ld.open_human_liver_em(archive, shape=SHAPE).raw.values.ravel()
+    order = np.argsort(raw, kind="stable")
+    return raw[order], order
+
+
+def position_of(patch: np.ndarray, raw: np.ndarray, archive: Path) -> tuple[slice, ...]:
+    """Where in the volume a patch of raw is; it fails where it is nowhere."""
+    values, order = sorted_by_value(archive)
+    rare = np.unravel_index(np.argmax(patch), patch.shape)  # bright voxels are few
+    ends = (np.searchsorted(values, patch[rare], side) for side in ("left", "right"))
+    for corner in np.stack(np.unravel_index(order[slice(*ends)], raw.shape), 1) - rare:
+        if corner.min() < 0:
+            continue
+        window = tuple(slice(start, start + length) for start, length in zip(corner, patch.shape, strict=True))
+        if np.array_equal(raw[window], patch):
+            return window
+    pytest.fail("a patch is nowhere in the volume")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_thousand_patches_are_voxels_of_the_source(asked, archive: Path, voxels, method: str) -> None:
+    """A patch would be of other voxels than its labels, or of none; a start method would mix up or stop the workers."""
+    found = set()
+    for raw, labels in loader(
+        asked, n_samples=1000, batch_size=4, num_workers=2, multiprocessing_context=method, **AS_READ
+    ):
+        assert raw.dtype == labels.dtype == torch.float32
+        for patch, mask in zip(raw.numpy(), labels.numpy(), strict=True):
+            window = position_of(patch[0], voxels["raw"], archive)
+            np.testing.assert_array_equal(mask[0], voxels["mito"][window] / 255)
+            found.add(tuple(part.start for part in window))
+    assert len(found) > 950
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_any_number_of_workers_will_do(asked, archive: Path, voxels, workers: int) -> None:
+    """A loader would stop, or repeat itself, with some number of workers."""
+    patches = [raw.numpy()[0, 0] for raw, _ in loader(asked, n_samples=20, num_workers=workers, **AS_READ)]
+    places = {str(position_of(patch, voxels["raw"], archive)) for patch in patches}
+    assert len(places) == 20
+
+
+def drawn(asked: dict[str, Any], **more: Any) -> list[bytes]:
+    options = {"n_samples": 12, "num_workers": 2, **AS_READ, **more}
+    return [raw.numpy().tobytes() for raw, _ in loader(asked, **options)]
+
+
+def test_a_seed_gives_the_same_patches_and_no_worker_anothers(asked) -> None:
+    """A run could not be repeated; or workers would train on the same patches."""
+    first = drawn(asked, seed=5)
+    assert len(set(first)) == 12
+    assert first == drawn(asked, seed=5, multiprocessing_context="spawn")
+    assert not set(first) & set(drawn(asked, seed=6))
+    torch.manual_seed(1)
+    unseeded = drawn(asked)
+    assert unseeded != drawn(asked)
+    torch.manual_seed(1)
+    assert unseeded == drawn(asked)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_another_epoch_has_other_patches(asked, persistent: bool) -> None:
+    """A network would see the same few patches for ever."""
+    epochs = loader(asked, n_samples=6, num_workers=2, seed=1, persistent_workers=persistent, **AS_READ)
+    first, second = ({raw.numpy().tobytes() for raw, _ in epochs} for _ in range(2))
+    assert not first & second
+
+
+def test_no_global_random_state_is_used(asked) -> None:
+    """Drawing patches would change what the user's own seed gives."""
+    before = np.random.get_state()  # noqa: NPY002  # it is numpy's global state that is looked at
+    dataset(asked, min_foreground=0.01, **AS_READ)[0]
+    np.testing.assert_equal(np.random.get_state(), before)  # noqa: NPY002  # it is numpy's global state that must not have moved
+
+
+@pytest.mark.parametrize("least", [0.05, 0.2])
+def test_every_patch_has_the_foreground_that_was_asked_for(asked, voxels, least: float) -> None:
+    """Patches with hardly a label would come through, since the table knows only chunks; or raw be read for nothing."""
+    one = dataset(asked, min_foreground=least, seed=0, **AS_READ)
+    reads = []
+    one.raw = counting(one.raw, reads)
+    shares = [one[i][1].mean().item() for i in range(60)]
+    assert min(shares) >= least - 1e-6
+    assert len(reads) == 60, "raw was read for patches that were not given"
+    blind = dataset(asked, **AS_READ)
+    assert np.mean([blind[i][1].mean() < least for i in range(60)]) > 0.2, "it would have been so anyway"
+
+
+def counting(array: Any, reads: list[Any]) -> Any:
+    class Counting:
+        shape = array.shape
+
+        def __getitem__(self, key: Any) -> Any:
+            reads.append(key)
+            return array[key]
+
+    return Counting()
+
+
+def half_labelled(folder: Path) -> tuple[Path, tuple[int, int, int]]:
+    """An archive whose masks are empty in the lower half, and whose raw is in the right third."""
+    from PIL import Image
+
+    from liver_dask.core import volume
+
+    shape = (8, 1024, 1536)
+    make_archive(folder, shape)
+    for name in (volume.RAW, *volume.LABELS):
+        for z in range(shape[0]):
+            path = folder / volume.file_of_slice(name, z)
+            pixels = np.array(Image.open(path))
+            if name == volume.RAW:
+                pixels[:, 1024:] = 0
+                Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
+            else:
+                pixels[512:] = 0
+                Image.fromarray(pixels).save(path)
+    return folder, shape
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    archive, shape = half_labelled(tmp_path_factory.mktemp("half"))
+    folder = tmp_path_factory.mktemp("half_stores")
+    box = (0, shape[2], 0, shape[1], 0, shape[0])
+    ld.get_human_liver_em_data(folder, box, download=True, source=archive, shape=shape)
+    return {"path": folder, "patch_shape": (2, 96, 96), "bounding_boxes": [box], "source": archive, "shape": shape}
+
+
+def places(one: Any, count: int) -> np.ndarray:
+    return np.array([[part.start for part in one._sample_bounding_box()] for _ in range(count)])
+
+
+def test_patches_are_of_tissue_and_of_what_is_labelled(half) -> None:
+    """Empty glass would be learnt from; or regions that nobody labelled be taken for background."""
+    anywhere = places(dataset(half, seed=0), 300)
+    assert anywhere[:, 2].max() < 1024 - 96 // 2 + 1
+    assert anywhere[:, 1].max() > 900
+    labelled = places(dataset(half, seed=0, labelled_region_only=True), 300)
+    assert 512 < labelled[:, 1].max() <= 768 - 96, "to the end of the chunks next to the last that hold labels"
+    assert labelled[:, 1].min() < 30
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_keeps_to_its_blocks_and_says_so(half, split: str) -> None:
+    """A network would be tested on what it was trained on, and nobody could find out later."""
+    one = dataset(half, split=split, seed=0)
+    blocks = one.split["blocks"]
+    assert one.split["name"] == split
+    assert blocks == dataset(half, split="train", label_choice=["er", "nucleus"]).split["blocks"]
+    assert pickle.loads(pickle.dumps(one)).split == one.split
+    for start in places(one, 100):
+        inside = [
+            all(a <= s and s + p <= b for a, b, s, p in zip(*block, start, one.patch_shape, strict=True))
+            for block in blocks[split]
+        ]
+        assert any(inside)
+
+
+def test_a_checkpoint_of_torch_ems_trainer_tells_the_split(half, tmp_path: Path) -> None:
+    """Nobody could find out, a year later, what a network was trained on."""
+    from torch_em.model import UNet2d
+    from torch_em.trainer import DefaultTrainer
+
+    options = {"patch_shape": (1, 64, 64), "ndim": 2, "n_samples": 2, "seed": 0}
+    train, val = (loader({**half, **options}, split=split) for split in ("train", "val"))
+    trainer = torch_em.default_segmentation_trainer(
+        name="t",
+        model=UNet2d(1, 1, depth=2, initial_features=2, final_activation="Sigmoid"),
+        train_loader=train,
+        val_loader=val,
+        logger=None,
+        device="cpu",
+        compile_model=False,
+        save_root=str(tmp_path),
+    )
+    trainer.fit(iterations=2, progress=SilentProgress())
+    kept = DefaultTrainer.from_checkpoint(tmp_path / "checkpoints" / "t", device="cpu")
+    (one,) = kept.train_loader.dataset.datasets
+    assert one.split["name"] == "train"
+    assert one.split["blocks"] == train.dataset.datasets[0].split["blocks"]
+    assert one[0][0].shape == (1, 64, 64), "and it goes on from there"
+
+
+class SilentProgress:
+    """What torch_em wants of a progress bar."""
+
+    total = 0
+
+    def set_description(self, *_: object, **__: object) -> None:
+        pass
+
+    def update(self, *_: object) -> None:
+        pass
+
+
+def test_labels_are_what_a_loss_takes_unless_a_transform_says_otherwise(asked, voxels) -> None:
+    """BCE and Dice would be fed 255, as the reference does; or a user's own transform be given another input."""
+    assert set(np.unique(dataset(asked, min_foreground=0.1, **AS_READ)[0][1])) == {0, 1}
+    seen = []
+    dataset(asked, min_foreground=0.1, label_transform=lambda labels: seen.append(labels) or labels, **AS_READ)[0]
+    assert set(np.unique(seen)) == {0, 255}
+
+
+def test_several_labels_are_channels(asked, archive: Path, voxels) -> None:
+    """Two classes would be one, or change places."""
+    raw, labels = dataset(asked, label_choice=["er", "mito"], **AS_READ)[0]
+    window = position_of(raw.numpy()[0], voxels["raw"], archive)
+    assert labels.shape == (2, *PATCH)
+    for channel, name in zip(labels.numpy(), ("er", "mito"), strict=True):
+        np.testing.assert_array_equal(channel, voxels[name][window] / 255)
+
+
+def test_torch_ems_own_options_mean_what_they_mean_there(asked, voxels) -> None:
+    """A user who changes one import would get another dataset."""
+    rois = [(slice(2, 8), slice(50, 150), slice(100, 300))]
+    raw, _ = dataset(asked, rois=rois, patch_shape=(6, 100, 200), **AS_READ)[0]
+    np.testing.assert_array_equal(raw[0], voxels["raw"][2:8, 50:150, 100:300])
+    two_d = dataset(asked, patch_shape=(1, 24, 32), ndim=2)
+    assert two_d[0][0].shape == two_d[0][1].shape == (1, 24, 32)
+    assert two_d.ndim == 2
+    calls = []
+    kept = dataset(asked, sampler=lambda raw, labels: calls.append(raw.shape) or len(calls) > 2, **AS_READ)
+    kept[0]
+    assert calls == [PATCH] * 3
+    both = dataset(asked, dtype=torch.float64, label_dtype=torch.int64, n_samples=7, **AS_READ)
+    assert [tensor.dtype for tensor in both[0]] == [torch.float64, torch.int64]
+    assert len(both) == 7
+    assert abs(dataset(asked)[0][0].mean()) < 1e-3, "raw is standardized, as torch_em does it"
+
+
+def test_the_dataset_is_torch_ems_and_has_all_that_it_sets(asked, folder: Path) -> None:
+    """What another version of torch_em sets and uses would be missing in ours."""
+    (store,) = folder.glob("*.zarr")
+    theirs = SegmentationDataset(str(store), "raw", str(store), "mito", PATCH)
+    ours = dataset(asked)
+    assert isinstance(ours, SegmentationDataset)
+    assert vars(theirs).keys() <= vars(ours).keys()
+    assert theirs.shape == ours.shape
+    assert len(theirs) == len(ours)
+    parameters = set(inspect.signature(SegmentationDataset).parameters)
+    of_theirs = set(inspect.signature(torch_em.default_segmentation_dataset).parameters)
+    assert parameters - of_theirs == {"raw_path", "label_path", "roi"}
+
+
+def test_patches_straight_from_the_archive(server: ArchiveServer, archive: Path, voxels, tmp_path: Path) -> None:
+    """Hours of downloading would come before the first look; or a second epoch be fetched again."""
+    asked = {"path": tmp_path, "patch_shape": PATCH, "bounding_boxes": [WHOLE], "source": server.url, "shape": SHAPE}
+    stream = {"stream": True, "n_samples": 12, "min_foreground": 0.02, "seed": 1, **AS_READ}
+    patches = []
+    for raw, labels in loader(asked, num_workers=2, **stream):
+        window = position_of(raw.numpy()[0, 0], voxels["raw"], archive)
+        np.testing.assert_array_equal(labels.numpy()[0, 0], voxels["mito"][window] / 255)
+        patches.append(raw.numpy().tobytes())
+    sent = sum(request.sent for request in server.requests)
+    server.requests.clear()
+    again = [raw.numpy().tobytes() for raw, _ in loader(asked, num_workers=2, **stream)]
+    assert again == patches
+    assert sum(request.sent for request in server.requests) < sent / 2, "strips are not kept"
+    assert FolderCache(str(tmp_path / "cache")).entries(volume.RAW)
+    assert not list(tmp_path.glob("*.zarr*"))
+
+
+def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
+    """A training would be killed after some hours."""
+
+    def used() -> tuple[int, int]:
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        return sum(p.memory_info().rss for p in processes), sum(p.num_fds() for p in processes)
+
+    batches = iter(loader(asked, n_samples=2100, num_workers=2, min_foreground=0.01, **AS_READ))
+    for _ in range(500):
+        next(batches)
+    memory, files = used()
+    for _ in range(1500):
+        next(batches)
+    memory_after, files_after = used()
+    assert memory_after < memory + (24 << 20)
+    assert files_after <= files + 8, "those of batches on their way"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"patch_shape": (3, 400, 32)}, r"patch_shape=\(3, 400, 32\) does not fit into a box"),
+        ({"patch_shape": (24, 32)}, "has 2 numbers"),
+        ({"rois": [(slice(0, 2),) * 3]}, "does not fit into a roi"),
+        ({"rois": [(slice(0, 8, 2), slice(None), slice(None))]}, "does not fit into a roi"),
+        ({"rois": [slice(0, 2)]}, "three slices"),
+        ({"label_choice": "bile_duct"}, "stores hold mito, er, nucleus"),
+        ({"label_choice": "mitos"}, "Unknown label 'mitos'"),
+        ({"label_choice": []}, "stores hold mito"),
+        ({"bounding_boxes": None}, "Give bounding_boxes"),
+        ({"bounding_boxes": [(0, 9999, 0, 10, 0, 10)]}, "leaves the volume"),
+        ({"min_foreground": 1.5}, "must be a share"),
+        ({"min_foreground": "much"}, "must be a share"),
+        ({"min_foreground": 0.97}, "none was of tissue and had a share of 0.97"),
+        ({"min_foreground": 0.97, "patch_shape": (8, 256, 256)}, "There is no patch .*min_foreground=0.97"),
+        ({"seed": -1}, "seed=-1 must be"),
+        ({"split": "validation"}, "must be one of train, val, test"),
+        ({"split": "val", "patch_shape": (10, 200, 300)}, "no room for three splits"),
+        ({"stream": True, "labelled_region_only": True}, "needs the table of a store"),
+        ({"with_channels": True}, "cannot be given"),
+        ({"patchshape": 3}, "has no argument 'patchshape'"),
+        ({"bounding_boxes": [(0, 100, 0, 100, 0, 10)]}, "There is no complete store .*download=True"),
+    ],
+)
+def test_what_makes_no_sense_is_told_at_once(asked, wrong: dict[str, Any], told: str) -> None:
+    """It would be told by a worker an hour later, or by nobody."""
+    with pytest.raises(ld.LiverDaskError, match=told):
+        ld.get_human_liver_em_dataset(**{**asked, **wrong})
+
+
+def test_a_store_of_another_box_or_unfinished_is_not_trained_on(asked, tmp_path: Path, folder: Path) -> None:
+    """A network would be trained on half a store, or on another one."""
+    import shutil
+
+    (store,) = folder.glob("*.zarr")
+    shutil.copytree(store, tmp_path / "full_volume.zarr")
+    elsewhere = {**asked, "path": tmp_path}
+    with pytest.raises(ld.StoreExistsError, match="another box, source or layout"):
+        ld.get_human_liver_em_dataset(**{**elsewhere, "shape": (10, 300, 400), "full_volume": True})
+    shutil.move(tmp_path / "full_volume.zarr", tmp_path / (store.name + ".partial"))
+    with pytest.raises(ld.NotDownloadedError, match="no complete store"):
+        ld.get_human_liver_em_dataset(**elsewhere)

@@ -1,0 +1,181 @@
+"""Pictures: masks on the voxels that they mark, few bytes for far views, and a command that keeps them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from liver_dask.cli import main
+from liver_dask.core import volume
+from liver_dask.demo import ArchiveServer
+from liver_dask.viewing import figures as pictures
+
+DEPTH, HEIGHT, WIDTH = SHAPE
+
+
+@pytest.fixture
+def corner() -> xr.Dataset:
+    """A dark slice far from the volume's origin, with mito below row 5100 and right of column 7200."""
+    shape, first = (1, 400, 600), (290, 5000, 7000)
+    masks = {name: np.zeros(shape, np.uint8) for name in ("mito", "er")}
+    masks["mito"][:, 100:, 200:] = 255
+    variables = {
+        name: (volume.DIMS, voxels, volume.attributes_of(name))
+        for name, voxels in ({"raw": np.full(shape, 1000, np.uint16)} | masks).items()
+    }
+    coordinates = {dim: np.arange(start, start + n) for dim, start, n in zip(volume.DIMS, first, shape, strict=True)}
+    return xr.Dataset(variables, coordinates)
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "pixels"), [(None, None, 100), ((5050, 5170), (7120, 7290), 1024), ((5098, 5118), (7198, 7218), 1024)]
+)
+def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pixels: int) -> None:
+    """A mask would be shown beside what it marks, at some zoom."""
+    figure = ld.show(corner, 290, y, x, labels=["mito"], opacity=1, pixels=pixels)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+    (axes,) = figure.axes
+    red = np.array(to_rgb(volume.colour_of("mito")))
+    step = pictures.window(corner, 290, y, x, pixels).attrs["step"]
+    assert (step > 1) == (pixels == 100)
+
+    def is_red(row: float, column: float) -> bool:
+        right, up = axes.transData.transform((column, row))
+        return bool(np.abs(picture[round(picture.shape[0] - up), round(right)] - red).max() < 0.1)
+
+    for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked: it is drawn from 5099.5 on
+        assert is_red(5099.5 + away, 7199.5 + away)
+        assert not is_red(5099.5 - away, 7199.5 + away)
+        assert not is_red(5099.5 + away, 7199.5 - away)
+
+
+def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxels) -> None:
+    """Every strip of a slice would be fetched for a picture of a hundred rows."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
+    seen = ds.liver.overview(4, pixels=30)
+    assert not server.requests
+    assert seen.attrs["step"] == 14
+    np.testing.assert_array_equal(seen.raw, voxels["raw"][4, ::14, ::14])
+    whole = (archive / volume.file_of_slice("raw", 4)).stat().st_size
+    assert sum(request.sent for request in server.requests) < whole / 3
+
+
+def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
+    """`ds.liver` would be another thing than what is documented."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    crop = ds.liver.crop((37, 137, 21, 121, 2, 6))
+    np.testing.assert_array_equal(crop.raw, voxels["raw"][2:6, 21:121, 37:137])
+    assert crop.liver.show(3, (30, 60), (40, 90)).axes[0].get_title(loc="left") == "z 3"
+    shares = ds.liver.fractions()
+    assert shares.mito.chunks is not None, "it was computed"
+    for name in volume.LABELS:
+        np.testing.assert_allclose(shares[name], (voxels[name] > 0).mean((1, 2)))
+
+
+def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:
+    """Shares of a store, of other blocks, of one slice or of what is in memory would be other numbers, or fail."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=70).isel(y=slice(5, 290))
+    expected = (ds[list(volume.LABELS)].compute() > 0).mean(("y", "x"))
+    small = ds.isel(z=slice(0, 3))
+    ld.to_zarr(small, tmp_path / "a.zarr", progress=False, chunks=(2, 64, 64), shards=(4, 128, 128))
+    others = [ds.compute(), ds.chunk(z=3, y=50, x=100), ds.isel(z=slice(None, None, -2)), ds.isel(z=2), ds.isel(z=[])]
+    for other in (ds, *others, xr.open_zarr(tmp_path / "a.zarr")):
+        wanted = expected.sel(z=other.z)
+        xr.testing.assert_allclose(other.liver.fractions().compute(), wanted)
+
+
+def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
+    """A picture would be measured by a wrong bar, or by one that nobody knows."""
+
+    def told(ds: xr.Dataset) -> str:
+        (bar,) = ld.show(ds, 290).axes[0].artists
+        return bar.txt_label.get_text()
+
+    assert told(corner) == "100 px"
+    assert told(corner.assign_attrs(voxel_size_nm=[55, 8, 8])) == "0.5 µm"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"z": 291}, "z 291..292 is not within the 290..291"),
+        ({"z": 290, "y": (4999, 5010)}, "y 4999..5010 is not within"),
+        ({"z": 290, "x": (7100, 7100)}, "x 7100..7100 holds nothing"),
+        ({"z": 290, "x": 7}, "x=7 must be two whole numbers"),
+        ({"z": 290, "y": slice(5000, 5100, 2)}, r"y=slice\(5000, 5100, 2\) must be two whole numbers.* without a step"),
+        ({"z": 290, "y": slice(5000.5, None)}, "must be two whole numbers"),
+        ({"z": 290, "y": slice(-10, None)}, "y -10..5400 is not within"),
+        ({"z": 290, "y": (5000, 5100, 1)}, "must be two whole numbers"),
+        ({"z": slice(290, 291)}, "must be a whole number: one slice"),
+        ({"z": 290, "labels": ["nucleus"]}, "There is no 'nucleus'"),
+    ],
+)
+def test_a_window_that_is_not_there(corner: xr.Dataset, wrong, told: str) -> None:
+    """Another part of the volume would be shown than was asked for."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.show(corner, **wrong)
+    with pytest.raises(ld.InvalidArgumentError, match="holds no voxels"):
+        ld.show(corner.isel(x=[]), 290)
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        (slice(5010, 5020), (5010, 5020)),
+        (slice(5010, 5020, 1), (5010, 5020)),
+        (slice(None, 5020), (5000, 5020)),
+        (slice(5390, None), (5390, 5400)),
+        (slice(None), (5000, 5400)),
+        ([np.int64(5010), np.uint16(5020)], (5010, 5020)),
+    ],
+)
+def test_slices_are_as_good_as_pairs(corner: xr.Dataset, given, rows: tuple[int, int]) -> None:
+    """Whoever says a range as xarray and Python do would be refused, or shown another range."""
+    (bottom, top) = corner.liver.show(290, y=given).axes[0].get_ylim()
+    assert (top, bottom) == (rows[0] - 0.5, rows[1] - 0.5)
+    (left, right) = ld.show(corner, 290, x=slice(7100, 7200), y=given).axes[0].get_xlim()
+    assert (left, right) == (7099.5, 7199.5)
+    xr.testing.assert_identical(pictures.window(corner, 290, given), pictures.window(corner, 290, rows))
+
+
+def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
+    """Whoever has no notebook would see nothing; or a mistyped command show a traceback."""
+
+    def run(*arguments: object):
+        return CliRunner().invoke(main, ["snapshot", *map(str, arguments)])
+
+    given = [archive, "--shape", *SHAPE, "--z", 3]
+    done = run(*given, "--y", 30, 200, "--x", 20, 300, "-o", tmp_path / "a.png")
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "a.png") as picture:
+        assert min(picture.size) > 500
+    store = ld.to_zarr(ld.open_human_liver_em(archive, shape=SHAPE), tmp_path / "a.zarr", progress=False)
+    assert run(store, "--z", 3, "--label", "er", "-o", tmp_path / "b.png").exit_code == 0
+    for wrong, said in (
+        ([*given[:-1], 99, "-o", tmp_path / "c.png"], "z 99..100 is not within the 0..10"),
+        ([*given, "--y", 200, 30, "-o", tmp_path / "c.png"], "y 200..30 holds nothing"),
+        ([*given, "-o", tmp_path / "c.xyz"], "must end with one of"),
+        ([*given, "-o", tmp_path / "nowhere" / "c.png"], "There is no folder"),
+        ([tmp_path / "nothing", "--z", 3, "-o", tmp_path / "c.png"], "nothing"),
+    ):
+        failed = run(*wrong)
+        assert failed.exit_code in (1, 2), failed.output
+        assert said in failed.output
+        assert "Traceback" not in failed.output
+    Path(store, "er", "c", "0", "0", "0").unlink()  # which readers of Zarr take for zeros
+    assert "lost shard (0, 0, 0) of er" in run(store, "--z", 3, "-o", tmp_path / "c.png").output
+    assert not list(tmp_path.glob("c.*"))
+
+
+def test_one_label_may_be_a_word(corner: xr.Dataset) -> None:
+    """`labels="mito"` would be told to have no label 'm'."""
+    assert len(ld.show(corner, 290, labels="mito").axes[0].images) == 2

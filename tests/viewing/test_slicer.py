@@ -1,0 +1,297 @@
+"""The slicer: the right voxels at the right place, few bytes, and alive whatever fails."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.colors import to_rgb
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.hostile import Profile, hostile
+from liver_dask.core import volume
+from liver_dask.demo import ArchiveServer, make_archive, serve
+from liver_dask.store import pyramid
+from liver_dask.viewing import figures as pictures
+from liver_dask.viewing import progressive
+from liver_dask.viewing.progressive import Look, ProgressiveReader
+from liver_dask.viewing.slicer import Slicer
+
+SIZE = 200
+
+
+def settle(slicer: Slicer) -> None:
+    """Wait until a slicer has read what it shows."""
+    until = time.monotonic() + 60
+    while slicer._moved.is_moving or not slicer._reader.idle.is_set():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def seen_by(slicer: Slicer) -> dict[str, np.ndarray]:
+    """What is in the picture's images, of those that can be seen."""
+    settle(slicer)
+    assert not slicer.status.value
+    images = {"raw": slicer._picture._raw, **slicer._picture._masks}
+    return {name: np.asarray(image.get_array()) for name, image in images.items() if image.get_visible()}
+
+
+@pytest.fixture
+def slicers() -> Iterator[Callable[..., Slicer]]:
+    """Makes slicers, and closes them."""
+    made: list[Slicer] = []
+
+    def make(*arguments, **options) -> Slicer:
+        made.append(ld.view(*arguments, **{"size": SIZE} | options))
+        return made[-1]
+
+    yield make
+    for slicer in made:
+        slicer.close()
+
+
+@pytest.mark.parametrize("window", [((20, 120), (37, 200)), ((299, 300), (0, 9)), ((0, 300), (0, 420))])
+@pytest.mark.parametrize("kind", ["archive", "store", "in memory"])
+def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slicers, kind: str, window) -> None:
+    """Another slice, or another window, would be shown than the sliders say."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    if kind == "store":
+        ds = xr.open_zarr(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False))
+    slicer = slicers(ds.load() if kind == "in memory" else ds, z=0)
+    slicer.go_to(7, *window)
+    found = seen_by(slicer)
+    (y0, y1), (x0, x1) = window
+    step = max(1, -(-max(y1 - y0, x1 - x0) // SIZE))
+    np.testing.assert_array_equal(found["raw"], voxels["raw"][7, y0:y1:step, x0:x1:step])
+    for name in volume.LABELS:
+        np.testing.assert_array_equal(found[name][..., 3] > 0, voxels[name][7, y0:y1:step, x0:x1:step] > 0)
+    rows, columns = list(range(y0, y1, step)), list(range(x0, x1, step))
+    edges = columns[0] - step / 2, columns[-1] + step / 2, rows[-1] + step / 2, rows[0] - step / 2
+    assert tuple(slicer._picture._raw.get_extent()) == edges
+
+
+def test_it_goes_to_slices_as_to_pairs_and_to_nothing_else(archive: Path, slicers) -> None:
+    """A range said as xarray does would be refused; or a place that is not there be another one, without a word."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    slicer.go_to(5, slice(20, 120), slice(None, 200))
+    assert (slicer.z.value, slicer.window) == (5, ((20, 120), (0, 200)))
+    slicer.go_to(y=(30, 60))
+    assert (slicer.z.value, slicer.window) == (5, ((30, 60), (0, 420)))
+    for wrong in ({"z": 10}, {"z": -1}, {"z": 2, "y": (-1, 10)}, {"x": slice(0, 10, 2)}, {"y": 7}, {"x": (9, 9)}):
+        with pytest.raises(ld.InvalidArgumentError):
+            slicer.go_to(**wrong)
+    assert (slicer.z.value, slicer.window) == (5, ((30, 60), (0, 420)))
+
+
+@pytest.mark.parametrize("zoom", [1, 4, 16])
+def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
+    """A mask would be shown beside what it marks, at some zoom."""
+    corner, shape = (5100, 7200), (1, 800, 800)
+    first = (290, corner[0] - 300, corner[1] - 300)
+    mito = np.zeros(shape, np.uint8)
+    mito[:, 300:, 300:] = 255
+    variables = {"raw": np.full(shape, 1000, np.uint16), "mito": mito}
+    ds = xr.Dataset(
+        {name: (volume.DIMS, values, volume.attributes_of(name)) for name, values in variables.items()},
+        {dim: np.arange(start, start + n) for dim, start, n in zip(volume.DIMS, first, shape, strict=True)},
+    )
+    slicer = slicers(ds, opacity=1, size=500)
+    half = 400 // zoom
+    if zoom > 1:
+        slicer.go_to(290, *((at - half // 2, at + half) for at in corner))
+    seen_by(slicer)
+    canvas, axes = slicer._picture.canvas, slicer._picture.axes
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+    red, step = np.array(to_rgb(volume.colour_of("mito"))), -(-2 * half // 500) if zoom == 1 else 1
+
+    def is_red(row: float, column: float) -> bool:
+        right, up = axes.transData.transform((column, row))
+        return bool(np.abs(picture[round(picture.shape[0] - up), round(right)] - red).max() < 0.1)
+
+    away = 1.4 * step
+    assert is_red(corner[0] - 0.5 + away, corner[1] - 0.5 + away)
+    assert not is_red(corner[0] - 0.5 - away, corner[1] - 0.5 + away)
+    assert not is_red(corner[0] - 0.5 + away, corner[1] - 0.5 - away)
+
+
+def test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing(server: ArchiveServer, slicers) -> None:
+    """Raw would be fetched again for each click."""
+    slicer = slicers(ld.open_human_liver_em(server.url, shape=SHAPE), z=3, labels=["mito"])
+    assert seen_by(slicer).keys() == {"raw", "mito"}
+    server.requests.clear()
+    slicer.masks["er"].on.value = True
+    assert seen_by(slicer).keys() == {"raw", "mito", "er"}
+    assert {request.path for request in server.requests} == {f"/{volume.file_of_slice('er', 3)}"}
+    server.requests.clear()
+    slicer.masks["er"].on.value = False
+    assert seen_by(slicer).keys() == {"raw", "mito"}
+    slicer.masks["er"].on.value = True
+    slicer.masks["er"].colour.value = "#00ff00"
+    slicer.masks["er"].opacity.value = 0.9
+    slicer.contrast.value = (5, 95)
+    pixels = seen_by(slicer)["er"]
+    np.testing.assert_allclose(pixels[pixels[..., 3] > 0][0], [0, 1, 0, 0.9], atol=1e-6)
+    assert not server.requests
+
+
+def test_sliding_back_fetches_nothing(server: ArchiveServer, slicers, voxels) -> None:
+    """Whoever compares two slices would wait for each of them every time."""
+    slicer = slicers(ld.open_human_liver_em(server.url, shape=SHAPE), z=3)
+    seen_by(slicer)
+    slicer.z.value = 4
+    seen_by(slicer)
+    server.requests.clear()
+    slicer._levels.window = None  # not even from memory: a far view would take the index and a mask's inflating
+    slicer.z.value = 3
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
+    assert not server.requests
+
+
+def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxels) -> None:
+    """A slider moved to and fro would leave the pale picture of a slice that is no longer read."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    seen_by(slicer)
+    slicer.z.value = 4
+    slicer.z.value = 3
+    assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
+    assert slicer._picture._raw.get_alpha() == 1
+    slicer._turn()
+    slicer.masks["mito"].opacity.value = 0.7
+    assert not slicer._picture._masks["mito"].get_visible(), "a mask of the slice before"
+    late = slicer._levels.window(4, pixels=SIZE).raw.assign_attrs(step=3).compute()
+    slicer._take(Look(4, (0, 300), (0, 420), SIZE, ("raw",)), late)
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
+
+
+def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) -> None:
+    """Nothing would be seen until all of a slow window is there."""
+    came: list[tuple[str, int, int]] = []
+    reader = ProgressiveReader(
+        pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE)),
+        lambda _, seen: came.append((seen.name, seen.attrs["step"], server.bytes_sent)),
+        lambda *_: None,
+    )
+    reader.see(Look(4, (0, 300), (0, 300), 300, ("raw", "mito", "er")))
+    assert reader.idle.wait(30)
+    assert came[0][:2] == ("raw", -(-300 // (300 // progressive.COARSER)))
+    assert sorted(name for name, *_ in came[1:]) == ["er", "mito", "raw"]
+    assert {step for _, step, _ in came[1:]} == {1}
+    index = 2 * (16 * SHAPE[1] + 1024)
+    assert came[0][2] - index < (server.bytes_sent - index) / 5
+    reader.close()
+
+
+@pytest.mark.slow
+def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
+    """Whoever drags the slider would wait for every slice on the way, or be shown one of them in the end."""
+    make_archive(tmp_path / "archive", shape := (6, 1200, 1200))
+    slow = hostile(Profile(rate=150_000, latency=0.02))
+    shown: list[int] = []
+    with serve(tmp_path / "archive", slow) as server:
+        levels = pictures.Levels(ld.open_human_liver_em(server.url, shape=shape, labels=[], connections=4))
+        reader = ProgressiveReader(levels, lambda look, *_: shown.append(look.z), lambda *_: None)
+        whole = (0, 1200), (0, 1200), 1200
+        for z in (0, 1, 2, 3):
+            reader.see(Look(z, *whole, ("raw",)))
+            time.sleep(0.4)
+        reader.see(Look(4, (0, 64), (0, 64), 64, ("raw",)))
+        began = time.monotonic()
+        assert reader.idle.wait(60)
+        seconds = time.monotonic() - began
+        out = slow.bytes_out
+        time.sleep(1.5)
+        assert slow.bytes_out - out < 300_000, "what was given up was still being sent"
+        reader.close()
+    assert shown[-2:] == [4, 4]
+    assert out < 2 * 1200 * 1200 * 2, "four slices were fetched whole"
+    assert seconds < 10
+
+
+def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, tmp_path: Path, slicers) -> None:
+    """One missing file would end the viewer, or leave the last slice there as if it were this one."""
+    shutil.copytree(archive, tmp_path / "archive")
+    (tmp_path / "archive" / volume.file_of_slice("raw", 6)).unlink()
+    ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE)
+    slicer = slicers(ds, z=5)
+    seen_by(slicer)
+    slicer.z.value = 6
+    settle(slicer)
+    assert "raw, slice 6" in slicer.status.value
+    slicer._told(Look(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
+    assert slicer.status.value == "the folder &lt;b&gt; is gone"
+    assert not any(image.get_visible() for image in slicer._picture._masks.values())
+    assert slicer._picture._raw.get_alpha() < 1
+    shutil.copy2(archive / volume.file_of_slice("raw", 6), tmp_path / "archive" / volume.file_of_slice("raw", 6))
+    slicer._look()
+    assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
+    assert slicer._picture._raw.get_alpha() == 1
+    slicer.z.value = 7
+    assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
+
+
+def test_a_slow_look_is_told_of(archive: Path) -> None:
+    """Whoever waits would not know whether anything happens."""
+    told: list[str] = []
+    with serve(archive, hostile(Profile(rate=80_000, latency=0.1))) as server:
+        levels = pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE, labels=[], connections=2))
+        reader = ProgressiveReader(levels, lambda *_: None, lambda _, text: told.append(text))
+        reader.see(Look(4, (0, 300), (0, 420), 420, ("raw",)))
+        assert reader.idle.wait(60)
+        reader.close()
+    assert any("Reading z 4" in text and "fetched" in text for text in told)
+    assert told[-1] == ""
+
+
+def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A far view would decode a whole slice; or show a level of voxels that were changed since, or of another place."""
+    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 64)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    box = (37, 401, 21, 290, 1, 9)
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=box, pyramid=True, progress=False)
+    stored = xr.open_zarr(tmp_path / "a.zarr")
+    part = stored.isel(y=slice(30, 260), x=slice(11, 300))
+    for of in (stored, part):
+        assert len(pyramid.open_levels(of)) == 4
+        near, far = pictures.window(of, 4, (60, 100), (50, 90)), pictures.window(of, 4, pixels=80)
+        np.testing.assert_array_equal(near.raw, stored.raw.sel(z=4, y=slice(60, 99), x=slice(50, 89)))
+        assert max(far.raw.shape) <= 80
+        level = xr.open_zarr(tmp_path / "a.zarr" / "pyramid" / f"s{far.attrs['step'].bit_length() - 1}")
+        xr.testing.assert_equal(far.raw.compute().drop_vars("z"), level.raw.sel(z=4, y=far.y, x=far.x).drop_vars("z"))
+        half = far.attrs["step"]
+        assert abs(far.y[0] - of.y[0]) <= half
+        assert abs(far.x[-1] - of.x[-1]) <= half
+    for changed in (stored.assign(raw=stored.raw * 2), stored.load(), stored.roll(y=3), ds):
+        assert len(pyramid.open_levels(changed)) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"z": 10}, "not one of the slices 0 to 9"),
+        ({"labels": ["bile_duct"]}, "no 'bile_duct'"),
+        ({"contrast": (99, 1)}, "two ascending percentiles"),
+        ({"size": 0}, "at least 100"),
+    ],
+)
+def test_what_is_not_there_cannot_be_viewed(archive: Path, wrong, told: str) -> None:
+    """A typing error would end in a traceback, or in an empty picture."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        ld.view(ld.open_human_liver_em(archive, shape=SHAPE), **wrong)
+
+
+def test_closing_ends_the_threads(archive: Path) -> None:
+    """A notebook in which many slicers were made would hold a dozen threads for each."""
+    slicer = ld.view(ld.open_human_liver_em(archive, shape=SHAPE), size=SIZE)
+    seen_by(slicer)
+    slicer.close()
+    slicer._look()  # of a timer that was about to
+    until = time.monotonic() + 10
+    while any(thread.name.startswith("liver_dask-view") for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
