@@ -1,8 +1,10 @@
 """Fixtures: a small archive on disk, the same on a real HTTP server, and independent readings of it."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,9 +12,7 @@ import tifffile
 from PIL import Image
 
 from helpers.archive import SHAPE
-from liver_dask.archive import dataset
-from liver_dask.archive.formats import tiff
-from liver_dask.archive.remote import files as remote
+from helpers.lasting import EMPTIED
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
@@ -21,12 +21,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept() -> None:
+def nothing_kept() -> Iterator[None]:
     """Every test begins as a new process does."""
-    dataset._memory._clear()
-    tiff.kept_rows._clear()
-    tiff.known_directories.clear()
-    remote._process.forget()
+    for empty in EMPTIED.values():
+        empty()
+    with mock.patch.dict(os.environ):  # `serve_slicer` and dask's nannies change it, for the processes that they start
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def one_input(data: bytes) -> None:
     """Read a slice at points, in parts, and whole."""
     if not data:
         return
-    prefix_shares.__init__()  # nothing is learnt from what was read before
+    prefix_shares._clear()  # nothing is learnt from what was read before
     rows, columns = np.arange(data[0] % HEIGHT, HEIGHT), slice(data[0] // HEIGHT % (WIDTH - 2), WIDTH - data[0] % 3)
     file = data[1:]
     whole = np.full((HEIGHT, WIDTH), 0xA5A5, np.uint16)

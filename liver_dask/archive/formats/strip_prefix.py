@@ -25,7 +25,7 @@ class PrefixShares:
     """Shares of strips' bytes, by archive and column; what threads overwrite is learnt again."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
+        self._clear()
 
     def bytes_wanted(
         self, archive: str, width: int, x_stops: npt.NDArray[np.intp], counts: npt.NDArray[np.int64]
@@ -46,6 +46,9 @@ class PrefixShares:
         places = dict(self._seen.get((archive, width), {}))
         columns = sorted(places)
         return np.interp(x_stops, [0, *columns, width], [0, *(max(places[x]) for x in columns), 1])
+
+    def _clear(self) -> None:
+        self._seen: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
 
 
 def bytes_for(count: int, part: int, decoded: int, wanted: int) -> int:

@@ -1,0 +1,55 @@
+"""What of the package lasts as long as the process, and so might reach from one test into the next.
+
+A test holds both lists to what there is: whoever adds a cache says here how it is emptied, or why it need not be.
+"""
+
+from collections.abc import Callable
+
+from liver_dask.archive import dataset
+from liver_dask.archive.formats import tiff
+from liver_dask.archive.remote import cache, files, shares
+from liver_dask.core import metrics
+from liver_dask.store import record
+
+EMPTIED: dict[str, Callable[[], object]] = {
+    "liver_dask.archive.dataset._memory": dataset._memory._clear,
+    "liver_dask.archive.formats.tiff.kept_rows": tiff.kept_rows._clear,
+    "liver_dask.archive.formats.tiff.known_directories": tiff.known_directories.clear,
+    "liver_dask.archive.formats.tiff.prefix_shares": tiff.prefix_shares._clear,
+    "liver_dask.archive.remote.cache._told": cache._told.clear,
+    "liver_dask.archive.remote.files._process": files._process.forget,
+    "liver_dask.archive.remote.shares._shares": shares._shares.clear,
+    "liver_dask.core.metrics.traffic": metrics.traffic.forget,
+    "liver_dask.store.record._tell_once": record._tell_once.cache_clear,
+}
+"""How each is emptied before a test."""
+
+_GIVEN_BACK = "given back on every way out; emptied, it would be given back twice by a thread that a test gave up"
+_ALWAYS_THE_SAME = "holds what is the same for all"
+_A_LOCK = "a lock"
+
+LEFT: dict[str, str] = {
+    "liver_dask.archive.formats.lzw._decode": _ALWAYS_THE_SAME,
+    "liver_dask.archive.formats.png.one_interlaced": _GIVEN_BACK,
+    "liver_dask.archive.formats.png_filters._undo": _ALWAYS_THE_SAME,
+    "liver_dask.archive.formats.png_filters._undo_of_pixels": _ALWAYS_THE_SAME,
+    "liver_dask.archive.lazy.breadth._slices": _GIVEN_BACK,
+    "liver_dask.archive.remote.cache._keeping": _A_LOCK,
+    "liver_dask.archive.remote.connections._exchange": _GIVEN_BACK,
+    "liver_dask.archive.remote.files._jitter": "chance",
+    "liver_dask.archive.remote.files._retrying": _ALWAYS_THE_SAME,
+    "liver_dask.archive.remote.shares._Visit._ids": "numbers that never come again",
+    "liver_dask.archive.remote.shares._inherited": "is filled in forks alone",
+    "liver_dask.archive.remote.shares._lock": _A_LOCK,
+    "liver_dask.archive.remote.versions._noted": _GIVEN_BACK,
+    "liver_dask.archive.remote.versions._of_this_process": "by random names, for as long as somebody has the Dataset",
+    "liver_dask.archive.remote.watchdog._watchdog": _GIVEN_BACK,
+    "liver_dask.core.compiled._compiling": _A_LOCK,
+    "liver_dask.core.concurrency.cores": _GIVEN_BACK,
+    "liver_dask.core.documents._short": _ALWAYS_THE_SAME,
+    "liver_dask.core.interrupts._Interrupts": "begins anew with each `interrupts_noted`, and is looked at in it alone",
+    "liver_dask.core.malloc.keep_memory_of_worker": "what malloc was told cannot be taken back",
+    "liver_dask.core.threads._is_wanted": _GIVEN_BACK,
+    "liver_dask.core.threads._process": "ends with the process",
+}
+"""Why each of the others cannot matter."""
