@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import liver_dask as ld
-from helpers.archive import SHAPE
+from helpers.archive import SHAPE, write_raw
 from helpers.hostile import HugeWithoutRanges, NoRanges
+from helpers.masks import chunk
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
 
@@ -31,7 +32,7 @@ def own_archive(tmp_path: Path) -> Path:
         path.parent.mkdir()
         if name == volume.RAW:
             pixels = random.integers(0, 60000, (HEIGHT, WIDTH), np.uint16)
-            Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
+            write_raw(path, pixels)
         else:
             Image.fromarray(random.integers(0, 2, (HEIGHT, WIDTH), np.uint8) * 255).save(path)
     return tmp_path
@@ -146,10 +147,6 @@ def test_a_large_file_without_ranges_is_refused_before_it_is_sent(archive: Path)
         with pytest.raises(ld.RangeNotSupportedError, match=r"slice 0, rows 5-8: .*ignores byte ranges.* \(880 MB\)"):
             ds.raw[0, 5:9].compute()
         assert len(server.requests) == 1
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def spoil(path: Path, how: str) -> None:

@@ -14,29 +14,11 @@ import pytest
 import xarray as xr
 
 import liver_dask as ld
-from helpers.archive import SHAPE
+from helpers.archive import SHAPE, index_bytes, strip_bytes
 from helpers.hostile import SideBySide
 from liver_dask.archive.lazy.arrays import VolumeArray
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
-
-
-def strip_bytes(archive: Path, z: int, rows: range) -> int:
-    """Bytes of the strips of some rows, by tifffile."""
-    import tifffile
-
-    with tifffile.TiffFile(archive / volume.file_of_slice("raw", z)) as tiff:
-        counts = tiff.pages[0].databytecounts
-    return sum(counts[row] for row in rows)
-
-
-def index_bytes(archive: Path, z: int) -> int:
-    """Bytes behind the last strip: the directory and its arrays; and the 512 that say where it is."""
-    import tifffile
-
-    path = archive / volume.file_of_slice("raw", z)
-    with tifffile.TiffFile(path) as tiff:
-        return path.stat().st_size - tiff.pages[0].offset + 512
 
 
 def test_the_default_archive_opens_at_once_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:

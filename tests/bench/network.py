@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.hostile import EBI, EBI_WITHOUT_STALLS, Profile, hostile
 from helpers.measured import OURS, TORCH_EM, measured
 from helpers.nginx import Nginx, Sent
+from helpers.waiting import free_port
 
 SHAPE = (SLICES, WIDTH, WIDTH)
 BOX = (2219, 4267, 1493, 3541, 0, SLICES)
@@ -162,12 +162,6 @@ def running(server: Any) -> Iterator[Any]:
         yield server
     finally:
         server.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def box(server: Any, script: str, scratch: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from liver_dask.store.writer import Shard
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.build_archive import LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP, MASK_OF_LABEL
+from helpers.transforms import same
 
 SHAPE = (128, 1024, 2048)
 BOX = (0, 2048, 0, 1024, 0, 128)
@@ -68,11 +69,6 @@ def mirrored(path: Path) -> np.ndarray:
     return np.block([image, image[:, ::-1]])
 
 
-def identity(*arrays: Any) -> Any:
-    """What a transform does that costs nothing."""
-    return arrays if len(arrays) > 1 else arrays[0]
-
-
 def loader_of(side: str, folder: str, archive: str, patch: tuple[int, ...], **options: Any) -> Any:
     """A loader of one patch a batch."""
     given = {"patch_shape": patch, "batch_size": 1, "bounding_boxes": [BOX], "pin_memory": False, **options}
@@ -86,7 +82,7 @@ def loader_of(side: str, folder: str, archive: str, patch: tuple[int, ...], **op
 def rate(side: str, folder: str, archive: str, patch: list[int], transforms: str) -> dict[str, float]:
     """Patches a second, and seconds to the first batch."""
     began = time.monotonic()
-    none = {"transform": identity, "raw_transform": identity}
+    none = {"transform": same, "raw_transform": same}
     loader = loader_of(
         side,
         folder,

@@ -17,6 +17,8 @@ import pytest
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.talkers import listening
+from helpers.waiting import wait_until
 from liver_dask.archive.remote import transport, watchdog
 from liver_dask.archive.remote.ranges import Span
 from liver_dask.archive.remote.transport import HttpTransport, Source
@@ -76,13 +78,6 @@ class Silent(RangeRequestHandler):
         self.close_connection = True
 
 
-def wait_until(holds) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_path: Path) -> None:
     """Whoever presses Ctrl-C would wait a minute and more for threads that wait for a server."""
@@ -100,7 +95,7 @@ def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_p
         process.stdin = None  # which is not to be closed again
         children = [int(process.stdout.readline()) for _ in CALLS]
         for server in servers:
-            wait_until(lambda server=server: server.requests)
+            wait_until(lambda server=server: server.requests, 60)
         began = time.time()
         for child in children:
             os.kill(child, signal.SIGINT)
@@ -114,20 +109,14 @@ def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_p
 def line(answer) -> Iterator[tuple[str, list[socket.socket]]]:
     """A server that calls `answer(connection)` for each connection; its address, and its connections."""
     connections: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as listening:
 
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                connections.append(connection)
-                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+    def serve(connection: socket.socket) -> None:
+        connections.append(connection)
+        answer(connection)
 
-        threading.Thread(target=accept, daemon=True).start()
+    with listening(serve) as address:
         try:
-            yield f"127.0.0.1:{listening.getsockname()[1]}", connections
+            yield address, connections
         finally:
             for connection in connections:
                 connection.close()
@@ -198,7 +187,7 @@ def test_what_is_no_longer_wanted_is_given_up_though_nothing_comes(scheme: str, 
     with line(DRIPS[kind]) as (address, connections), ContextPool(1) as pool:
         with while_wanted(lambda: not wanted.is_set()):
             fetching = pool.submit(fetch, f"{scheme}://{address}", 60)
-        wait_until(lambda: connections)
+        wait_until(lambda: connections, 60)
         wanted.set()
         assert isinstance(fetching.result(timeout=SECONDS), AbandonedError)
 
@@ -234,7 +223,7 @@ def test_who_waits_for_a_connection_is_given_up() -> None:
             asked.get(f"http://{address}/a", [Span(0, 9)], 60, lambda *_: None)
 
         asking = [pool.submit(ask) for _ in range(3)]
-        wait_until(lambda: connections)
+        wait_until(lambda: connections, 60)
         pool.give_up()
         for future in asking:
             assert future.cancelled() or isinstance(future.exception(timeout=SECONDS), AbandonedError)
@@ -282,11 +271,11 @@ def test_the_watchdog_ends_with_its_work_and_not_at_once(monkeypatch: pytest.Mon
     def watching() -> int:
         return sum(thread.name == "liver_dask-watchdog" for thread in threading.enumerate())
 
-    wait_until(lambda: not watchdog._watchdog._is_running)
+    wait_until(lambda: not watchdog._watchdog._is_running, 60)
     for _ in range(3):
         with watchdog.Watch():
             assert watching() == 1
-    wait_until(lambda: not watching())
+    wait_until(lambda: not watching(), 60)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -28,6 +28,7 @@ import xarray as xr
 
 import liver_dask as ld
 from helpers import tiny
+from helpers.tiny import nested
 from liver_dask.archive.remote import transport
 from liver_dask.core.errors import LiverDaskError, RemoteError
 from liver_dask.core.threads import ContextPool
@@ -46,11 +47,6 @@ FILES = (
     "liver_dask/inventory.json", "liver_dask/raw/nonzero/zarr.json", "liver_dask/raw/mean/zarr.json", "x/c/0",
     "pyramid/zarr.json", "pyramid/s1/zarr.json", "pyramid/s1/raw/zarr.json", "pyramid/s1/liver_dask/zarr.json",
 )  # fmt: skip
-
-
-def nested(depth: int) -> list[Any]:
-    """Lists in lists."""
-    return [nested(depth - 1)] if depth else []
 
 
 VALUES: tuple[Any, ...] = (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from liver_dask.archive.lazy.arrays import Selection
+from liver_dask.archive.lazy.arrays import LazyWindow, Selection, VolumeArray, Window
 
 SHAPE = (5, 24, 17)
 WHOLE = np.arange(np.prod(SHAPE), dtype="u2").reshape(SHAPE)
@@ -22,3 +22,10 @@ class CountingReader:
 
     def describe(self) -> str:
         return "test"
+
+
+def volume_array(kind: type[CountingReader] = CountingReader) -> tuple[VolumeArray, CountingReader]:
+    """All of it in blocks, the last of them smaller, and what reads it."""
+    reader = kind()
+    chunks = ((1,) * 5, (10, 10, 4), (17,))
+    return VolumeArray.of(LazyWindow(reader, Window.whole(SHAPE), WHOLE.dtype), chunks), reader

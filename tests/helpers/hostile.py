@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from liver_dask.demo import RangeRequestHandler
 
@@ -40,6 +40,16 @@ class SideBySide(RangeRequestHandler):
         time.sleep(0.1)
         super().do_GET()
         cls.asked.discard(self.path)
+
+
+class FarAway(RangeRequestHandler):
+    """Answers after a while, as no disk nearby does."""
+
+    seconds = 0.02
+
+    def send(self, *args: Any) -> None:
+        time.sleep(self.seconds)
+        super().send(*args)
 
 
 Parts = Sequence[tuple[int, bytes]]

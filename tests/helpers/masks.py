@@ -1,15 +1,21 @@
-"""Masks as PNG files whose chunks are as small as a test wants them: only whole chunks can be checked and decoded."""
+"""Masks as PNG files, chunk by chunk, and as Pillow reads them."""
 
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk with its checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_in_chunks(pixels: np.ndarray, size: int) -> bytes:
-    """A file of `pixels`, with so many bytes of the image in a chunk."""
+    """A file of `pixels`, with so many bytes of the image in a chunk: only whole ones can be checked and decoded."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     data = file.getvalue()
@@ -19,6 +25,14 @@ def png_in_chunks(pixels: np.ndarray, size: int) -> bytes:
         stream += data[at + 8 : at + 8 + length]
         at += 12 + length
     assert kind == b"IEND"
-    parts = [b"IDAT" + stream[i : i + size] for i in range(0, len(stream), size)]
-    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    chunks = [chunk(b"IDAT", stream[i : i + size]) for i in range(0, len(stream), size)]
     return data[:33] + b"".join(chunks) + data[at:]
+
+
+def read_by_pillow(file: Path | io.BytesIO) -> np.ndarray:
+    """0 / 255: what has a colour but black; alpha and transparent colours say nothing."""
+    with Image.open(file) as image:
+        if image.mode.startswith("I"):
+            return np.where(np.asarray(image) > 0, 255, 0).astype(np.uint8)
+        image.info.pop("transparency", None)
+        return np.where(np.asarray(image.convert("RGB")).any(axis=-1), 255, 0).astype(np.uint8)

@@ -36,3 +36,13 @@ def assert_same_files(one: Path, other: Path) -> None:
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
     assert filecmp.cmpfiles(one, other, files, shallow=False)[1:] == ([], [])
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files of a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def slabs_of(store: Path) -> list[Path]:
+    """The slabs that a run has written which is not complete."""
+    return list(Path(f"{store}.partial", "progress", "slabs").glob("*/[0-9]*"))

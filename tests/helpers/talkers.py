@@ -2,10 +2,12 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from liver_dask.archive.remote import files as remote
+from liver_dask.archive.remote.files import resolve_url
 from liver_dask.archive.remote.ranges import Span
 from liver_dask.archive.remote.transport import HttpTransport, Source
 
@@ -49,20 +51,27 @@ class Talker:
 
 
 @contextmanager
-def talking(answer) -> Iterator[Talker]:
-    talker = Talker(answer)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        talker.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+def listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Calls `serve` with each connection, on a thread of its own; gives host and port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
 
         def accept() -> None:
             while True:
                 try:
-                    connection, _ = listening.accept()
+                    connection, _ = server.accept()
                 except OSError:
                     return
-                threading.Thread(target=talker.serve, args=(connection,), daemon=True).start()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def talking(answer) -> Iterator[Talker]:
+    talker = Talker(answer)
+    with listening(talker.serve) as address:
+        talker.url = f"http://{address}"
         yield talker
         remote._process.close_idle()
 
@@ -76,6 +85,9 @@ def source_of(url: str) -> Source:
 
 
 def fetched(url: str) -> bytes:
+    """Five bytes of the file `a`; what is secret of the address is sent along."""
     got = []
-    HttpTransport(source_of(url)).get(f"{url}/a", [Span(0, 5)], 5, lambda _, start, data: got.append(data))
+    url, secret = resolve_url(url)
+    source = replace(source_of(url), secret=secret)
+    HttpTransport(source).get(f"{url}/a", [Span(0, 5)], 5, lambda _, start, data: got.append(data))
     return b"".join(got)

@@ -50,3 +50,8 @@ def forget_what_was_recorded(store: Path) -> None:
     edit_record(store, drop)
     with warnings.catch_warnings(action="ignore"):
         zarr.consolidate_metadata(store)
+
+
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    return [nested(depth - 1)] if depth else []

@@ -14,6 +14,7 @@ import zarr
 
 import liver_dask as ld
 from helpers.kills import killed_at
+from helpers.stores import contents
 from liver_dask import demo
 from liver_dask.store import own_files
 
@@ -24,10 +25,6 @@ SMALL = "demo.DEMO_SHAPE, demo.DEMO_BOX = (4, 96, 128), (20, 90, 10, 80, 1, 3)"
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "DEMO_SHAPE", (4, 96, 128))
     monkeypatch.setattr(demo, "DEMO_BOX", (20, 90, 10, 80, 1, 3))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def check(out: Path) -> None:
@@ -48,10 +45,10 @@ def test_what_is_a_users_stays(tmp_path: Path, archive: Path, what: str) -> None
         path.write_bytes(b"a picture")
     else:
         zarr.create_array(path, data=np.ones(3))
-    before = files_of(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(ld.StoreExistsError, match=r"was not made by this command.*choose another folder"):
         demo.run_demo(tmp_path)
-    assert files_of(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_what_a_user_changed_of_a_demo_stays(tmp_path: Path) -> None:
@@ -64,10 +61,10 @@ def test_what_a_user_changed_of_a_demo_stays(tmp_path: Path) -> None:
         lambda: (tmp_path / "slice.png").write_bytes(b"a picture"),
     ):
         change()
-        before = files_of(tmp_path)
+        before = contents(tmp_path)
         with pytest.raises(ld.StoreExistsError, match="changed since"):
             demo.run_demo(tmp_path)
-        assert files_of(tmp_path) == before
+        assert contents(tmp_path) == before
         shutil.rmtree(tmp_path / "crop.zarr", ignore_errors=True)
     (tmp_path / "slice.png").unlink()
     demo.run_demo(tmp_path)

@@ -5,10 +5,8 @@ It takes a minute. It needs Chromium (Debian's package `chromium`) and, from PyP
 """
 
 import io
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from PIL import Image
 
 from helpers.browser import SHAPE, Z_SLIDER, viewing
 from helpers.paths import ROOT
+from helpers.waiting import free_port
 from liver_dask.demo import make_archive
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -38,13 +37,6 @@ def browser() -> Iterator:
         running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("LIVER_DASK_PICTURES", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @contextmanager
@@ -63,12 +55,6 @@ def running(command: list[str], url: str, folder: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.communicate(timeout=30)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def picture_of(canvas) -> np.ndarray:

@@ -4,7 +4,6 @@ By turns the whole run (driver, scheduler, workers) and one worker is killed; th
 succeeds. Prints what each kill made be fetched again.
 """
 
-import filecmp
 import os
 import random
 import shutil
@@ -18,8 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from helpers.hostile import FarAway
+from helpers.stores import assert_same_files, slabs_of
 from liver_dask.core import volume
-from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
+from liver_dask.demo import ArchiveServer, make_archive, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3000)]
 
@@ -38,14 +39,6 @@ if __name__ == "__main__":
         ds = ld.open_human_liver_em(sys.argv[1], shape={SHAPE})
         ld.to_zarr(ds, sys.argv[2], client=client, chunks={CHUNKS}, shards={SHARDS}, progress=False)
 """
-
-
-class FarAway(RangeRequestHandler):
-    """Answers after some milliseconds, as no disk nearby does."""
-
-    def send(self, *args) -> None:
-        time.sleep(0.02)
-        super().send(*args)
 
 
 @pytest.fixture
@@ -74,7 +67,7 @@ def wait_for_slabs(process: subprocess.Popen[bytes], store: Path, count: int) ->
     """Until so many slabs were written, in all; how many of them are there now, and not yet put together."""
     seen: set[Path] = set()
     while len(seen) < count:
-        there = set(Path(f"{store}.partial", "progress").glob("slabs/*/[0-9]*"))
+        there = set(slabs_of(store))
         seen |= there
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.005)
@@ -116,6 +109,4 @@ def test_twenty_kills(server: ArchiveServer, tmp_path: Path) -> None:
 
 def assert_same_chunks(one: Path, other: Path) -> None:
     for name in ("raw", *volume.LABELS):
-        files = sorted(path.relative_to(one) for path in (one / name).rglob("*") if path.is_file())
-        assert files == sorted(path.relative_to(other) for path in (other / name).rglob("*") if path.is_file())
-        assert filecmp.cmpfiles(one, other, files, shallow=False)[1:] == ([], [])
+        assert_same_files(one / name, other / name)

@@ -21,6 +21,7 @@ import liver_dask as ld
 from helpers.build_archive import SIZE, build_archive
 from helpers.measured import OURS, TORCH_EM, measured
 from helpers.nginx import Nginx
+from helpers.transforms import same
 from liver_dask.core import volume
 from liver_dask.demo import serve
 
@@ -183,11 +184,6 @@ def sources(archive: Path) -> dict[str, np.ndarray]:
     return {name: np.stack([read_slice(archive, name, z) for z in range(SLICES)]) for name in ("raw", "mito")}
 
 
-def as_read(*arrays):
-    """A transform that leaves patches as they are."""
-    return arrays if len(arrays) > 1 else arrays[0]
-
-
 @pytest.mark.parametrize("patch", [(4, 512, 512), (1, 1024, 1024)])
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_patches_of_whole_slices(archive: Path, full_volume: Path, sources, patch, split: str) -> None:
@@ -206,8 +202,8 @@ def test_patches_of_whole_slices(archive: Path, full_volume: Path, sources, patc
         n_samples=60,
         num_workers=2,
         pin_memory=False,
-        raw_transform=as_read,
-        transform=as_read,
+        raw_transform=same,
+        transform=same,
         seed=1,
     )
     (one,) = loader.dataset.datasets

@@ -15,19 +15,13 @@ from distributed import Client
 
 import liver_dask as ld
 from helpers import slurm_node
-from liver_dask.demo import RangeRequestHandler, make_archive, serve
+from helpers.hostile import FarAway
+from helpers.stores import slabs_of
+from liver_dask.demo import make_archive, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 SHAPE = (24, 1024, 1024)
-
-
-class FarAway(RangeRequestHandler):
-    """Answers after a while, so that there is a midway."""
-
-    def send(self, *args) -> None:
-        time.sleep(0.3)
-        super().send(*args)
 
 
 @pytest.fixture
@@ -42,12 +36,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 
 def cancel_one(slurm: dict[str, str], store: Path, told: list[str]) -> None:
     """Take a job away once some regions are written."""
-    slabs = Path(f"{store}.partial") / "progress" / "slabs"
-    while len(list(slabs.glob("*/[0-9]*"))) < 5:
+    while len(slabs_of(store)) < 5:
         time.sleep(0.05)
     job = slurm_node.jobs(slurm, "running")[0]
     slurm_node.cancel(job, slurm)
-    told.append(f"job {job} cancelled when {len(list(slabs.glob('*/[0-9]*')))} slabs were there")
+    told.append(f"job {job} cancelled when {len(slabs_of(store))} slabs were there")
 
 
 def test_a_full_volume_as_jobs_of_which_one_is_cancelled(slurm: dict[str, str], tmp_path: Path) -> None:
@@ -67,7 +60,7 @@ def test_a_full_volume_as_jobs_of_which_one_is_cancelled(slurm: dict[str, str], 
     }
     size = {"cores": 1, "processes": 1, "memory": "2GB", "walltime": "00:10:00"}
     with (
-        serve(tmp_path / "archive", FarAway) as server,
+        serve(tmp_path / "archive", type("FurtherAway", (FarAway,), {"seconds": 0.3})) as server,
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
         SLURMCluster(**size, **where, **folders, **quiet) as cluster,
         Client(cluster) as client,

@@ -96,13 +96,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("LIVER_DASK_PICTURES", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture
 def display() -> Iterator[str]:
     """A screen that nobody sees."""
     if shutil.which("Xvfb") is None:

@@ -4,7 +4,6 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,8 @@ from distributed import Client, LocalCluster
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.stores import BOX, SMALL, assert_same_files
+from helpers.stores import BOX, SMALL, assert_same_files, slabs_of
+from helpers.waiting import free_port
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 from liver_dask.store import preflight as export_checks
 from liver_dask.store import pyramid
@@ -147,12 +147,6 @@ class Waits(RangeRequestHandler):
         super().send(*args)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
     """A scheduler and two workers, each a process of its own; the scheduler's address, and the processes."""
@@ -194,9 +188,8 @@ def begin(address: str, url: str, store: Path, workers: int = 2) -> subprocess.P
         text=True,
         env=environ,
     )
-    slabs = Path(f"{store}.partial") / "progress" / "slabs"
     deadline = time.monotonic() + 60
-    while not list(slabs.glob("*/[0-9]*")):
+    while not slabs_of(store):
         assert driver.poll() is None, driver.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -273,8 +266,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expec
     with serve(archive, hesitant) as server:
         command += ["--source", server.url, "--shape", *map(str, SHAPE), "--workers", "2"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        slabs = Path(f"{store}.partial") / "progress" / "slabs"
-        while not list(slabs.glob("*/[0-9]*")):
+        while not slabs_of(store):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too

@@ -30,17 +30,6 @@ NO_VOXELS = xr.Dataset()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_tiny_store(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def store(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return shutil.copytree(made, tmp_path / "a.zarr")
-
-
-@pytest.fixture(scope="module")
 def made_with_levels(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = shutil.copytree(made, tmp_path_factory.mktemp("levels") / "a.zarr")
     with pytest.MonkeyPatch.context() as patched:

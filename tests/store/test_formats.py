@@ -19,7 +19,9 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE as ARCHIVE_SHAPE
+from helpers.archive import write_raw
 from helpers.paths import DATA
+from helpers.stores import contents
 from liver_dask.cli import main
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
@@ -51,8 +53,10 @@ def archive_of_format_3() -> Iterator[xr.Dataset]:
     for name, whole in voxels_of_format_3().items():
         for z, pixels in enumerate(whole):
             file = io.BytesIO()
-            kind = {"format": "TIFF", "compression": "tiff_lzw", "tiffinfo": {317: 2, 278: 1}}
-            Image.fromarray(pixels).save(file, **(kind if name == "raw" else {"format": "PNG"}))
+            if name == "raw":
+                write_raw(file, pixels)
+            else:
+                Image.fromarray(pixels).save(file, format="PNG")
             path = f"/archive-of-format-3/{volume.file_of_slice(name, z)}"
             memory.pipe_file(path, file.getvalue())
             memory.store[path].created = datetime(2026, 1, 1, tzinfo=UTC)
@@ -65,10 +69,6 @@ def stores(tmp_path: Path) -> Path:
     with tarfile.open(STORES) as packed:
         packed.extractall(tmp_path, filter="data")
     return tmp_path
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_stores_of_format_3_open_train_and_verify(

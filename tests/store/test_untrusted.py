@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import liver_dask as ld
 from helpers import tiny
+from helpers.tiny import nested
 from liver_dask import cli
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
@@ -27,17 +28,6 @@ from liver_dask.store.array import StoredArray
 from liver_dask.store.record import read_statistics
 
 MOST_MEMORY = 96 << 20
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_tiny_store(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def store(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return shutil.copytree(made, tmp_path / "a.zarr")
 
 
 @pytest.fixture
@@ -191,11 +181,6 @@ def of_origin(key: str, value: Any) -> Callable[[Path], None]:
 
 def of_file(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return lambda store: tiny.edit(store / path, change)
-
-
-def nested(depth: int) -> list[Any]:
-    """Lists in lists."""
-    return [nested(depth - 1)] if depth else []
 
 
 HUGE = 2**31 - 1

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 import liver_dask as ld
-from helpers.archive import SHAPE
+from helpers.archive import SHAPE, write_raw
+from helpers.transforms import same
 from liver_dask.archive.remote.cache import FolderCache
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive
@@ -26,11 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 DEPTH, HEIGHT, WIDTH = SHAPE
 WHOLE = (0, WIDTH, 0, HEIGHT, 0, DEPTH)
 PATCH = (3, 24, 32)
-
-
-def same(*arrays: Any) -> Any:
-    """A transform that changes nothing."""
-    return arrays if len(arrays) > 1 else arrays[0]
 
 
 AS_READ = {"raw_transform": same, "transform": same}
@@ -174,7 +170,7 @@ def half_labelled(folder: Path) -> tuple[Path, tuple[int, int, int]]:
             pixels = np.array(Image.open(path))
             if name == volume.RAW:
                 pixels[:, 1024:] = 0
-                Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
+                write_raw(path, pixels)
             else:
                 pixels[512:] = 0
                 Image.fromarray(pixels).save(path)

@@ -7,11 +7,11 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.drawn import marks_of_mito
 from liver_dask.cli import main
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer
@@ -41,16 +41,9 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pi
     """A mask would be shown beside what it marks, at some zoom."""
     figure = ld.show(corner, 290, y, x, labels=["mito"], opacity=1, pixels=pixels)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
-    (axes,) = figure.axes
-    red = np.array(to_rgb(volume.colour_of("mito")))
+    is_red = marks_of_mito(canvas, *figure.axes)
     step = pictures.window(corner, 290, y, x, pixels).attrs["step"]
     assert (step > 1) == (pixels == 100)
-
-    def is_red(row: float, column: float) -> bool:
-        right, up = axes.transData.transform((column, row))
-        return bool(np.abs(picture[round(picture.shape[0] - up), round(right)] - red).max() < 0.1)
 
     for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked: it is drawn from 5099.5 on
         assert is_red(5099.5 + away, 7199.5 + away)

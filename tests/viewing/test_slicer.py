@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.colors import to_rgb
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.drawn import marks_of_mito
 from helpers.hostile import Profile, hostile
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
@@ -105,14 +105,8 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
     if zoom > 1:
         slicer.go_to(290, *((at - half // 2, at + half) for at in corner))
     seen_by(slicer)
-    canvas, axes = slicer._picture.canvas, slicer._picture.axes
-    canvas.draw()
-    picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
-    red, step = np.array(to_rgb(volume.colour_of("mito"))), -(-2 * half // 500) if zoom == 1 else 1
-
-    def is_red(row: float, column: float) -> bool:
-        right, up = axes.transData.transform((column, row))
-        return bool(np.abs(picture[round(picture.shape[0] - up), round(right)] - red).max() < 0.1)
+    is_red = marks_of_mito(slicer._picture.canvas, slicer._picture.axes)
+    step = -(-2 * half // 500) if zoom == 1 else 1
 
     away = 1.4 * step
     assert is_red(corner[0] - 0.5 + away, corner[1] - 0.5 + away)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
+from helpers.masks import chunk, read_by_pillow
 from liver_dask.archive.formats import png, png_stream
 from liver_dask.archive.formats.tiff import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
 from liver_dask.archive.remote.ranges import MOST_OF_A_REQUEST
@@ -98,10 +99,6 @@ def pack(pixels: np.ndarray, bits: int) -> bytes:
     return b"".join(b"\0" + row.tobytes() for row in (padded << np.arange(8 - bits, -1, -bits)).sum(-1).astype("u1"))
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def write_png(path: Path, kind: str, mask: np.ndarray) -> None:
     """Write a mask as Pillow would in the given mode, or as few writers do."""
     opaque = np.full_like(mask, 200)
@@ -128,11 +125,6 @@ def write_png(path: Path, kind: str, mask: np.ndarray) -> None:
             path.write_bytes(png_stream.SIGNATURE + data)
             return
     image.save(path, optimize=kind == "palette")
-
-
-def read_by_pillow(path: Path) -> np.ndarray:
-    """0 / 255: foreground is what has a colour but black; alpha is left out."""
-    return np.where(np.asarray(Image.open(path).convert("RGB")).any(axis=-1), 255, 0).astype("u1")
 
 
 KINDS = [

@@ -10,9 +10,9 @@ import tifffile
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 import liver_dask as ld
+from helpers.archive import write_raw
 from helpers.memory_file import MemoryFile
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.formats.tiff_directory import NEIGHBOURS, place_of_directory, read_directory
@@ -27,16 +27,12 @@ WHOLE = np.random.default_rng(0).integers(0, 500, SHAPE, dtype="u2")
 Write = Callable[[Path, np.ndarray], None]
 
 
-def by_pillow(path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
-
-
 def by_tifffile(**options: Any) -> Write:
     options = {"rowsperstrip": 1, "compression": "lzw", "metadata": None, "photometric": "minisblack"} | options
     return lambda path, pixels: tifffile.imwrite(path, pixels, **options)
 
 
-def build(folder: Path, write: Write = by_pillow) -> list[Path]:
+def build(folder: Path, write: Write = write_raw) -> list[Path]:
     paths = [folder / volume.file_of_slice("raw", z) for z in range(SHAPE[0])]
     paths[0].parent.mkdir(parents=True)
     for path, pixels in zip(paths, WHOLE, strict=True):
@@ -63,7 +59,7 @@ def sent_for(server: ArchiveServer, window: xr.DataArray, expected: np.ndarray) 
 
 
 WRITERS = {
-    "as the archive": by_pillow,
+    "as the archive": write_raw,
     "big endian": by_tifffile(byteorder=">"),
     "BigTIFF": by_tifffile(bigtiff=True, predictor=True),
     "BigTIFF, big endian": by_tifffile(bigtiff=True, byteorder=">", compression="deflate"),

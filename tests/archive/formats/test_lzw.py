@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
+from helpers.archive import write_raw
 from liver_dask.archive.formats import lzw
 from liver_dask.archive.formats.lzw import End
 from liver_dask.core import volume
@@ -223,7 +224,7 @@ def one_slice(tmp_path: Path) -> Path:
     path = tmp_path / volume.file_of_slice("raw", 0)
     path.parent.mkdir()
     pixels = np.stack([row("em", 300, seed) for seed in range(40)])
-    Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo={317: 2, 278: 1})
+    write_raw(path, pixels)
     return path
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import liver_dask as ld
+from helpers.masks import chunk, read_by_pillow
 from helpers.paths import DATA
 from liver_dask.archive.formats import png, png_stream
 from liver_dask.core import volume
@@ -26,15 +26,6 @@ KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2
 ]
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 """First row and column of each pass, and the steps to the next."""
-
-
-def read_by_pillow(path: Path) -> np.ndarray:
-    """0 / 255: what has a colour but black; alpha and transparent colours say nothing."""
-    with Image.open(path) as image:
-        if image.mode.startswith("I"):
-            return np.where(np.asarray(image) > 0, 255, 0).astype(np.uint8)
-        image.info.pop("transparency", None)
-        return np.where(np.asarray(image.convert("RGB")).any(axis=-1), 255, 0).astype(np.uint8)
 
 
 def read_by_libpng(path: Path) -> np.ndarray:
@@ -79,10 +70,6 @@ def test_every_broken_file_of_the_suite_is_one_sentence(tmp_path: Path, path: Pa
         with pytest.raises(ld.FormatError, match=r"er, slice 0, rows 0-31: .*er_mask_000\.png: ") as told:
             opened(archive_of(path.read_bytes(), tmp_path), 32, 32).compute()
     assert "\n" not in str(told.value)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def packed_rows(samples: np.ndarray, bits: int) -> np.ndarray:

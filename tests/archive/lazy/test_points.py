@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from helpers.archive import SHAPE
+from helpers.archive import SHAPE, counts_and_index
 from helpers.counting import SHAPE as SMALL
-from helpers.counting import WHOLE, CountingReader
+from helpers.counting import WHOLE, CountingReader, volume_array
 from helpers.hostile import SideBySide
 from liver_dask.archive import dataset
 from liver_dask.archive.dataset import readers_of
-from liver_dask.archive.lazy.arrays import LazyWindow, VolumeArray, Window
+from liver_dask.archive.lazy.arrays import VolumeArray
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
 
@@ -34,10 +34,8 @@ class CountingPointReader(CountingReader):
         out[:] = WHOLE[z, y, x]
 
 
-def small_array() -> tuple[VolumeArray, CountingPointReader]:
-    reader = CountingPointReader()
-    chunks = ((1,) * 5, (10, 10, 4), (17,))
-    return VolumeArray.of(LazyWindow(reader, Window.whole(SMALL), WHOLE.dtype), chunks), reader
+def small_array() -> tuple[VolumeArray, CountingReader]:
+    return volume_array(CountingPointReader)
 
 
 def at_points(array: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
@@ -106,13 +104,6 @@ def test_points_of_many_blocks_stay_in_order_where_they_are_no_one_block(monkeyp
 
 def points(*indexes: Any, dims: tuple[str, ...] = ("point",)) -> dict[str, xr.DataArray]:
     return {dim: xr.DataArray(np.asarray(index), dims=dims) for dim, index in zip("zyx", indexes, strict=True)}
-
-
-def counts_and_index(archive: Path, z: int) -> tuple[np.ndarray, int]:
-    """Bytes of the strips of a slice, and of what says where they are."""
-    path = archive / volume.file_of_slice("raw", z)
-    with tifffile.TiffFile(path) as tiff:
-        return np.array(tiff.pages[0].databytecounts), path.stat().st_size - tiff.pages[0].offset + 512
 
 
 @pytest.mark.parametrize("opened", ["dask", "engine with chunks", "engine without"])

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from helpers.counting import SHAPE, WHOLE, CountingReader
-from liver_dask.archive.lazy.arrays import LazyWindow, VolumeArray, Window
-
-
-def volume_array() -> tuple[VolumeArray, CountingReader]:
-    reader = CountingReader()
-    chunks = ((1,) * 5, (10, 10, 4), (17,))
-    return VolumeArray.of(LazyWindow(reader, Window.whole(SHAPE), WHOLE.dtype), chunks), reader
+from helpers.counting import WHOLE, volume_array
+from liver_dask.archive.lazy.arrays import VolumeArray
 
 
 @st.composite

@@ -21,12 +21,10 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.chains import chain_of
 from helpers.hostile import scripted
-from helpers.talkers import WHOLE, talking, to
+from helpers.talkers import WHOLE, fetched, talking, to
 from liver_dask.archive.remote import files as remote
 from liver_dask.archive.remote.credentials import Secret, split_secret
 from liver_dask.archive.remote.files import resolve_url
-from liver_dask.archive.remote.ranges import Span
-from liver_dask.archive.remote.transport import HttpTransport, Source
 from liver_dask.cli import main
 from liver_dask.demo import RangeRequestHandler, serve
 
@@ -200,14 +198,6 @@ def test_a_password_that_tears_its_address_is_not_shown(torn: str) -> None:
     with pytest.raises(ld.InvalidArgumentError) as told:
         resolve_url(torn)
     assert_clean(chain_of(told.value))
-
-
-def fetched(url: str) -> bytes:
-    got = []
-    url, secret = resolve_url(url)
-    source = Source(url, 2, 5, 1, secret=secret)
-    HttpTransport(source).get(f"{url}/a", [Span(0, 5)], 5, lambda _, start, data: got.append(data))
-    return b"".join(got)
 
 
 def test_a_query_goes_behind_the_path_and_a_header_with_it() -> None:

@@ -11,6 +11,7 @@ import pytest
 import urllib3
 
 from helpers.hostile import EBI, LAN, WORST, Profile, hostile, scripted
+from helpers.waiting import wait_until
 from liver_dask.demo import serve
 
 SIZE = 300_000
@@ -168,7 +169,7 @@ def test_a_stalled_answer_ends_with_its_client_or_its_server(folder: Path) -> No
             with pytest.raises((urllib3.exceptions.TimeoutError, urllib3.exceptions.ProtocolError)):
                 impatient.request("GET", f"{server.url}/a.tif", headers={"Range": "bytes=0-99999"})
         assert {*handler.drawn} == {"stall before", "stall amid"}
-        until(lambda: handler.connections == 0)
+        wait_until(lambda: handler.connections == 0, 5)
 
         def wait_for_it() -> None:
             with pytest.raises(urllib3.exceptions.ProtocolError):
@@ -176,14 +177,6 @@ def test_a_stalled_answer_ends_with_its_client_or_its_server(folder: Path) -> No
 
         waiting = threading.Thread(target=wait_for_it)
         waiting.start()
-        until(lambda: len(handler.drawn) == 7)
+        wait_until(lambda: len(handler.drawn) == 7, 5)
     waiting.join(timeout=5)
-    until(lambda: threading.active_count() <= before)
-
-
-def until(holds) -> None:
-    """Wait for at most five seconds."""
-    end = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: threading.active_count() <= before, 5)

@@ -5,7 +5,6 @@ import select
 import socket
 import ssl
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.chains import chain_of
 from helpers.paths import DATA
-from helpers.talkers import WHOLE, fetched, talking, to
+from helpers.talkers import WHOLE, fetched, listening, talking, to
 from liver_dask.archive.remote import connections
 from liver_dask.archive.remote import files as remote
 from liver_dask.demo import RangeRequestHandler, serve
@@ -90,18 +89,7 @@ def relay(client: socket.socket, server: socket.socket, dropped: bytes = b"") ->
 @contextmanager
 def proxy(answer: bytes = b"") -> Iterator[Proxy]:
     running = Proxy(answer)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        running.address = f"127.0.0.1:{listening.getsockname()[1]}"
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                threading.Thread(target=running.serve, args=(connection,), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
+    with listening(lambda connection: running.serve(connection)) as running.address:
         yield running
         remote._process.close_idle()
 

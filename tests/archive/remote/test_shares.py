@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.waiting import wait_until
 from liver_dask.archive.remote import ledger, shares
 from liver_dask.archive.remote.ledger import Ledger, Told
 from liver_dask.core.threads import while_wanted
@@ -107,13 +108,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 def opened(url: str, connections: int = MOST) -> xr.Dataset:
     return ld.open_human_liver_em(url, shape=SHAPE, connections=connections, chunk_rows=16, labels=["mito"])
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("most", [MOST, 16], ids=["fewer than workers", "more than workers"])
