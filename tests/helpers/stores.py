@@ -27,9 +27,10 @@ def check_store(store: Path, voxels: dict[str, np.ndarray], box: tuple[int, ...]
         np.testing.assert_array_equal(xr.open_zarr(store)[name], expected)
 
 
-def undisturbed(archive: Path, folder: Path) -> Path:
+def undisturbed(archive: Path, folder: Path, name: str = "undisturbed.zarr") -> Path:
+    """The store of BOX as one run leaves it to which nothing happens."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
-    return Path(ld.to_zarr(ds, folder / "undisturbed.zarr", bounding_box=BOX, progress=False, **SMALL))
+    return Path(ld.to_zarr(ds, folder / name, bounding_box=BOX, progress=False, **SMALL))
 
 
 def assert_same_files(one: Path, other: Path) -> None:

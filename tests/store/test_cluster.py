@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.stores import BOX, SMALL, assert_same_files, slabs_of
+from helpers.stores import BOX, SMALL, assert_same_files, slabs_of, undisturbed
 from helpers.waiting import free_port
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 from liver_dask.store import preflight as export_checks
@@ -199,8 +199,7 @@ def begin(address: str, url: str, store: Path, workers: int = 2) -> subprocess.P
 @pytest.fixture
 def expected(archive: Path, tmp_path: Path) -> Path:
     """The store as an undisturbed run without a cluster leaves it."""
-    ds = ld.open_human_liver_em(archive, shape=SHAPE)
-    return Path(ld.to_zarr(ds, tmp_path / "expected.zarr", bounding_box=BOX, progress=False, **SMALL))
+    return undisturbed(archive, tmp_path, "expected.zarr")
 
 
 def assert_same_chunks(one: Path, other: Path) -> None:

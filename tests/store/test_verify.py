@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.stores import BOX, SMALL
+from helpers.stores import BOX, SMALL, undisturbed
 from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer
 from liver_dask.store import record
@@ -27,8 +27,7 @@ from liver_dask.store.verify import differs
 
 @pytest.fixture
 def kept(archive: Path, tmp_path: Path) -> Path:
-    ds = ld.open_human_liver_em(archive, shape=SHAPE)
-    return Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
+    return undisturbed(archive, tmp_path, "a.zarr")
 
 
 @pytest.mark.parametrize("full", [False, True])
