@@ -1,6 +1,8 @@
 """The human-liver EM volume EMPIAR-13356 as one lazy, labelled xarray Dataset over dask."""
 
-from .archive.dataset import open_human_liver_em
+from .archive.archives import EMPIAR_13356, archives
+from .archive.dataset import open_archive, open_human_liver_em
+from .archive.description import Archive, Variable
 from .core.errors import (
     DamagedError,
     ExportError,
@@ -26,6 +28,8 @@ from .viewing.figures import show
 from .viewing.view import view
 
 __all__ = [
+    "EMPIAR_13356",
+    "Archive",
     "DamagedError",
     "ExportError",
     "FormatError",
@@ -39,13 +43,16 @@ __all__ = [
     "SourceChangedError",
     "StoreExistsError",
     "Trace",
+    "Variable",
     "VerifyReport",
     "add_pyramid",
+    "archives",
     "get_human_liver_em_data",
     "get_human_liver_em_dataset",
     "get_human_liver_em_full_volume",
     "get_human_liver_em_loader",
     "get_human_liver_em_paths",
+    "open_archive",
     "open_human_liver_em",
     "show",
     "to_zarr",

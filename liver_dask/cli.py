@@ -17,13 +17,15 @@ import dask
 import xarray as xr
 from rich.filesize import decimal
 
-from .archive.dataset import Missing, open_human_liver_em
+from .archive.archives import EMPIAR_13356, archives, find_archive
+from .archive.dataset import open_archive
+from .archive.reader import Missing
 from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
-from .core import volume
 from .core.config import setting
 from .core.documents import reason_of
 from .core.errors import InvalidArgumentError, LiverDaskError
 from .core.interrupts import interrupts_noted
+from .core.malloc import share_memory
 from .demo import run_demo
 from .store.estimate import PROCESS_BYTES
 from .store.inventory import check_structure
@@ -73,14 +75,24 @@ class OneSentenceGroup(click.Group):
             raise click.ClickException(f"{reason_of(error).rstrip('. ')}. {how_to_know}") from error
 
 
+archive_option = click.option(
+    "--archive",
+    default=EMPIAR_13356.name,
+    show_default=True,
+    metavar="NAME|FILE.toml",
+    help=f"Which archive: {', '.join(archives())}, or a file that describes another.",
+)
 source_option = click.option(
-    "--source", default=volume.EMPIAR_URL, show_default=True, help="The archive: any fsspec URL, or a local folder."
+    "--source", help="Where it is: any fsspec URL, or a local folder.  [default: the address in its description]"
 )
 shape_option = click.option(
-    "--shape", type=int, nargs=3, default=volume.SHAPE, show_default=True, metavar="Z Y X", help="Voxels of the volume."
+    "--shape",
+    type=int,
+    nargs=3,
+    metavar="Z Y X",
+    help="Voxels of the volume, if they are other than described.",
 )
-
-
+target_argument = click.argument("target", required=False)
 missing_option = click.option(
     "--missing",
     type=click.Choice(["raise", "zeros"]),
@@ -107,7 +119,8 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="liver_dask")
 def main() -> None:
-    """The human-liver EM volume EMPIAR-13356: look at it, and keep what you need of it."""
+    """The human-liver EM volume EMPIAR-13356, and other archives: look at them, and keep what you need of them."""
+    share_memory()
 
 
 @main.command()
@@ -123,13 +136,16 @@ def demo(out: Path) -> None:
 
 
 @main.command()
-@click.argument("target", default=volume.EMPIAR_URL)
+@target_argument
+@archive_option
 @shape_option
-def info(target: str, shape: tuple[int, int, int]) -> None:
+def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -> None:
     """Say what a source or a store holds.
 
-    TARGET is EMPIAR-13356 if left out. Nothing is fetched.
+    TARGET is a store, or the address of the archive; that of its description if left out. Nothing is fetched.
     """
+    described = find_archive(archive).of_shape(shape)
+    target = described.url if target is None else target
     store = Path(target)
     record = read_record(store)
     if not record and has_record(store):
@@ -154,17 +170,17 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     partial = store.with_name(f"{store.name}.partial") if store.name else store
     if (partial / "store").is_dir():
         raise click.ClickException(f"{store} is not complete yet; the command that began it goes on with {partial}.")
-    ds = open_human_liver_em(target, shape=shape)
-    click.echo(ds)
-    if tuple(shape) == volume.SHAPE:
-        x_min, x_max, y_min, y_max, z_min, z_max = volume.TISSUE_BOX
+    click.echo(open_archive(described, target))
+    if described.tissue_box:
+        x_min, x_max, y_min, y_max, z_min, z_max = described.tissue_box
         click.echo(
             f"\nTissue: --bbox {x_min} {x_max} {y_min} {y_max} {z_min} {z_max}; outside it the slices are empty."
         )
 
 
 @main.command()
-@click.argument("target", default=volume.EMPIAR_URL)
+@target_argument
+@archive_option
 @shape_option
 @click.option("--z", type=int, required=True, help="The slice, counted in the whole volume.")
 @click.option("--y", type=int, nargs=2, metavar="Y0 Y1", help="Rows, the second exclusive.  [default: all]")
@@ -180,8 +196,9 @@ def info(target: str, shape: tuple[int, int, int]) -> None:
     help="The picture (.png, .jpg, .pdf, ...).",
 )
 def snapshot(
-    target: str,
-    shape: tuple[int, int, int],
+    target: str | None,
+    archive: str,
+    shape: tuple[int, int, int] | None,
     z: int,
     y: tuple[int, int] | None,
     x: tuple[int, int] | None,
@@ -192,33 +209,38 @@ def snapshot(
 ) -> None:
     """Keep a picture of a window: raw, and masks over it in colour.
 
-    TARGET is a store, or a source; EMPIAR-13356 if left out. Of a window with more rows or columns than --pixels every
-    so many-th is fetched.
+    TARGET is a store, or the address of the archive; that of its description if left out. Of a window with more rows or
+    columns than --pixels every so many-th is fetched.
     """
     if out.suffix.lower() not in PICTURES:
         raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
     if not out.parent.is_dir():
         raise click.BadParameter(f"There is no folder {out.parent}.", param_hint="--out")
-    figure = show(open_target(target, shape=shape, missing=missing), z, y, x, labels=labels or None, pixels=pixels)
+    ds = open_target(find_archive(archive).url if target is None else target, archive, shape=shape, missing=missing)
+    figure = show(ds, z, y, x, labels=labels or None, pixels=pixels)
     figure.savefig(out, dpi=SNAPSHOT_DPI, bbox_inches="tight")
     click.echo(out)
 
 
 @main.command("view")
-@click.argument("target", default=volume.EMPIAR_URL)
+@target_argument
+@archive_option
 @shape_option
 @click.option("--z", type=int, help="The slice to begin with.  [default: the middle one]")
 @click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Of this machine; 0: any.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Whether to open one.")
-def view_command(target: str, shape: tuple[int, int, int], z: int | None, port: int, browser: bool) -> None:
+def view_command(
+    target: str | None, archive: str, shape: tuple[int, int, int] | None, z: int | None, port: int, browser: bool
+) -> None:
     """Slide through a volume in a browser, without a notebook.
 
-    TARGET is a store, or a source; EMPIAR-13356 if left out. Only this machine can see it, by the address that is
-    printed: its token is needed, as with Jupyter. Ctrl-C ends it.
+    TARGET is a store, or the address of the archive; that of its description if left out. Only this machine can see it,
+    by the address that is printed: its token is needed, as with Jupyter. Ctrl-C ends it.
     """
-    view(open_target(target, shape=shape), z=z).close()  # whatever is wrong is told here
+    target = find_archive(archive).url if target is None else target
+    view(open_target(target, archive, shape=shape), z=z).close()  # whatever is wrong is told here
     with suppress(KeyboardInterrupt):  # which is how it ends
-        serve_slicer(target, shape, z, port, browser)
+        serve_slicer(target, archive, shape, z, port, browser)
 
 
 @main.command()
@@ -230,16 +252,15 @@ def view_command(target: str, shape: tuple[int, int, int], z: int | None, port: 
     metavar="X0 X1 Y0 Y1 Z0 Z1",
     help="The box in voxels; each second number is exclusive.",
 )
-@click.option("--full", is_flag=True, help="The whole volume: of EMPIAR-13356 the box that holds tissue.")
+@click.option("--full", is_flag=True, help="The whole volume; the box that holds tissue, where that is known.")
+@archive_option
 @source_option
 @shape_option
 @click.option(
     "--label",
     "labels",
     multiple=True,
-    default=volume.LABELS,
-    show_default=True,
-    help="A mask to keep; may be repeated.",
+    help="A label to keep; may be repeated.  [default: as the archive's description says]",
 )
 @missing_option
 @click.option("--connections", type=int, help="The most requests at once, of all workers.  [default: 16]")
@@ -258,8 +279,9 @@ def download(
     out: Path,
     bbox: tuple[int, ...] | None,
     full: bool,
-    source: str,
-    shape: tuple[int, int, int],
+    archive: str,
+    source: str | None,
+    shape: tuple[int, int, int] | None,
     labels: tuple[str, ...],
     missing: Missing,
     connections: int | None,
@@ -277,10 +299,11 @@ def download(
     if (bbox is None) != full:
         raise click.UsageError("Give either --bbox X0 X1 Y0 Y1 Z0 Z1 or --full.")
     began = time.monotonic()
-    ds = open_human_liver_em(
-        source, shape=shape, labels=labels, connections=connections, cache_dir=cache_dir, missing=missing
+    described = find_archive(archive).of_shape(shape)
+    ds = open_archive(
+        described, source, labels=labels or None, connections=connections, cache_dir=cache_dir, missing=missing
     )
-    export = Export.plan(ds, out, bounding_box=volume.full_box(shape) if full else bbox)
+    export = Export.plan(ds, out, bounding_box=described.full_box if full else bbox)
     if dry_run:
         is_there = export.store.is_written()  # or refused, as without
         click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))

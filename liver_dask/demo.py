@@ -24,9 +24,11 @@ import tifffile
 import xarray as xr
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from .archive.archives import EMPIAR_13356, color_of
 from .archive.dataset import open_human_liver_em
-from .core import volume
 from .core.errors import LiverDaskError
+from .core.geometry import BoundingBox, check_shape
+from .core.kinds import FOREGROUND, RAW
 from .core.metrics import traffic
 from .store.own_files import replacing
 from .store.to_zarr import to_zarr
@@ -52,12 +54,12 @@ def make_archive(folder: Path, shape: Sequence[int] = DEMO_SHAPE, seed: int = 0)
         shape: Voxels (z, y, x); 64 or more rows and columns.
         seed: The same seed gives the same voxels.
     """
-    tissue = _Tissue(volume.check_shape(shape), seed)
+    tissue = _Tissue(check_shape(shape), seed)
     for z in range(shape[0]):
         for variable, pixels in tissue.slice(z).items():
-            path = folder / volume.file_of_slice(variable, z)
+            path = folder / EMPIAR_13356.path(variable, z)
             path.parent.mkdir(parents=True, exist_ok=True)
-            if variable == volume.RAW:
+            if variable == RAW:
                 Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo=TIFF_TAGS)
             else:
                 Image.fromarray(pixels).save(path)
@@ -101,8 +103,8 @@ class _Tissue:
         noise = np.random.default_rng((self._seed, z)).normal(0, 9, grey.shape)
         inside = self._inside()
         raw = np.clip((grey + noise) * 200, 1, 65535).astype(np.uint16) * inside
-        return {volume.RAW: raw} | {
-            name: (mask & inside).astype(np.uint8) * np.uint8(volume.FOREGROUND) for name, mask in masks.items()
+        return {RAW: raw} | {
+            name: (mask & inside).astype(np.uint8) * np.uint8(FOREGROUND) for name, mask in masks.items()
         }
 
     def _spread(self, noise: Field) -> Field:
@@ -327,20 +329,20 @@ def overlay_picture(ds: xr.Dataset, z: int) -> Image.Image:
         z: The slice, by its coordinate.
     """
     pixels = ds.sel(z=z).compute()
-    raw = pixels[volume.RAW].to_numpy()
+    raw = pixels[RAW].to_numpy()
     low, high = np.percentile(raw[raw > 0], (0.5, 99.5)) if raw.any() else (0, 1)
     grey = np.clip((raw - low) / (high - low), 0, 1) * 255
     plain = np.repeat(grey[..., None], 3, axis=-1)
     coloured = plain.copy()
-    labels = [str(name) for name in ds.data_vars if name != volume.RAW]
+    labels = [str(name) for name in ds.data_vars if name != RAW]
     for label in labels:
         there = pixels[label].to_numpy() > 0
-        coloured[there] = 0.55 * coloured[there] + 0.45 * np.array(ImageColor.getrgb(volume.colour_of(label)))
+        coloured[there] = 0.55 * coloured[there] + 0.45 * np.array(ImageColor.getrgb(color_of(ds[label])))
     pair = Image.fromarray(np.concatenate([plain, coloured], axis=1).astype(np.uint8))
-    return _with_legend(pair, f"{ds.attrs['title']}, slice {z}", labels)
+    return _with_legend(pair, f"{ds.attrs['title']}, slice {z}", {label: color_of(ds[label]) for label in labels})
 
 
-def _with_legend(pair: Image.Image, title: str, labels: Sequence[str]) -> Image.Image:
+def _with_legend(pair: Image.Image, title: str, colors: Mapping[str, str]) -> Image.Image:
     size = max(pair.height // 40, 10)
     picture = Image.new("RGB", (pair.width, pair.height + 2 * size))
     picture.paste(pair, (0, 2 * size))
@@ -348,8 +350,8 @@ def _with_legend(pair: Image.Image, title: str, labels: Sequence[str]) -> Image.
     font = ImageFont.load_default(size)
     draw.text((size / 2, size / 3), title, fill="white", font=font)
     x = picture.width / 2 + size / 2
-    for label in labels:
-        draw.rectangle((x, size * 0.6, x + size * 0.8, size * 1.4), fill=volume.colour_of(label))
+    for label, color in colors.items():
+        draw.rectangle((x, size * 0.6, x + size * 0.8, size * 1.4), fill=color)
         draw.text((x + size * 1.1, size / 3), label, fill="white", font=font)
         x += size * 2.2 + draw.textlength(label, font=font)
     return picture
@@ -378,7 +380,7 @@ def run_demo(out: Path) -> None:
             _show_window(ds)
             overlay_picture(ds.assign_attrs(title="A made-up liver"), z=DEMO_SHAPE[0] // 2).save(new / PICTURE)
             to_zarr(ds, crop, bounding_box=DEMO_BOX)
-        voxels = check_crop(crop, archive, volume.BoundingBox(*DEMO_BOX))
+        voxels = check_crop(crop, archive, BoundingBox(*DEMO_BOX))
     print(f"A picture of slice {DEMO_SHAPE[0] // 2} with its labels: {out / PICTURE}")
     print(f"A crop that any Zarr reader opens: {out / CROP}")
     print(f"All {voxels:,} voxels of the crop equal the archive's. The demo took {time.monotonic() - began:.0f} s.")
@@ -393,14 +395,14 @@ def _show_window(ds: xr.Dataset) -> None:
     )
 
 
-def check_crop(crop: Path, archive: Path, box: volume.BoundingBox) -> int:
+def check_crop(crop: Path, archive: Path, box: BoundingBox) -> int:
     """Compare a store with the archive's files, read whole by tifffile and Pillow; returns the number of voxels."""
     stored = xr.open_zarr(crop)
     voxels = 0
     for name, variable in stored.data_vars.items():
         for i, z in enumerate(range(box.z_min, box.z_max)):
-            path = archive / volume.file_of_slice(str(name), z)
-            whole = tifffile.imread(path) if name == volume.RAW else np.asarray(Image.open(path))
+            path = archive / EMPIAR_13356.path(str(name), z)
+            whole = tifffile.imread(path) if name == RAW else np.asarray(Image.open(path))
             here, there = variable[i].to_numpy(), whole[box.y_min : box.y_max, box.x_min : box.x_max]
             if not np.array_equal(here, there):
                 raise LiverDaskError(f"Slice {z} of {name} in {crop} is not what {path} holds.")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from helpers.archive import SHAPE
 from helpers.lasting import EMPTIED
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: tests press Ctrl-C themselves
@@ -49,7 +50,7 @@ def voxels(archive: Path) -> dict[str, np.ndarray]:
     """Every variable of the archive, read whole by tifffile and Pillow."""
 
     def read(name: str, z: int) -> np.ndarray:
-        path = archive / volume.file_of_slice(name, z)
-        return tifffile.imread(path) if name == volume.RAW else np.asarray(Image.open(path))
+        path = archive / EMPIAR_13356.path(name, z)
+        return tifffile.imread(path) if name == RAW else np.asarray(Image.open(path))
 
-    return {name: np.stack([read(name, z) for z in range(SHAPE[0])]) for name in (volume.RAW, *volume.LABELS)}
+    return {name: np.stack([read(name, z) for z in range(SHAPE[0])]) for name in (RAW, *EMPIAR_13356.labels)}

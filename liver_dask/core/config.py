@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     "attempts": 6,
     "cache-dir": None,
     "cache-raw-gb": 0,
+    "tune-malloc": False,  # whether an export in this process may set how malloc keeps memory: it takes less
     "check-room": True,  # whether an export that seems too large for disk or memory is refused
     "most-refetches": 4.0,  # how often an export may fetch the same, on average, for what is computed
 }

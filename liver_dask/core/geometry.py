@@ -1,12 +1,80 @@
-"""Boxes of a Dataset by the indexes of the whole volume, which its coordinates hold."""
+"""Axes, shapes and boxes of voxels, and what makes sense of them."""
 
+import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from . import volume
+from .documents import short
 from .errors import InvalidArgumentError
+
+DIMS = ("z", "y", "x")
+LONGEST_AXIS = 2**31 - 1
+
+Shape = tuple[int, int, int]
+"""Lengths along (z, y, x)."""
+
+
+class BoundingBox(NamedTuple):
+    """A box of voxels in the order torch_em uses; each `max` is exclusive."""
+
+    x_min: int
+    x_max: int
+    y_min: int
+    y_max: int
+    z_min: int
+    z_max: int
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels (z, y, x)."""
+        return self.z_max - self.z_min, self.y_max - self.y_min, self.x_max - self.x_min
+
+
+def check_shape(shape: Sequence[int]) -> Shape:
+    """Return `shape` as three positive integers (z, y, x), or raise InvalidArgumentError."""
+    return check_lengths("shape", shape)
+
+
+def check_lengths(name: str, lengths: Sequence[int]) -> Shape:
+    """Return three positive integers (z, y, x), or raise InvalidArgumentError naming the argument."""
+    z, y, x = numbers = _integers(name, lengths, 3, "(z, y, x)")
+    if min(numbers) < 1 or max(numbers) > LONGEST_AXIS:
+        raise InvalidArgumentError(f"{name}={tuple(numbers)} has an axis without voxels, or one that is too long.")
+    return z, y, x
+
+
+def check_bounding_box(box: Sequence[int], within: BoundingBox) -> BoundingBox:
+    """Return `box` as a BoundingBox that is not empty and lies in `within`, or raise InvalidArgumentError."""
+    order = "(x_min, x_max, y_min, y_max, z_min, z_max)"
+    checked = BoundingBox(*_integers("bounding_box", box, 6, order))
+    for axis in "xyz":
+        start, stop = getattr(checked, f"{axis}_min"), getattr(checked, f"{axis}_max")
+        first, last = getattr(within, f"{axis}_min"), getattr(within, f"{axis}_max")
+        if stop <= start:
+            raise InvalidArgumentError(
+                f"bounding_box={tuple(checked)} holds no voxels: {axis}_max={stop} is not above {axis}_min={start}; "
+                f"the order is {order}."
+            )
+        if start < first or stop > last:
+            raise InvalidArgumentError(
+                f"bounding_box={tuple(checked)} leaves the volume: {axis} is {start}..{stop}, but there is only "
+                f"{first}..{last}; the order is {order}."
+            )
+    return checked
+
+
+def check_voxel_size(voxel_size_nm: Sequence[float]) -> tuple[float, float, float]:
+    """Return the voxel size as three positive numbers (z, y, x) in nm, or raise InvalidArgumentError."""
+    try:
+        z, y, x = (float(size) for size in voxel_size_nm)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"voxel_size_nm={short(voxel_size_nm)} is not three numbers (z, y, x).") from None
+    if not all(0 < size < float("inf") for size in (z, y, x)):
+        raise InvalidArgumentError(f"voxel_size_nm={(z, y, x)} must be above 0 on every axis.")
+    return z, y, x
 
 
 def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
@@ -24,7 +92,7 @@ def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
     if bounding_box is None:
         return ds
     held = held_box(ds)
-    box = volume.check_bounding_box(bounding_box, held)
+    box = check_bounding_box(bounding_box, held)
     return ds.isel(
         z=slice(box.z_min - held.z_min, box.z_max - held.z_min),
         y=slice(box.y_min - held.y_min, box.y_max - held.y_min),
@@ -32,20 +100,30 @@ def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
     )
 
 
-def held_box(ds: xr.Dataset) -> volume.BoundingBox:
+def held_box(ds: xr.Dataset) -> BoundingBox:
     """The box of the volume that a Dataset holds, by its coordinates, which must run one by one."""
     _check_size(ds)
     bounds = {}
-    for dim in volume.DIMS:
+    for dim in DIMS:
         index = ds.indexes.get(dim)
         if index is None or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
             raise InvalidArgumentError(
                 f"The coordinate {dim!r} does not run one by one, so a box of it is not defined."
             )
         bounds[dim] = int(index[0]), int(index[-1]) + 1
-    return volume.BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
+    return BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
 
 
 def _check_size(ds: xr.Dataset) -> None:
     if 0 in ds.sizes.values():
         raise InvalidArgumentError(f"The Dataset holds no voxels: its sizes are {dict(ds.sizes)}.")
+
+
+def _integers(name: str, values: Sequence[int], count: int, order: str) -> list[int]:
+    try:
+        numbers = [operator.index(value) for value in values]
+    except TypeError:
+        raise InvalidArgumentError(f"{name}={values!r} must be {count} whole numbers {order}.") from None
+    if len(numbers) != count:
+        raise InvalidArgumentError(f"{name}={tuple(numbers)} has {len(numbers)} numbers; give {count}: {order}.")
+    return numbers

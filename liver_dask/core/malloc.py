@@ -1,4 +1,8 @@
-"""How the C library's malloc keeps memory, for processes in which many threads ask for large arrays."""
+"""How the C library's malloc keeps memory, for processes in which many threads ask for large arrays.
+
+A user's own process is not changed unless that is configured (`liver-dask.tune-malloc`): what is done here is for the
+command line, for workers that dask started, and for those of a loader.
+"""
 
 import ctypes
 import functools
@@ -22,7 +26,11 @@ def keep_memory() -> None:
 
 @functools.cache
 def keep_memory_of_worker() -> None:
-    """The same, once, in a process that was told not to: dask starts its workers with MALLOC_TRIM_THRESHOLD_=65536."""
+    """The same, once, in a worker that dask started: that is with MALLOC_TRIM_THRESHOLD_=65536.
+
+    By that glibc asks the system for every array and every context of the compressor, page by page: zstd then runs at a
+    quarter of its rate, and an export at less than half.
+    """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ:
         keep_memory()
 

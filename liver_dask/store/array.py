@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import DamagedError, InvalidArgumentError
+from ..core.geometry import Shape
 from .inventory import check_structure
-from .layout import Shape, Shard
+from .layout import Shard
 from .record import CHECKSUMS_SINCE, layout_of, open_record, shard_path
 from .shards import EMPTY, Index, decode_planes, read_shard_index
 

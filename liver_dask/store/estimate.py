@@ -1,28 +1,25 @@
 """What an export will cost: requests, bytes to fetch, disk, memory, hours. Pure: from known facts, no file or network.
 
-The size of the raw files is known (`volume`); the sizes of the masks, and how far voxels can be compressed, are not
-known before they are there, and are guessed from real EM of another tissue.
+The size of raw files may be known (the archive's description); the sizes of masks, and how far voxels can be
+compressed, are not known before they are there, and are guessed from real EM of another tissue.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from ..archive.formats import png, tiff
-from ..archive.formats.strip_prefix import WHOLE_FROM
-from ..archive.remote.ranges import MOST_OF_A_REQUEST
-from ..core import volume
+from ..archive.formats.registry import FORMATS
+from ..archive.formats.slices import Reading
+from ..archive.reader import VolumeReader
+from ..core.kinds import Kind
 from .layout import Group, Layout, Region, plan_runs, rows_at_once
 
-MASK_FILE_BYTES_PER_PIXEL = 0.006
-"""Masks of real EM, 20000 x 20000 pixels, are PNGs of 0.5 to 4.8 MB."""
-
-STORED_BYTES_PER_VOXEL = {"raw": 1.75, "mask": 0.014}
+STORED_BYTES_PER_BYTE: dict[Kind, float] = {"image": 0.875, "mask": 0.014, "instances": 0.05}
 """As this package compresses them: tissue of real EM, made 16 bit by noise, and masks of it. The archive's own voxels
 may well take less, hardly more."""
 
 STORED_SHARE = 0.9
-"""Of any other variable."""
+"""Of any variable that is no integer."""
 
 PROCESS_BYTES = 600 << 20
 """What a process takes before it does anything, and what it keeps: strip indexes, checkpoints of masks."""
@@ -36,44 +33,37 @@ class FilesRead:
     """Which part of which files a group of variables is made of.
 
     Attributes:
-        variable: `raw` or a label.
+        reader: What reads them.
         slices: How many files.
         rows: Rows that are read of each.
         last_row: Rows of a file down to the last that is read.
         last_column: Columns of a file up to the last that is read.
-        height: Rows of a file.
-        width: Columns of a file.
-        connections: How many ranges are asked for side by side.
         times: How often all that is read, because what is computed of it needs it again.
     """
 
-    variable: str
+    reader: VolumeReader
     slices: int
     rows: int
     last_row: int
     last_column: int
-    height: int
-    width: int
-    connections: int
     times: float = 1
 
     def traffic(self, bands: int) -> tuple[int, int]:
         """Requests and bytes, where the rows are read in so many bands."""
-        requests, fetched = self._traffic_of_once(bands)
-        return ceil(self.times * requests), int(self.times * fetched)
-
-    def _traffic_of_once(self, bands: int) -> tuple[int, int]:
-        if self.variable == volume.RAW:
-            is_whole = self.last_column / self.width >= WHOLE_FROM
-            strip = volume.RAW_FILE_BYTES_PER_PIXEL * (self.width if is_whole else self.last_column)
-            index = tiff.INDEX_BYTES_PER_ROW * self.height
-            rows = self.rows / bands
-            least = 0 if is_whole else rows / MOST_OF_A_REQUEST
-            requests = bands * ceil(max(rows * strip / tiff.request_bytes(int(rows * strip), 1), least))
-            return self.slices * (1 + requests), int(self.slices * (self.rows * strip + index))
-        prefix = MASK_FILE_BYTES_PER_PIXEL * self.width * self.last_row
-        ranges = 1 + min(ceil(prefix / png.SMALLEST_REQUEST), self.connections)
-        return self.slices * ranges, int(self.slices * prefix)
+        described = self.reader.variable
+        reads = FORMATS[described.format]
+        _, height, width = self.reader.shape
+        reading = Reading(
+            rows=self.rows,
+            last_row=self.last_row,
+            last_column=self.last_column,
+            height=height,
+            width=width,
+            connections=self.reader.source.connections,
+            bytes_per_pixel=described.bytes_per_pixel or reads.BYTES_PER_PIXEL,
+        )
+        requests, fetched = reads.traffic(reading, bands)
+        return ceil(self.times * self.slices * requests), int(self.times * int(self.slices * fetched))
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ def estimate(
         int(stored),
         int(disk),
         max(task_memory(layout, group, sizes) for group in groups),
-        {used.variable: used.times for group in groups for used in files[group]},
+        {used.reader.name: used.times for group in groups for used in files[group]},
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..archive.dataset import VolumeReader, readers_of
 from ..archive.lazy.arrays import LazyWindow, VolumeArray
 from ..archive.lazy.leaves import leaves_in
-from ..core import volume
+from ..archive.reader import VolumeReader, readers_of
+from ..core.geometry import DIMS
 from .computed import Work
 from .estimate import FilesRead
 from .layout import Group, Layout, Run
@@ -90,27 +90,24 @@ class Source:
         """What is read of a variable's files: the rows and slices of the store, by its coordinates if they tell."""
         depth, store_rows, _ = self.layout.shape
         _, height, width = reader.shape
-        rows, connections = min(store_rows, height), reader.source.connections
         last_row, last_column = _last(self.ds, "y", height), _last(self.ds, "x", width)
-        return FilesRead(reader.variable, depth, rows, last_row, last_column, height, width, connections)
+        return FilesRead(reader, depth, min(store_rows, height), last_row, last_column)
 
 
 def _tallied(tally: Tally, readers: list[VolumeReader]) -> list[FilesRead]:
     """What is read of each variable's files, as its tasks tell."""
-    of_variable = {reader.variable: reader for reader in readers}
+    of_name = {reader.name: reader for reader in readers}
     found = []
-    for variable, (files, all_rows, last_row, last_column) in tally.extents.items():
-        reader, rows = of_variable[variable], ceil(all_rows / files)
-        last_row = last_row if variable == volume.RAW else rows
-        size = reader.shape[1:]
-        connections, times = reader.source.connections, tally.times[variable]
-        found.append(FilesRead(variable, files, rows, last_row, last_column, *size, connections, times))
+    for name, (files, all_rows, last_row, last_column) in tally.extents.items():
+        reader, rows = of_name[name], ceil(all_rows / files)
+        last_row = rows if reader.is_from_the_top else last_row
+        found.append(FilesRead(reader, files, rows, last_row, last_column, tally.times[name]))
     return found
 
 
 def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
     """Variables that are not of dask (of the engine without `chunks`, or in memory) as dask arrays."""
-    block = dict(zip(volume.DIMS, (1, layout.band, layout.shape[2]), strict=True))
+    block = dict(zip(DIMS, (1, layout.band, layout.shape[2]), strict=True))
     return ds.assign(
         {name: variable.chunk(block) for name, variable in ds.data_vars.items() if variable.chunks is None}
     )
@@ -151,7 +148,7 @@ def _groups_of(blocks: xr.Dataset, readers: Mapping[str, set[VolumeReader]]) -> 
 def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader]) -> Group:
     arrays = [blocks[name].data for name in names]
     if all(map(_is_lazy, arrays)):
-        return Group(names, None, any(reader.variable != volume.RAW for reader in readers))
+        return Group(names, None, any(reader.is_from_the_top for reader in readers))
     edges = [set(np.cumsum((0, *array.chunks[1])).tolist()) for array in arrays]
     return Group(names, tuple(sorted(set.intersection(*edges))), True)
 

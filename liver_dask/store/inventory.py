@@ -28,7 +28,7 @@ from ..core.documents import (
     short,
 )
 from ..core.errors import DamagedError
-from ..core.volume import DIMS
+from ..core.geometry import DIMS
 from .layout import Layout
 from .shards import STATISTICS
 

@@ -21,9 +21,10 @@ from uuid import uuid4
 import dask
 
 from ..core.concurrency import cores
+from ..core.config import setting
 from ..core.errors import ExportError
 from ..core.interrupts import check_interrupted, interrupts_noted
-from ..core.malloc import keep_memory, share_memory
+from ..core.malloc import keep_memory_of_worker, share_memory
 from ..core.threads import ContextPool, is_in_task
 
 if TYPE_CHECKING:
@@ -187,7 +188,8 @@ def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[
         hear: Is called with what the jobs report, on some thread.
     """
     if client is None:
-        share_memory()
+        if setting("tune-malloc"):
+            share_memory()
         with ContextPool(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as pool:
             yield Team(
                 lambda job, options: pool.submit(job.call, *job.arguments, **options),
@@ -263,12 +265,8 @@ def _place_given_up() -> Iterator[None]:
 
 
 def _start_on_worker(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a job that computes on one thread, in a process that does not give back what it will need again at once.
-
-    dask starts workers with MALLOC_TRIM_THRESHOLD_=65536. By that glibc asks the system for every array and every
-    context of the compressor, page by page: zstd then runs at a quarter of its rate, and an export at less than half.
-    """
-    keep_memory()
+    """Call a job that computes on one thread."""
+    keep_memory_of_worker()
     with cores.of(1):
         return call(*arguments, **options)
 

@@ -16,7 +16,7 @@ from itertools import pairwise, product
 from typing import NamedTuple
 
 from ..core.errors import InvalidArgumentError
-from ..core.volume import check_lengths
+from ..core.geometry import Shape, check_lengths
 
 CHUNKS = (8, 256, 256)
 SHARDS = (64, 4096, 4096)
@@ -25,8 +25,6 @@ REGION_BYTES = 64 << 20
 
 REGIONS_OF_A_RUN = 8
 """Enough that one is read while the one before is encoded; few, so that tasks end often and share the cores evenly."""
-
-Shape = tuple[int, int, int]
 
 
 class Shard(NamedTuple):

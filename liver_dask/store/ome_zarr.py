@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ..core import volume
+from ..archive.archives import color_of
 from ..core.documents import as_object, is_same, read_document, short
 from ..core.errors import StoreExistsError
+from ..core.geometry import DIMS, Shape
+from ..core.kinds import RAW, Kind, kind_of
 from . import label_group
 from .label_group import LABELS, add_labels, check_labels, labels_are_there
-from .layout import Shape
 from .record import open_record, read_statistics
 from .zarr_group import is_consolidated, read_group, write_group
 
@@ -46,7 +47,7 @@ def is_described(levels: Sequence[Level]) -> bool:
     return (
         described.paths in map(_paths_of, scales)
         and is_consolidated(store)
-        and labels_are_there(store, described.masks)
+        and labels_are_there(store, described.labels)
     )
 
 
@@ -99,7 +100,7 @@ def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] |
     store = levels[0].path
     described = _Describer(levels, voxel_size_nm)
     check_names(levels)
-    add_labels(store, described.arrays, {name: described.label(name) for name in described.masks}, VERSION)
+    add_labels(store, described.arrays, {name: described.label(name) for name in described.labels}, VERSION)
     if len(levels) > 1:
         pyramid = levels[1].path.parent
         write_group(pyramid, read_group(pyramid) or {}, consolidate=True)
@@ -107,8 +108,16 @@ def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] |
     known, ome = attributes.get(LABELS, []), attributes.get("ome", {})
     attributes["ome"] = described.image(ome)
     if isinstance(known, list):  # for vizarr
-        attributes[LABELS] = [*known, *(name for name in described.masks if name not in known)]
+        attributes[LABELS] = [*known, *(name for name in described.labels if name not in known)]
     write_group(store, attributes, consolidate=True)
+
+
+HOW: dict[Kind, str] = {
+    "image": "mean, rounded to the nearest, halves to even",
+    "mask": "majority, ties to the label",
+    "instances": "most frequent, ties to the smallest label",
+}
+"""How a level is made of the one below."""
 
 
 class _Describer:
@@ -119,10 +128,11 @@ class _Describer:
         self._size = voxel_size_nm
         store = levels[0].path
         self._ds = open_variables(store)
-        self._corner = [float(self._ds[dim][0]) for dim in volume.DIMS]
-        self.masks = [name for name in open_record(store)["variables"] if "flag_values" in self._ds[name].attrs]
-        self.arrays = {name: [level.path / name for level in levels] for name in self.masks}
-        self.name = volume.RAW if volume.RAW in self._ds else min(map(str, self._ds))
+        self._corner = [float(self._ds[dim][0]) for dim in DIMS]
+        self._kinds = {name: kind_of(self._ds[name]) for name in open_record(store)["variables"]}
+        self.labels = [name for name, kind in self._kinds.items() if kind != "image" and self._ds[name].dtype != bool]
+        self.arrays = {name: [level.path / name for level in levels] for name in self.labels}
+        self.name = RAW if RAW in self._ds else min(map(str, self._ds))
         self.paths = [(level.path / self.name).relative_to(store).as_posix() for level in levels]
 
     def image(self, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,38 +143,41 @@ class _Describer:
         """
         others = [scale for scale in _scales_of(known) if not _is_own(_paths_of(scale), self.paths)]
         described: dict[str, Any] = {"version": VERSION, "multiscales": [self._multiscale(self.name, self.paths)]}
-        if self.name not in self.masks:
+        if self.name not in self.labels:
             described["omero"] = {"channels": [self._channel(self.name)], "rdefs": {"model": "greyscale"}}
         return {**described, **known, "multiscales": described["multiscales"] + others}
 
     def label(self, name: str) -> dict[str, Any]:
-        """Of the group of a mask."""
-        attrs = self._ds[name].attrs
-        value, meaning = int(attrs["flag_values"][-1]), str(attrs.get("flag_meanings", name)).split()[-1]
-        colour = [*bytes.fromhex(volume.colour_of(name)[1:]), 255]
+        """Of the group of a label; of instances viewers choose the colours."""
+        told = {"version": VERSION, **self._told_of_mask(name), "source": {"image": "../../"}}
         return {
             "version": VERSION,
             "multiscales": [self._multiscale(name, [str(number) for number in range(len(self.levels))])],
-            "image-label": {
-                "version": VERSION,
-                "colors": [{"label-value": value, "rgba": colour}],
-                "properties": [{"label-value": value, "name": meaning}],
-                "source": {"image": "../../"},
-            },
+            "image-label": told,
+        }
+
+    def _told_of_mask(self, name: str) -> dict[str, Any]:
+        attrs = self._ds[name].attrs
+        if "flag_values" not in attrs:
+            return {}
+        value, meaning = int(attrs["flag_values"][-1]), str(attrs.get("flag_meanings", name)).split()[-1]
+        color = [*bytes.fromhex(color_of(self._ds[name])[1:]), 255]
+        return {
+            "colors": [{"label-value": value, "rgba": color}],
+            "properties": [{"label-value": value, "name": meaning}],
         }
 
     def _multiscale(self, name: str, paths: Sequence[str]) -> dict[str, Any]:
         unit = {"unit": "nanometer"} if self._size else {}
-        how = "majority, ties to the label" if name in self.masks else "mean, rounded to the nearest, halves to even"
         return {
             "name": name,
-            "axes": [{"name": dim, "type": "space", **unit} for dim in volume.DIMS],
+            "axes": [{"name": dim, "type": "space", **unit} for dim in DIMS],
             "datasets": [
                 {"path": path, "coordinateTransformations": self._transformations(level.factors)}
                 for path, level in zip(paths, self.levels, strict=True)
             ],
-            "type": how,
-            "metadata": {"voxel_size_source": self._ds.attrs.get("voxel_size_source", volume.VOXEL_SIZE_UNKNOWN)},
+            "type": HOW[self._kinds[name]],
+            "metadata": {"voxel_size_source": self._ds.attrs.get("voxel_size_source", "not given")},
         }
 
     def _transformations(self, factors: Shape) -> list[dict[str, Any]]:

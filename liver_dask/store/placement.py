@@ -19,7 +19,7 @@ from xarray.core import indexing
 from zarr.storage import LocalStore
 
 from ..archive.lazy.arrays import Window
-from .layout import Shape
+from ..core.geometry import Shape
 
 READ, CUT = "open_dataset-", "getitem-"
 """How dask's layers are named that read voxels, and that take some of them."""

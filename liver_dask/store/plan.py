@@ -4,6 +4,7 @@ How the work is driven is in `export_run`, what a worker does in `export_work`, 
 goes on after a kill, in `store`.
 """
 
+import logging
 import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -15,26 +16,30 @@ from dask.base import tokenize
 
 from ..archive.lazy.arrays import VolumeArray
 from ..archive.lazy.futures import held_by_a_cluster, wait_for
-from ..core import volume
+from ..archive.reader import VolumeReader
 from ..core.config import setting
 from ..core.disk import is_link
 from ..core.documents import changing_attributes
-from ..core.errors import InvalidArgumentError
-from ..core.geometry import crop
+from ..core.errors import InvalidArgumentError, RemoteError
+from ..core.geometry import DIMS, crop
+from ..core.kinds import RESERVED_NAMES, kind_of
 from ..core.metrics import traffic
 from .driver import Driver
-from .estimate import STORED_BYTES_PER_VOXEL, STORED_SHARE, Estimate, estimate
+from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, estimate
 from .inputs import Source, in_blocks, with_shared_blocks
 from .jobs import client_in_force, gather
 from .layout import CHUNKS, SHARDS, plan_layout
 from .preflight import check_call, check_disk, check_held, check_memory, check_times, check_workers
 from .progress import show_progress
-from .record_checks import OTHER_GROUPS
+from .record import read_record
 from .shards import codecs_of
+from .source_checks import check_same_archive, read_sources
 from .writer import Store
 
 if TYPE_CHECKING:
     from distributed import Client
+
+log = logging.getLogger(__name__)
 
 LONGEST_NAME = 240
 """Bytes of a store's name; the file system's limit is 255, and names beside it are longer."""
@@ -76,7 +81,7 @@ class Export:
         _check_variables(ds)
         part = crop(ds, bounding_box)
         sizes = {str(name): variable.dtype.itemsize for name, variable in part.data_vars.items()}
-        layout = plan_layout([part.sizes[dim] for dim in volume.DIMS], sizes, chunks, shards)
+        layout = plan_layout([part.sizes[dim] for dim in DIMS], sizes, chunks, shards)
         return cls(part, Source(crop(with_shared_blocks(ds), bounding_box), layout), target)
 
     @property
@@ -96,6 +101,7 @@ class Export:
         client = client_in_force() if client is None else client
         check_call(client, on_error)
         if self.store.is_written():
+            self._check_address(complete=True)
             self.store.tidy_beside()
             return
         expected = self.estimate()
@@ -108,6 +114,7 @@ class Export:
             if not run_name:
                 return
             try:
+                self._check_address(complete=False)
                 if client:
                     check_workers(client, self.store)
                 self._write(client, run_name, on_error == "continue", progress)
@@ -115,6 +122,18 @@ class Export:
             except BaseException as error:
                 self.store.tidy_after(error)
                 raise
+
+    def _check_address(self, *, complete: bool) -> None:
+        """See to it that a store which was begun at another address is of this archive."""
+        target = self.store.target
+        for name in self.store.moved(read_record(target) if complete else None):
+            sources = read_sources(target, name) if complete else self.store.sources(name)
+            try:
+                check_same_archive(target, sources, self.source.readers[name])
+            except RemoteError as error:
+                if not complete:
+                    raise
+                log.warning("%s is taken for a store of the same archive, which cannot be asked now: %s", target, error)
 
     def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
         traffic.take()  # what was fetched before is not this run's
@@ -138,7 +157,7 @@ class Export:
         """All of the store but its shards, as xarray writes it."""
         layout = self.store.layout
         variables = {
-            str(name): (volume.DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
+            str(name): (DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
             for name, variable in self.source.ds.data_vars.items()
         }
         encoding = {
@@ -185,24 +204,24 @@ def _check_variables(ds: xr.Dataset) -> None:
         _check_variable(name, variable)
     for name, coordinate in ds.coords.items():
         _check_attributes(f"Coordinate {name!r}", coordinate)
-        if name in OTHER_GROUPS:
+        if name in RESERVED_NAMES:
             raise InvalidArgumentError(f"Coordinate {name!r} cannot be kept; rename it, or drop it.")
         if getattr(ds.indexes.get(name), "nlevels", 1) > 1:
             raise InvalidArgumentError(f"Coordinate {name!r} is a MultiIndex, and cannot be kept; see reset_index.")
 
 
 def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
-    if not isinstance(name, str) or not name.isidentifier() or name in OTHER_GROUPS:
+    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
         raise InvalidArgumentError(
-            f"A variable named {name!r} cannot be kept; rename it to a word other than {', '.join(OTHER_GROUPS)}."
+            f"A variable named {name!r} cannot be kept; rename it to a word other than {', '.join(RESERVED_NAMES)}."
         )
-    if variable.dims != volume.DIMS and set(variable.dims) == set(volume.DIMS):
+    if variable.dims != DIMS and set(variable.dims) == set(DIMS):
         raise InvalidArgumentError(
-            f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}: ds.transpose{volume.DIMS}."
+            f"Variable {name!r} has dims {variable.dims}, and a store needs {DIMS}: ds.transpose{DIMS}."
         )
-    if variable.dims != volume.DIMS:
+    if variable.dims != DIMS:
         raise InvalidArgumentError(
-            f"Variable {name!r} has dims {variable.dims}, and a store needs {volume.DIMS}; "
+            f"Variable {name!r} has dims {variable.dims}, and a store needs {DIMS}; "
             "select with slices, such as z=slice(290, 291), to keep a dim."
         )
     if variable.dtype.kind not in "biuf" or variable.dtype.itemsize > LARGEST_VOXEL:
@@ -221,13 +240,12 @@ def _check_attributes(what: str, variable: xr.DataArray) -> None:
 def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
     """In memory and, about, on disk."""
     size = variable.dtype.itemsize
-    if size == 1 and "flag_values" in variable.attrs:
-        return size, STORED_BYTES_PER_VOXEL["mask"]
-    return size, STORED_BYTES_PER_VOXEL["raw"] if variable.dtype == volume.RAW_DTYPE else STORED_SHARE * size
+    share = STORED_SHARE if variable.dtype.kind == "f" else STORED_BYTES_PER_BYTE[kind_of(variable)]
+    return size, share * size
 
 
 def _content_of(blocks: xr.Dataset, source: Source) -> dict[str, Any]:
-    """What makes two calls the same: the same voxels in the same layout."""
+    """What is recorded of a store; `identity_of` says what of it tells it from others."""
     layout = source.layout
     return {
         "shape": list(layout.shape),
@@ -236,8 +254,10 @@ def _content_of(blocks: xr.Dataset, source: Source) -> dict[str, Any]:
         "variables": {
             str(name): {
                 "dtype": variable.dtype.newbyteorder("<").str,
+                "kind": kind_of(variable),
                 "voxels": _origin(variable.data),
                 "files": sorted({reader.files for reader in source.readers[str(name)]}),
+                **_description(variable.data),
             }
             for name, variable in blocks.data_vars.items()
         },
@@ -248,3 +268,10 @@ def _origin(array: Any) -> Any:
     """Which voxels an array stands for, the same in every process; of a changed one, dask's name for it."""
     lazy = array.lazy if isinstance(array, VolumeArray) else None
     return (lazy.origin() or lazy.describe()) if lazy else f"computed {tokenize(array)}"
+
+
+def _description(array: Any) -> dict[str, Any]:
+    """How the archive of an array is described, for whoever has no description of it when the store is verified."""
+    lazy = array.lazy if isinstance(array, VolumeArray) else None
+    reads = lazy.read if lazy else None
+    return {"description": reads.variable.described()} if isinstance(reads, VolumeReader) else {}

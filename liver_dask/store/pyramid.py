@@ -8,7 +8,7 @@ below is read in tiles, so memory does not grow with the volume.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -23,10 +23,10 @@ from ..archive.lazy.arrays import LazyWindow, Selection, VolumeArray, Window
 from ..core.concurrency import cores
 from ..core.documents import read_document
 from ..core.errors import DamagedError, StoreExistsError
-from ..core.volume import DIMS, check_voxel_size
+from ..core.geometry import DIMS, Shape, check_voxel_size
+from ..core.kinds import KINDS, Kind, kind_of
 from .array import StoredArray
 from .inventory import check_structure
-from .layout import Shape
 from .ome_zarr import Level, check_names, is_described, open_variables, write_ome_metadata
 from .placement import Placement, placement_of
 from .plan import Export
@@ -41,6 +41,9 @@ FOLDER = "pyramid"
 SMALL_ENOUGH = 512
 """Rows and columns of the last level, at most."""
 
+HOW: dict[Kind, str] = {"image": "mean", "mask": "majority", "instances": "most frequent"}
+"""How a level is said to be made."""
+
 TILE = (1024, 2048)
 """Rows and columns that are read at once of the level below: with 16 slices of raw, 64 MB."""
 
@@ -50,12 +53,14 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
 
     Level by level y and x are halved, and z too as soon as voxels are no longer larger along it (never, if their size
     is not known), until a slice has 512 rows and columns or less. Numbers become the mean of the voxels that they stand
-    for, rounded to the nearest, halves to even; masks are labelled where half of those voxels or more are.
+    for, rounded to the nearest, halves to even; masks are labelled where half of those voxels or more are; of instances
+    the most frequent number stays.
 
     The store itself is as before: `xr.open_zarr(store)`; `xr.open_datatree(store, group="pyramid")` gives the levels,
     with coordinates in voxels of the whole volume. Viewers find raw and all levels at the store's root, and the masks
-    in its group `labels`, where shards are hard links to those of the variables (copies where the disk has no links).
-    What else is in `labels`, such as a segmentation of your own, stays as it is, and so do the root's other attributes.
+    and instances in its group `labels`, where shards are hard links to those of the variables (copies where the disk
+    has no links). What else is in `labels`, such as a segmentation of your own, stays as it is, and so do the root's
+    other attributes.
 
     After an interruption the same call goes on; if all is there it does nothing.
 
@@ -177,7 +182,7 @@ def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
     step = _step(below, level.factors)
     try:
         for name in names:
-            told = tuple(HalvedReader(below.path, name, step, is_mask).describe() for is_mask in (False, True))
+            told = tuple(HalvedReader(below.path, name, step, kind).describe() for kind in KINDS)
             if not record["variables"][name]["voxels"].startswith(told):
                 return False
     except (DamagedError, LookupError, AttributeError):
@@ -230,7 +235,7 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
     variables = {}
     for name in record["variables"]:
         attrs = source[name].attrs
-        reader = HalvedReader(below.path, name, step, "flag_values" in attrs or source[name].dtype == bool)
+        reader = HalvedReader(below.path, name, step, kind_of(source[name]))
         window = LazyWindow(reader, Window.whole(reader.shape), source[name].dtype)
         variables[name] = DIMS, VolumeArray.of(window, tuple((length,) for length in window.shape)), attrs
     whole = open_variables(root)
@@ -258,13 +263,13 @@ class HalvedReader:
         below: The level below.
         variable: The variable.
         step: How many voxels of the level below a voxel stands for: 1 or 2 along each of z, y and x.
-        is_mask: Whether most voxels are to decide, and not their mean.
+        kind: Of the variable: how one voxel is made of several.
     """
 
     below: Path
     variable: str
     step: Shape
-    is_mask: bool
+    kind: Kind
 
     @property
     def slices_at_once(self) -> int:
@@ -288,14 +293,14 @@ class HalvedReader:
                 for start, part, step in zip(corner, tile, self.step, strict=True)
             )
             with cores:
-                out[tile] = halve(source[box], self.step, is_mask=self.is_mask)
+                out[tile] = halve(source[box], self.step, self.kind)
 
     def describe(self) -> str:
         """Of which voxels, by their checksums, and how: the same wherever the store is moved."""
         known = json.dumps(sorted(read_checksums(self.below, self.variable).items()))
-        how = "majority" if self.is_mask else "mean"
         voxels = hashlib.sha256(known.encode()).hexdigest()[:32]
-        return f"{how} of {self.step} voxels of the {self.variable} whose shards' checksums have the SHA-256 {voxels}"
+        what = f"{HOW[self.kind]} of {self.step} voxels of the {self.variable}"
+        return f"{what} whose shards' checksums have the SHA-256 {voxels}"
 
     @property
     def variant(self) -> str:
@@ -314,14 +319,15 @@ class HalvedReader:
         return nullcontext()
 
 
-def halve(voxels: npt.NDArray[Any], step: Shape, *, is_mask: bool) -> npt.NDArray[Any]:
+def halve(voxels: npt.NDArray[Any], step: Shape, kind: Kind) -> npt.NDArray[Any]:
     """Half the size along the axes where `step` is 2; at an odd end a voxel stands for those that there are.
 
     Args:
         voxels: (z, y, x), integers, floats or bools.
         step: 1 or 2 for each axis.
-        is_mask: Whether a voxel gets the greatest value where half of those it stands for, or more, are not zero, and 0
-            elsewhere; else it gets their mean, rounded to the nearest, halves to even.
+        kind: Of an image a voxel gets the mean of those it stands for, rounded to the nearest, halves to even. Of a
+            mask it gets the greatest value where half of them or more are not zero, else 0. Of instances it gets the
+            number that most of them have; of several as frequent ones the smallest, but 0 only if there is no other.
     """
     odd = [(0, -length % of) for length, of in zip(voxels.shape, step, strict=True)]
     if any(more for _, more in odd):
@@ -329,7 +335,7 @@ def halve(voxels: npt.NDArray[Any], step: Shape, *, is_mask: bool) -> npt.NDArra
     parts = [voxels[tuple(slice(at, None, of) for at, of in zip(place, step, strict=True))] for place in _corners(step)]
     if len(parts) == 1:
         return voxels
-    return _majority(parts) if is_mask else _mean(parts)
+    return _HALVED[kind](parts)
 
 
 def _corners(step: Shape) -> Iterator[tuple[int, ...]]:
@@ -360,6 +366,24 @@ def _mean(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     half = len(parts) // 2
     mean += (low > half) | ((low == half) & (mean & 1).astype(bool))
     return mean
+
+
+def _most_frequent(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    best, most = np.zeros_like(parts[0]), np.zeros(parts[0].shape, np.uint8)
+    for part in parts:
+        count = np.zeros(part.shape, np.uint8)
+        for other in parts:
+            count += part == other
+        is_better = (count > most) | ((count == most) & (part != 0) & ((best == 0) | (part < best)))
+        best[is_better], most[is_better] = part[is_better], count[is_better]
+    return best
+
+
+_HALVED: dict[Kind, Callable[[list[npt.NDArray[Any]]], npt.NDArray[Any]]] = {
+    "image": _mean,
+    "mask": _majority,
+    "instances": _most_frequent,
+}
 
 
 def _tiles(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:

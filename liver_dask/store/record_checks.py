@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core import volume
 from ..core.documents import as_object, short
 from ..core.errors import InvalidArgumentError
+from ..core.geometry import DIMS, LONGEST_AXIS
+from ..core.kinds import KINDS, RESERVED_NAMES
+from .identity import described, identity_of
 from .layout import plan_layout
-
-OTHER_GROUPS = ("liver_dask", "pyramid", "labels")
-"""What else a store holds, or will when it has a pyramid."""
 
 LONGEST_NAME = 240
 LARGEST_CHUNK = 2**31
@@ -28,7 +27,6 @@ MOST_CHUNKS = 2**24
 MOST_BLOCKS = 2**20
 """Of the volume that a store was cut from; the full volume has 12,000."""
 
-LONGEST_AXIS = volume.LONGEST_AXIS
 DTYPE = re.compile(r"\|[biu]1|[<>][iuf][248]")
 
 
@@ -60,9 +58,10 @@ def told_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str
         found: The record.
         content: What it would be of the call.
     """
-    there, wanted = as_object(found.get("variables")), content["variables"]
+    one, other = identity_of(found), identity_of(content)
+    there, wanted = one.pop("variables"), other.pop("variables")
     differing = [name for name in wanted if there.get(name) != wanted[name]]
-    rest = [name for name in content if name != "variables" and found.get(name) != content[name]]
+    rest = one != other
     if (
         rest
         or not differing
@@ -100,33 +99,34 @@ def _integers(value: Any, key: str) -> Sequence[int]:
 
 
 def _check_variable(name: str, variable: Any, shape: Sequence[int]) -> None:
-    if not name.isidentifier() or name in OTHER_GROUPS or name in volume.DIMS or len(name.encode()) > LONGEST_NAME:
+    if not name.isidentifier() or name in RESERVED_NAMES or name in DIMS or len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"a variable is named {short(name)}")
     dtype, files, voxels = (variable.get(key) for key in ("dtype", "files", "voxels"))
     if not isinstance(dtype, str) or not DTYPE.fullmatch(dtype):
         raise ValueError(f"the dtype of {name} is {short(dtype)}")
     if not isinstance(files, list) or not all(isinstance(prefix, str) for prefix in files):
         raise ValueError(f"the files of {name} are {short(files)}")
+    if variable.get("kind", KINDS[0]) not in KINDS:
+        raise ValueError(f"the kind of {name} is {short(variable['kind'])}")
     if isinstance(voxels, dict):
-        _check_origin(name, voxels, shape)
+        _check_origin(name, variable, voxels, shape)
     elif not isinstance(voxels, str):
         raise ValueError(f"the voxels of {name} are {short(voxels)}")
 
 
-def _check_origin(name: str, origin: dict[str, Any], shape: Sequence[int]) -> None:
+def _check_origin(name: str, variable: Any, origin: dict[str, Any], shape: Sequence[int]) -> None:
     """Which voxels of an archive a variable is: ranges of its axes, as long as the store's."""
-    if not isinstance(origin.get("source"), str) or origin.get("variable") not in _known_variables():
+    if not all(isinstance(origin.get(key, ""), str) for key in ("archive", "source", "variable")):
         raise ValueError(f"{name} is made of {short(origin.get('variable'))} of {short(origin.get('source'))}")
+    if "source" not in origin or "variable" not in origin:
+        raise ValueError(f"{name} is made of {short(origin)}")
+    described(variable)
     whole = _lengths(origin, "shape")
     if whole[0] * math.ceil(whole[1] / 1024) > MOST_BLOCKS:
         raise ValueError(f"{name} is made of a volume of {short(origin['shape'])}")
-    for dim, length, of in zip(volume.DIMS, shape, whole, strict=True):
+    for dim, length, of in zip(DIMS, shape, whole, strict=True):
         start, stop, step = _integers(origin.get(dim), f"{dim} of {name}")
         small = max(map(abs, (start, stop, step))) <= LONGEST_AXIS and step != 0
         taken = range(start, stop, step) if small else range(0)
         if len(taken) != length or not (0 <= taken[0] < of and 0 <= taken[-1] < of):
             raise ValueError(f"{name} is made of {dim} {short(origin[dim])} of {of}, for {length}")
-
-
-def _known_variables() -> tuple[str, ...]:
-    return (volume.RAW, *volume.MEANING_OF_LABEL)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import DamagedError
+from ..core.geometry import Shape
 from .inventory import Metadata
-from .layout import Layout, Shape, Shard
+from .layout import Layout, Shard
 from .record import MANIFEST, RECORD, read_checksums, read_statistics, shard_path
 from .shards import CRC_BYTES, EMPTY, STATISTICS, Checksum, decode_chunk, read_shard_index, statistics_of
 
@@ -35,6 +36,7 @@ class ShardCheck:
         name: The variable.
         shard: The shard.
         dtype: Of the variable.
+        has_means: Whether the tables have mean and deviation of it.
         layout: The grids of the store.
         expected: The recorded checksum; None if there is none.
         known: What the store's tables say of its chunks; None if they cannot be read.
@@ -46,6 +48,7 @@ class ShardCheck:
     name: str
     shard: Shard
     dtype: str
+    has_means: bool
     layout: Layout
     expected: Checksum | None
     known: npt.NDArray[np.void] | None
@@ -105,7 +108,8 @@ class ShardCheck:
                 self.layout.shape, self.shard, self.layout.chunks_per_shard, place, self.layout.chunks, strict=True
             )
         ]
-        found = statistics_of(np.ascontiguousarray(voxels[tuple(map(slice, ends))]))
+        voxels = np.ascontiguousarray(voxels[tuple(map(slice, ends))])
+        found = statistics_of(voxels, has_means=self.has_means)
         known = self.known[tuple(place)]
         return [] if _agree(known, found) else [self._told(place, known, f"has {found}")]
 

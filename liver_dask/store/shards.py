@@ -23,7 +23,7 @@ import numpy.typing as npt
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..core.errors import DamagedError
-from .layout import Shape
+from ..core.geometry import Shape
 
 EMPTY = np.iinfo(np.uint64).max
 ZSTD_OF_VOXELS: tuple[int, Any] = (5, "shuffle")
@@ -44,8 +44,8 @@ Table = npt.NDArray[np.void]
 
 
 STATISTICS = np.dtype([("nonzero", "<u4"), ("mean", "<f4"), ("std", "<f4")])
-"""What is known of a chunk's voxels, as far as there are voxels in it: how many are not zero; and, but for voxels of
-one byte (masks), mean and standard deviation."""
+"""What is known of a chunk's voxels, as far as there are voxels in it: how many are not zero; and, but for masks,
+mean and standard deviation."""
 
 IN_SLAB = np.dtype([("offset", "<u8"), ("length", "<u8"), ("statistics", STATISTICS), ("", "<u4")])
 """What the index of a slab says of each chunk; as many bytes as four uint64."""
@@ -84,13 +84,13 @@ def codecs_of(dtype: np.dtype[Any]) -> list[BloscCodec | Crc32cCodec]:
     return [blosc, Crc32cCodec()]
 
 
-def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape) -> Chunk:
+def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape, *, has_means: bool = True) -> Chunk:
     """Encode what there is of one chunk, filled up with zeros at the array's end; nothing where all bits are zero.
 
     Readers take 0 for what is left out; -0.0, whose sign they would lose by that, is kept.
     """
     little = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
-    statistics = statistics_of(little)  # of neighbouring bytes: three times as fast as of a part of a region
+    statistics = statistics_of(little, has_means=has_means)  # of neighbouring bytes: that is three times as fast
     if not statistics["nonzero"] and not (little.dtype.kind == "f" and little.view(np.uint8).any()):
         return Chunk(b"", statistics)
     if little.shape != chunk:
@@ -288,11 +288,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def statistics_of(voxels: npt.NDArray[Any]) -> npt.NDArray[np.void]:
-    """What is known of a chunk's voxels, see STATISTICS."""
+def statistics_of(voxels: npt.NDArray[Any], *, has_means: bool) -> npt.NDArray[np.void]:
+    """What is known of a chunk's voxels, see STATISTICS; mean and deviation only if that is wanted."""
     known = np.zeros((), STATISTICS)
     known["nonzero"] = np.count_nonzero(voxels)
-    if known["nonzero"] and voxels.itemsize > 1:
+    if known["nonzero"] and has_means:
         with np.errstate(all="ignore"):  # a computed variable may hold what has no mean
             values = voxels.reshape(-1).astype(np.float32)  # half the time of float64; numpy adds pairwise
             known["mean"] = mean = values.mean()

@@ -1,22 +1,24 @@
 """Whether the files that a store was made of are still the ones that its source has."""
 
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..archive.dataset import VolumeReader
+from ..archive.reader import VolumeReader
 from ..archive.remote.files import RemoteFile
 from ..archive.remote.transport import Source
 from ..archive.remote.versions import MISSING, Identity
-from ..core import volume
 from ..core.documents import read_document, short
-from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError
+from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError
 from ..core.threads import ContextPool
+from .identity import is_file_of
 from .jobs import Report
 from .record import MANIFEST
 from .worker import READERS, report_of
+
+MOST_COMPARED = 32
+"""Files of which the sizes tell whether an archive is the same at another address."""
 
 OPENED_UNASKED = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "memory", "file")
 """Protocols of addresses that are opened because a store names them; local folders, too."""
@@ -90,10 +92,10 @@ def plan_source_checks(
     files: dict[tuple[Source, bool], dict[RecordedFile, None]] = {}
     for url, identity in sources:
         for reader in readers:
-            path = "/".join(url.split("/")[-2:])
-            z = slice_of(path)
-            if z is not None and wanted(z) and path == volume.file_of_slice(reader.variable, z):
-                files.setdefault((reader.source, url.startswith(reader.files)), {})[RecordedFile(path, identity)] = None
+            z = reader.variable.slice_of(url)
+            if z is not None and wanted(z):
+                of_source = files.setdefault((reader.source, is_file_of(reader.files, url)), {})
+                of_source[RecordedFile(reader.variable.path(z), identity)] = None
     return {
         SourceCheck(source, tuple(of), by_tag): None
         for (source, by_tag), all_files in files.items()
@@ -101,10 +103,25 @@ def plan_source_checks(
     }
 
 
-def slice_of(path: str) -> int | None:
-    """The number of the slice that a file is of."""
-    match = re.search(r"_([0-9]{3,10})\.(tif|png)$", path)
-    return int(match[1]) if match else None
+def check_same_archive(store: Path, sources: Sequence[tuple[str, Identity]], readers: Collection[VolumeReader]) -> None:
+    """Refuse a store of files that only have the same names: some that were read elsewhere are compared by size.
+
+    Args:
+        store: The store, complete or not.
+        sources: The URLs of the files that it was made of, and their versions.
+        readers: What a call would make it of.
+
+    Raises:
+        StoreExistsError: A file has another size where it is now.
+        LiverDaskError: The files cannot be asked for.
+    """
+    elsewhere = [source for source in sources if not any(is_file_of(reader.files, source[0]) for reader in readers)]
+    some = elsewhere[:: max(1, -(-len(elsewhere) // MOST_COMPARED))]
+    for check in plan_source_checks(some, readers, lambda z: True):
+        for told in check.run(lambda report: None).values():
+            raise StoreExistsError(
+                f"{store} was made of files at another address, which are not these: {told}. Choose another path."
+            )
 
 
 def check_recorded_address(store: Path, record: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ..archive.lazy.arrays import Selection
 from ..archive.lazy.leaves import Read
-from ..core import volume
 
 
 class Extent(NamedTuple):
@@ -18,7 +17,7 @@ class Extent(NamedTuple):
 
     Attributes:
         files: How many files.
-        rows: Rows of them all; of masks, those down to the last that is needed.
+        rows: Rows of them all; where they are decoded from the top, those down to the last that is needed.
         last_row: The last row of a file, plus one.
         last_column: The last column, plus one.
     """
@@ -37,14 +36,15 @@ def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
         reader, (z, y, _) = _reader(read), read.window.selections
         if not read.nbytes:
             continue
-        if (reader.variable, reader.files) not in rows:
-            rows[reader.variable, reader.files] = np.zeros(reader.shape[:2], bool)
+        name = reader.name
+        if (name, reader.files) not in rows:
+            rows[name, reader.files] = np.zeros(reader.shape[:2], bool)
         _, bottom, right = read.ends
-        of_file = slice(bottom) if _is_mask(reader) else _as_slice(y)
+        of_file = slice(bottom) if reader.is_from_the_top else _as_slice(y)
         for number in z:
-            rows[reader.variable, reader.files][number, of_file] = True
-        below, beyond = last.get(reader.variable, (0, 0))
-        last[reader.variable] = max(below, bottom), max(beyond, right)
+            rows[name, reader.files][number, of_file] = True
+        below, beyond = last.get(name, (0, 0))
+        last[name] = max(below, bottom), max(beyond, right)
     found = {}
     for variable, ends in last.items():
         of_variable = [seen for (name, _), seen in rows.items() if name == variable]
@@ -55,7 +55,7 @@ def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
 
 @dataclass
 class Tally:
-    """What jobs read of files, in rows; of a mask, all down to the last that is needed, once a job.
+    """What jobs read of files, in rows; of files that are decoded from the top, all down to the last, once a job.
 
     Attributes:
         extents: What is read, by variable.
@@ -83,13 +83,13 @@ class Tally:
         prefixes: dict[tuple[Any, int], int] = {}
         for read, times in reads:
             reader, (z, y, _) = _reader(read), read.window.selections
-            if not _is_mask(reader):
-                self._read[reader.variable] += jobs * times * len(z) * len(y)
+            if not reader.is_from_the_top:
+                self._read[reader.name] += jobs * times * len(z) * len(y)
                 continue
             for number in map(int, z if read.nbytes else ()):
                 prefixes[reader, number] = max(prefixes.get((reader, number), 0), read.ends[1])
         for (reader, _), rows in prefixes.items():
-            self._read[reader.variable] += jobs * rows
+            self._read[reader.name] += jobs * rows
 
 
 def _reader(read: Read) -> Any:
@@ -100,7 +100,3 @@ def _reader(read: Read) -> Any:
 def _as_slice(rows: Selection) -> Any:
     """A quicker index of the same rows, if there is one."""
     return slice(rows[0], rows[-1] + 1) if isinstance(rows, range) and rows.step == 1 else np.asarray(rows)
-
-
-def _is_mask(reader: Any) -> bool:
-    return bool(reader.variable != volume.RAW)

@@ -16,12 +16,13 @@ import xarray as xr
 import zarr
 from rich.filesize import decimal
 
-from ..archive.dataset import Missing, open_human_liver_em, open_origin, readers_of
-from ..core import volume
+from ..archive.dataset import open_origin
+from ..archive.reader import Missing, readers_of
 from ..core.config import setting
 from ..core.documents import reason_of
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from ..core.threads import ContextPool
+from .identity import described, has_means, identity_of
 from .inputs import Source
 from .inventory import Metadata
 from .jobs import Job, Report, client_in_force, gather
@@ -34,7 +35,7 @@ from .pyramid import FOLDER, halved, levels_of, voxel_size_of
 from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
 from .rows import Part
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
-from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources, slice_of
+from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources
 from .worker import READERS, as_told, report_of
 
 if TYPE_CHECKING:
@@ -314,13 +315,14 @@ class _Plan:
 
     def told(self, difference: Difference) -> str:
         """A difference as a problem: it may be the source that is another."""
-        origin = self._record["variables"][difference.name]["voxels"]
+        variable = self._record["variables"][difference.name]
+        origin = variable["voxels"]
         if isinstance(origin, dict):
-            path = volume.file_of_slice(origin["variable"], range(*origin["z"])[difference.z])
-            changed = self.changed.get(path)
+            changed = self.changed.get(described(variable).path(range(*origin["z"])[difference.z]))
         else:
-            paths = ("/".join(url.split("/")[-2:]) for url, _ in self._sources(difference.name))
-            changed = next((self.changed[path] for path in paths if path in self.changed), None)
+            urls = [url for url, _ in self._sources(difference.name)]
+            told = (told for path, told in self.changed.items() if any(url.endswith(f"/{path}") for url in urls))
+            changed = next(told, None)
         return f"{difference.told}; the source has changed since: {changed}" if changed else difference.told
 
     def _tell(self, problems: Sequence[str]) -> None:
@@ -331,14 +333,23 @@ class _Plan:
     ) -> Iterator[ShardCheck]:
         grid, has_checksums = self._layout.chunks_per_shard, self._record["format"] >= CHECKSUMS_SINCE
         for name, of_variable in shards.items():
-            dtype = self._record["variables"][name]["dtype"]
+            variable = self._record["variables"][name]
             known, problems = read_tables(self.store, name, self._metadata)
             self._tell(problems)
             for shard in of_variable.shards:
                 chosen = None if full else chance.random()
                 expected, part = of_variable.checksums.get(shard), part_of_shard(known, shard, grid)
                 yield ShardCheck(
-                    self.store, name, shard, dtype, self._layout, expected, part, chosen, has_checksums=has_checksums
+                    self.store,
+                    name,
+                    shard,
+                    variable["dtype"],
+                    has_means(variable),
+                    self._layout,
+                    expected,
+                    part,
+                    chosen,
+                    has_checksums=has_checksums,
                 )
 
     def _plan_comparisons(
@@ -347,9 +358,10 @@ class _Plan:
         layout, variables = self._layout, self._record["variables"]
         export = Export.plan(ds, self.store, chunks=self._record["chunks"], shards=self._record["shards"])
         known = {name: variables.get(name) for name in export.store.names}
-        if is_given and (export.store.layout.shape != layout.shape or export.store.content["variables"] != known):
+        is_same = identity_of({"variables": known}) == identity_of({"variables": export.store.content["variables"]})
+        if is_given and (export.store.layout.shape != layout.shape or not is_same):
             raise InvalidArgumentError(
-                f"The Dataset is not what {self.store} was made of: another box, source or computation."
+                f"The Dataset is not what {self.store} was made of: another box, archive or computation."
             )
         groups = export.source.groups
         groups = [group._replace(names=tuple(name for name in group.names if name in readable)) for group in groups]
@@ -366,12 +378,14 @@ class _Plan:
         checks: dict[SourceCheck, None] = {}
         for name in [name for group in groups for name in group.names]:
             origin, sources = self._record["variables"][name]["voxels"], self._sources(name)
-            wanted = {z for url, _ in sources if (z := slice_of(url)) is not None}
+            readers = source.readers[name]
+            found = {reader.variable.slice_of(url) for url, _ in sources for reader in readers}
+            wanted = {z for z in found if z is not None}
             if slices is not None and isinstance(origin, dict):
                 wanted &= {range(*origin["z"])[z] for z in slices}
             elif slices is not None:
                 wanted = set(chance.permutation(sorted(wanted))[: len(slices)].tolist())
-            checks |= plan_source_checks(sources, source.readers[name], wanted.__contains__)
+            checks |= plan_source_checks(sources, readers, wanted.__contains__)
         return iter(checks)
 
     def _sources(self, name: str) -> list[Any]:
@@ -459,14 +473,13 @@ def _opened_again(
     for name, variable in record["variables"].items():
         origin = variable["voxels"]
         if isinstance(origin, dict):
-            labels = [origin["variable"]] if origin["variable"] != volume.RAW else []
             address = origin["source"] if source is None else source
             try:
-                whole = open_human_liver_em(address, shape=origin["shape"], labels=labels, missing=missing)
+                voxels = open_origin(origin, described(variable), address, missing)
             except SliceNotFoundError as error:
                 where = f"{store} was made of it; name where it is: source=..., or --source."
                 raise SliceNotFoundError(f"{error} {where}") from error
-            variables[name] = open_origin(origin, whole).variable
+            variables[name] = voxels.variable
     return xr.Dataset(variables)
 
 

@@ -21,10 +21,12 @@ from ..archive.lazy.leaves import Tasks
 from ..archive.remote.versions import Identity, noting_files
 from ..core.concurrency import cores
 from ..core.errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
+from ..core.geometry import Shape
 from ..core.metrics import traffic
 from ..core.threads import ContextPool
+from .identity import has_means
 from .jobs import Report
-from .layout import Region, Run, Shape, Shard, ShardRow
+from .layout import Region, Run, Shard, ShardRow
 from .rows import Arrays, Key, Part, foreseeing
 from .shards import Chunk, encode_chunk
 from .writer import Store
@@ -113,7 +115,7 @@ class Task:
         def encode(reading: Future[Arrays]) -> Encoded:
             arrays = reading.result()
             try:
-                return {name: self._encode(voxels, encoders) for name, voxels in arrays.items()}
+                return {name: self._encode(name, voxels, encoders) for name, voxels in arrays.items()}
             finally:
                 rows.free(arrays)
 
@@ -125,10 +127,11 @@ class Task:
             under_way.append(encoder.submit(encode, reading))
             yield region, writer.submit(self._keep, region, under_way[-1], files)
 
-    def _encode(self, voxels: npt.NDArray[Any], encoders: ContextPool) -> list[Chunk]:
+    def _encode(self, name: str, voxels: npt.NDArray[Any], encoders: ContextPool) -> list[Chunk]:
         _, height, width = chunk = self.store.layout.chunks
+        with_means = has_means(self.store.content["variables"][name])
         parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
-        return list(encoders.map(lambda part: _encode(part, chunk), parts))
+        return list(encoders.map(lambda part: _encode(part, chunk, with_means), parts))
 
     def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, Identity]) -> int:
         """Write the slabs of a region; how many bytes of voxels it has."""
@@ -185,9 +188,9 @@ def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
     return None
 
 
-def _encode(voxels: npt.NDArray[Any], chunk: Shape) -> Chunk:
+def _encode(voxels: npt.NDArray[Any], chunk: Shape, with_means: bool) -> Chunk:
     with cores:
-        return encode_chunk(voxels, chunk)
+        return encode_chunk(voxels, chunk, has_means=with_means)
 
 
 def as_told(error: Exception) -> Exception:

@@ -33,13 +33,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from ..archive.remote.versions import Identity
+from ..archive.remote.versions import MISSING, Identity
 from ..core.disk import files_in, is_empty_folder, is_there, size_of, walk
 from ..core.errors import (
     DamagedError,
@@ -48,7 +48,8 @@ from ..core.errors import (
     SourceChangedError,
     StoreExistsError,
 )
-from ..core.volume import DIMS
+from ..core.geometry import DIMS
+from .identity import identity_of, is_file_of
 from .inventory import FILE as INVENTORY
 from .inventory import checksum_of, checksum_of_record, take_inventory
 from .layout import Layout, Region, Shard, ShardRow
@@ -78,6 +79,38 @@ PARTS = ("slabs", "shards")
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
+class _Moved(NamedTuple):
+    """The files of a variable that have another address than when the store was begun."""
+
+    name: str
+    files: tuple[str, ...]
+    now: str
+    then: str
+
+
+def _moved(content: Mapping[str, Any], record: Mapping[str, Any]) -> list[_Moved]:
+    """The variables of a call that have another address than in a record of the same store."""
+    found = []
+    for name, variable in content["variables"].items():
+        now, then = variable["voxels"], record["variables"][name]["voxels"]
+        if isinstance(now, dict) and now["source"] != then["source"]:
+            found.append(_Moved(name, tuple(variable["files"]), now["source"], then["source"]))
+    return found
+
+
+class _Source(NamedTuple):
+    """A file that a store is made of, and which version of it."""
+
+    url: str
+    version: Identity
+
+    def may_be(self, url: str, version: Identity) -> bool:
+        """Whether it may be the same version: another server has other ETags, and other dates."""
+        if self.url == url or MISSING in (version, self.version):
+            return version == self.version
+        return version.size == self.version.size
+
+
 class Store:
     """The files of one store; small, and the same in every process that writes it.
 
@@ -95,6 +128,7 @@ class Store:
         self.allows_missing = allows_missing
         self.partial = target.with_name(target.name + ".partial")
         self._began = False  # whether the unfinished store is of this very run
+        self._moved: list[_Moved] = []
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
         self._aside = self.partial / "aside"
@@ -105,18 +139,13 @@ class Store:
         """Its variables."""
         return list(self.content["variables"])
 
-    @property
-    def _files(self) -> dict[str, list[str]]:
-        """By variable, how the URLs of the files begin that it is made of."""
-        return {name: variable["files"] for name, variable in self.content["variables"].items()}
-
     def is_written(self) -> bool:
         """Whether the very store is there, complete; StoreExistsError if something else is."""
         if not is_there(self.target) or is_empty_folder(self.target):
             return False
         found = read_record(self.target)
         if not found or not self._is_of(found) or not found.get("complete"):
-            what = "a store of another box, source or layout" if found else what_is_at(self.target)
+            what = "a store of another box, archive or layout" if found else what_is_at(self.target)
             why = told_difference(found, self.content) if found else ""
             raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.{why}")
         self._check_missing(missing_files(self.target, self.names))
@@ -198,13 +227,23 @@ class Store:
             SourceChangedError: Parts of the store, of this run or an earlier one, were made of another version.
         """
         for url, identity in list(versions.items()):  # readers may add to it meanwhile
-            known = self._note_once(url, identity)
-            if known != identity:
+            noted = self._note_once(url, identity)
+            known = noted.version
+            if not noted.may_be(url, identity):
                 raise SourceChangedError(
                     f"{url} is not the file that parts of {self.target} were made of: it had {known.size} bytes "
                     f"({known.tag}), and has {identity.size} ({identity.tag}). Remove {self.partial} to begin anew, or "
                     f"{self._version_path(url)} if you know that the same voxels are where they were."
                 )
+
+    def moved(self, record: Mapping[str, Any] | None) -> list[str]:
+        """The variables that have another address than in the record; without one, than when the store was begun."""
+        found = self._moved if record is None else _moved(self.content, record)
+        return [moved.name for moved in found]
+
+    def sources(self, name: str) -> list[tuple[str, Identity]]:
+        """The files of the unfinished store that a variable is made of, by URL, and their versions so far."""
+        return [(file["url"], Identity(file["size"], file["tag"])) for file in self._sources_of(name)]
 
     def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
         """Keep the encoded chunks of a region of a variable, row by row."""
@@ -234,7 +273,7 @@ class Store:
             shards: dict[str, Any] = {}
             for path in files_in(self._progress / "shards" / name, ".json"):
                 shards |= json.loads(path.read_bytes())
-            of_variable = [source for source in sources if source["url"].startswith(tuple(self._files[name]))]
+            of_variable = [{key: file[key] for key in ("url", "size", "tag")} for file in self._sources_of(name)]
             manifest = {
                 "shards": dict(sorted(shards.items())),
                 "sources": sorted(of_variable, key=lambda source: source["url"]),
@@ -401,9 +440,10 @@ class Store:
             )
         if not self._is_of(record):
             raise StoreExistsError(
-                f"{self.partial} is the unfinished store of another call (another box, source or layout); "
+                f"{self.partial} is the unfinished store of another call (another box, archive or layout); "
                 f"finish that call, remove the folder, or choose another path.{told_difference(record, self.content)}"
             )
+        self._go_on_with(record)
 
     def _remove_new(self) -> None:
         """Remove what a run left that was killed while it began, and what tells the progress of a store that is done.
@@ -435,14 +475,27 @@ class Store:
             log.info("%s could not be removed (%s)", self.partial, error)
 
     def _is_of(self, record: dict[str, Any] | None) -> bool:
-        return record is not None and {name: record.get(name) for name in self.content} == self.content
+        return record is not None and identity_of(record) == identity_of(self.content)
 
-    def _note_once(self, url: str, identity: Identity) -> Identity:
-        """The version of a file that was noted first, which is this one if there is none."""
+    def _go_on_with(self, record: Mapping[str, Any]) -> None:
+        """Take the record of the unfinished store for this call's: it may name the archive's address of that time."""
+        self._moved = _moved(self.content, record)
+        self.content = {key: record[key] for key in self.content}
+
+    def _recorded_url(self, url: str) -> str:
+        """The URL that a file has at the address where the store was begun."""
+        for moved in self._moved:
+            if any(is_file_of(pattern, url) for pattern in moved.files):
+                return moved.then + url[len(moved.now) :]
+        return url
+
+    def _note_once(self, url: str, identity: Identity) -> "_Source":
+        """What was noted first of a file, which is this version of it if there is nothing."""
         path = self._version_path(url)
         if not path.exists():
             part = path.with_suffix(f".{secrets.token_hex(4)}")
-            self._write_json(part, {"url": url, "size": identity.size, "tag": identity.tag})
+            noted = {"url": url, "file": self._recorded_url(url), "size": identity.size, "tag": identity.tag}
+            self._write_json(part, noted)
             try:
                 os.link(part, path)  # unlike a rename, it does not replace what another has just noted
             except FileExistsError:
@@ -451,7 +504,7 @@ class Store:
                 part.unlink()
             sync_folder(path.parent)
         noted = json.loads(path.read_bytes())
-        return Identity(noted["size"], noted["tag"])
+        return _Source(noted["url"], Identity(noted["size"], noted["tag"]))
 
     def _merge(self, row: ShardRow, shard: Shard) -> None:
         """Make one shard of its slabs, unless it is there."""
@@ -488,6 +541,12 @@ class Store:
     def _sources(self) -> list[dict[str, Any]]:
         """The files that were read for it so far, and their versions."""
         return [json.loads(path.read_bytes()) for path in files_in(self._progress / "sources", ".json")]
+
+    def _sources_of(self, name: str) -> list[dict[str, Any]]:
+        """Those that a variable is made of."""
+        patterns = self.content["variables"][name]["files"]
+        files = self._sources()
+        return [file for file in files if any(is_file_of(of, file.get("file", file["url"])) for of in patterns)]
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         """Refuse zeros where a file was missing, if the caller does not want them."""
@@ -537,7 +596,8 @@ class Store:
             file.write(json.dumps(content, indent=1).encode())
 
     def _version_path(self, url: str) -> Path:
-        return self._progress / "sources" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+        digest = hashlib.sha256(self._recorded_url(url).encode()).hexdigest()
+        return self._progress / "sources" / f"{digest[:32]}.json"
 
     def _slab_path(self, name: str, region: Region) -> Path:
         return self._progress / "slabs" / name / _slab_name(region)

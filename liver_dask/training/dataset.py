@@ -13,9 +13,9 @@ import torch
 from torch_em.data import SegmentationDataset
 
 from ..core.errors import InvalidArgumentError
+from ..core.geometry import Shape
+from ..core.kinds import FOREGROUND
 from ..core.malloc import keep_memory
-from ..core.volume import FOREGROUND
-from ..store.layout import Shape
 from .sampling import PatchSampler
 
 MOST_DRAWS = 5000

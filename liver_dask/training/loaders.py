@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..archive.dataset import open_human_liver_em
+from ..archive.archives import EMPIAR_13356, find_archive
+from ..archive.dataset import open_archive
+from ..archive.description import Archive
 from ..archive.lazy.arrays import LazyWindow
-from ..core import volume
 from ..core.config import setting
 from ..core.errors import InvalidArgumentError, MissingExtraError
-from ..core.geometry import crop
+from ..core.geometry import BoundingBox, Shape, check_lengths, crop
+from ..core.kinds import RAW, Kind
 from ..core.threads import ContextPool
-from ..core.volume import BoundingBox
 from ..store.array import StoredArray
-from ..store.layout import Shape
 from ..store.record import layout_of, open_record, read_statistics
 from .downloads import get_human_liver_em_paths
 from .sampling import SPLITS, Box, Demand, Densities, PatchSampler, SplitName, plan_split
@@ -63,8 +63,9 @@ def get_human_liver_em_dataset(
     download: bool = False,
     full_volume: bool = False,
     *,
-    source: str | os.PathLike[str] = volume.EMPIAR_URL,
-    shape: Sequence[int] = volume.SHAPE,
+    source: str | os.PathLike[str] | None = None,
+    shape: Sequence[int] | None = None,
+    archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     client: "Client | None" = None,
     stream: bool = False,
     min_foreground: float = 0.0,
@@ -84,8 +85,9 @@ def get_human_liver_em_dataset(
         label_choice: The class to segment; of several, labels get an axis in front with a channel for each.
         download: Whether to fetch what is not there.
         full_volume: Whether to use the whole volume instead of boxes.
-        source: Where to fetch from, see `open_human_liver_em`.
-        shape: Voxels (z, y, x) of the whole volume at `source`.
+        source: Where to fetch from, if not at the archive's own address; see `open_archive`.
+        shape: Voxels (z, y, x) of the whole volume at `source`, if they are other than described.
+        archive: Which archive, if not EMPIAR-13356; see `open_archive`.
         client: The cluster to download on, see `to_zarr`.
         stream: Read patches from `source` as they are drawn, without a store, for a first look: slow, and with
             `min_foreground` many masks are read for one patch. Strips and masks are kept in `path`/cache.
@@ -97,8 +99,8 @@ def get_human_liver_em_dataset(
             and patch shape, and kept in the dataset, and so in checkpoints of torch_em's trainer, as `.split`.
         seed: Of the draw: the same patches in the same order, with the same number of workers. None follows
             `torch.manual_seed`.
-        kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Labels are 0 / 1 unless there is a
-            `label_transform`, which gets 0 / 255 as in torch_em.
+        kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 unless there is a
+            `label_transform`, which gets 0 / 255 as in torch_em; instances have their numbers, with and without.
 
     Returns:
         A `torch_em.data.ConcatDataset` with a `torch_em.data.SegmentationDataset` for each box.
@@ -112,17 +114,26 @@ def get_human_liver_em_dataset(
         StoreExistsError: A store is of another source. (FileExistsError)
     """
     torch_em, torch_dataset = _import_extra()
-    patch = volume.check_lengths("patch_shape", patch_shape)
-    names = _check_labels(label_choice, stream)
+    described = find_archive(archive).of_shape(shape)
+    patch = check_lengths("patch_shape", patch_shape)
+    names = _check_labels(described, label_choice)
     _check_choices(min_foreground, labelled_region_only, split, seed, stream)
-    boxes = _boxes(bounding_boxes, full_volume, shape)
+    boxes = _boxes(bounding_boxes, full_volume, described)
     options = _options_of(torch_em, kwargs)
     rois = _check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:
-        sources = [_Source.streamed(Path(path) / "cache", source, shape, names, box) for box in boxes]
+        sources = [_Source.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
     else:
+        kept = (*described.labels, *(name for name in names if name not in described.labels))
         stores = get_human_liver_em_paths(
-            path, bounding_boxes, download, full_volume, source=source, shape=shape, client=client
+            path,
+            bounding_boxes,
+            download,
+            full_volume,
+            source=source,
+            archive=described,
+            labels=kept,
+            client=client,
         )
         sources = [_Source.stored(Path(store).absolute(), names) for store in stores]
     samples = _shared_out(options.pop("n_samples"), len(sources))
@@ -140,7 +151,7 @@ def get_human_liver_em_dataset(
             seed=None if seed is None else (seed, number),
             split={"name": split, "blocks": splits} if splits else None,
             with_label_channels=not isinstance(label_choice, str),
-            **_with_defaults(options, torch_em, torch_dataset, one.raw.shape),
+            **_with_defaults(options, torch_em, torch_dataset, one),
         )
         if not stream:
             dataset.check_that_there_are_patches(one.name)
@@ -157,8 +168,9 @@ def get_human_liver_em_loader(
     download: bool = False,
     full_volume: bool = False,
     *,
-    source: str | os.PathLike[str] = volume.EMPIAR_URL,
-    shape: Sequence[int] = volume.SHAPE,
+    source: str | os.PathLike[str] | None = None,
+    shape: Sequence[int] | None = None,
+    archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     client: "Client | None" = None,
     stream: bool = False,
     min_foreground: float = 0.0,
@@ -177,8 +189,9 @@ def get_human_liver_em_loader(
         label_choice: The class to segment, or several.
         download: Whether to fetch what is not there.
         full_volume: Whether to use the whole volume instead of boxes.
-        source: Where to fetch from.
-        shape: Voxels (z, y, x) of the whole volume at `source`.
+        source: Where to fetch from, if not at the archive's own address.
+        shape: Voxels (z, y, x) of the whole volume at `source`, if they are other than described.
+        archive: Which archive, if not EMPIAR-13356.
         client: The cluster to download on.
         stream: Read patches from `source` as they are drawn, without a store.
         min_foreground: The least share of a patch's voxels, 0 to 1, that has one of the labels.
@@ -204,6 +217,7 @@ def get_human_liver_em_loader(
         full_volume,
         source=source,
         shape=shape,
+        archive=archive,
         client=client,
         stream=stream,
         min_foreground=min_foreground,
@@ -251,6 +265,7 @@ class _Source:
         labels: One array a class.
         tables: Where there is something of each stored variable, by the store's table; none of what is streamed.
         names: The labels.
+        kinds: What these are.
     """
 
     name: str
@@ -258,6 +273,7 @@ class _Source:
     labels: tuple[StoredArray | StreamedArray, ...]
     names: tuple[str, ...]
     tables: dict[str, Densities]
+    kinds: frozenset[Kind]
 
     @classmethod
     def stored(cls, store: Path, names: tuple[str, ...]) -> "_Source":
@@ -267,28 +283,30 @@ class _Source:
             name: Densities.of(read_statistics(store, name, "nonzero"), layout.chunks, layout.shape)
             for name in record["variables"]
         }
-        raw, *labels = (StoredArray(store, name) for name in (volume.RAW, *names))
-        return cls(str(store), raw, tuple(labels), names, tables)
+        raw, *labels = (StoredArray(store, name) for name in (RAW, *names))
+        kinds = frozenset(record["variables"][name].get("kind", "mask") for name in names)
+        return cls(str(store), raw, tuple(labels), names, tables, kinds)
 
     @classmethod
     def streamed(
         cls,
         cache: Path,
-        source: str | os.PathLike[str],
-        shape: Sequence[int],
+        source: str | os.PathLike[str] | None,
+        archive: Archive,
         names: tuple[str, ...],
         box: BoundingBox,
     ) -> "_Source":
-        ds = open_human_liver_em(
+        ds = open_archive(
+            archive,
             source,
-            shape=shape,
             labels=names,
             cache_dir=setting("cache-dir") or cache,
             cache_raw_gb=setting("cache-raw-gb") or STREAM_CACHE_GB,
         )
         part = crop(ds, box)
-        raw, *labels = (StreamedArray(part[name].data.lazy) for name in (volume.RAW, *names))
-        return cls(str(source), raw, tuple(labels), names, {})
+        raw, *labels = (StreamedArray(part[name].data.lazy) for name in (RAW, *names))
+        kinds = frozenset(archive[name].kind for name in names)
+        return cls(ds.attrs["source"], raw, tuple(labels), names, {}, kinds)
 
     def places(
         self, patch: Shape, parts: Sequence[Box], min_foreground: float, labelled_region_only: bool
@@ -301,7 +319,7 @@ class _Source:
         boxes = tuple(parts)
         if not self.tables:
             return PatchSampler(patch, boxes)
-        tissue = self.tables[volume.RAW]
+        tissue = self.tables[RAW]
         together = Densities(np.add.reduce([self.tables[name].values for name in self.names]), tissue.chunks)
         demands = [Demand(tissue, LEAST_TISSUE)]
         if labelled_region_only:
@@ -327,12 +345,11 @@ def _import_extra() -> tuple[Any, Any]:
     return torch_em, torch_dataset
 
 
-def _check_labels(label_choice: str | Sequence[str], stream: bool) -> tuple[str, ...]:
-    names = volume.check_labels(label_choice)
-    missing = [name for name in names if name not in volume.LABELS]
-    if not names or (missing and not stream):
+def _check_labels(archive: Archive, label_choice: str | Sequence[str]) -> tuple[str, ...]:
+    names = archive.check_labels(label_choice)
+    if not names:
         raise InvalidArgumentError(
-            f"label_choice={label_choice!r}: stores hold {', '.join(volume.LABELS)}; choose of these, or stream."
+            f"label_choice={label_choice!r} has no label; choose of {', '.join(archive.labels)}."
         )
     return names
 
@@ -350,15 +367,12 @@ def _check_choices(
         raise InvalidArgumentError("labelled_region_only needs the table of a store; download one, or do not stream.")
 
 
-def _boxes(
-    bounding_boxes: Sequence[Sequence[int]] | None, full_volume: bool, shape: Sequence[int]
-) -> list[BoundingBox]:
+def _boxes(bounding_boxes: Sequence[Sequence[int]] | None, full_volume: bool, archive: Archive) -> list[BoundingBox]:
     if full_volume:
-        return [volume.full_box(shape)]
+        return [archive.full_box]
     if not bounding_boxes:
         raise InvalidArgumentError("Give bounding_boxes, or full_volume=True.")
-    z, y, x = volume.check_shape(shape)
-    return [volume.check_bounding_box(box, BoundingBox(0, x, 0, y, 0, z)) for box in bounding_boxes]
+    return [archive.check_bounding_box(box) for box in bounding_boxes]
 
 
 def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -374,19 +388,19 @@ def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, of.default) for name, of in known.items() if name not in SET_HERE}
 
 
-def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, shape: Shape) -> dict[str, Any]:
-    """What torch_em does where no transform is given; and labels of 0 / 1."""
+def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, source: _Source) -> dict[str, Any]:
+    """What torch_em does where no transform is given; and masks of 0 / 1."""
     chosen = dict(options)
     if chosen["raw_transform"] is None:
         chosen["raw_transform"] = torch_em.transform.get_raw_transform()
     else:
         chosen["raw_transform"] = torch_dataset.Widened(chosen["raw_transform"])
     if chosen["transform"] is None:
-        anisotropic = shape[0] < shape[1] // 2  # torch_em's own guess
+        anisotropic = source.raw.shape[0] < source.raw.shape[1] // 2  # torch_em's own guess
         chosen["transform"] = torch_em.transform.get_augmentations(
             chosen["ndim"] or ("anisotropic" if anisotropic else 3)
         )
-    if chosen["label_transform"] is None:
+    if chosen["label_transform"] is None and source.kinds == {"mask"}:
         chosen["label_transform"] = torch_dataset.binary
     return chosen
 

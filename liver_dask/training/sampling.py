@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import InvalidArgumentError
-from ..store.layout import Shape
+from ..core.geometry import Shape
 
 Positions = npt.NDArray[np.int64]
 SplitName = Literal["train", "val", "test"]

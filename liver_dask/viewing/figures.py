@@ -13,15 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ..core import volume
+from ..archive.archives import color_of
 from ..core.errors import InvalidArgumentError, MissingExtraError
-from ..core.geometry import held_box
+from ..core.geometry import DIMS, BoundingBox, held_box
+from ..core.kinds import RAW, kind_of, labels_of
 from ..store.pyramid import open_levels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 PIXELS = 1024
 """A window is shown by so many rows or columns at most."""
@@ -38,13 +41,15 @@ class Levels:
 
     Attributes:
         held: The box of the volume that it holds.
-        labels: Its masks.
+        labels: Its masks and instances.
+        colors: Their colours, as #rrggbb.
         voxel_size_nm: Size of a voxel (z, y, x), if it is known.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self.held = held_box(ds)
         self.labels = labels_of(ds)
+        self.colors = {name: color_of(ds[name]) for name in self.labels}
         self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
         self._levels = open_levels(ds)
 
@@ -57,7 +62,7 @@ class Levels:
         level, factors = next((found for found in self._levels if found[1][1] >= step), self._levels[-1])
         stride = math.ceil(step / factors[1])
         places = {}
-        for dim, bounds, factor in zip(volume.DIMS, ((z, z + 1), rows, columns), factors, strict=True):
+        for dim, bounds, factor in zip(DIMS, ((z, z + 1), rows, columns), factors, strict=True):
             begins = float(level[dim][0]) - (factor - 1) / 2  # the first voxel that the level's first stands for
             low, high = math.floor((bounds[0] - begins) / factor), math.ceil((bounds[1] - begins) / factor)
             places[dim] = low if dim == "z" else slice(low, high, stride)
@@ -135,26 +140,26 @@ def show(
         InvalidArgumentError: The window leaves the Dataset, or a label is not in it. (ValueError)
     """
     names = labels_of(ds) if labels is None else [labels] if isinstance(labels, str) else list(labels)
-    missing = [name for name in (volume.RAW, *names) if name not in ds]
+    missing = [name for name in (RAW, *names) if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
     pyplot, patches = _import_extra()
-    seen = window(ds[[volume.RAW, *names]], z, y, x, pixels).compute()
+    seen = window(ds[[RAW, *names]], z, y, x, pixels).compute()
     if axes is None:
         figure, axes = pyplot.subplots(figsize=(7, 7), layout="constrained")
         pyplot.close(figure)  # or a notebook would show it twice: as what is open, and as what was returned
     step, extent = seen.attrs["step"], extent_of(seen)
-    raw = seen[volume.RAW].values
+    raw = seen[RAW].values
     low, high = grey_range(raw, contrast)
     axes.imshow(raw, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest")
     for name in names:
-        colours = overlay(seen[name].values, volume.colour_of(name), opacity)
+        colours = overlay(seen[name], color_of(seen[name]), opacity)
         axes.imshow(colours, extent=extent, interpolation="nearest")
     axes.set(xlabel="x", ylabel="y")
     axes.set_title(f"z {z}" + (f", one voxel of {step} x {step}" if step > 1 else ""), loc="left")
     add_scale_bar(axes, extent[1] - extent[0], ds.attrs.get("voxel_size_nm"))
     if names:
-        handles = [patches.Patch(color=volume.colour_of(name), alpha=max(opacity, 0.4), label=name) for name in names]
+        handles = [patches.Patch(color=color_of(seen[name]), alpha=max(opacity, 0.4), label=name) for name in names]
         axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
     return cast("Figure", axes.figure)
 
@@ -192,21 +197,36 @@ def _count(block: npt.NDArray[Any], axis: tuple[int, ...], keepdims: bool) -> np
     return np.asarray(np.count_nonzero(block, axis=axis, keepdims=keepdims))
 
 
-def overlay(mask: npt.NDArray[Any], colour: str, opacity: float) -> npt.NDArray[np.float32]:
-    """A mask as colours with transparency: (rows, columns, 4), 0 to 1."""
+def overlay(label: xr.DataArray, color: str, opacity: float) -> npt.NDArray[np.float32]:
+    """A label as colours with transparency: (rows, columns, 4), 0 to 1.
+
+    Args:
+        label: A mask, which gets one colour, or instances, which get one each: always the same for the same number.
+        color: Of a mask; of instances that of number 0, if it had one.
+        opacity: 0 to 1.
+    """
     from matplotlib.colors import to_rgba
 
-    pixels = np.zeros((*mask.shape, 4), np.float32)
-    pixels[mask > 0] = to_rgba(colour, opacity)
+    pixels = np.zeros((*label.shape, 4), np.float32)
+    there = label.values > 0
+    pixels[there] = to_rgba(color, opacity)
+    if kind_of(label) == "instances":
+        pixels[there, :3] = _colors_of(label.values[there], color)
     return pixels
 
 
-def labels_of(ds: xr.Dataset) -> list[str]:
-    """The variables of a Dataset that are masks."""
-    return [str(name) for name, variable in ds.data_vars.items() if "flag_values" in variable.attrs]
+def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
+    """A colour for each number: neighbours far apart in hue, since they often lie side by side."""
+    from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
+
+    distinct, place = np.unique(numbers, return_inverse=True)
+    hue, saturation, value = rgb_to_hsv(to_rgb(color))
+    hues = (hue + distinct.astype(float) * GOLDEN_RATIO) % 1
+    colors = hsv_to_rgb(np.stack([hues, np.full(len(hues), saturation), np.full(len(hues), value)], axis=-1))
+    return np.asarray(colors)[place]
 
 
-def check_slice(z: int, held: volume.BoundingBox) -> int:
+def check_slice(z: int, held: BoundingBox) -> int:
     """A slice that a box of the volume holds.
 
     Raises:
@@ -220,7 +240,7 @@ def check_slice(z: int, held: volume.BoundingBox) -> int:
     return number
 
 
-def check_bounds(y: Bounds, x: Bounds, held: volume.BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
+def check_bounds(y: Bounds, x: Bounds, held: BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns as pairs: what was asked for, or all that a box of the volume holds.
 
     Raises:

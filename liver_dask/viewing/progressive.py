@@ -12,7 +12,7 @@ import xarray as xr
 from rich.filesize import decimal
 
 from ..archive.lazy.arrays import VolumeArray
-from ..core import volume
+from ..core.kinds import RAW
 from ..core.metrics import traffic
 from ..core.threads import AbandonedError, ContextPool, while_wanted
 from .figures import Levels
@@ -90,8 +90,8 @@ class ProgressiveReader:
                 return
             self._task = task = _Task(look)
             self.idle.clear()
-        if volume.RAW in look.names and look.key(volume.RAW) not in self._kept:
-            self._begin(task, [volume.RAW], self._read_raw)
+        if RAW in look.names and look.key(RAW) not in self._kept:
+            self._begin(task, [RAW], self._read_raw)
         else:
             self._begin(task, look.names, self._read_sharp)
         self._pool.submit(self._report, task)

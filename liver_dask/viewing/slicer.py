@@ -24,7 +24,7 @@ from ipywidgets import (
 )
 from matplotlib.figure import Figure
 
-from ..core import volume
+from ..core.kinds import RAW
 from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay
 from .progressive import Look, ProgressiveReader
 
@@ -74,7 +74,10 @@ class Slicer(VBox):
         self.contrast = FloatRangeSlider(
             value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
         )
-        self.masks = {name: _MaskControls(name, labels is None or name in labels, opacity) for name in levels.labels}
+        self.masks = {
+            name: _MaskControls(name, levels.colors[name], labels is None or name in labels, opacity)
+            for name in levels.labels
+        }
         self.status = HTML()
         self.where = HTML()
         self._picture = _Picture(size, (held.y_max - held.y_min) / (held.x_max - held.x_min), [*self.masks], self._lock)
@@ -182,7 +185,7 @@ class Slicer(VBox):
         place = self.z.value, rows, columns
         self.where.value = f"z {place[0]}, y {rows[0]} to {rows[1]}, x {columns[0]} to {columns[1]}"
         self._picture.scale(self._voxel_size)
-        names = [volume.RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
+        names = [RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
         self._reader.see(Look(*place, self._picture.pixels, tuple(names)))
 
     def _told(self, look: Look, text: str) -> None:
@@ -194,14 +197,14 @@ class Slicer(VBox):
             return
         name = str(seen.name)
         self._seen[name] = seen
-        if name == volume.RAW:
+        if name == RAW:
             self._draw_raw()
         else:
             self._draw_mask(name)
 
     def _draw_raw(self) -> None:
-        if volume.RAW in self._seen:
-            self._picture.draw_raw(self.z.value, self._seen[volume.RAW], self.contrast.value)
+        if RAW in self._seen:
+            self._picture.draw_raw(self.z.value, self._seen[RAW], self.contrast.value)
 
     def _draw_mask(self, name: str) -> None:
         mask = self.masks[name]
@@ -221,9 +224,9 @@ class Slicer(VBox):
 class _MaskControls:
     """Whether, in which colour and how strongly a mask is shown."""
 
-    def __init__(self, name: str, on: bool, opacity: float) -> None:
+    def __init__(self, name: str, color: str, on: bool, opacity: float) -> None:
         self.on = Checkbox(on, description=name, indent=False, layout=Layout(width="8em"))
-        self.colour = ColorPicker(concise=True, value=volume.colour_of(name), layout=Layout(width="3em"))
+        self.colour = ColorPicker(concise=True, value=color, layout=Layout(width="3em"))
         self.opacity = FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity", readout=False)
         self.box: Box = HBox([self.on, self.colour, self.opacity])
 
@@ -273,7 +276,7 @@ class _Picture:
         if seen is None:
             image.set_visible(False)
         else:
-            _place(image, seen, overlay(seen.values, colour, opacity))
+            _place(image, seen, overlay(seen, colour, opacity))
         self.canvas.draw_idle()
 
     def scale(self, voxel_size_nm: Any) -> None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from ..archive.dataset import open_human_liver_em
-from ..core import volume
+from ..archive.archives import EMPIAR_13356
+from ..archive.dataset import open_archive
+from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError, MissingExtraError
+from ..core.kinds import RAW
 from ..store.record import check_shards, has_record, open_record
 from .figures import Levels
 
@@ -25,7 +27,7 @@ TARGET = "LIVER_DASK_VIEW_TARGET"
 
 
 def view(
-    target: "xr.Dataset | str | os.PathLike[str]" = volume.EMPIAR_URL,
+    target: "xr.Dataset | str | os.PathLike[str]" = EMPIAR_13356.url,
     *,
     z: int | None = None,
     labels: str | Sequence[str] | None = None,
@@ -63,7 +65,7 @@ def view(
         ) from error
     ds = target if isinstance(target, xr.Dataset) else open_target(target)
     labels = [labels] if isinstance(labels, str) else labels
-    missing = [name for name in (volume.RAW, *(labels or ())) if name not in ds]
+    missing = [name for name in (RAW, *(labels or ())) if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
     if z is not None and z not in ds.indexes["z"]:
@@ -78,8 +80,15 @@ def view(
     return Slicer(Levels(ds), z, None if labels is None else list(labels), opacity, contrast, size)
 
 
-def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
-    """Open a store, or else a source with the options of `open_human_liver_em`.
+def open_target(
+    target: str | os.PathLike[str], archive: Archive | str | os.PathLike[str] = EMPIAR_13356, **options: Any
+) -> xr.Dataset:
+    """Open a store, or else the archive at this address.
+
+    Args:
+        target: The path of a store, or the address of an archive.
+        archive: Which archive is there, see `open_archive`.
+        options: Those of `open_archive`.
 
     Raises:
         NotDownloadedError: It is a store that is not complete, or of another format than this version reads.
@@ -92,10 +101,12 @@ def open_target(target: str | os.PathLike[str], **options: Any) -> xr.Dataset:
         names = list(open_record(Path(target))["variables"])
         check_shards(Path(target), names)
         return xr.open_zarr(target)
-    return open_human_liver_em(target, **options)
+    return open_archive(archive, target, **options)
 
 
-def serve_slicer(target: str, shape: Sequence[int], z: int | None, port: int, browser: bool) -> None:
+def serve_slicer(
+    target: str, archive: str, shape: Sequence[int] | None, z: int | None, port: int, browser: bool
+) -> None:
     """Show the slicer in a browser until it is interrupted; to this machine alone, and of it to who has the token.
 
     Raises:
@@ -105,10 +116,11 @@ def serve_slicer(target: str, shape: Sequence[int], z: int | None, port: int, br
         from .browser import serve_notebook
     except ImportError as error:
         raise MissingExtraError(f"A browser needs voila ({error}): pip install 'liver_dask[app]'.") from error
-    where = os.path.abspath(target) if os.path.exists(target) else target  # the kernel runs in another folder
+    # the kernel runs in another folder
+    where, description = (os.path.abspath(path) if os.path.exists(path) else path for path in (target, archive))
     cell = (
         "import os\nimport liver_dask as ld\nfrom liver_dask.viewing.view import open_target\n"
-        f"ld.view(open_target(os.environ[{TARGET!r}], shape={tuple(shape)!r}), z={z!r})"
+        f"ld.view(open_target(os.environ[{TARGET!r}], {description!r}, shape={shape!r}), z={z!r})"
     )
     os.environ[TARGET] = where  # not into the notebook, which is shown and lies on the disk: there may be a password
     serve_notebook(cell, port, browser)

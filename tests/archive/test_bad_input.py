@@ -17,7 +17,8 @@ import liver_dask as ld
 from helpers.archive import SHAPE, write_raw
 from helpers.hostile import HugeWithoutRanges, NoRanges
 from helpers.masks import chunk
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, serve
 
 HEIGHT, WIDTH = 40, 50
@@ -27,10 +28,10 @@ HEIGHT, WIDTH = 40, 50
 def own_archive(tmp_path: Path) -> Path:
     """An archive of one slice that a test may spoil."""
     random = np.random.default_rng(0)
-    for name in (volume.RAW, *volume.LABELS):
-        path = tmp_path / volume.file_of_slice(name, 0)
+    for name in (RAW, *EMPIAR_13356.labels):
+        path = tmp_path / EMPIAR_13356.path(name, 0)
         path.parent.mkdir()
-        if name == volume.RAW:
+        if name == RAW:
             pixels = random.integers(0, 60000, (HEIGHT, WIDTH), np.uint16)
             write_raw(path, pixels)
         else:
@@ -73,7 +74,7 @@ def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"labels": ["mito", "golgi"]}, "Unknown label 'golgi'; the classes are mito, er"),
+        ({"labels": ["mito", "golgi"]}, "Unknown label 'golgi'; the classes of EMPIAR-13356 are mito, er"),
         ({"chunk_rows": -5}, "chunk_rows=-5"),
         ({"chunk_rows": 0}, "chunk_rows=0"),
         ({"connections": 0}, "connections=0"),
@@ -85,7 +86,7 @@ def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str
         ({"source": "nonsense://x"}, "cannot be opened"),
         ({"source": "http://"}, "names no host"),
         ({"source": "http://[::1/a"}, "neither a URL nor a folder"),
-        ({"source": None}, "neither a URL nor a folder"),
+        ({"source": 3}, "neither a URL nor a folder"),
         ({"source": "zip://::http://x/y.zip"}, "chain of URLs"),
         ({"labels": 5}, "must be names"),
     ],
@@ -194,7 +195,7 @@ def spoil(path: Path, how: str) -> None:
 )
 def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
     """A damaged or foreign TIFF would be read as voxels, or end in another library's traceback."""
-    spoil(own_archive / volume.file_of_slice("raw", 0), how)
+    spoil(own_archive / EMPIAR_13356.path("raw", 0), how)
     check_refusal(own_archive, "raw", tmp_path / "out" / "crop.zarr")
 
 
@@ -208,7 +209,7 @@ def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_pa
 def test_a_bad_png_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
     """A damaged or foreign PNG would be read as a mask, fill the memory, or end in another library's traceback."""
     pixels_limit = Image.MAX_IMAGE_PIXELS
-    spoil(own_archive / volume.file_of_slice("mito", 0), how)
+    spoil(own_archive / EMPIAR_13356.path("mito", 0), how)
     check_refusal(own_archive, "mito", tmp_path / "out" / "crop.zarr")
     assert pixels_limit == Image.MAX_IMAGE_PIXELS, "a safety of the whole process was switched off"
 
@@ -220,7 +221,7 @@ def check_refusal(archive: Path, name: str, out: Path) -> None:
         with pytest.raises(ld.LiverDaskError) as told:
             ds[name].compute()
         text = str(told.value)
-        assert f"{name}, slice 0, rows 0-{HEIGHT - 1}: {server.url}/{volume.file_of_slice(name, 0)}" in text
+        assert f"{name}, slice 0, rows 0-{HEIGHT - 1}: {server.url}/{EMPIAR_13356.path(name, 0)}" in text
         assert "\n" not in text
         with pytest.raises(type(told.value)) as refused:
             ld.to_zarr(ds, out, progress=False)
@@ -233,7 +234,7 @@ def test_a_damaged_strip_names_its_rows(own_archive: Path) -> None:
     """A strip that ends early would be filled with what was in memory."""
     import tifffile
 
-    path = own_archive / volume.file_of_slice("raw", 0)
+    path = own_archive / EMPIAR_13356.path("raw", 0)
     with tifffile.TiffFile(path) as tiff:
         offset, count = tiff.pages[0].dataoffsets[7], tiff.pages[0].databytecounts[7]
     data = bytearray(path.read_bytes())
@@ -291,7 +292,7 @@ def test_an_output_folder_that_cannot_be_made(archive: Path, tmp_path: Path) -> 
 
 def test_a_file_that_was_mended_is_read_anew(own_archive: Path) -> None:
     """What was kept of a damaged file would be used for ever."""
-    path = own_archive / volume.file_of_slice("er", 0)
+    path = own_archive / EMPIAR_13356.path("er", 0)
     good = path.read_bytes()
     spoil(path, "cut in the data")
     ds = opened(own_archive)
@@ -307,7 +308,7 @@ def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> N
     """Rows beyond the end of a file would be asked for, again and again."""
     import tifffile
 
-    path = own_archive / volume.file_of_slice("raw", 0)
+    path = own_archive / EMPIAR_13356.path("raw", 0)
     tifffile.imwrite(path, np.ones((HEIGHT, WIDTH), "u2"), rowsperstrip=1)
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ld.FormatError, match="is cut short or damaged: row 37"):
@@ -316,7 +317,7 @@ def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> N
 
 def test_a_directory_that_says_it_is_as_long_as_the_file(own_archive: Path) -> None:
     """All of a slice would be fetched, and held in memory, for one wrong number."""
-    path = own_archive / volume.file_of_slice("raw", 0)
+    path = own_archive / EMPIAR_13356.path("raw", 0)
     data = path.read_bytes()
     at = data.rindex(struct.pack("<HHI", 273, 4, HEIGHT))
     path.write_bytes(data[: at + 4] + struct.pack("<I", 1 << 26) + data[at + 8 :])
@@ -328,7 +329,7 @@ def test_a_directory_that_says_it_is_as_long_as_the_file(own_archive: Path) -> N
 
 def test_a_changed_byte_of_a_mask_is_noticed(own_archive: Path) -> None:
     """Where nothing is compressed, a damaged byte decodes as well as any: only the checksum tells."""
-    path = own_archive / volume.file_of_slice("er", 0)
+    path = own_archive / EMPIAR_13356.path("er", 0)
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(path, compress_level=0)
     data = bytearray(path.read_bytes())
     data[200] ^= 0xFF
@@ -341,7 +342,7 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
     """Imagecodecs reads outside its table where a strip's first code is none, and takes the process along."""
     import tifffile
 
-    path = own_archive / volume.file_of_slice("raw", 0)
+    path = own_archive / EMPIAR_13356.path("raw", 0)
     with tifffile.TiffFile(path) as tiff:
         offset = tiff.pages[0].dataoffsets[0]
     data = bytearray(path.read_bytes())
@@ -356,7 +357,7 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
     [
         ("matplotlib", "show(ld.open_human_liver_em(), 1)", "Pictures need matplotlib (:view"),
         ("ipympl", "view()", "The slicer needs matplotlib, ipywidgets and ipympl (:view"),
-        ("voila", "view_module.serve_slicer('.', (1, 8, 8), None, 0, False)", "A browser needs voila (:app"),
+        ("voila", "view_module.serve_slicer('.', 'x', (1, 8, 8), None, 0, False)", "A browser needs voila (:app"),
         (
             "torch_em",
             "get_human_liver_em_loader('.', (1, 8, 8), 1, [(0, 8, 0, 8, 0, 8)])",

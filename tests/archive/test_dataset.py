@@ -16,8 +16,8 @@ import xarray as xr
 import liver_dask as ld
 from helpers.archive import SHAPE, index_bytes, strip_bytes
 from helpers.hostile import SideBySide
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.lazy.arrays import VolumeArray
-from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
 
 
@@ -30,7 +30,7 @@ def test_the_default_archive_opens_at_once_without_a_request(monkeypatch: pytest
         "raw": "uint16", "mito": "uint8", "er": "uint8", "nucleus": "uint8"
     }  # fmt: skip
     assert ds.raw.data.chunksize == (1, 1024, 20000)
-    assert ds.attrs["source"] == volume.EMPIAR_URL
+    assert ds.attrs["source"] == EMPIAR_13356.url
     assert ds.mito.attrs["flag_values"] == [0, 255]
 
 
@@ -120,7 +120,7 @@ def test_a_mask_is_fetched_no_further_than_its_last_row(server: ArchiveServer, a
     """The top of a mask would cost all of it."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     np.testing.assert_array_equal(ds.er[3, :10].to_numpy(), voxels["er"][3, :10])
-    size = (archive / volume.file_of_slice("er", 3)).stat().st_size
+    size = (archive / EMPIAR_13356.path("er", 3)).stat().st_size
     assert server.bytes_sent <= min(size, 64 << 10), "more than the first request"
     assert len(server.requests) == 1
 

@@ -14,7 +14,7 @@ import xarray as xr
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import RangeRequestHandler, serve
 
 GONE = {"er": (0, 3), "raw": (5,), "nucleus": (9,)}
@@ -27,7 +27,7 @@ def own(archive: Path, tmp_path: Path) -> Path:
     shutil.copytree(archive, folder)
     for name, slices in GONE.items():
         for z in slices:
-            (folder / volume.file_of_slice(name, z)).unlink()
+            (folder / EMPIAR_13356.path(name, z)).unlink()
     return folder
 
 
@@ -110,9 +110,9 @@ def test_what_is_not_surely_missing_is_an_error(own: Path, fault: str, monkeypat
         whole = voxels["er"][3]
         from PIL import Image
 
-        Image.fromarray(whole).save(own / volume.file_of_slice("er", 3))
+        Image.fromarray(whole).save(own / EMPIAR_13356.path("er", 3))
     if fault == "folder":
-        (own / volume.folder_of("er")).rename(own / "elsewhere")
+        (own / EMPIAR_13356["er"].folder).rename(own / "elsewhere")
     monkeypatch.setattr("tenacity.nap.time", type("Now", (), {"sleep": staticmethod(lambda seconds: None)}))
     with serve(own, Trouble) as server:
         source = "http://127.0.0.1:9" if fault == "host" else server.url
@@ -142,7 +142,7 @@ def test_a_store_lists_what_is_missing_and_is_finished(own: Path, tmp_path: Path
         stored = xr.open_zarr(tmp_path / "a.zarr")
         for name in expected:
             np.testing.assert_array_equal(stored[name], expected[name])
-        urls = sorted(f"{server.url}/{volume.file_of_slice(name, z)}" for name, slices in GONE.items() for z in slices)
+        urls = sorted(f"{server.url}/{EMPIAR_13356.path(name, z)}" for name, slices in GONE.items() for z in slices)
         assert stored.attrs["missing_files"] == urls
         assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_bytes())["attributes"]["missing_files"] == urls
         report = ld.verify(tmp_path / "a.zarr", full=True, progress=False)
@@ -158,7 +158,7 @@ def test_a_store_lists_what_is_missing_and_is_finished(own: Path, tmp_path: Path
 
 def test_a_store_that_was_begun_without_is_finished_with_it(own: Path, tmp_path: Path, expected) -> None:
     """Days of downloading would be lost for one file that the archive lacks."""
-    (own / volume.file_of_slice("er", 0)).write_bytes((own / volume.file_of_slice("er", 1)).read_bytes())
+    (own / EMPIAR_13356.path("er", 0)).write_bytes((own / EMPIAR_13356.path("er", 1)).read_bytes())
     with serve(own) as server:
         strict = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.ExportError, match=r"er, slice 3.*--missing zeros"):
@@ -193,7 +193,7 @@ def test_a_file_that_comes_later_is_not_mixed_in(own: Path, archive: Path, tmp_p
     with serve(own) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros", chunk_rows=16)
         assert not ds.er[3, :40].values.any()
-        shutil.copy2(archive / volume.file_of_slice("er", 3), own / volume.file_of_slice("er", 3))
+        shutil.copy2(archive / EMPIAR_13356.path("er", 3), own / EMPIAR_13356.path("er", 3))
         assert not ds.er[3].values.any()
         assert ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros").er[3].values.any()
 

@@ -24,7 +24,7 @@ import tifffile
 from distributed import Client, LocalCluster
 
 import liver_dask as ld
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.store.layout import CHUNKS, SHARDS
 from liver_dask.store.shards import codecs_of, encode_chunk
 
@@ -47,12 +47,12 @@ def link_slices(archive: Path, out: Path) -> None:
 def codec_seconds(archive: Path, part: int) -> dict[str, float]:
     """Seconds that the codecs take for a share of the work; reading the files is not counted."""
     spent = dict.fromkeys(["LZW", "raw to Blosc", "masks to Blosc", "PNG"], 0.0)
-    tiffs = [tifffile.TiffFile(archive / volume.file_of_slice("raw", z)) for z in range(SLICES)]
+    tiffs = [tifffile.TiffFile(archive / EMPIAR_13356.path("raw", z)) for z in range(SLICES)]
     strips = [(tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts) for tiff in tiffs]
     for first in range(part * BAND, ROWS, PROCESSES * BAND):
         block = np.empty((SLICES, BAND, WIDTH), np.uint16)
         for z, (offsets, counts) in enumerate(strips):
-            with open(archive / volume.file_of_slice("raw", z), "rb") as file:
+            with open(archive / EMPIAR_13356.path("raw", z), "rb") as file:
                 file.seek(offsets[first])
                 data = file.read(offsets[first + BAND - 1] + counts[first + BAND - 1] - offsets[first])
             began = time.perf_counter()
@@ -62,10 +62,10 @@ def codec_seconds(archive: Path, part: int) -> dict[str, float]:
             imagecodecs.delta_decode(block[z], axis=-1, out=block[z])
             spent["LZW"] += time.perf_counter() - began
         spent["raw to Blosc"] += encode_seconds(block)
-    for label in volume.LABELS:
+    for label in EMPIAR_13356.labels:
         masks = {}
         for z in range(part, SLICES, PROCESSES):
-            data = (archive / volume.file_of_slice(label, z)).read_bytes()
+            data = (archive / EMPIAR_13356.path(label, z)).read_bytes()
             began = time.perf_counter()
             mask = imagecodecs.png_decode(data)
             spent["PNG"] += (time.perf_counter() - began) * ROWS / len(mask)
@@ -79,7 +79,7 @@ def codec_seconds(archive: Path, part: int) -> dict[str, float]:
 def encode_seconds(block: np.ndarray) -> float:
     began = time.perf_counter()
     for x in range(0, WIDTH, CHUNKS[2]):
-        encode_chunk(block[:, :, x : x + CHUNKS[2]], CHUNKS)
+        encode_chunk(block[:, :, x : x + CHUNKS[2]], CHUNKS, has_means=block.itemsize > 1)
     return time.perf_counter() - began
 
 

@@ -30,7 +30,7 @@ import imagecodecs
 import tifffile
 from full_volume import SLICES, WIDTH, link_slices
 
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import serve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -113,9 +113,11 @@ def mask_prefix(path: Path) -> int:
 
 def least_bytes(archive: Path) -> dict[str, float]:
     """What the box needs at least, in MB."""
-    files = {name: [archive / volume.file_of_slice(name, z) for z in range(SLICES)] for name in ("raw", *volume.LABELS)}
+    files = {
+        name: [archive / EMPIAR_13356.path(name, z) for z in range(SLICES)] for name in ("raw", *EMPIAR_13356.labels)
+    }
     raw = sum(strip_prefixes(path) for path in files["raw"])
-    masks = sum(mask_prefix(path) for label in volume.LABELS for path in files[label])
+    masks = sum(mask_prefix(path) for label in EMPIAR_13356.labels for path in files[label])
     parts = {"strips": raw, "masks": masks, "indexes": INDEX_BYTES * SLICES}
     return {name: round(count / 1e6, 2) for name, count in (parts | {"all": sum(parts.values())}).items()}
 
@@ -240,7 +242,7 @@ def overview(server: Nginx, archive: Path) -> dict[str, Any]:
     server.sent()
     seconds, _ = measured(OVERVIEW.format(url=server.url, shape=SHAPE))
     sent = server.sent()
-    share = sent.bytes / (archive / volume.file_of_slice("raw", 2)).stat().st_size
+    share = sent.bytes / (archive / EMPIAR_13356.path("raw", 2)).stat().st_size
     report = {"s": round(seconds, 2), "MB": round(sent.bytes / 1e6, 2), "requests": sent.requests}
     return report | {"share of the slice": round(share, 4)}
 

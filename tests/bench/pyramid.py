@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import liver_dask as ld
 from helpers.build_archive import SIZE
 from helpers.measured import measured
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core.kinds import FOREGROUND, RAW
 
 SLICES, SIDE, ROWS_AT_ONCE = 4, 4096, 256
 FIRST = (SIZE - SIDE) // 2
@@ -33,15 +34,15 @@ def differing_voxels(store: Path) -> int:
     levels = [store, *sorted((store / "pyramid").glob("s?"))]
     different = 0
     for below, level in pairwise(levels):
-        for name in (volume.RAW, *volume.LABELS):
+        for name in (RAW, *EMPIAR_13356.labels):
             source, found = (open_array(path / name) for path in (below, level))
-            is_mask = name != volume.RAW
+            is_mask = name != RAW
             mean = tensorstore.downsample(tensorstore.cast(source, "float64") if is_mask else source, [1, 2, 2], "mean")
             for y in range(0, found.shape[1], ROWS_AT_ONCE):
                 rows = slice(y, min(y + ROWS_AT_ONCE, found.shape[1]))
                 expected = mean[:, rows].read().result()
                 if is_mask:
-                    expected = np.where(expected >= volume.FOREGROUND / 2, volume.FOREGROUND, 0)
+                    expected = np.where(expected >= FOREGROUND / 2, FOREGROUND, 0)
                 different += int((found[:, rows].read().result() != expected).sum())
     return different
 

@@ -17,7 +17,7 @@ import dask
 from distributed import Client, LocalCluster
 
 import liver_dask as ld
-from liver_dask.archive.dataset import SlicePart, VolumeReader
+from liver_dask.archive.reader import SlicePart, VolumeReader
 from liver_dask.archive.remote.versions import MISSING
 
 COLUMNS = 16

@@ -29,7 +29,8 @@ import numpy as np
 from PIL import Image
 
 import liver_dask as ld
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core.kinds import RAW
 from liver_dask.demo import serve
 from liver_dask.store.record import layout_of, open_record, shard_path
 from liver_dask.store.shards import EMPTY, read_shard_index
@@ -53,13 +54,13 @@ def build(em: Path, archive: Path) -> None:
         section = f"{z % 20:02d}.png"
         pixels = mirrored(em / "raw" / section).astype(np.uint16) * 128 + 1
         pixels += np.random.default_rng(z).integers(0, 256, pixels.shape, dtype=np.uint16)
-        images = {volume.RAW: pixels}
+        images = {RAW: pixels}
         for label, folder in MASK_OF_LABEL.items():
             images[label] = np.where(mirrored(em / folder / section) > 0, 255, 0).astype(np.uint8)
         for name, image in images.items():
-            path = archive / volume.file_of_slice(name, z)
+            path = archive / EMPIAR_13356.path(name, z)
             path.parent.mkdir(parents=True, exist_ok=True)
-            options = LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP if name == volume.RAW else {}
+            options = LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP if name == RAW else {}
             Image.fromarray(image).save(path, **options)
 
 
@@ -155,7 +156,7 @@ def decode_touched(store: Path, patch: tuple[int, ...], seed: int) -> float:
         touched = [
             range(a // n, -(-(a + p) // n)) for a, p, n in zip(start.tolist(), patch, layout.chunks, strict=True)
         ]
-        for name, place in product((volume.RAW, "mito"), product(*touched)):
+        for name, place in product((RAW, "mito"), product(*touched)):
             shard = Shard(*(n // grid for n, grid in zip(place, layout.chunks_per_shard, strict=True)))
             with shard_path(store, name, shard).open("rb", buffering=0) as file:
                 if (name, shard) not in indexes:

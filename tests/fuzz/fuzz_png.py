@@ -64,7 +64,7 @@ def one_input(data: bytes) -> None:
     columns, rows = struct.unpack_from(">II", file.ljust(24, b"\0"), 16)
     if not (1 <= rows <= LARGEST and 1 <= columns <= LARGEST):
         rows = columns = 32
-    mask = PngSlice(MemoryFile(file), rows, columns, None)
+    mask = PngSlice(MemoryFile(file), rows, columns, np.dtype("uint8"), "", None)
     whole = np.full((rows, columns), 7, np.uint8)
     part = np.full((rows - rows // 2, columns - columns // 3), 7, np.uint8)
     try:

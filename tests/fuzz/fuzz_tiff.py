@@ -50,8 +50,8 @@ def one_input(data: bytes) -> None:
     x = (7 * np.arange(len(y)) + data[0]) % WIDTH
     points = np.full(len(y), 0xA5A5, np.uint16)
     try:
-        TiffSlice(MemoryFile(file), HEIGHT, WIDTH, None).read_points(y, x, points)
-        raw = TiffSlice(MemoryFile(file), HEIGHT, WIDTH, None)
+        TiffSlice(MemoryFile(file), HEIGHT, WIDTH, np.dtype("uint16"), "", None).read_points(y, x, points)
+        raw = TiffSlice(MemoryFile(file), HEIGHT, WIDTH, np.dtype("uint16"), "", None)
         raw.read(rows, columns, part)
         raw.read(np.arange(HEIGHT), slice(0, WIDTH), whole)
     except FormatError as error:

@@ -7,7 +7,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 
 SHAPE = (10, 300, 420)
 
@@ -19,7 +19,7 @@ def write_raw(file: Any, pixels: np.ndarray) -> None:
 
 def counts_and_index(archive: Path, z: int) -> tuple[np.ndarray, int]:
     """Bytes of the strips of a slice, and of what says where they are."""
-    path = archive / volume.file_of_slice("raw", z)
+    path = archive / EMPIAR_13356.path("raw", z)
     with tifffile.TiffFile(path) as tiff:
         return np.array(tiff.pages[0].databytecounts), path.stat().st_size - tiff.pages[0].offset + 512
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 
 
 def marks_of_mito(canvas: Any, axes: Any) -> Callable[[float, float], bool]:
     """Draw a canvas; tells whether there is the colour of mitochondria at a row and a column of the axes."""
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
-    red = np.array(to_rgb(volume.colour_of("mito")))
+    red = np.array(to_rgb(EMPIAR_13356["mito"].color))
 
     def is_red(row: float, column: float) -> bool:
         right, up = axes.transData.transform((column, row))

@@ -5,14 +5,14 @@ A test holds both lists to what there is: whoever adds a cache says here how it 
 
 from collections.abc import Callable
 
-from liver_dask.archive import dataset
+from liver_dask.archive import reader
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.remote import cache, files, shares
 from liver_dask.core import metrics
 from liver_dask.store import record
 
 EMPTIED: dict[str, Callable[[], object]] = {
-    "liver_dask.archive.dataset._memory": dataset._memory._clear,
+    "liver_dask.archive.reader._memory": reader._memory._clear,
     "liver_dask.archive.formats.tiff.kept_rows": tiff.kept_rows._clear,
     "liver_dask.archive.formats.tiff.known_directories": tiff.known_directories.clear,
     "liver_dask.archive.formats.tiff.prefix_shares": tiff.prefix_shares._clear,
@@ -29,6 +29,7 @@ _ALWAYS_THE_SAME = "holds what is the same for all"
 _A_LOCK = "a lock"
 
 LEFT: dict[str, str] = {
+    "liver_dask.archive.archives._built_in": _ALWAYS_THE_SAME,
     "liver_dask.archive.formats.lzw._decode": _ALWAYS_THE_SAME,
     "liver_dask.archive.formats.png.one_interlaced": _GIVEN_BACK,
     "liver_dask.archive.formats.png_filters._undo": _ALWAYS_THE_SAME,

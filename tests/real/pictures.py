@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive
 from liver_dask.store.layout import CHUNKS, SHARDS, Group, Layout, plan_layout, plan_runs
 
@@ -39,7 +39,7 @@ def save_slicer(path: Path, folder: Path) -> None:
 
 def save_plan(path: Path) -> None:
     """How the tissue of the whole volume is cut, and two of the tasks that write it."""
-    box = volume.full_box(volume.SHAPE)
+    box = EMPIAR_13356.full_box
     layout = plan_layout(box.shape, {"raw": 2, "mito": 1, "er": 1, "nucleus": 1}, CHUNKS, SHARDS)
     figure, (side, front) = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
     depth, height, width = layout.shape
@@ -48,7 +48,7 @@ def save_plan(path: Path) -> None:
     runs = list(plan_runs(layout, [Group(("raw",)), Group(("mito",), None, True)], ()))
     mask = next(run for run in runs if run.group.from_the_top and run.regions[0].z_start == 24 * layout.chunks[0])
     raw = [run for run in runs if not run.group.from_the_top and run.regions[0].z_start == 8 * layout.chunks[0]][2]
-    for run, colour, told in ((raw, "0.25", "a task of raw"), (mask, volume.colour_of("mito"), "a task of a mask")):
+    for run, colour, told in ((raw, "0.25", "a task of raw"), (mask, EMPIAR_13356["mito"].color, "a task of a mask")):
         first, last = run.regions[0], run.regions[-1]
         corner, size = (first.z_start, first.y_start), (layout.chunks[0], last.y_stop - first.y_start)
         side.add_patch(Rectangle(corner, *size, color=colour, label=f"{told}: {len(run.regions)} regions"))
@@ -57,7 +57,7 @@ def save_plan(path: Path) -> None:
         Rectangle((0, region.y_start), width, layout.band, color="0.25", label=f"a region: {told_size(layout)}")
     )
     front.add_patch(
-        Rectangle((0, 0), *layout.shards[:0:-1], color=volume.colour_of("er"), alpha=0.4, label="a shard: a file")
+        Rectangle((0, 0), *layout.shards[:0:-1], color=EMPIAR_13356["er"].color, alpha=0.4, label="a shard: a file")
     )
     side.set(title=f"from the side: {depth} slices", xlabel="z", ylabel="y", xlim=(0, depth), ylim=(height, 0))
     front.set(

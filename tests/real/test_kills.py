@@ -19,7 +19,7 @@ import pytest
 
 from helpers.hostile import FarAway
 from helpers.stores import assert_same_files, slabs_of
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3000)]
@@ -108,5 +108,5 @@ def test_twenty_kills(server: ArchiveServer, tmp_path: Path) -> None:
 
 
 def assert_same_chunks(one: Path, other: Path) -> None:
-    for name in ("raw", *volume.LABELS):
+    for name in ("raw", *EMPIAR_13356.labels):
         assert_same_files(one / name, other / name)

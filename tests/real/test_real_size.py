@@ -22,7 +22,7 @@ from helpers.build_archive import SIZE, build_archive
 from helpers.measured import OURS, TORCH_EM, measured
 from helpers.nginx import Nginx
 from helpers.transforms import same
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
@@ -40,7 +40,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = os.environ.get("LIVER_DASK_REAL_ARCHIVE")
     folder = Path(kept) if kept else tmp_path_factory.mktemp("archive")
     build_archive(EM, folder, SLICES)
-    sizes = [(folder / volume.file_of_slice("raw", z)).stat().st_size for z in range(SLICES)]
+    sizes = [(folder / EMPIAR_13356.path("raw", z)).stat().st_size for z in range(SLICES)]
     assert all(850e6 < size < 950e6 for size in sizes), sizes
     return folder
 
@@ -57,11 +57,11 @@ def nginx(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 @pytest.fixture(scope="module")
 def last_slice(archive: Path) -> dict[str, np.ndarray]:
     """The last slice, read whole by tifffile and Pillow."""
-    return {name: read_slice(archive, name, SLICES - 1) for name in ("raw", *volume.LABELS)}
+    return {name: read_slice(archive, name, SLICES - 1) for name in ("raw", *EMPIAR_13356.labels)}
 
 
 def read_slice(archive: Path, name: str, z: int) -> np.ndarray:
-    path = archive / volume.file_of_slice(name, z)
+    path = archive / EMPIAR_13356.path(name, z)
     if name == "raw":
         return tifffile.imread(path)
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -95,7 +95,7 @@ def test_windows_equal_the_source(nginx: Nginx, last_slice, window) -> None:
 
 def test_a_window_costs_its_strips_and_the_index(nginx: Nginx, archive: Path, last_slice) -> None:
     """A window of 128 rows would fetch more of its strips than their beginnings, or in many requests."""
-    with tifffile.TiffFile(archive / volume.file_of_slice("raw", 2)) as tiff:
+    with tifffile.TiffFile(archive / EMPIAR_13356.path("raw", 2)) as tiff:
         counts = tiff.pages[0].databytecounts
         index = 12 * len(counts)
     ds = ld.open_human_liver_em(nginx.url, shape=SHAPE)
@@ -113,7 +113,7 @@ def test_a_window_costs_its_strips_and_the_index(nginx: Nginx, archive: Path, la
 
 def test_points_cost_their_strips(nginx: Nginx, archive: Path) -> None:
     """Three voxels would cost the blocks that they are in, or ten thousand a request each."""
-    slices = np.stack([tifffile.imread(archive / volume.file_of_slice("raw", z))[::13, ::17] for z in range(SLICES)])
+    slices = np.stack([tifffile.imread(archive / EMPIAR_13356.path("raw", z))[::13, ::17] for z in range(SLICES)])
     random = np.random.default_rng(0)
     for count in (3, 10_000):
         raw = ld.open_human_liver_em(nginx.url, shape=SHAPE, labels=[]).raw
@@ -133,11 +133,11 @@ def test_points_cost_their_strips(nginx: Nginx, archive: Path) -> None:
 def test_a_cross_section_of_all_slices(archive: Path, tmp_path: Path) -> None:
     """A row of all slices would cost all their strip indexes, 96 MB."""
     linked = tmp_path / "archive"
-    for z in range(volume.SHAPE[0]):
-        path = linked / volume.file_of_slice("raw", z)
+    for z in range(EMPIAR_13356.shape[0]):
+        path = linked / EMPIAR_13356.path("raw", z)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to((archive / volume.file_of_slice("raw", z % SLICES)).absolute())
-    rows = [tifffile.imread(archive / volume.file_of_slice("raw", z))[9000:9101:100, 2219:4267] for z in range(SLICES)]
+        path.symlink_to((archive / EMPIAR_13356.path("raw", z % SLICES)).absolute())
+    rows = [tifffile.imread(archive / EMPIAR_13356.path("raw", z))[9000:9101:100, 2219:4267] for z in range(SLICES)]
     with serve(linked) as server:
         raw = ld.open_human_liver_em(server.url, labels=[]).raw
         for number, most in enumerate((12e6, 6e6)):
@@ -163,7 +163,7 @@ def test_a_crop_next_to_torch_ems_own_loader(nginx: Nginx, archive: Path, tmp_pa
     print("torch_em / ours:", {key: round(theirs[key] / ours[key], 2) for key in ours})
     stored = xr.open_zarr(tmp_path / "ours.zarr")
     x0, x1, y0, y1, z0, z1 = BOX
-    for name in ("raw", *volume.LABELS):
+    for name in ("raw", *EMPIAR_13356.labels):
         for z in range(z0, z1):
             np.testing.assert_array_equal(stored[name].sel(z=z), read_slice(archive, name, z)[y0:y1, x0:x1])
     assert ours["MB"] <= theirs["MB"]

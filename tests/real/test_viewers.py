@@ -28,13 +28,15 @@ import xarray as xr
 from PIL import Image, ImageColor
 
 import liver_dask as ld
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core import geometry
+from liver_dask.core.kinds import FOREGROUND, RAW
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 SHAPE = (10, 1100, 1300)
-BOX = volume.BoundingBox(60, 1240, 20, 1080, 1, 10)
+BOX = geometry.BoundingBox(60, 1240, 20, 1080, 1, 10)
 SLICE = 5
 VOXEL_SIZE = (30, 8, 8)
 LEVELS = 3
@@ -119,7 +121,7 @@ def levels_of(store: Path) -> list[xr.Dataset]:
 def drawn(picture: Path, label: str) -> int:
     """How many pixels are some grey under the label's colour."""
     pixels = np.asarray(Image.open(picture).convert("RGB"), np.float64)
-    grey = pixels - OPACITY * np.array(ImageColor.getrgb(volume.colour_of(label)))
+    grey = pixels - OPACITY * np.array(ImageColor.getrgb(EMPIAR_13356[label].color))
     is_grey = np.ptp(grey, axis=-1) < 4
     return int((is_grey & (grey.min(axis=-1) > -4) & (grey.max(axis=-1) < 255 * (1 - OPACITY) + 4)).sum())
 
@@ -129,8 +131,8 @@ def assert_shows_the_slice(picture: Path, store: Path) -> None:
     grey = np.asarray(Image.open(picture).convert("L"))
     assert len(np.unique(grey)) > 100
     voxels = levels_of(store)[0].sel(z=SLICE)
-    labelled = {label: int((voxels[label] > 0).sum()) for label in volume.LABELS}
-    pixels = {label: drawn(picture, label) for label in volume.LABELS}
+    labelled = {label: int((voxels[label] > 0).sum()) for label in EMPIAR_13356.labels}
+    pixels = {label: drawn(picture, label) for label in EMPIAR_13356.labels}
     assert min(pixels.values()) > 500, pixels
     assert pixels["mito"] / pixels["nucleus"] == pytest.approx(labelled["mito"] / labelled["nucleus"], rel=0.1), pixels
 
@@ -142,16 +144,16 @@ def test_napari_reads_every_voxel_of_every_level(store: Path) -> None:
     layers = plugin.napari_get_reader(str(store))(str(store))
     assert [kind for _, _, kind in layers] == ["image", "labels", "labels", "labels"]
     levels = levels_of(store)
-    for name, (arrays, told, _) in zip([volume.RAW, *volume.LABELS], layers, strict=True):
+    for name, (arrays, told, _) in zip([RAW, *EMPIAR_13356.labels], layers, strict=True):
         assert name in told["name"]
         assert told["scale"] == [*VOXEL_SIZE]
         assert set(told["units"]) == {"nanometer"}
         np.testing.assert_array_equal(told["affine"].affine_matrix, layers[0][1]["affine"].affine_matrix)
         for array, level in zip(arrays, levels, strict=True):
             np.testing.assert_array_equal(array.compute(), level[name].values)
-    for name, (_, told, _) in zip(volume.LABELS, layers[1:], strict=True):
-        colour = [*ImageColor.getrgb(volume.colour_of(name)), 255]
-        np.testing.assert_allclose(told["colormap"][volume.FOREGROUND], np.divide(colour, 255))
+    for name, (_, told, _) in zip(EMPIAR_13356.labels, layers[1:], strict=True):
+        colour = [*ImageColor.getrgb(EMPIAR_13356[name].color), 255]
+        np.testing.assert_allclose(told["colormap"][FOREGROUND], np.divide(colour, 255))
     least, most = layers[0][1]["contrast_limits"]
     raw = levels[0].raw.values
     assert ((raw > least) & (raw < most)).mean() > 0.8
@@ -205,9 +207,9 @@ def fill(state, server: ArchiveServer, store: Path) -> None:
     contrast = {"normalized": {"range": [window["start"], window["end"]]}}
     state.dimensions = neuroglancer.CoordinateSpace(names=["x", "y", "z"], units="nm", scales=VOXEL_SIZE[::-1])
     state.position = [(BOX.x_min + BOX.x_max) / 2, (BOX.y_min + BOX.y_max) / 2, SLICE]
-    state.layers[volume.RAW] = neuroglancer.ImageLayer(source=f"{url}/", opacity=1, shader_controls=contrast)
-    for label in volume.LABELS:
-        colour = {volume.FOREGROUND: volume.colour_of(label)}
+    state.layers[RAW] = neuroglancer.ImageLayer(source=f"{url}/", opacity=1, shader_controls=contrast)
+    for label in EMPIAR_13356.labels:
+        colour = {FOREGROUND: EMPIAR_13356[label].color}
         state.layers[label] = neuroglancer.SegmentationLayer(
             source=f"{url}/labels/{label}/", segments=[*colour], segment_colors=colour, selected_alpha=OPACITY
         )

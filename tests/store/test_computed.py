@@ -25,12 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask.archive import dataset
+from liver_dask.archive import reader
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.lazy.arrays import LazyWindow, VolumeArray, Window
 from liver_dask.archive.lazy.leaves import leaves_in
 from liver_dask.archive.remote.cache import MemoryCache
-from liver_dask.core import volume
+from liver_dask.core import geometry
 from liver_dask.core.metrics import traffic
 from liver_dask.core.threads import ContextPool
 from liver_dask.demo import ArchiveServer, make_archive, serve
@@ -67,7 +68,7 @@ def server(archive: Path) -> Iterator[ArchiveServer]:
 @pytest.fixture(autouse=True)
 def larger_than_all_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the real archive is: nothing but strip indexes outlives its use, and a job holds a dozen blocks."""
-    monkeypatch.setattr(dataset, "_memory", MemoryCache(16 * SHAPE[1] * SHAPE[0]))
+    monkeypatch.setattr(reader, "_memory", MemoryCache(16 * SHAPE[1] * SHAPE[0]))
     monkeypatch.setattr(tiff, "kept_rows", MemoryCache(0))
     monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
     monkeypatch.setattr(computed, "HELD_BYTES", 12 * BLOCK_BYTES)
@@ -129,7 +130,7 @@ def test_what_is_fetched_is_what_the_plan_says(
 ) -> None:
     """Strips would be fetched for each region that needs them: days for nothing, and nobody be told before."""
     change, most = COMPUTED[name]
-    ds = change(opened(server)).transpose(*volume.DIMS).to_dataset(name="changed")
+    ds = change(opened(server)).transpose(*geometry.DIMS).to_dataset(name="changed")
     told = Export.plan(ds, tmp_path / "a.zarr", **LAYOUT).estimate().times
     assert server.requests == []
     path = ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
@@ -137,7 +138,7 @@ def test_what_is_fetched_is_what_the_plan_says(
         assert told[variable] <= times + 0.05
         really = fetched(server, variable) / fetched_once(archive, variable, tmp_path)
         assert 0.95 * told[variable] <= really <= 1.05 * told[variable]
-    expected = change(whole).transpose(*volume.DIMS)
+    expected = change(whole).transpose(*geometry.DIMS)
     np.testing.assert_allclose(xr.open_zarr(path).changed, expected, rtol=1e-12)
 
 
@@ -248,16 +249,16 @@ def test_a_graph_is_optimised_once_and_a_job_is_sent_its_part(
 )
 def test_blocks_that_are_cut_backwards(archive: Path, tmp_path: Path, dim: str, wanted: slice, is_fused: bool) -> None:
     """What reads of a block the few rows that are cut from it would read none, down to row 0."""
-    slices = [tifffile.imread(archive / volume.file_of_slice("raw", z)) for z in range(6)]
-    whole = xr.DataArray(np.stack(slices), dims=volume.DIMS)
+    slices = [tifffile.imread(archive / EMPIAR_13356.path("raw", z)) for z in range(6)]
+    whole = xr.DataArray(np.stack(slices), dims=geometry.DIMS)
 
     def changed(raw: xr.DataArray) -> xr.DataArray:
         backwards, top = raw.isel({dim: wanted}), raw.isel({dim: slice(0, 6)})
         found = (backwards > 20000).sum(dim) + backwards.astype("int64").sum(dim)
-        return (top + found).transpose(*volume.DIMS)
+        return (top + found).transpose(*geometry.DIMS)
 
     with dask.config.set({"optimization.fuse.active": is_fused}):
-        ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=256).isel(z=slice(6)).drop_vars(volume.DIMS)
+        ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=256).isel(z=slice(6)).drop_vars(geometry.DIMS)
         raw = dask.optimize(ds)[0].raw
         for number, change in enumerate([changed, lambda array: array.isel({dim: wanted})]):
             path = ld.to_zarr(change(raw).to_dataset(name="v"), tmp_path / f"{number}.zarr", progress=False, **LAYOUT)
@@ -275,8 +276,8 @@ def test_the_windows_of_an_optimised_graph_are_found(archive: Path, change: Call
         (optimised,) = dask.optimize(change(ds))
         for name in ds.data_vars:
             windows = leaves_in(optimised[name].data)
-            assert {window.read.variable for window in windows} >= {name}
-            assert {reader.variable for reader in dataset.readers_of(optimised[name].data)} >= {name}
+            assert {window.read.name for window in windows} >= {name}
+            assert {of.name for of in reader.readers_of(optimised[name].data)} >= {name}
 
 
 def test_a_store_of_an_optimised_dataset_knows_its_files(server: ArchiveServer, tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_a_store_of_an_optimised_dataset_knows_its_files(server: ArchiveServer, 
     ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
     for name in ("raw", "mito"):
         manifest = json.loads((tmp_path / "a.zarr" / name / "manifest.json").read_bytes())
-        expected = {f"{server.url}/{volume.file_of_slice(name, z)}" for z in (0, 1)}
+        expected = {f"{server.url}/{EMPIAR_13356.path(name, z)}" for z in (0, 1)}
         assert {source["url"] for source in manifest["sources"]} == expected
 
 
@@ -300,8 +301,8 @@ def test_what_a_cluster_keeps_outlives_a_change_of_the_source(archive: Path, tmp
     with LocalCluster(1, processes=False, dashboard_address=":0") as cluster, Client(cluster) as client:
         held = client.persist(ld.open_human_liver_em(own, shape=SHAPE, chunk_rows=ROWS).raw[0].data)
         before = held.compute()
-        shutil.copyfile(own / volume.file_of_slice("raw", 1), own / volume.file_of_slice("raw", 0))
-        os.utime(own / volume.file_of_slice("raw", 0), (1e9, 1e9))
+        shutil.copyfile(own / EMPIAR_13356.path("raw", 1), own / EMPIAR_13356.path("raw", 0))
+        os.utime(own / EMPIAR_13356.path("raw", 0), (1e9, 1e9))
         np.testing.assert_array_equal(read(client), before)
         del held
         while client.cluster.scheduler.tasks:
@@ -316,7 +317,8 @@ class Counting:
     variant = files = ""
 
     def __init__(self, variable: str, shape: tuple[int, int, int]) -> None:
-        self.variable, self.shape = variable, shape
+        self.name, self.shape = variable, shape
+        self.is_from_the_top = variable != "raw"
         self.voxels = np.random.default_rng(0).integers(0, 9, shape, dtype="u2")
 
     def __call__(self, z, y, x, out: np.ndarray) -> None:
@@ -324,7 +326,7 @@ class Counting:
         out[...] = self.voxels[np.ix_(z, y, x)]
 
     def describe(self) -> str:
-        return self.variable
+        return self.name
 
     def foreseeing(self, z, y) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

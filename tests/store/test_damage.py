@@ -18,7 +18,7 @@ import zarr
 
 import liver_dask as ld
 from helpers import tiny
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive, serve
 from liver_dask.store import pyramid
 from liver_dask.store.array import StoredArray
@@ -339,14 +339,14 @@ def test_a_source_that_changed_is_told_as_such(tmp_path: Path, full: bool) -> No
         report = ld.verify(path, full=full, progress=False)
         assert (report.ok, report.changed) == (True, [])
         for name in ("raw", "er"):  # another version of the same pixels
-            file = archive / volume.file_of_slice(name, 0)
+            file = archive / EMPIAR_13356.path(name, 0)
             os.utime(file, (1, 1))
         report = ld.verify(path, full=full, progress=False)
         assert report.ok
         assert len(report.changed) == 2
         assert "The source has changed since" in str(report)
-        assert volume.file_of_slice("er", 0) in report.changed[0]
-        file = archive / volume.file_of_slice("raw", 3)
+        assert EMPIAR_13356.path("er", 0) in report.changed[0]
+        file = archive / EMPIAR_13356.path("raw", 3)
         voxels = tifffile.imread(file)
         voxels[0, :5] += 1
         tifffile.imwrite(file, voxels, rowsperstrip=1)

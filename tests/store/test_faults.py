@@ -18,7 +18,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.faults import ERRNOS, Operation, Watch
 from helpers.stores import assert_same_files
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.store import pyramid
 from liver_dask.store import writer as store
 
@@ -69,7 +69,7 @@ def half_done(archive: Path, folder: Path, lacking: Path) -> Path:
     for file in (path for path in archive.rglob("*") if path.is_file()):
         (lacking / file.relative_to(archive)).parent.mkdir(parents=True, exist_ok=True)
         (lacking / file.relative_to(archive)).symlink_to(file)
-    missing = lacking / volume.file_of_slice("raw", 5)
+    missing = lacking / EMPIAR_13356.path("raw", 5)
     missing.unlink()
     ds = ld.open_human_liver_em(lacking, shape=SHAPE, labels=["er"])
     with pytest.raises(ld.ExportError):
@@ -89,7 +89,7 @@ def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     starts["half"].mkdir()
     lacking = root / "lacking"
     missing = half_done(archive, starts["half"], lacking)
-    missing.symlink_to(archive / volume.file_of_slice("raw", 5))
+    missing.symlink_to(archive / EMPIAR_13356.path("raw", 5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyramid, "SMALL_ENOUGH", 32)
         write(archive, starts["levels"].parent)
@@ -272,7 +272,8 @@ def test_a_run_that_finished_nothing_leaves_nothing_of_its_own(archive: Path, tm
         ld.to_zarr(nothing, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
     assert (out / "a.zarr.partial" / "store").is_dir()
     with pytest.raises(ld.StoreExistsError, match="another call"):
-        ld.to_zarr(ds, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
+        ld.to_zarr(ds[["raw"]], out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
+    ld.to_zarr(ds, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)  # the same archive, at its right address
 
 
 def test_what_a_run_could_not_tidy_up_the_next_one_does(cases: dict[str, Case], tmp_path: Path) -> None:

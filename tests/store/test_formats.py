@@ -22,8 +22,8 @@ from helpers.archive import SHAPE as ARCHIVE_SHAPE
 from helpers.archive import write_raw
 from helpers.paths import DATA
 from helpers.stores import contents
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
-from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.store import pyramid
 from liver_dask.store.array import StoredArray
@@ -57,7 +57,7 @@ def archive_of_format_3() -> Iterator[xr.Dataset]:
                 write_raw(file, pixels)
             else:
                 Image.fromarray(pixels).save(file, format="PNG")
-            path = f"/archive-of-format-3/{volume.file_of_slice(name, z)}"
+            path = f"/archive-of-format-3/{EMPIAR_13356.path(name, z)}"
             memory.pipe_file(path, file.getvalue())
             memory.store[path].created = datetime(2026, 1, 1, tzinfo=UTC)
     yield ld.open_human_liver_em(URL, shape=SHAPE, labels=["mito"])
@@ -118,7 +118,7 @@ def test_a_store_of_format_3_gets_a_pyramid(
     """Levels would be made of what readers take for NaN, or those that are there be made again, or be refused."""
     monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 50)
     expected = voxels_of_format_3()["raw"]
-    grey = pyramid.halve((expected / 65535).astype("float32"), (1, 2, 2), is_mask=False)
+    grey = pyramid.halve((expected / 65535).astype("float32"), (1, 2, 2), "image")
     for name in ("complete.zarr", "grey.zarr"):
         level = Path(ld.add_pyramid(stores / name, progress=False)[1])
         assert open_record(level)["format"] == FORMAT
@@ -253,7 +253,7 @@ def test_a_store_behind_a_url_that_does_not_tell_is_found_out(stores: Path) -> N
 def test_an_archive_that_lacks_a_slice_is_still_one(archive: Path, tmp_path: Path) -> None:
     """A missing file would make an archive a Zarr store, or cost a request more."""
     shutil.copytree(archive, tmp_path / "archive")
-    (tmp_path / "archive" / volume.file_of_slice("raw", 3)).unlink()
+    (tmp_path / "archive" / EMPIAR_13356.path("raw", 3)).unlink()
     with serve(tmp_path / "archive") as server:
         ds = ld.open_human_liver_em(server.url, shape=ARCHIVE_SHAPE)
         with pytest.raises(ld.SliceNotFoundError, match="slice 3") as told:

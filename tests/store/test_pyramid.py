@@ -45,7 +45,7 @@ def downsampled(voxels: np.ndarray, step: tuple[int, ...], method: str) -> np.nd
 @settings(deadline=None, max_examples=300)
 def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) -> None:
     """Rounding, an overflow or an odd edge would shift what is seen from afar."""
-    found = pyramid.halve(voxels, step, is_mask=False)
+    found = pyramid.halve(voxels, step, "image")
     assert found.dtype == voxels.dtype
     if voxels.dtype.itemsize < 8:  # of wider ones tensorstore's sum overflows
         np.testing.assert_array_equal(found, downsampled(voxels, step, "mean"))
@@ -65,7 +65,7 @@ def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) 
 def test_masks_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
     """Thin membranes would vanish from afar, or a mask hold values that mean nothing."""
     labels = mask * np.uint8(255)
-    found = pyramid.halve(labels, step, is_mask=True)
+    found = pyramid.halve(labels, step, "mask")
     share = downsampled(mask.astype(np.float64), step, "mean")
     mode = downsampled(labels, step, "mode")
     np.testing.assert_array_equal(found[share != 0.5], mode[share != 0.5])

@@ -16,7 +16,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.kills import killed_at
 from helpers.stores import BOX, SMALL, assert_same_files, check_store, undisturbed
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive, serve
 from liver_dask.store import shards as slabs
 from liver_dask.store import writer as store
@@ -89,8 +89,8 @@ def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, t
     box = (150, 214, 100, 164, 1, 3)
     shutil.copytree(archive, tmp_path / "archive")
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=[])
-    kept = archive / volume.file_of_slice("raw", 1)
-    missing = tmp_path / "archive" / volume.file_of_slice("raw", 1)
+    kept = archive / EMPIAR_13356.path("raw", 1)
+    missing = tmp_path / "archive" / EMPIAR_13356.path("raw", 1)
 
     def fail(path: Path) -> None:
         with pytest.raises(ld.SliceNotFoundError):
@@ -150,10 +150,10 @@ def test_a_slice_that_cannot_be_read_costs_its_own_regions(
     """One bad file would cost the run, or be filled with zeros without a word."""
     own = tmp_path / "archive"
     shutil.copytree(archive, own)
-    bad = own / volume.file_of_slice("raw", 4)
+    bad = own / EMPIAR_13356.path("raw", 4)
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2] + bytes(1000) + whole[len(whole) // 2 + 1000 :])
-    shutil.copystat(archive / volume.file_of_slice("raw", 4), bad)  # the version of a file is its size and date
+    shutil.copystat(archive / EMPIAR_13356.path("raw", 4), bad)  # the version of a file is its size and date
     ds = ld.open_human_liver_em(own, shape=SHAPE)
     kind = ld.ExportError if on_error == "continue" else ld.FormatError
     with pytest.raises(kind, match="raw, slice 4, rows") as told:
@@ -165,7 +165,7 @@ def test_a_slice_that_cannot_be_read_costs_its_own_regions(
         assert all(text.startswith("raw, z 4-5, y ") for text in told.value.failures)
         assert f"({60 - len(told.value.failures)} of 60 regions)" in told.value.__notes__[0]
     bad.write_bytes(whole)
-    shutil.copystat(archive / volume.file_of_slice("raw", 4), bad)
+    shutil.copystat(archive / EMPIAR_13356.path("raw", 4), bad)
     ds = ld.open_human_liver_em(own, shape=SHAPE)
     ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL)
     check_store(tmp_path / "a.zarr", voxels, (0, 420, 0, 300, 0, 10))

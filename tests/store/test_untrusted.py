@@ -21,7 +21,7 @@ import liver_dask as ld
 from helpers import tiny
 from helpers.tiny import nested
 from liver_dask import cli
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.store import ome_zarr, pyramid
 from liver_dask.store.array import StoredArray
@@ -87,7 +87,7 @@ def test_another_address_of_the_archive_can_be_named(made: Path, elsewhere: Path
             assert report.voxels
             assert other.requests
             assert not first.requests
-            file = elsewhere / volume.file_of_slice("raw", 3)
+            file = elsewhere / EMPIAR_13356.path("raw", 3)
             voxels = tifffile.imread(file)
             voxels[0, 7] += 1
             tifffile.imwrite(file, voxels, rowsperstrip=1)

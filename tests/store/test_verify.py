@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.stores import BOX, SMALL, undisturbed
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import ArchiveServer
 from liver_dask.store import record
 from liver_dask.store.layout import Shard
@@ -242,7 +242,7 @@ def test_a_source_that_cannot_be_read_is_told(archive: Path, tmp_path: Path) -> 
     shutil.copytree(archive, tmp_path / "archive")
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"])
     path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL)
-    (tmp_path / "archive" / volume.file_of_slice("er", 1)).unlink()
+    (tmp_path / "archive" / EMPIAR_13356.path("er", 1)).unlink()
     with pytest.raises(ld.SliceNotFoundError, match="er, slice 1"):
         ld.verify(path, progress=False)
     shutil.rmtree(tmp_path / "archive")

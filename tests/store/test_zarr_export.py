@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.stores import BOX, SMALL, assert_same_files, check_store
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.store import computed
 from liver_dask.store import layout as export_plan
@@ -81,7 +81,7 @@ def test_nothing_there_and_no_download_is_torch_ems_error(server: ArchiveServer,
 
 def test_empty_arrays_of_somebody_else_are_not_a_finished_store(server: ArchiveServer, tmp_path: Path) -> None:
     """Complete would mean that the keys exist, as in the reference."""
-    for name in ("raw", *volume.LABELS):
+    for name in ("raw", *EMPIAR_13356.labels):
         zarr.create_array(tmp_path / "full_volume.zarr" / name, shape=(1, 10, 10), dtype="u1")
     with pytest.raises(ld.StoreExistsError):
         ld.get_human_liver_em_full_volume(tmp_path, source=server.url, shape=SHAPE)
@@ -133,7 +133,7 @@ def test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest(arc
         (broken / folder.name).mkdir(parents=True)
         for file in folder.iterdir():
             (broken / folder.name / file.name).symlink_to(file)
-    missing = broken / volume.file_of_slice("raw", 8)
+    missing = broken / EMPIAR_13356.path("raw", 8)
     missing.unlink()
     with serve(broken) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -141,7 +141,7 @@ def test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest(arc
             ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False, **SMALL)
         assert "is kept in" in told.value.__notes__[0]
         assert not (tmp_path / "crop.zarr").exists()
-        missing.symlink_to(archive / volume.file_of_slice("raw", 8))
+        missing.symlink_to(archive / EMPIAR_13356.path("raw", 8))
         before = server.bytes_sent
         ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False, **SMALL)
         assert server.bytes_sent - before < 0.5 * all_bytes

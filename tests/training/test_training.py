@@ -13,8 +13,9 @@ import pytest
 import liver_dask as ld
 from helpers.archive import SHAPE, write_raw
 from helpers.transforms import same
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.remote.cache import FolderCache
-from liver_dask.core import volume
+from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, make_archive
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -160,15 +161,15 @@ def half_labelled(folder: Path) -> tuple[Path, tuple[int, int, int]]:
     """An archive whose masks are empty in the lower half, and whose raw is in the right third."""
     from PIL import Image
 
-    from liver_dask.core import volume
+    from liver_dask.core.kinds import RAW
 
     shape = (8, 1024, 1536)
     make_archive(folder, shape)
-    for name in (volume.RAW, *volume.LABELS):
+    for name in (RAW, *EMPIAR_13356.labels):
         for z in range(shape[0]):
-            path = folder / volume.file_of_slice(name, z)
+            path = folder / EMPIAR_13356.path(name, z)
             pixels = np.array(Image.open(path))
-            if name == volume.RAW:
+            if name == RAW:
                 pixels[:, 1024:] = 0
                 write_raw(path, pixels)
             else:
@@ -316,7 +317,7 @@ def test_patches_straight_from_the_archive(server: ArchiveServer, archive: Path,
     again = [raw.numpy().tobytes() for raw, _ in loader(asked, num_workers=2, **stream)]
     assert again == patches
     assert sum(request.sent for request in server.requests) < sent / 2, "strips are not kept"
-    assert FolderCache(str(tmp_path / "cache")).entries(volume.RAW)
+    assert FolderCache(str(tmp_path / "cache")).entries(RAW)
     assert not list(tmp_path.glob("*.zarr*"))
 
 
@@ -346,9 +347,9 @@ def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
         ({"rois": [(slice(0, 2),) * 3]}, "does not fit into a roi"),
         ({"rois": [(slice(0, 8, 2), slice(None), slice(None))]}, "does not fit into a roi"),
         ({"rois": [slice(0, 2)]}, "three slices"),
-        ({"label_choice": "bile_duct"}, "stores hold mito, er, nucleus"),
+        ({"label_choice": "bile_duct"}, "There is no complete store .*bile_duct"),
         ({"label_choice": "mitos"}, "Unknown label 'mitos'"),
-        ({"label_choice": []}, "stores hold mito"),
+        ({"label_choice": []}, "has no label; choose of mito, er, nucleus"),
         ({"bounding_boxes": None}, "Give bounding_boxes"),
         ({"bounding_boxes": [(0, 9999, 0, 10, 0, 10)]}, "leaves the volume"),
         ({"min_foreground": 1.5}, "must be a share"),
@@ -377,7 +378,7 @@ def test_a_store_of_another_box_or_unfinished_is_not_trained_on(asked, tmp_path:
     (store,) = folder.glob("*.zarr")
     shutil.copytree(store, tmp_path / "full_volume.zarr")
     elsewhere = {**asked, "path": tmp_path}
-    with pytest.raises(ld.StoreExistsError, match="another box, source or layout"):
+    with pytest.raises(ld.StoreExistsError, match="another box, archive or layout"):
         ld.get_human_liver_em_dataset(**{**elsewhere, "shape": (10, 300, 400), "full_volume": True})
     shutil.move(tmp_path / "full_volume.zarr", tmp_path / (store.name + ".partial"))
     with pytest.raises(ld.NotDownloadedError, match="no complete store"):

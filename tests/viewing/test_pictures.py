@@ -12,8 +12,9 @@ from PIL import Image
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.drawn import marks_of_mito
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
-from liver_dask.core import volume
+from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer
 from liver_dask.viewing import figures as pictures
 
@@ -27,10 +28,10 @@ def corner() -> xr.Dataset:
     masks = {name: np.zeros(shape, np.uint8) for name in ("mito", "er")}
     masks["mito"][:, 100:, 200:] = 255
     variables = {
-        name: (volume.DIMS, voxels, volume.attributes_of(name))
+        name: (geometry.DIMS, voxels, EMPIAR_13356[name].attributes)
         for name, voxels in ({"raw": np.full(shape, 1000, np.uint16)} | masks).items()
     }
-    coordinates = {dim: np.arange(start, start + n) for dim, start, n in zip(volume.DIMS, first, shape, strict=True)}
+    coordinates = {dim: np.arange(start, start + n) for dim, start, n in zip(geometry.DIMS, first, shape, strict=True)}
     return xr.Dataset(variables, coordinates)
 
 
@@ -58,7 +59,7 @@ def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxel
     assert not server.requests
     assert seen.attrs["step"] == 14
     np.testing.assert_array_equal(seen.raw, voxels["raw"][4, ::14, ::14])
-    whole = (archive / volume.file_of_slice("raw", 4)).stat().st_size
+    whole = (archive / EMPIAR_13356.path("raw", 4)).stat().st_size
     assert sum(request.sent for request in server.requests) < whole / 3
 
 
@@ -70,14 +71,14 @@ def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
     assert crop.liver.show(3, (30, 60), (40, 90)).axes[0].get_title(loc="left") == "z 3"
     shares = ds.liver.fractions()
     assert shares.mito.chunks is not None, "it was computed"
-    for name in volume.LABELS:
+    for name in EMPIAR_13356.labels:
         np.testing.assert_allclose(shares[name], (voxels[name] > 0).mean((1, 2)))
 
 
 def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:
     """Shares of a store, of other blocks, of one slice or of what is in memory would be other numbers, or fail."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=70).isel(y=slice(5, 290))
-    expected = (ds[list(volume.LABELS)].compute() > 0).mean(("y", "x"))
+    expected = (ds[list(EMPIAR_13356.labels)].compute() > 0).mean(("y", "x"))
     small = ds.isel(z=slice(0, 3))
     ld.to_zarr(small, tmp_path / "a.zarr", progress=False, chunks=(2, 64, 64), shards=(4, 128, 128))
     others = [ds.compute(), ds.chunk(z=3, y=50, x=100), ds.isel(z=slice(None, None, -2)), ds.isel(z=2), ds.isel(z=[])]

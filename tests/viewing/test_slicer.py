@@ -14,7 +14,8 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.drawn import marks_of_mito
 from helpers.hostile import Profile, hostile
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.store import pyramid
 from liver_dask.viewing import figures as pictures
@@ -68,7 +69,7 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
     (y0, y1), (x0, x1) = window
     step = max(1, -(-max(y1 - y0, x1 - x0) // SIZE))
     np.testing.assert_array_equal(found["raw"], voxels["raw"][7, y0:y1:step, x0:x1:step])
-    for name in volume.LABELS:
+    for name in EMPIAR_13356.labels:
         np.testing.assert_array_equal(found[name][..., 3] > 0, voxels[name][7, y0:y1:step, x0:x1:step] > 0)
     rows, columns = list(range(y0, y1, step)), list(range(x0, x1, step))
     edges = columns[0] - step / 2, columns[-1] + step / 2, rows[-1] + step / 2, rows[0] - step / 2
@@ -97,8 +98,8 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
     mito[:, 300:, 300:] = 255
     variables = {"raw": np.full(shape, 1000, np.uint16), "mito": mito}
     ds = xr.Dataset(
-        {name: (volume.DIMS, values, volume.attributes_of(name)) for name, values in variables.items()},
-        {dim: np.arange(start, start + n) for dim, start, n in zip(volume.DIMS, first, shape, strict=True)},
+        {name: (geometry.DIMS, values, EMPIAR_13356[name].attributes) for name, values in variables.items()},
+        {dim: np.arange(start, start + n) for dim, start, n in zip(geometry.DIMS, first, shape, strict=True)},
     )
     slicer = slicers(ds, opacity=1, size=500)
     half = 400 // zoom
@@ -121,7 +122,7 @@ def test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing(server: Arc
     server.requests.clear()
     slicer.masks["er"].on.value = True
     assert seen_by(slicer).keys() == {"raw", "mito", "er"}
-    assert {request.path for request in server.requests} == {f"/{volume.file_of_slice('er', 3)}"}
+    assert {request.path for request in server.requests} == {f"/{EMPIAR_13356.path('er', 3)}"}
     server.requests.clear()
     slicer.masks["er"].on.value = False
     assert seen_by(slicer).keys() == {"raw", "mito"}
@@ -153,7 +154,7 @@ def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxel
     seen_by(slicer)
     slicer.z.value = 4
     slicer.z.value = 3
-    assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
+    assert seen_by(slicer).keys() == {"raw", *EMPIAR_13356.labels}
     assert slicer._picture._raw.get_alpha() == 1
     slicer._turn()
     slicer.masks["mito"].opacity.value = 0.7
@@ -210,7 +211,7 @@ def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
 def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, tmp_path: Path, slicers) -> None:
     """One missing file would end the viewer, or leave the last slice there as if it were this one."""
     shutil.copytree(archive, tmp_path / "archive")
-    (tmp_path / "archive" / volume.file_of_slice("raw", 6)).unlink()
+    (tmp_path / "archive" / EMPIAR_13356.path("raw", 6)).unlink()
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE)
     slicer = slicers(ds, z=5)
     seen_by(slicer)
@@ -221,12 +222,12 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
     assert slicer.status.value == "the folder &lt;b&gt; is gone"
     assert not any(image.get_visible() for image in slicer._picture._masks.values())
     assert slicer._picture._raw.get_alpha() < 1
-    shutil.copy2(archive / volume.file_of_slice("raw", 6), tmp_path / "archive" / volume.file_of_slice("raw", 6))
+    shutil.copy2(archive / EMPIAR_13356.path("raw", 6), tmp_path / "archive" / EMPIAR_13356.path("raw", 6))
     slicer._look()
-    assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
+    assert seen_by(slicer).keys() == {"raw", *EMPIAR_13356.labels}
     assert slicer._picture._raw.get_alpha() == 1
     slicer.z.value = 7
-    assert seen_by(slicer).keys() == {"raw", *volume.LABELS}
+    assert seen_by(slicer).keys() == {"raw", *EMPIAR_13356.labels}
 
 
 def test_a_slow_look_is_told_of(archive: Path) -> None:

@@ -5,10 +5,12 @@ is decoded is kept compressed, a bit a pixel: all of a mask takes about a megaby
 whatever order. An interlaced PNG has not even prefixes: it is fetched and decoded whole.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -23,6 +25,7 @@ from ..remote.ranges import Span
 from .png_filters import LAST_FILTER, unfilter
 from .png_interlace import pass_shapes, weave
 from .png_stream import Chunks, Layout, layout_of
+from .slices import PreparedRows, Reading, SliceReader
 
 BLOCK_ROWS = 256
 """Rows that are compressed together."""
@@ -50,7 +53,7 @@ Bytes2D = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class MaskRows:
+class MaskRows(PreparedRows):
     """Decoded rows of a mask, compressed: small enough to be kept, and to be sent to other processes.
 
     Attributes:
@@ -119,17 +122,20 @@ class _Place:
         self.inflated = self.inflated[len(plain) * (1 + len(self.above)) :]
 
 
-class PngSlice:
+class PngSlice(SliceReader):
     """One slice of a label; keeps what it fetched of the file, and what it decoded."""
 
-    def __init__(self, file: RemoteFile, height: int, width: int, folder: FolderCache | None) -> None:
-        self._file = file
-        self._height, self._width = height, width
-        self._folder = folder
+    FROM_THE_TOP = True
+    HAS_MASKS = True
+    BYTES_PER_PIXEL = 0.006  # masks of real EM, 20000 x 20000 pixels, are files of 0.5 to 4.8 MB
+
+    def __init__(
+        self, file: RemoteFile, height: int, width: int, dtype: np.dtype[Any], dataset: str, folder: FolderCache | None
+    ) -> None:
+        super().__init__(file, height, width, dtype, dataset, folder)
         self._stored = 0
         self._chunks = Chunks(file.url)
         self._layout: Layout | None = None
-        self.foreseen = 0  # rows up to this one will be read, so that what they take may be fetched at once
         self._lock = threading.Lock()
         self._begin()
 
@@ -175,6 +181,12 @@ class PngSlice:
             first, last = start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)
             below = [_compress(self._below)] if last > len(self._blocks) else []
             return MaskRows(self._width, first, (*self._blocks[first:last], *below))
+
+    @classmethod
+    def traffic(cls, reading: Reading, bands: int) -> tuple[float, float]:
+        """The file down to the last row, at once."""
+        prefix = reading.bytes_per_pixel * reading.width * reading.last_row
+        return 1 + min(math.ceil(prefix / SMALLEST_REQUEST), reading.connections), prefix
 
     def _rows_decoded(self) -> int:
         return min(len(self._blocks) * BLOCK_ROWS + len(self._below), self._height)

@@ -10,7 +10,7 @@ import math
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, cast
@@ -22,14 +22,14 @@ import tifffile
 
 from ...core.concurrency import cores
 from ...core.errors import GIVE_SHAPE, FormatError, LiverDaskError
-from ...core.volume import RAW_DTYPE
 from ..lazy.arrays import LARGEST_LOOK
 from ..lazy.breadth import slices_across
 from ..remote.cache import FolderCache, MemoryCache, SpanCache
 from ..remote.files import RemoteFile
 from ..remote.ranges import MOST_OF_A_REQUEST, Span
+from .slices import Reading, Rows, SliceReader
 from .strip_codecs import DECODER_OF_COMPRESSION, StripError
-from .strip_prefix import PrefixShares, bytes_for
+from .strip_prefix import WHOLE_FROM, PrefixShares, bytes_for
 from .tiff_directory import HEADER, Directory, fetch_entries, read_directory
 from .tiff_segments import Segments
 
@@ -56,8 +56,6 @@ FEW_ROWS = 8
 LARGE_INDEX = 32 << 10
 """Rows, and bytes of a strip index: of a larger one not all is fetched for fewer rows of many slices."""
 
-Rows = npt.NDArray[np.intp]
-
 
 @dataclass(frozen=True)
 class StripIndex:
@@ -72,6 +70,7 @@ class StripIndex:
         compression: The TIFF code: 1 (none), 5 (LZW), 8 or 32946 (deflate).
         predictor: 1 (none) or 2 (differences along a row).
         big_endian: Whether the values' bytes are stored high byte first.
+        itemsize: Bytes of a pixel.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -82,6 +81,7 @@ class StripIndex:
     compression: int
     predictor: int
     big_endian: bool
+    itemsize: int = 2  # in what is cached by versions that knew no other
 
     @property
     def needed(self) -> int:
@@ -120,25 +120,26 @@ class _Stretch:
     """Neighbouring pixels of a row, from column `start` on."""
 
     start: int
-    pixels: npt.NDArray[np.uint16]
+    pixels: npt.NDArray[Any]
 
     @property
     def nbytes(self) -> int:
         return self.pixels.nbytes
 
 
-class TiffSlice:
-    """One slice of raw; keeps its strip index."""
+class TiffSlice(SliceReader):
+    """One slice of raw, or of labels; keeps its strip index."""
 
-    def __init__(self, file: RemoteFile, height: int, width: int, folder: FolderCache | None) -> None:
-        self._file = file
-        self._height, self._width = height, width
-        self._folder = folder
+    BYTES_PER_PIXEL = 1.0
+
+    def __init__(
+        self, file: RemoteFile, height: int, width: int, dtype: np.dtype[Any], dataset: str, folder: FolderCache | None
+    ) -> None:
+        super().__init__(file, height, width, dtype, dataset, folder)
         if file.source.cache_dir and file.source.cache_raw_bytes:
             file.kept = SpanCache(file.source.cache_dir, file.source.cache_raw_bytes)
         self._index: StripIndex | None = None
         self._segments: Segments | None = None  # instead of an index, of a file of another kind
-        self.foreseen = 0  # rows up to this one will be read, with other slices: each need not use every connection
         self._lock = threading.Lock()
         self._opening = threading.Lock()
 
@@ -161,11 +162,11 @@ class TiffSlice:
             return
         lacking = [i for i, row in enumerate(rows.tolist()) if not self._copy_kept(row, columns, out[i])]
         if lacking:
-            pixels = np.empty((len(lacking), out.shape[1]), RAW_DTYPE)
+            pixels = np.empty((len(lacking), out.shape[1]), self._dtype)
             self._read_pixels(index, rows[lacking], columns, pixels)
             out[lacking] = pixels
             for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
-                kept_rows.put((self._file.key, row), _Stretch(columns.start, kept.copy()))
+                kept_rows.put(self._key(row), _Stretch(columns.start, kept.copy()))
 
     def prepare(self, start: int, stop: int) -> StripIndex | None:
         """The strip index, with the entries of some rows; None of a file that has none."""
@@ -189,19 +190,19 @@ class TiffSlice:
         np.maximum.at(stops, row_of_point, x + 1)
         points_of_row = dict(zip(rows.tolist(), _points_by(row_of_point), strict=True))
         is_kept = np.array([self._pick_kept(row, points, x, out) for row, points in points_of_row.items()])
-        keeps = int(stops.sum()) * RAW_DTYPE.itemsize <= LARGEST_LOOK and self._may_keep()
+        keeps = int(stops.sum()) * self._dtype.itemsize <= LARGEST_LOOK and self._may_keep()
 
-        def take(row: int, pixels: npt.NDArray[np.uint16]) -> None:
+        def take(row: int, pixels: npt.NDArray[Any]) -> None:
             out[points_of_row[row]] = pixels[x[points_of_row[row]]]
             if keeps:
-                kept_rows.put((self._file.key, row), _Stretch(0, pixels.copy()))
+                kept_rows.put(self._key(row), _Stretch(0, pixels.copy()))
 
         if not is_kept.all():
             self._read_row_beginnings(index, rows[~is_kept], stops[~is_kept], take)
 
-    def _pick_kept(self, row: int, points: Rows, x: Rows, out: npt.NDArray[np.uint16]) -> bool:
+    def _pick_kept(self, row: int, points: Rows, x: Rows, out: npt.NDArray[Any]) -> bool:
         """Fill in the points of a row that was looked at before; False if not all of them are kept."""
-        kept = kept_rows.get((self._file.key, row))
+        kept = kept_rows.get(self._key(row))
         columns = x[points]
         if kept is None or columns.min() < kept.start or columns.max() >= kept.start + len(kept.pixels):
             return False
@@ -209,15 +210,29 @@ class TiffSlice:
         return True
 
     @property
-    def _kind(self) -> tuple[str, int, int]:
-        return self._file.source.url, self._height, self._width
+    def _kind(self) -> "Kind":
+        return self._file.source.url, self._height, self._width, self._dtype.itemsize
+
+    def _key(self, row: int) -> Hashable:
+        return self._file.key, row, self._dtype.itemsize
+
+    @classmethod
+    def traffic(cls, reading: Reading, bands: int) -> tuple[float, float]:
+        """The strip index, and the strips of the rows, up to the last column."""
+        is_whole = reading.last_column / reading.width >= WHOLE_FROM
+        strip = reading.bytes_per_pixel * (reading.width if is_whole else reading.last_column)
+        index = INDEX_BYTES_PER_ROW * reading.height
+        rows = reading.rows / bands
+        least = 0 if is_whole else rows / MOST_OF_A_REQUEST
+        requests = bands * math.ceil(max(rows * strip / request_bytes(int(rows * strip), 1), least))
+        return 1 + requests, reading.rows * strip + index
 
     def _may_keep(self) -> bool:
         return bool(self._file.identity and self._file.identity.tag)
 
-    def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[np.uint16]) -> bool:
+    def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[Any]) -> bool:
         """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
-        kept = kept_rows.get((self._file.key, row))
+        kept = kept_rows.get(self._key(row))
         if kept is None or columns.start < kept.start or columns.stop > kept.start + len(kept.pixels):
             return False
         out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
@@ -234,9 +249,7 @@ class TiffSlice:
                     log.info("%s; it is read strip by strip, or tile by tile, by tifffile, which is slower", other)
             return self._segments
 
-    def _read_pixels(
-        self, index: StripIndex | Segments, rows: Rows, columns: slice, out: npt.NDArray[np.uint16]
-    ) -> None:
+    def _read_pixels(self, index: StripIndex | Segments, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         if isinstance(index, StripIndex):
             self._read_strips(index, rows, columns, out)
         else:
@@ -244,7 +257,7 @@ class TiffSlice:
                 self._read_segments(index, index.touched(rows, columns, plane), rows, columns, out)
 
     def _read_segments(
-        self, segments: Segments, numbers: Rows, rows: Rows, columns: slice, out: npt.NDArray[np.uint16]
+        self, segments: Segments, numbers: Rows, rows: Rows, columns: slice, out: npt.NDArray[Any]
     ) -> None:
         """Read the pixels that some segments, all of one plane, hold of rows and columns."""
         self._decode_segments(segments, numbers, lambda number, part: segments.decode(number, part, rows, columns, out))
@@ -260,19 +273,19 @@ class TiffSlice:
 
         self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
 
-    def _read_points_of_segments(self, segments: Segments, y: Rows, x: Rows, out: npt.NDArray[np.uint16]) -> None:
+    def _read_points_of_segments(self, segments: Segments, y: Rows, x: Rows, out: npt.NDArray[Any]) -> None:
         """Read single pixels of strips or tiles, each of which is fetched and decoded once."""
         of_plane = math.prod(segments.grid)
         numbers, segment_of_point = np.unique(
             y // segments.height * segments.grid[1] + x // segments.width, return_inverse=True
         )
         points = _points_by(segment_of_point)
-        of_first_plane: dict[int, npt.NDArray[np.uint16]] = {}
+        of_first_plane: dict[int, npt.NDArray[Any]] = {}
 
         def decode(number: int, part: memoryview) -> None:
             i = int(np.searchsorted(numbers, number % of_plane))
             rows, columns = np.unique(y[points[i]]), slice(int(x[points[i]].min()), int(x[points[i]].max()) + 1)
-            pixels = of_first_plane.get(i, np.empty((len(rows), columns.stop - columns.start), RAW_DTYPE))
+            pixels = of_first_plane.get(i, np.empty((len(rows), columns.stop - columns.start), self._dtype))
             segments.decode(number, part, rows, columns, pixels)
             out[points[i]] = pixels[np.searchsorted(rows, y[points[i]]), x[points[i]] - columns.start]
             if segments.planes > 1:
@@ -298,7 +311,7 @@ class TiffSlice:
             deep = int(row_in_strip.max()) + 1
             wide = columns.stop if deep == 1 else self._width  # nothing right of it is decoded in the last row needed
             shape = len(parts), deep, wide
-            block = out[here].reshape(shape) if straight else np.empty(shape, RAW_DTYPE)
+            block = out[here].reshape(shape) if straight else np.empty(shape, self._dtype)
             self._decode(index, strips[pieces[i]], parts, stops[pieces[i]], block)
             if not straight:
                 with cores:
@@ -307,7 +320,7 @@ class TiffSlice:
         self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
 
     def _read_row_beginnings(
-        self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[np.uint16]], None]
+        self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[Any]], None]
     ) -> None:
         """Read rows, each up to a column of its own; `take(row, pixels)` gets them, in any order, on any thread."""
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
@@ -319,7 +332,7 @@ class TiffSlice:
             here = range(*np.searchsorted(strip_of_row, (pieces[i].start, pieces[i].stop)).tolist())
             deep = max(int(rows[row]) % index.rows_per_strip for row in here) + 1
             some_stops = stops_of_strips[pieces[i]]
-            block = np.empty((len(parts), deep, int(some_stops.max()) if deep == 1 else self._width), RAW_DTYPE)
+            block = np.empty((len(parts), deep, int(some_stops.max()) if deep == 1 else self._width), self._dtype)
             self._decode(index, strips[pieces[i]], parts, some_stops, block)
             for row in here:
                 pixels = block[strip_of_row[row] - pieces[i].start, rows[row] % index.rows_per_strip]
@@ -335,7 +348,7 @@ class TiffSlice:
         return prefix_shares.bytes_wanted(self._file.source.url, self._width, stops, counts)
 
     def _decode(
-        self, index: StripIndex, strips: Rows, parts: list[memoryview], stops: Rows, block: npt.NDArray[np.uint16]
+        self, index: StripIndex, strips: Rows, parts: list[memoryview], stops: Rows, block: npt.NDArray[Any]
     ) -> None:
         """Decode strips into `block`: (strips, rows of a strip, columns); below and right of what is needed, anything.
 
@@ -383,17 +396,17 @@ class TiffSlice:
 
     def _learn(self, index: StripIndex, strip: int, part: memoryview, x_stop: int) -> None:
         """Find out how far the first bytes of a strip go, and so how many its columns up to `x_stop` take."""
-        row = np.empty(self._width, RAW_DTYPE).view(np.uint8)
+        row = np.empty(self._width, self._dtype).view(np.uint8)
         with suppress(StripError):  # beyond what is needed
             decoded = DECODER_OF_COMPRESSION[index.compression](part, row, False)
-            needed = len(part) * x_stop * RAW_DTYPE.itemsize / decoded
+            needed = len(part) * x_stop * self._dtype.itemsize / decoded
             prefix_shares.learn(self._file.source.url, self._width, x_stop, needed / int(index.counts[strip]))
 
     def _decode_strip(self, index: StripIndex, number: int, part: memoryview, target: npt.NDArray[np.uint8]) -> int:
         """Decode the first bytes of a strip; how many of the target they gave, all of them if the strip is whole."""
         is_whole = len(part) == index.counts[number]
         # some writers fill up the last strip, where it is short
-        is_all = is_whole and len(target) == index.rows_per_strip * self._width * RAW_DTYPE.itemsize
+        is_all = is_whole and len(target) == index.rows_per_strip * self._width * self._dtype.itemsize
         try:
             count = DECODER_OF_COMPRESSION[index.compression](part, target, is_all)
         except StripError as error:
@@ -442,12 +455,12 @@ class TiffSlice:
         if kept is None or not self._file.is_current(kept[0]):
             return None
         index = StripIndex.from_bytes(kept[1])
-        if (index.height, index.width) != (self._height, self._width):
+        if (index.height, index.width, index.itemsize) != (self._height, self._width, self._dtype.itemsize):
             return None  # one of them is wrong: the file says which
         return index
 
     def _fetch_index(self) -> StripIndex:
-        index = read_strip_index(self._file, self._height, self._width)
+        index = read_strip_index(self._file, self._height, self._width, self._dtype)
         if self._folder and self._file.identity and self._file.identity.tag:
             self._folder.store("strips", self._file.url, self._file.identity, index.to_bytes())
         return index
@@ -489,7 +502,10 @@ def request_bytes(total: int, connections: int) -> int:
 
 prefix_shares = PrefixShares()
 
-known_directories: dict[tuple[str, int, int], tuple[Directory, StripIndex] | None] = {}
+Kind = tuple[str, int, int, int]
+"""Where an archive is, and rows, columns and bytes a pixel of its slices."""
+
+known_directories: dict[Kind, tuple[Directory, StripIndex] | None] = {}
 """By archive and size of a slice, what the next directory will be like, and an index without entries; None where it was
 not so."""
 
@@ -504,11 +520,12 @@ class _OtherKindError(FormatError):
         self.segments = segments
 
 
-def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
+def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[Any]) -> StripIndex:
     """Parse the directory of a TIFF, fetching only the bytes that hold it (two or three requests).
 
     Raises:
-        FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` 16-bit grey in strips.
+        FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` grey pixels of `dtype`
+            in strips.
     """
     sparse = _Sparse(file, height, width)
     try:
@@ -520,9 +537,9 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
                 raise FormatError(
                     f"{file.url}: found {found} pixels (rows x columns), expected {expected}; {GIVE_SHAPE}."
                 )
-            difference = _difference(page)
+            difference = _difference(page, dtype)
             if difference:
-                segments = Segments.of(page, file.url)
+                segments = Segments.of(page, file.url, dtype)
                 _check_places(segments, file)
                 raise _OtherKindError(f"{file.url}: {difference}", segments)
             index = StripIndex(
@@ -534,6 +551,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
                 compression=int(page.compression),
                 predictor=int(page.predictor),
                 big_endian=tiff.byteorder == ">",
+                itemsize=dtype.itemsize,
             )
         _check_places(index, file)
         _learn_directory(sparse.directory(page.offset), index, file)
@@ -548,17 +566,17 @@ def read_strip_index(file: RemoteFile, height: int, width: int) -> StripIndex:
 
 def _learn_directory(directory: Directory | None, index: StripIndex, file: RemoteFile) -> None:
     """Take note of what the directories of other slices will be like."""
-    kind = file.source.url, index.height, index.width
+    kind = file.source.url, index.height, index.width, index.itemsize
     if directory and directory.offsets.length == directory.counts.length == index.needed:
         nothing = np.zeros(0, np.int64)
         known_directories.setdefault(kind, (directory, replace(index, offsets=nothing, counts=nothing)))
 
 
-def _difference(page: tifffile.TiffPage) -> str:
-    """What of the page is not as in the archive; empty if all is."""
+def _difference(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> str:
+    """What of the page is not as a StripIndex has it; empty if all is."""
     found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
         ("samples a pixel", page.samplesperpixel, [1]),
-        ("bits a sample", page.bitspersample, [16]),
+        ("bits a sample", page.bitspersample, [8 * dtype.itemsize]),
         ("sample format (1 is unsigned)", int(page.sampleformat), [1]),
         ("layout", "tiles" if page.is_tiled else "strips", ["strips"]),
         ("compression", int(page.compression), list(DECODER_OF_COMPRESSION)),

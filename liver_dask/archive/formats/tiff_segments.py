@@ -1,7 +1,7 @@
 """TIFFs of other kinds than the archive's: any strips or tiles, planes, codecs and samples that tifffile can decode.
 
-A strip or tile that is touched is decoded whole, which is slower than what `tiff` does. Voxels are 16 bits: a sample
-that is no whole number of 0 to 65535 is an error, and so is a pixel of several samples that are not all equal.
+A strip or tile that is touched is decoded whole, which is slower than what `tiff` does. A sample that is no whole
+number within the range of the voxels is an error, and so is a pixel of several samples that are not all equal.
 """
 
 import math
@@ -14,7 +14,6 @@ import numpy.typing as npt
 import tifffile
 
 from ...core.errors import FormatError
-from ...core.volume import RAW_DTYPE
 from . import lzw
 from .strip_codecs import LZW
 
@@ -26,7 +25,6 @@ JPEGS = (6, 7, 34892, 33007)
 
 MSB_FIRST = 1
 PALETTE = 3
-LARGEST_VALUE = np.iinfo(RAW_DTYPE).max
 
 
 @dataclass
@@ -53,11 +51,17 @@ class Segments:
     _page: tifffile.TiffPage
     _is_lzw: bool
     _is_reversed: bool
+    _dtype: np.dtype[Any]
     _options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, page: tifffile.TiffPage, url: str) -> "Segments":
+    def of(cls, page: tifffile.TiffPage, url: str, dtype: np.dtype[Any]) -> "Segments":
         """Read from a page all that decoding takes, while its file is open.
+
+        Args:
+            page: The page.
+            url: Of its file, for messages.
+            dtype: Of the voxels.
 
         Raises:
             FormatError: Its pixels are no voxels, or tifffile cannot decode them.
@@ -68,11 +72,11 @@ class Segments:
         height = height if page.is_tiled else min(height, page.imagelength)
         if page.imagedepth != 1 or min(height, width, page.samplesperpixel) < 1:
             raise FormatError(f"{url}: its pixels are not in one layer of strips or tiles, with a sample or more each.")
-        dtype = np.dtype(page.dtype) if page.dtype is not None else None
-        if dtype is None or dtype.kind not in "buif":
-            raise FormatError(f"{url}: its samples are {dtype or 'of no known type'}, expected numbers.")
+        samples = np.dtype(page.dtype) if page.dtype is not None else None
+        if samples is None or samples.kind not in "buif":
+            raise FormatError(f"{url}: its samples are {samples or 'of no known type'}, expected numbers.")
         segment_bytes, slice_bytes = (
-            math.prod((*shape, page.samplesperpixel, dtype.itemsize))
+            math.prod((*shape, page.samplesperpixel, samples.itemsize))
             for shape in ((height, width), (page.imagelength, page.imagewidth))
         )
         if segment_bytes > max(4 * slice_bytes, SMALLEST_LIMIT):
@@ -97,6 +101,7 @@ class Segments:
             _page=page,
             _is_lzw=is_lzw,
             _is_reversed=is_reversed,
+            _dtype=dtype,
             _options={"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if is_jpeg else {},
         )
 
@@ -170,22 +175,23 @@ class Segments:
     ) -> None:
         """See to it that all samples are voxels, and all samples of a pixel are equal."""
         assert self._page.dtype is not None  # else nothing would have been decoded
+        largest = np.iinfo(self._dtype).max
         if not np.can_cast(samples.dtype, self._page.dtype, "safe"):  # whoever trusts the tags gets other voxels
             raise FormatError(
                 f"{self.url}: its tags say {self._page.bitspersample} bits a sample ({self._page.dtype}), and its "
                 f"image has other samples ({samples.dtype}); the file is damaged."
             )
         if samples.dtype.kind == "f":
-            samples = samples.astype(np.float32) if samples.itemsize < 4 else samples  # 16 bits end at 65504
-            wrong = ~((samples >= 0) & (samples <= LARGEST_VALUE) & (samples == np.floor(samples)))
+            samples = samples.astype(np.float64)  # floats of 16 bits end at 65504, those of 32 have gaps below 2**32
+            wrong = ~((samples >= 0) & (samples <= largest) & (samples == np.floor(samples)))
         else:
-            wrong = (samples < 0) | (samples > LARGEST_VALUE)
+            wrong = (samples < 0) | (samples > largest)
         where = _first(wrong)
         if where:
             row, column, _ = where
             raise FormatError(
                 f"{self.url}: the value of row {rows[row]}, column {first_column + column} is {samples[where]}, which "
-                f"is no whole number of 0 to {LARGEST_VALUE}: raw is 16 bits, and none is rounded."
+                f"is no whole number of 0 to {largest}: voxels are {self._dtype}, and none is rounded."
             )
         where = _first(samples != grey[..., None])
         if where:

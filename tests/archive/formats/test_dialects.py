@@ -13,10 +13,10 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.masks import chunk, read_by_pillow
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import png, png_stream
 from liver_dask.archive.formats.tiff import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
 from liver_dask.archive.remote.ranges import MOST_OF_A_REQUEST
-from liver_dask.core import volume
 from liver_dask.demo import RangeRequestHandler, serve
 
 HEIGHT, WIDTH = 530, 203
@@ -60,7 +60,7 @@ def test_tiffs_with_the_directory_first(
     tmp_path: Path, byteorder: str, bigtiff: bool, compression: str | None, predictor: int, rows_per_strip: int
 ) -> None:
     """A dialect of TIFF would give wrong voxels; 530 rows leave a last strip of 2."""
-    path = tmp_path / volume.file_of_slice("raw", 0)
+    path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     tifffile.imwrite(
         path, em(), byteorder=byteorder, bigtiff=bigtiff, compression=compression, rowsperstrip=rows_per_strip,
@@ -74,7 +74,7 @@ def test_tiffs_with_the_directory_first(
 @pytest.mark.parametrize("rows_per_strip", [1, 8])
 def test_tiffs_of_libtiff(tmp_path: Path, compression: str, predictor: int, rows_per_strip: int) -> None:
     """The archive's own dialect, with the directory last, would give wrong voxels."""
-    path = tmp_path / volume.file_of_slice("raw", 0)
+    path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     tags = {278: rows_per_strip} | ({317: predictor} if compression != "raw" else {})
     Image.fromarray(em()).save(path, compression=compression, tiffinfo=tags)
@@ -83,7 +83,7 @@ def test_tiffs_of_libtiff(tmp_path: Path, compression: str, predictor: int, rows
 
 def test_a_large_bigtiff_index_costs_three_requests_at_most(tmp_path: Path) -> None:
     """An index that lies elsewhere than at the end would be read piece by piece."""
-    path = tmp_path / volume.file_of_slice("raw", 0)
+    path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     tifffile.imwrite(path, em(9000, 20), bigtiff=True, compression="lzw", rowsperstrip=1, predictor=2)
     with serve(tmp_path) as server:
@@ -135,7 +135,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_pngs(tmp_path: Path, kind: str) -> None:
     """A mode of PNG would give a wrong mask."""
-    path = tmp_path / volume.file_of_slice("er", 0)
+    path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     write_png(path, kind, blobs())
     expected = read_by_pillow(path)
@@ -146,7 +146,7 @@ def test_pngs(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("cut", [1, 7, 1000, 10**9], ids=lambda n: f"IDAT of {n}")
 def test_image_data_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     """Where one request or one chunk ends and the next begins, bytes would be lost or taken twice."""
-    path = tmp_path / volume.file_of_slice("er", 0)
+    path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     mask = np.random.default_rng(1).integers(0, 2, (HEIGHT, WIDTH), np.uint8) * np.uint8(255)
     Image.fromarray(mask).save(path)
@@ -168,7 +168,7 @@ def test_image_data_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_mask_read_block_by_block_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading a mask in 20 blocks would inflate it from the top 20 times, or twice where dask begins at the bottom."""
-    path = tmp_path / volume.file_of_slice("er", 0)
+    path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     mask = blobs(3000, 100)
     Image.fromarray(mask).save(path)
@@ -190,7 +190,7 @@ def test_a_mask_read_block_by_block_is_decoded_once(tmp_path: Path, monkeypatch:
 def test_any_sequence_of_windows_of_one_mask(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """What was decoded before would be taken for rows that it does not hold."""
     folder = tmp_path_factory.mktemp("mask")
-    path = folder / volume.file_of_slice("er", 0)
+    path = folder / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     mask = blobs()
     Image.fromarray(mask).save(path)
@@ -231,7 +231,7 @@ def test_requests_hold_every_strip_once_and_no_more_than_a_server_takes(strips, 
 
 def test_a_window_deep_in_a_mask_fetches_little_more_than_its_prefix(tmp_path: Path) -> None:
     """The guess of how far a row is in the file would run to its end, or take a hundred requests."""
-    path = tmp_path / volume.file_of_slice("er", 0)
+    path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     mask = np.random.default_rng(3).integers(0, 2, (6000, 4000), np.uint8) * np.uint8(255)
     Image.fromarray(mask).save(path)
@@ -249,7 +249,7 @@ def test_a_window_deep_in_a_mask_fetches_little_more_than_its_prefix(tmp_path: P
 def test_a_byte_that_changed_on_its_way_gives_no_pixel(tmp_path: Path, columns: slice, chunk_rows: int) -> None:
     """Rows would be handed out, or kept, before the checksum that follows them is there."""
     mask = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (1024, 420))
-    path = tmp_path / volume.file_of_slice("er", 0)
+    path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     rows = b"".join(b"\0" + row.tobytes() for row in mask)
     header = struct.pack(">IIBBBBB", 420, 1024, 8, 0, 0, 0, 0)

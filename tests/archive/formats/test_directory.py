@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.archive import write_raw
 from helpers.memory_file import MemoryFile
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.formats.tiff_directory import NEIGHBOURS, place_of_directory, read_directory
-from liver_dask.core import volume
 from liver_dask.core.errors import FormatError
 from liver_dask.demo import ArchiveServer, serve
 
@@ -33,7 +33,7 @@ def by_tifffile(**options: Any) -> Write:
 
 
 def build(folder: Path, write: Write = write_raw) -> list[Path]:
-    paths = [folder / volume.file_of_slice("raw", z) for z in range(SHAPE[0])]
+    paths = [folder / EMPIAR_13356.path("raw", z) for z in range(SHAPE[0])]
     paths[0].parent.mkdir(parents=True)
     for path, pixels in zip(paths, WHOLE, strict=True):
         write(path, pixels)

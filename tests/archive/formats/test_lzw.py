@@ -17,9 +17,9 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import write_raw
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import lzw
 from liver_dask.archive.formats.lzw import End
-from liver_dask.core import volume
 from liver_dask.core.compiled import Compiled
 from liver_dask.demo import make_archive, serve
 
@@ -221,7 +221,7 @@ def spoil_strip(path: Path, number: int, strip: bytes) -> None:
 @pytest.fixture
 def one_slice(tmp_path: Path) -> Path:
     """An archive of one slice of EM."""
-    path = tmp_path / volume.file_of_slice("raw", 0)
+    path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     pixels = np.stack([row("em", 300, seed) for seed in range(40)])
     write_raw(path, pixels)
@@ -261,7 +261,7 @@ def test_windows_that_end_within_strips(tmp_path: Path) -> None:
     """About one prefix of a strip in ten ends in a code that is not all there."""
     shape = (1, 256, 1024)
     make_archive(tmp_path, shape)
-    whole = tifffile.imread(tmp_path / volume.file_of_slice("raw", 0))
+    whole = tifffile.imread(tmp_path / EMPIAR_13356.path("raw", 0))
     with serve(tmp_path) as server:
         ds = ld.open_human_liver_em(server.url, shape=shape)
         wrong = {}

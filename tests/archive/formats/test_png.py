@@ -15,9 +15,9 @@ from PIL import Image
 import liver_dask as ld
 from helpers.masks import png_in_chunks
 from helpers.memory_file import MemoryFile
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import png, png_stream
 from liver_dask.archive.formats.png import PngSlice
-from liver_dask.core import volume
 from liver_dask.core.threads import AbandonedError, while_wanted
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
 
@@ -71,11 +71,11 @@ def test_an_interrupt_anywhere_costs_no_pixel(mask: tuple[np.ndarray, bytes]) ->
     """After Ctrl-C in a notebook the same cell, run again, would show rows that are shifted, or fail for ever."""
     pixels, file = mask
     count = InterruptAt(10**9)
-    count.call(lambda: read(PngSlice(MemoryFile(file), HEIGHT, WIDTH, None), 0, HEIGHT))
+    count.call(lambda: read(PngSlice(MemoryFile(file), HEIGHT, WIDTH, np.dtype("uint8"), "", None), 0, HEIGHT))
     lines = 10**9 - count.left
     assert lines > 300
     for number in range(1, lines + 1):
-        item = PngSlice(MemoryFile(file), HEIGHT, WIDTH, None)
+        item = PngSlice(MemoryFile(file), HEIGHT, WIDTH, np.dtype("uint8"), "", None)
         InterruptAt(number).call(lambda item=item: read(item, 0, HEIGHT))
         np.testing.assert_array_equal(read(item, 70, HEIGHT), pixels[70:], f"line {number}")
         np.testing.assert_array_equal(read(item, 0, 100), pixels[:100], f"line {number}")
@@ -100,7 +100,7 @@ def test_a_request_that_was_given_up_costs_no_pixel(mask: tuple[np.ndarray, byte
     for number in range(1, 12):
         memory_file = FailingFile(file)
         memory_file.failing = number
-        item = PngSlice(memory_file, HEIGHT, WIDTH, None)
+        item = PngSlice(memory_file, HEIGHT, WIDTH, np.dtype("uint8"), "", None)
         for stop in (1, 20, 32, 33, 60, 64, 100, HEIGHT, HEIGHT):
             try:
                 np.testing.assert_array_equal(read(item, 0, stop), pixels[:stop])
@@ -113,7 +113,7 @@ def test_a_request_that_was_given_up_costs_no_pixel(mask: tuple[np.ndarray, byte
 def test_many_threads_read_one_mask(mask: tuple[np.ndarray, bytes]) -> None:
     """Rows that another thread decodes meanwhile would be taken from the wrong block."""
     pixels, file = mask
-    item = PngSlice(MemoryFile(file), HEIGHT, WIDTH, None)
+    item = PngSlice(MemoryFile(file), HEIGHT, WIDTH, np.dtype("uint8"), "", None)
     wrong: list[tuple[int, int]] = []
 
     def look(seed: int) -> None:
@@ -136,7 +136,7 @@ def test_fewer_rows_of_a_mask_after_a_read_that_was_given_up(tmp_path: Path) -> 
     height, width = 200, 4001
     make_archive(tmp_path, (1, height, width))
     pixels = np.random.default_rng(0).integers(0, 2, (height, width), np.uint8) * 255
-    Image.fromarray(pixels).save(tmp_path / volume.file_of_slice("er", 0))
+    Image.fromarray(pixels).save(tmp_path / EMPIAR_13356.path("er", 0))
     asked: list[str] = []
 
     class Noting(RangeRequestHandler):

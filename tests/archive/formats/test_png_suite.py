@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.masks import chunk, read_by_pillow
 from helpers.paths import DATA
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import png, png_stream
-from liver_dask.core import volume
 from liver_dask.demo import serve
 
 SUITE = sorted((DATA / "pngsuite").glob("*.png"))
@@ -43,7 +43,7 @@ def opened(path: Path, height: int, width: int):
 
 
 def archive_of(data: bytes, folder: Path) -> Path:
-    path = folder / volume.file_of_slice("er", 0)
+    path = folder / EMPIAR_13356.path("er", 0)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     return path

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 import liver_dask as ld
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats.strip_codecs import (
     DECODER_OF_COMPRESSION,
     DEFLATE,
@@ -17,7 +18,6 @@ from liver_dask.archive.formats.strip_codecs import (
     UNCOMPRESSED,
     StripError,
 )
-from liver_dask.core import volume
 
 PLAIN = np.random.default_rng(0).integers(0, 40, 1000, np.uint8)
 CODED = {
@@ -65,7 +65,7 @@ def test_the_checksum_of_a_whole_deflate_strip(coded: bytes, told: str) -> None:
 
 def test_a_changed_byte_of_a_stored_row_is_noticed(tmp_path: Path) -> None:
     """Deflate has a checksum, and nobody would look at it."""
-    path = tmp_path / volume.file_of_slice("raw", 0)
+    path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     pixels = np.random.default_rng(0).integers(0, 1 << 16, (20, 30), np.uint16)
     options = {"compression": "deflate", "compressionargs": {"level": 0}, "rowsperstrip": 1}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask.core import volume
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import serve
 
 HEIGHT, WIDTH = 150, 203
@@ -30,7 +30,7 @@ def pixels(dtype: str = "u2", samples: int = 0) -> np.ndarray:
 
 def write(folder: Path, data: np.ndarray, **options) -> Path:
     """The one slice of an archive; it says nothing of what the samples are but that they are grey."""
-    path = folder / volume.file_of_slice("raw", 0)
+    path = folder / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir(exist_ok=True)
     tifffile.imwrite(path, data, **{"photometric": "minisblack", "metadata": None} | options)
     return path

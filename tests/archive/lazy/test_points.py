@@ -19,10 +19,10 @@ from helpers.archive import SHAPE, counts_and_index
 from helpers.counting import SHAPE as SMALL
 from helpers.counting import WHOLE, CountingReader, volume_array
 from helpers.hostile import SideBySide
-from liver_dask.archive import dataset
-from liver_dask.archive.dataset import readers_of
+from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.archive.formats import slices
 from liver_dask.archive.lazy.arrays import VolumeArray
-from liver_dask.core import volume
+from liver_dask.archive.reader import readers_of
 from liver_dask.demo import ArchiveServer, serve
 
 
@@ -223,7 +223,7 @@ def test_points_near_each_other_are_interpolated_from_what_is_around_them(
 def test_points_of_files_of_other_kinds(tmp_path: Path, options: dict[str, Any]) -> None:
     """A point would have a voxel of another tile, or each point fetch its tile anew."""
     pixels = np.random.default_rng(5).integers(0, 9000, (150, 203)).astype("u2")
-    path = tmp_path / volume.file_of_slice("raw", 0)
+    path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     stored = np.stack([pixels] * 3) if "planarconfig" in options else pixels
     tifffile.imwrite(path, stored, photometric="minisblack", metadata=None, **options)
@@ -242,9 +242,9 @@ def test_points_of_missing_slices_are_zeros_and_named_where_they_are_not(archive
     """A missing slice would be no error at its points, or an error that does not say which it is."""
     for variable in ("raw", "er"):
         for z in (0, 2):
-            path = tmp_path / volume.file_of_slice(variable, z)
+            path = tmp_path / EMPIAR_13356.path(variable, z)
             path.parent.mkdir(exist_ok=True)
-            path.symlink_to(archive / volume.file_of_slice(variable, z))
+            path.symlink_to(archive / EMPIAR_13356.path(variable, z))
     at = points([2, 1, 0], [5, 6, 7], [8, 9, 300])
     for name in ("raw", "er"):
         lenient = ld.open_human_liver_em(tmp_path, shape=SHAPE, labels=["er"], missing="zeros")
@@ -256,7 +256,7 @@ def test_points_of_missing_slices_are_zeros_and_named_where_they_are_not(archive
 def test_an_array_of_points_knows_its_source(archive: Path) -> None:
     """What is computed of points would not be guarded against a source that changes."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
-    assert {reader.variable for reader in readers_of(ds.raw.isel(points([1], [2], [3])).data)} == {"raw"}
+    assert {of.name for of in readers_of(ds.raw.isel(points([1], [2], [3])).data)} == {"raw"}
     first, second = (ds.raw.isel(points([1, 4], [2, 3], [3, x])).data.name for x in (7, 8))
     assert first == ds.raw.isel(points([1, 4], [2, 3], [3, 7])).data.name != second
 
@@ -328,7 +328,7 @@ def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) ->
 
 def test_many_points_of_a_mask_are_picked_some_rows_at_a_time(archive: Path, voxels, monkeypatch) -> None:
     """Points all over a mask would take the memory of the whole mask, or those of a later part be wrong."""
-    monkeypatch.setattr(dataset, "BYTES_OF_ROWS", 5000)
+    monkeypatch.setattr(slices, "BYTES_OF_ROWS", 5000)
     random = np.random.default_rng(4)
     y, x = random.integers(0, SHAPE[1], 500), random.integers(0, SHAPE[2], 500)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)

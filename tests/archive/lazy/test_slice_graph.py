@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.masks import png_in_chunks
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import png
-from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 ROWS = 32
@@ -67,7 +67,7 @@ def opened(server: ArchiveServer) -> xr.Dataset:
 
 
 def path_of(name: str, z: int) -> str:
-    return f"/{volume.file_of_slice(name, z)}"
+    return f"/{EMPIAR_13356.path(name, z)}"
 
 
 def test_workers_together_fetch_each_mask_once(
@@ -188,8 +188,8 @@ def test_missing_slices_are_zeros_on_every_worker(
     """A slice that one worker found missing would be an error on another."""
     caplog.set_level(logging.ERROR)
     make_archive(tmp_path, (3, 100, 130))
-    (tmp_path / volume.file_of_slice("er", 1)).unlink()
-    (tmp_path / volume.file_of_slice("raw", 2)).unlink()
+    (tmp_path / EMPIAR_13356.path("er", 1)).unlink()
+    (tmp_path / EMPIAR_13356.path("raw", 2)).unlink()
     with serve(tmp_path) as server:
         ds = ld.open_human_liver_em(server.url, shape=(3, 100, 130), labels="er", chunk_rows=20, missing="zeros")
         lazily = client.compute((ds > 0).any(("y", "x"))).result()

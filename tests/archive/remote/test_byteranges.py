@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.formats.strip_prefix import PrefixShares
 from liver_dask.archive.remote.ranges import Received, Span, merge_spans, read_parts
-from liver_dask.core import volume
 from liver_dask.demo import RangeRequestHandler, serve
 
 FILE = bytes(range(256)) * 4
@@ -80,7 +80,7 @@ def test_a_window_fetches_the_beginnings_of_its_strips(archive: Path, voxels, mo
             begun, requests = server.bytes_sent, len(server.requests)
             np.testing.assert_array_equal(raw[z, 5:250, :x_stop], voxels["raw"][z, 5:250, :x_stop])
         sent, requests = server.bytes_sent - begun, len(server.requests) - requests
-    with tifffile.TiffFile(archive / volume.file_of_slice("raw", 2)) as tif:
+    with tifffile.TiffFile(archive / EMPIAR_13356.path("raw", 2)) as tif:
         strips = sum(tif.pages[0].databytecounts[5:250])
         index = 12 * len(tif.pages[0].databytecounts) + 4096
     assert sent <= 1.1 * strips * x_stop / SHAPE[2] + 300 * 48 + index

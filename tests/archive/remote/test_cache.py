@@ -14,7 +14,7 @@ import pytest
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from liver_dask.archive import dataset
+from liver_dask.archive import reader
 from liver_dask.archive.remote.cache import FolderCache, SpanCache
 from liver_dask.archive.remote.ranges import Span
 from liver_dask.archive.remote.versions import Identity
@@ -161,7 +161,7 @@ def test_a_damaged_header_of_an_entry_is_no_entry(server: ArchiveServer, tmp_pat
         data = bytearray(path.read_bytes())
         data[flip] ^= 1
         path.write_bytes(data)
-    dataset._memory._clear()
+    reader._memory._clear()
     again = ld.open_human_liver_em(server.url, **options).isel(z=1)
     for name in ("raw", "er"):
         np.testing.assert_array_equal(again[name], voxels[name][1])

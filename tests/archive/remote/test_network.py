@@ -22,12 +22,12 @@ import xarray as xr
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.hostile import WORST, Profile, hostile
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.remote import files as remote
 from liver_dask.archive.remote.cache import FolderCache, SpanCache
 from liver_dask.archive.remote.ranges import Span
 from liver_dask.archive.remote.transport import Identity
-from liver_dask.core import volume
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 
 
@@ -69,7 +69,7 @@ def test_a_stream_that_breaks_off_is_continued(archive: Path, voxels) -> None:
     with serve(archive, hostile(Profile(truncate=0.5), seed=4)) as server, ld.trace() as told:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=1)
         np.testing.assert_array_equal(ds.raw[:4], voxels["raw"][:4])
-    archive_bytes = sum((archive / volume.file_of_slice("raw", z)).stat().st_size for z in range(4))
+    archive_bytes = sum((archive / EMPIAR_13356.path("raw", z)).stat().st_size for z in range(4))
     assert told.retries > 5
     assert told.bytes <= 1.1 * archive_bytes
 
@@ -282,7 +282,7 @@ def test_a_changed_byte_costs_no_more_than_its_row(tmp_path: Path, seed: int) ->
             told = ld.open_human_liver_em(server.url, shape=SMALL).compute()
         except ld.LiverDaskError:
             return
-    for label in volume.LABELS:
+    for label in EMPIAR_13356.labels:
         xr.testing.assert_equal(told[label], expected[label])
     wrong_rows = int((told.raw != expected.raw).any("x").sum())
     assert wrong_rows <= handler.drawn.count("corrupt")

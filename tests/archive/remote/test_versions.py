@@ -20,10 +20,11 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from liver_dask.archive import dataset
+from liver_dask.archive import reader
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.remote.transport import FsspecTransport
-from liver_dask.core import volume
+from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 
 LONG_AGO = 1_000_000_000
@@ -41,10 +42,10 @@ def own(archive: Path, tmp_path: Path) -> Path:
 
 def change(own: Path, z: int = 0, when: float | None = None) -> None:
     """Let every file of a slice be another one, of inverted pixels, of a date after now; `when` gives another date."""
-    for name in (volume.RAW, *volume.LABELS):
-        path = own / volume.file_of_slice(name, z)
-        if name == volume.RAW:
-            shutil.copyfile(own / volume.file_of_slice(name, z + 1), path)
+    for name in (RAW, *EMPIAR_13356.labels):
+        path = own / EMPIAR_13356.path(name, z)
+        if name == RAW:
+            shutil.copyfile(own / EMPIAR_13356.path(name, z + 1), path)
         else:
             Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
         os.utime(path, (when or time.time(),) * 2)
@@ -68,7 +69,7 @@ class WithoutEtags(RangeRequestHandler):
 
 def forget() -> None:
     """What a process that begins has."""
-    dataset._memory._clear()
+    reader._memory._clear()
     tiff.kept_rows._clear()
 
 
@@ -185,7 +186,7 @@ def test_without_etag_and_date_nothing_kept_outlives_the_dataset(own: Path, tmp_
     """Kept blocks of a file of the same size would be taken for those of another version."""
     with serve(own, WithoutVersions) as server:
         options = {"shape": SHAPE, "cache_dir": tmp_path / "kept", "cache_raw_gb": 1}
-        path = own / volume.file_of_slice("er", 0)
+        path = own / EMPIAR_13356.path("er", 0)
         size = path.stat().st_size
         before = ld.open_human_liver_em(server.url, **options).er[0].values
         mask = np.asarray(Image.open(path))
@@ -215,7 +216,7 @@ def test_a_store_knows_the_files_that_it_is_made_of_and_no_others(server: Archiv
         ld.to_zarr(part, tmp_path / "a.zarr", progress=False)
     for name, of in {"raw": ["raw"], "er": ["er"], "both": ["mito", "raw"]}.items():
         manifest = json.loads((tmp_path / "a.zarr" / name / "manifest.json").read_bytes())
-        expected = {f"{server.url}/{volume.file_of_slice(variable, z)}" for variable in of for z in (4, 5)}
+        expected = {f"{server.url}/{EMPIAR_13356.path(variable, z)}" for variable in of for z in (4, 5)}
         assert {source["url"] for source in manifest["sources"]} == expected
 
 
@@ -269,8 +270,8 @@ def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
 
 def test_a_file_that_is_replaced_while_it_is_read(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its new bytes would be taken for those of the version that was there a moment before."""
-    path = own / volume.file_of_slice("raw", 0)
-    shutil.copyfile(own / volume.file_of_slice("raw", 1), tmp_path / "new")
+    path = own / EMPIAR_13356.path("raw", 0)
+    shutil.copyfile(own / EMPIAR_13356.path("raw", 1), tmp_path / "new")
     os.utime(tmp_path / "new", (LONG_AGO + 5,) * 2)
     ds = ld.open_human_liver_em(own, shape=SHAPE)
     ds.raw[0, :40].compute()
@@ -296,7 +297,7 @@ def test_a_file_system_is_asked_what_there_is_and_not_what_there_was(own: Path) 
 
 def test_datasets_that_treat_missing_slices_in_two_ways_are_two_to_dask(own: Path) -> None:
     """Zeros would stand in the one that is to raise, where both are computed together or kept by a cluster."""
-    (own / volume.file_of_slice("er", 3)).unlink()
+    (own / EMPIAR_13356.path("er", 3)).unlink()
     strict, lenient = (ld.open_human_liver_em(own, shape=SHAPE, missing=word).er[3].data for word in ("raise", "zeros"))
     assert strict.name != lenient.name
     with pytest.raises(ld.SliceNotFoundError):

@@ -1,0 +1,63 @@
+"""The archives that are built in, each a description in `descriptions/`."""
+
+import os
+from functools import cache
+from importlib.resources import files
+
+import xarray as xr
+
+from ..core.errors import InvalidArgumentError
+from .description import COLOR, Archive
+
+OTHER_COLOR = "#a05adc"
+"""Of a label that has none of its own."""
+
+
+@cache
+def _built_in() -> dict[str, Archive]:
+    descriptions = files(__package__).joinpath("descriptions")
+    found = [Archive.from_toml(str(file)) for file in sorted(descriptions.iterdir(), key=str)]
+    return {archive.name: archive for archive in found}
+
+
+def archives() -> dict[str, Archive]:
+    """The archives that are built in, by name: each is a description that `open_archive` takes."""
+    return dict(_built_in())
+
+
+EMPIAR_13356 = _built_in()["EMPIAR-13356"]
+"""Human liver: raw and masks of mitochondria, endoplasmic reticulum, nuclei and more."""
+
+
+def find_archive(archive: Archive | str | os.PathLike[str]) -> Archive:
+    """An archive: itself, one that is built in, by its name, or one that a TOML file describes.
+
+    Raises:
+        InvalidArgumentError: There is no such archive, or its description makes no sense. (ValueError)
+    """
+    if isinstance(archive, Archive):
+        return archive
+    try:
+        text = os.fspath(archive)
+    except TypeError:
+        text = repr(archive)
+    found = _built_in().get(text)
+    if found:
+        return found
+    if text.endswith(".toml"):
+        return Archive.from_toml(text)
+    raise InvalidArgumentError(
+        f"There is no archive {text!r}; give one of {', '.join(_built_in())}, or a file .toml that describes it."
+    )
+
+
+def color_of(variable: xr.DataArray) -> str:
+    """The colour of a label wherever it is shown, as #rrggbb: its attribute `color`, or that of a label of its name."""
+    told = variable.attrs.get("color")
+    if isinstance(told, str) and COLOR.fullmatch(told):
+        return told
+    for archive in _built_in().values():
+        for known in archive.variables:
+            if known.name == variable.name and known.color:
+                return known.color
+    return OTHER_COLOR

@@ -1,0 +1,337 @@
+"""The description of an archive: which file holds which slice of which variable, and what its voxels are.
+
+Nothing here touches the archive. A description is checked when it is made; what the files do not have after all is an
+error where the first of them is read.
+"""
+
+import re
+import string
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.documents import short
+from ..core.errors import InvalidArgumentError
+from ..core.geometry import DIMS, BoundingBox, Shape, check_bounding_box, check_shape, check_voxel_size
+from ..core.kinds import FOREGROUND, KINDS, RAW, RESERVED_NAMES, Kind
+from .formats.registry import FORMAT_OF_SUFFIX, FORMATS
+
+DTYPES = ("uint8", "uint16", "uint32")
+
+COLOR = re.compile("#[0-9a-fA-F]{6}")
+NUMBER = re.compile(r"(0?[1-9]?[0-9])?d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """One variable of an archive, and the files that hold its slices, one each.
+
+    Attributes:
+        name: Its name in the Dataset.
+        files: The path of a file below the archive's root, with the number of the slice as `{z}`, `{z:03d}`, ...
+        first: The number in the name of the first file.
+        format: `tiff`, `png` (masks only) or `hdf5`; by the suffix of `files` if empty.
+        dataset: Of HDF5, the path of the array in a file.
+        kind: `image`, `mask` (0 and any other value, which becomes 255) or `instances` (0, or the number of an object).
+        dtype: Of the voxels: `uint8` (a mask always), `uint16` or `uint32`. The files must have it.
+        meaning: What a label marks, one word, such as `mitochondrion`; its name if empty.
+        long_name: What it is, in some words, if these do not follow from kind and meaning.
+        color: In pictures and viewers, as #rrggbb; a common one if empty.
+        default: Whether the variable is opened when no labels are named.
+        bytes_per_pixel: Of a file, about, for estimates; what is usual for the format if None.
+
+    Raises:
+        InvalidArgumentError: It makes no sense; the message names the attribute. (ValueError)
+    """
+
+    name: str
+    files: str
+    kind: Kind = "mask"
+    dtype: str = "uint8"
+    first: int = 0
+    format: str = ""
+    dataset: str = ""
+    meaning: str = ""
+    long_name: str = ""
+    color: str = ""
+    default: bool = True
+    bytes_per_pixel: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check_type(field.name, field.type)
+        is_free = self.name not in (*DIMS, *RESERVED_NAMES)
+        self._check("name", self.name.isidentifier() and is_free, "is no name of a variable")
+        self._check_files()
+        if not self.format:
+            suffix = self.files.rpartition(".")[2].lower()
+            object.__setattr__(self, "format", FORMAT_OF_SUFFIX.get(suffix, suffix))
+        self._check("format", self.format in FORMATS, f"is none of {', '.join(FORMATS)}")
+        self._check("kind", self.kind in KINDS, f"is none of {', '.join(KINDS)}")
+        self._check("dtype", self.dtype in DTYPES, f"is none of {', '.join(DTYPES)}")
+        self._check("dtype", self.kind != "mask" or self.dtype == "uint8", "of a mask must be uint8")
+        self._check("format", self.format != "png" or self.kind == "mask", "png is read for masks only")
+        self._check("dataset", bool(self.dataset) == (self.format == "hdf5"), "is for hdf5, which needs it")
+        self._check("meaning", not re.search(r"\s", self.meaning), "must be one word")
+        self._check("color", not self.color or COLOR.fullmatch(self.color), "is not of the form #rrggbb")
+        self._check("first", self.first >= 0, "must be at least 0")
+        self._check("bytes_per_pixel", self.bytes_per_pixel is None or 0 < self.bytes_per_pixel < 1e3, "cannot be")
+
+    @classmethod
+    def of(cls, name: str, described: Any) -> "Variable":
+        """The variable that a table of TOML, or an object of JSON, describes.
+
+        Raises:
+            InvalidArgumentError: It has unknown keys, or values that make no sense. (ValueError)
+        """
+        if not isinstance(described, Mapping):
+            raise InvalidArgumentError(f"The variable {short(name)} is described by {short(described)}.")
+        _check_keys(f"The variable {short(name)}", cls, described, {"name"})
+        if "files" not in described:
+            raise InvalidArgumentError(f"The variable {short(name)} has no files.")
+        return cls(name=name, **described)
+
+    def described(self) -> dict[str, Any]:
+        """The same as plain JSON, without what is as usual; see `of`."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, usual) in values.items() if name != "name" and value != usual}
+
+    @property
+    def folder(self) -> str:
+        """The folder of the files below the archive's root; empty if it is the root itself."""
+        return self.files.rpartition("/")[0]
+
+    def path(self, z: int) -> str:
+        """The path of the file of a slice below the archive's root."""
+        return self.files.format(z=z + self.first)
+
+    def slice_of(self, address: str) -> int | None:
+        """The slice that a file holds, by its path or URL; None if it is no file of this variable."""
+        before, after = (re.escape(part) for part in re.split(r"\{z[^}]*\}", self.files))
+        match = re.search(f"(?:^|/){before}([0-9]{{1,10}}){after}$", address)
+        z = int(match[1]) - self.first if match else -1
+        return z if match and z >= 0 and match[0].lstrip("/") == self.path(z) else None
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """CF attributes, such as the meaning of a mask's two values; besides the colour, and the kind of instances."""
+        meaning = self.meaning or self.name
+        words = meaning.replace("_", " ")
+        usual: dict[Kind, str] = {
+            "image": "electron microscopy, uncalibrated intensity",
+            "mask": f"mask of {words}; may cover only a part of a slice",
+            "instances": f"instances of {words}; may not be all",
+        }
+        of_kind: dict[Kind, dict[str, Any]] = {
+            "image": {},
+            "mask": {"flag_values": [0, FOREGROUND], "flag_meanings": f"background {meaning}"},
+            "instances": {"kind": "instances"},
+        }
+        color = {"color": self.color} if self.color else {}
+        return {"long_name": self.long_name or usual[self.kind], **of_kind[self.kind], **color}
+
+    def _check_files(self) -> None:
+        try:
+            parts = list(string.Formatter().parse(self.files))
+        except ValueError:
+            parts = []
+        numbers = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+        self._check(
+            "files",
+            len(numbers) == 1
+            and numbers[0][0] == "z"
+            and numbers[0][2] is None
+            and (not numbers[0][1] or NUMBER.fullmatch(numbers[0][1])),
+            "must have the number of the slice once, as {z} or {z:03d}",
+        )
+        literal = "".join(text for text, *_ in parts)
+        folders = self.files.split("/")
+        self._check(
+            "files",
+            "://" not in literal
+            and not set(literal) & set("\\?#{}\0")
+            and all(part not in ("", ".", "..") for part in folders),
+            "must be a path below the archive's root",
+        )
+
+    def _check_type(self, name: str, expected: Any) -> None:
+        value = getattr(self, name)
+        kinds = {str: "a text", int: "a whole number", bool: "true or false"}
+        wanted: Any = expected if expected in kinds else str if name == "kind" else (int, float, type(None))
+        is_right = isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
+        self._check(name, is_right, f"must be {kinds.get(wanted, 'a number')}")
+
+    def _check(self, attribute: str, is_right: Any, problem: str) -> None:
+        if not is_right:
+            value = getattr(self, attribute)
+            raise InvalidArgumentError(f"The variable {short(self.name)}: {attribute} = {short(value)} {problem}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """An archive of slices: everything that is asked about it is asked of this.
+
+    Attributes:
+        name: Its name, which with the variable and the voxels is a store's identity: the same archive at another
+            address has the same name.
+        url: Where it is.
+        shape: Voxels (z, y, x).
+        variables: What it holds: `raw`, which is the image, and labels.
+        title: One line.
+        license: By its SPDX identifier.
+        citation: Who is to be cited.
+        references: Where it is described.
+        tissue_box: Outside of it the image is empty; None if that is not known.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm; None if it is not known.
+        voxel_size_source: Who says so, or why it is not known.
+
+    Raises:
+        InvalidArgumentError: It makes no sense; the message names the attribute. (ValueError)
+    """
+
+    name: str
+    url: str
+    shape: Shape
+    variables: tuple[Variable, ...]
+    title: str = ""
+    license: str = ""
+    citation: str = ""
+    references: str = ""
+    tissue_box: BoundingBox | None = None
+    voxel_size_nm: tuple[float, float, float] | None = None
+    voxel_size_source: str = "not given"
+
+    def __post_init__(self) -> None:
+        for field in ("name", "url", "title", "license", "citation", "references", "voxel_size_source"):
+            if not isinstance(getattr(self, field), str):
+                raise InvalidArgumentError(f"The archive's {field} = {short(getattr(self, field))} must be a text.")
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.name):
+            raise InvalidArgumentError(f"name = {short(self.name)} is no name of an archive: letters, digits, -._/.")
+        set_once = object.__setattr__
+        set_once(self, "shape", check_shape(self.shape))
+        if not all(isinstance(variable, Variable) for variable in self.variables):
+            raise InvalidArgumentError(f"{self.name}: variables must be a tuple of liver_dask.Variable.")
+        set_once(self, "variables", tuple(self.variables))
+        names = [variable.name for variable in self.variables]
+        double = [name for name in names if names.count(name) > 1]
+        if double:
+            raise InvalidArgumentError(f"{self.name}: there are two variables {double[0]!r}.")
+        if RAW not in names or self[RAW].kind != "image":
+            raise InvalidArgumentError(f"{self.name}: there is no variable {RAW!r} of the kind 'image'.")
+        if self.tissue_box is not None:
+            set_once(self, "tissue_box", check_bounding_box(self.tissue_box, self._whole))
+        if self.voxel_size_nm is not None:
+            set_once(self, "voxel_size_nm", check_voxel_size(self.voxel_size_nm))
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Archive":
+        """The archive that a TOML file describes: the attributes by name, and a table `variables.NAME` for each.
+
+        Raises:
+            InvalidArgumentError: It cannot be read, is no TOML, has an unknown key, or makes no sense. (ValueError)
+        """
+        try:
+            found = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidArgumentError(f"Cannot read {path}: {error.strerror or error}.") from error
+        except ValueError as error:
+            raise InvalidArgumentError(f"{path} is no TOML ({error}).") from error
+        try:
+            return cls._of(found)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{path}: {error}") from error
+
+    @classmethod
+    def _of(cls, found: dict[str, Any]) -> "Archive":
+        _check_keys("The archive", cls, found, set())
+        for field in ("name", "url", "shape", "variables"):
+            if field not in found:
+                raise InvalidArgumentError(f"The archive has no {field}.")
+        tables = found["variables"]
+        if not isinstance(tables, dict):
+            raise InvalidArgumentError(f"variables = {short(tables)} must be tables: [variables.raw], ...")
+        return cls(**found | {"variables": tuple(Variable.of(name, table) for name, table in tables.items())})
+
+    def __getitem__(self, name: str) -> Variable:
+        """A variable by its name."""
+        for variable in self.variables:
+            if variable.name == name:
+                return variable
+        known = ", ".join(variable.name for variable in self.variables)
+        raise InvalidArgumentError(f"{self.name} has no variable {short(name)}; it has {known}.")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that are opened when none are named."""
+        return tuple(variable.name for variable in self.variables if variable.name != RAW and variable.default)
+
+    def check_labels(self, labels: str | Iterable[str] | None) -> tuple[str, ...]:
+        """Labels as a tuple without repeats: those that are opened if None.
+
+        Raises:
+            InvalidArgumentError: One does not exist; the message names those that do. (ValueError)
+        """
+        if labels is None:
+            return self.labels
+        known = [variable.name for variable in self.variables if variable.name != RAW]
+        try:
+            names = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels))
+        except TypeError:
+            raise InvalidArgumentError(f"labels={labels!r} must be names of {', '.join(known)}.") from None
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InvalidArgumentError(
+                f"Unknown label {short(unknown[0])}; the classes of {self.name} are {', '.join(known)}."
+            )
+        return names
+
+    def of_shape(self, shape: Sequence[int] | None) -> "Archive":
+        """The same archive, but for its size: of another shape nothing tells where the tissue is."""
+        checked = self.shape if shape is None else check_shape(shape)
+        return self if checked == self.shape else replace(self, shape=checked, tissue_box=None)
+
+    @property
+    def full_box(self) -> BoundingBox:
+        """What a full volume holds: the tissue, or everything where that is not known."""
+        return self.tissue_box or self._whole
+
+    @property
+    def _whole(self) -> BoundingBox:
+        z, y, x = self.shape
+        return BoundingBox(0, x, 0, y, 0, z)
+
+    def check_bounding_box(self, bounding_box: Sequence[int]) -> BoundingBox:
+        """A box as a BoundingBox, which is not empty and lies in the volume.
+
+        Raises:
+            InvalidArgumentError: It is empty, or leaves the volume. (ValueError)
+        """
+        return check_bounding_box(bounding_box, self._whole)
+
+    def path(self, variable: str, z: int) -> str:
+        """The path of the file of a slice below the archive's root."""
+        return self[variable].path(z)
+
+    def attributes(self, source: str, voxel_size_nm: Sequence[float] | None) -> dict[str, Any]:
+        """Attributes of the Dataset: what it is, where it is from, and who to cite. All are plain JSON."""
+        known: dict[str, Any] = {
+            "title": self.title or self.name,
+            "source": source,
+            "license": self.license,
+            "citation": self.citation,
+            "references": self.references,
+        }
+        told, size = self.voxel_size_source, self.voxel_size_nm
+        if voxel_size_nm is not None:
+            told, size = "given by the caller as voxel_size_nm=(z, y, x)", check_voxel_size(voxel_size_nm)
+        sizes = {} if size is None else {"voxel_size_nm": list(size)}
+        return known | sizes | {"voxel_size_source": told}
+
+
+def _check_keys(what: str, described: Any, found: Mapping[str, Any], without: set[str]) -> None:
+    known = {field.name for field in fields(described)} - without
+    unknown = [key for key in found if key not in known]
+    if unknown:
+        raise InvalidArgumentError(f"{what} has no attribute {short(unknown[0])}; it has {', '.join(sorted(known))}.")

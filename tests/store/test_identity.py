@@ -1,0 +1,273 @@
+"""Which store is the one of a call: archive, variable and voxels decide, and not the address."""
+
+import io
+import json
+import logging
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import liver_dask as ld
+from helpers.paths import DATA
+from helpers.stores import assert_same_files
+from helpers.tiny import LAYOUT, SHAPE, edit
+from liver_dask.demo import ArchiveServer, make_archive, serve
+from liver_dask.store import pyramid
+from liver_dask.store.identity import identity_of, is_file_of
+from liver_dask.store.record import MANIFEST, open_record
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    make_archive(tmp_path / "archive", SHAPE)
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def server(archive: Path) -> Iterator[ArchiveServer]:
+    with serve(archive) as running:
+        yield running
+
+
+def opened(source: Any, **options: Any) -> xr.Dataset:
+    return ld.open_human_liver_em(source, shape=SHAPE, labels=["er"], **options)
+
+
+def keep(ds: xr.Dataset, path: Path) -> Path:
+    return Path(ld.to_zarr(ds, path, progress=False, **LAYOUT))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lose(archive: Path, name: str, z: int) -> Path:
+    path = archive / ld.EMPIAR_13356.path(name, z)
+    return path.rename(path.with_suffix(".lost"))
+
+
+def test_a_store_is_returned_wherever_its_archive_is_now(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:
+    """Whoever copies an archive, or takes a mirror, would fetch all of it again."""
+    store = keep(opened(server.url), tmp_path / "a.zarr")
+    before = contents(store)
+    moved = archive.rename(tmp_path / "moved")
+    assert keep(opened(moved), store) == store
+    assert contents(store) == before
+    report = ld.verify(store, opened(moved), full=True, progress=False)
+    assert (report.ok, report.voxels, report.changed) == (True, 2 * int(np.prod(SHAPE)), []), report
+    report = ld.verify(store, source=moved, full=True, progress=False)
+    assert report.ok, report
+    assert not report.changed, "dates and ETags of another server are no change"
+
+
+@pytest.mark.parametrize("others", [("raw", 3), ("er", 3)])
+def test_a_store_goes_on_at_another_address(
+    archive: Path, server: ArchiveServer, tmp_path: Path, others: tuple[str, int]
+) -> None:
+    """Where a server is down for good, all that was fetched of it would be lost."""
+    whole = keep(opened(server.url), tmp_path / "whole.zarr")
+    lost = lose(archive, *others)
+    with pytest.raises(ld.SliceNotFoundError):
+        keep(opened(server.url), tmp_path / "a.zarr")
+    lost.rename(lost.with_suffix(Path(ld.EMPIAR_13356.path(*others)).suffix))
+    begun = {path.name for path in (tmp_path / "a.zarr.partial").rglob("*.json")}
+    assert begun
+    requests = len(server.requests)
+    store = keep(opened(archive), tmp_path / "a.zarr")
+    assert len(server.requests) == requests, "the address of that time was asked"
+    for name in ("raw", "er"):
+        assert_same_files(whole / name / "c", store / name / "c")
+        urls = [source["url"] for source in json.loads((store / name / MANIFEST).read_bytes())["sources"]]
+        assert len(urls) == len({Path(url).name for url in urls}) == SHAPE[0], "each file once, wherever it was read"
+    assert open_record(store)["variables"]["raw"]["voxels"]["source"] == server.url, "where it was begun"
+    for source in (None, archive):
+        report = ld.verify(store, source=source, full=True, progress=False)
+        assert report.ok, report
+        assert not report.changed
+
+
+def test_it_goes_on_at_a_third_address_too(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:
+    """A file that was noted at the second address would be noted twice, or be nobody's."""
+    lost = lose(archive, "raw", 3)
+    for source in (server.url, archive):
+        with pytest.raises(ld.SliceNotFoundError):
+            keep(opened(source), tmp_path / "a.zarr")
+    lost.rename(archive / ld.EMPIAR_13356.path("raw", 3))
+    shutil.copytree(archive, tmp_path / "third")
+    store = keep(opened(tmp_path / "third"), tmp_path / "a.zarr")
+    for name in ("raw", "er"):
+        assert len(json.loads((store / name / MANIFEST).read_bytes())["sources"]) == SHAPE[0]
+    report = ld.verify(store, source=archive, full=True, progress=False)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_archive_of_the_same_name_and_other_files_is_refused(
+    archive: Path, server: ArchiveServer, tmp_path: Path, complete: bool
+) -> None:
+    """Half of the store would be of one volume and half of another; or the store be returned for another volume."""
+    other = tmp_path / "other"
+    make_archive(other, SHAPE, seed=1)
+    if complete:
+        keep(opened(server.url), tmp_path / "a.zarr")
+    else:
+        lost = lose(archive, "raw", 3)
+        with pytest.raises(ld.SliceNotFoundError):
+            keep(opened(server.url), tmp_path / "a.zarr")
+        lost.rename(archive / ld.EMPIAR_13356.path("raw", 3))
+    before = contents(tmp_path)
+    with pytest.raises(ld.StoreExistsError, match=r"a.zarr was made of files at another address, which are not these"):
+        keep(opened(other), tmp_path / "a.zarr")
+    after = contents(tmp_path)
+    assert {path for path in before if path not in after} <= {"a.zarr.partial/progress/run"}
+    assert all(after[path] == before[path] for path in before if path in after)
+    keep(opened(archive), tmp_path / "a.zarr")
+    assert ld.verify(tmp_path / "a.zarr", source=archive, full=True, progress=False).ok
+
+
+def test_without_a_connection_a_complete_store_is_returned(
+    archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a train nobody could train on what was downloaded at home."""
+    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
+    store = keep(opened(archive), tmp_path / "a.zarr")
+    with caplog.at_level(logging.WARNING, "liver_dask"):
+        assert keep(opened("http://127.0.0.1:9"), store) == store
+    assert "is taken for a store of the same archive, which cannot be asked now" in caplog.text
+
+
+def test_another_archive_variable_or_box_is_another_store(archive: Path, tmp_path: Path) -> None:
+    """A store of other voxels would be returned."""
+    store = keep(opened(archive), tmp_path / "a.zarr")
+    named = replace(ld.EMPIAR_13356, name="EMPIAR-2")
+    for ds in (
+        ld.open_archive(named, archive, shape=SHAPE, labels=["er"]),
+        opened(archive).isel(z=slice(None, None, -1)),
+        ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"]).rename(mito="er"),
+    ):
+        with pytest.raises(ld.StoreExistsError, match="a store of another box, archive or layout"):
+            keep(ds, store)
+
+
+def test_two_archives_in_one_store_keep_their_files_apart(tmp_path: Path) -> None:
+    """Their files have the same paths."""
+    parts = []
+    for number in (0, 1):
+        make_archive(tmp_path / str(number), SHAPE, seed=number)
+        archive = replace(ld.EMPIAR_13356, name=f"mine/{number}")
+        parts.append(ld.open_archive(archive, tmp_path / str(number), shape=SHAPE, labels=[]))
+    ds = parts[0].assign(other=parts[1].raw)
+    store = keep(ds, tmp_path / "a.zarr")
+    for number, name in enumerate(("raw", "other")):
+        np.testing.assert_array_equal(xr.open_zarr(store)[name], parts[number].raw)
+        sources = json.loads((store / name / MANIFEST).read_bytes())["sources"]
+        assert {source["url"].split("/")[-3] for source in sources} == {str(number)}
+        assert len(sources) == SHAPE[0]
+    assert ld.verify(store, full=True, progress=False).ok
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="{}"), max_size=9), st.integers(0, 10**6))
+def test_a_file_is_known_by_the_pattern_of_its_variable(root: str, z: int) -> None:
+    """Files of raw would be taken for those of a mask that begins alike."""
+    assert is_file_of(f"{root}/a_{{z:03d}}.tif", f"{root}/a_{z:03d}.tif")
+    assert not is_file_of(f"{root}/a_{{z:03d}}.tif", f"{root}/a_b_{z:03d}.tif")
+    assert not is_file_of(f"{root}/a_{{z:03d}}.tif", f"{root}/a_{z:03d}.tif.part")
+    assert is_file_of(f"{root}/a/", f"{root}/a/{z}.tif"), "as older stores have it"
+    assert not is_file_of(f"{root}/a/", f"{root}/ab/{z}.tif")
+
+
+def test_the_identity_of_a_damaged_record_is_no_crash() -> None:
+    """A store that somebody damaged would end in a traceback, where it is to be refused."""
+    for record in ({}, {"variables": 3}, {"variables": {"raw": []}}, {"variables": {"raw": {"voxels": {"z": 1}}}}):
+        assert identity_of(record) != identity_of({"shape": [1, 2, 3]} | {"variables": {"raw": {}}})
+
+
+SHAPE_4 = (4, 64, 96)
+LAYOUT_4 = {"chunks": (2, 32, 32), "shards": (4, 64, 64)}
+
+
+@pytest.fixture
+def archive_4() -> Iterator[xr.Dataset]:
+    """The archive that the stores of an earlier version were made of, where it was."""
+    memory, root = fsspec.filesystem("memory"), "archive-of-format-4"
+    z, y, x = np.indices(SHAPE_4)
+    raw = ((z * 1009 + y * 37 + x * 11) % 60000 + 1) * (x >= 32)
+    mito = (((y // 8 + x // 8 + z) % 3 == 0) & (x >= 32)) * 255
+    lzw = {"format": "TIFF", "compression": "tiff_lzw", "tiffinfo": {317: 2, 278: 1}}
+    for name, whole in {"raw": raw.astype("uint16"), "mito": mito.astype("uint8")}.items():
+        for number, pixels in enumerate(whole):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, **(lzw if name == "raw" else {"format": "PNG"}))
+            path = f"/{root}/{ld.EMPIAR_13356.path(name, number)}"
+            memory.pipe_file(path, file.getvalue())
+            memory.store[path].created = datetime(2026, 1, 1, tzinfo=UTC)
+    yield ld.open_human_liver_em(f"memory://{root}", shape=SHAPE_4, labels=["mito"])
+    memory.rm(f"/{root}", recursive=True)
+
+
+@pytest.fixture
+def stores_4(tmp_path: Path) -> Path:
+    """Of a version that knew one archive: `complete`, `pyramid` (with a level), `bytes` (raw // 256), `unfinished`."""
+    with tarfile.open(DATA / "format4.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def test_stores_that_name_no_archive_are_of_the_first_one(
+    stores_4: Path, archive_4: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept by an earlier version would be refused, or be made again."""
+    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 50)
+    before = contents(stores_4)
+    for name in ("complete", "pyramid"):
+        store = stores_4 / f"{name}.zarr"
+        assert ld.to_zarr(archive_4, store, progress=False, **LAYOUT_4) == str(store)
+        report = ld.verify(store, full=True, progress=False)
+        assert report.ok, report
+        assert report.voxels >= 2 * np.prod(SHAPE_4)
+    assert len(ld.add_pyramid(stores_4 / "pyramid.zarr", progress=False)) == 2
+    report = ld.verify(stores_4 / "bytes.zarr", full=True, progress=False)
+    assert report.ok, f"of bytes no mean was recorded: {report}"
+    assert contents(stores_4 / "pyramid.zarr") == {
+        path.removeprefix("pyramid.zarr/"): data for path, data in before.items() if path.startswith("pyramid.zarr/")
+    }
+
+
+def test_an_unfinished_store_of_an_earlier_version_is_finished(stores_4: Path, archive_4: xr.Dataset) -> None:
+    """A week of downloading would be lost with an update."""
+    store = stores_4 / "unfinished.zarr"
+    slabs = {path.name for path in (stores_4 / "unfinished.zarr.partial" / "progress" / "slabs").rglob("*")}
+    assert slabs, "else there is nothing to go on with"
+    ld.to_zarr(archive_4, store, progress=False, **LAYOUT_4)
+    for name in ("raw", "mito"):
+        assert_same_files(stores_4 / "complete.zarr" / name / "c", store / name / "c")
+        one, other = (json.loads((path / name / MANIFEST).read_bytes()) for path in (stores_4 / "complete.zarr", store))
+        assert one == other
+    report = ld.verify(store, full=True, progress=False)
+    assert report.ok, report
+
+
+def test_a_record_may_not_lead_out_of_the_archive(archive: Path, tmp_path: Path) -> None:
+    """A store from elsewhere would have any file of this machine read."""
+    described = replace(ld.EMPIAR_13356, name="mine")
+    store = keep(ld.open_archive(described, archive, shape=SHAPE, labels=[]), tmp_path / "a.zarr")
+    for files in ("../../secret_{z}.tif", "/etc/{z}.tif", "file:///etc/{z}.tif", "{z:9999999999d}.tif"):
+
+        def change(document: Any, files: str = files) -> None:
+            document["attributes"]["variables"]["raw"]["description"]["files"] = files
+
+        edit(store / "liver_dask" / "zarr.json", change)
+        with pytest.raises(ld.DamagedError, match="files"):
+            ld.verify(store, progress=False)
