@@ -11,6 +11,7 @@ from liver_dask.archive.formats import tiff
 from liver_dask.core.metrics import traffic
 
 FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+FOLDERS = {"tests", *(path.name for path in (ROOT / "tests").iterdir() if path.is_dir())} - {"helpers"}
 SHARED = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path not in FILES]
 
 
@@ -21,11 +22,9 @@ def imports_of_tests(source: str) -> list[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(alias.name for alias in node.names if node.module in (None, "tests"))]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
-            "import_module",
-            "__import__",
-        ):
+            origin = node.module or "tests"
+            names = [origin, *(alias.name for alias in node.names if origin.split(".")[0] in FOLDERS)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
         else:
             continue
@@ -43,6 +42,8 @@ def imports_of_tests(source: str) -> list[str]:
         ("from tests.store.test_resume import killed_at", ["test_resume"]),
         ("from tests import conftest", ["conftest"]),
         ("from . import test_resume", ["test_resume"]),
+        ("from tests.store import test_resume", ["test_resume"]),
+        ("from store import test_resume", ["test_resume"]),
         ("importlib.import_module('test_cli')", ["test_cli"]),
         ("__import__('test_cli')", ["test_cli"]),
         ("from helpers.stores import BOX, test_volume", []),
