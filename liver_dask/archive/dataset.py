@@ -22,8 +22,8 @@ from .archives import EMPIAR_13356, find_archive
 from .description import Archive, Variable
 from .lazy.arrays import LazyWindow, VolumeArray, Window, check_kind_of_arrays
 from .reader import Missing, VolumeReader
-from .remote.files import archive_url
-from .remote.transport import Source
+from .remote.address import archive_url
+from .remote.source import Source
 
 
 def open_human_liver_em(

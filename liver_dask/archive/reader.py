@@ -18,9 +18,10 @@ from .formats.registry import FORMATS
 from .formats.slices import Prepared, PreparedRows, SliceReader
 from .lazy.arrays import Selection, VolumeArray
 from .lazy.leaves import leaves_in
+from .remote.address import told_zarr
 from .remote.cache import FolderCache, MemoryCache
-from .remote.files import RemoteFile, folder_exists, is_zarr, list_folders, told_zarr
-from .remote.transport import Source
+from .remote.files import RemoteFile, folder_exists, is_zarr, list_folders
+from .remote.source import Source
 from .remote.versions import MISSING, Identity, note_file
 
 log = logging.getLogger(__name__)

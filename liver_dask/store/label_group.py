@@ -16,8 +16,9 @@ import zarr
 
 from ..core.disk import walk
 from ..core.errors import StoreExistsError
+from .durable import sync_folder
 from .record import RECORD
-from .shards import TORN, sync_folder
+from .shards import TORN
 from .zarr_group import read_group, write_group
 
 LABELS = "labels"

@@ -7,10 +7,9 @@ The image's levels are where they are (`raw`, `pyramid/s1/raw`, ...); viewers wa
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from ..archive.archives import color_of
 from ..core.documents import as_object, is_same, read_document, short
@@ -19,24 +18,15 @@ from ..core.geometry import DIMS, Shape
 from ..core.kinds import RAW, Kind, kind_of
 from . import label_group
 from .label_group import LABELS, add_labels, check_labels, labels_are_there
+from .levels import Level, open_variables
 from .record import open_record, read_statistics
 from .zarr_group import is_consolidated, read_group, write_group
 
 VERSION = "0.5"
+
+
 CONTRAST = 2.5
 """Standard deviations about the mean of the tissue that viewers show from black to white at first."""
-
-
-class Level(NamedTuple):
-    """One level of a pyramid.
-
-    Attributes:
-        path: Its store.
-        factors: How many voxels of the lowest level a voxel stands for along (z, y, x).
-    """
-
-    path: Path
-    factors: Shape
 
 
 def is_described(levels: Sequence[Level]) -> bool:
@@ -205,11 +195,6 @@ def _contrast_of(store: Path, name: str) -> tuple[float, float]:
     middle = mean[tissue].mean()
     spread = np.sqrt((np.square(std) + np.square(mean))[tissue].mean() - middle**2)
     return float(round(middle - CONTRAST * spread)), float(round(middle + CONTRAST * spread + 1))
-
-
-def open_variables(store: Path) -> xr.Dataset:
-    """A store as it was written, without dask: what was added to it since is not looked at."""
-    return xr.open_zarr(store, chunks=None, consolidated=is_consolidated(store))
 
 
 def _scales_of(ome: Any) -> list[Any]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..core.disk import files_in
 from ..core.errors import StoreExistsError
-from .shards import TORN, DurableFile
+from .durable import DurableFile
+from .shards import TORN
 from .writer import CANNOT_LOCK
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from ..archive.remote.files import ZARR_METADATA
+from ..archive.remote.address import ZARR_METADATA
 from ..archive.remote.versions import MISSING
 from ..core.disk import is_there, size_of
 from ..core.documents import read_document, reason_of, short

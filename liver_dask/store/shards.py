@@ -10,7 +10,6 @@ and adds to offsets; nothing is decoded. Reading a part of a chunk decodes only 
 import math
 import os
 import re
-import secrets
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,22 +23,34 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
+from .durable import DurableFile
 
 EMPTY = np.iinfo(np.uint64).max
+
+
 ZSTD_OF_VOXELS: tuple[int, Any] = (5, "shuffle")
 """Level, and how bytes are shuffled first. Level 5 takes 5 % off what level 3 writes of real EM, at half its speed, but
 still faster than LZW decodes."""
+
 
 ZSTD_OF_BYTES: tuple[int, Any] = (3, "noshuffle")
 """For voxels of one byte. Shuffled bits are smaller by a third, of the few percent of a store that masks are, but take
 twice as long to encode, and up to five times as long to decode: Blosc has no fast code for that."""
 
+
 CRC_BYTES = 4
+
+
 CRC_OF_CHECKED = 0x48674BC7
 """The CRC-32C of any bytes with their own CRC-32C behind them: so both are compared without a copy of the former."""
 
+
 BLOSC_HEADER = 16
+
+
 Index = npt.NDArray[np.uint64]
+
+
 Table = npt.NDArray[np.void]
 
 
@@ -47,8 +58,10 @@ STATISTICS = np.dtype([("nonzero", "<u4"), ("mean", "<f4"), ("std", "<f4")])
 """What is known of a chunk's voxels, as far as there are voxels in it: how many are not zero; and, but for masks,
 mean and standard deviation."""
 
+
 IN_SLAB = np.dtype([("offset", "<u8"), ("length", "<u8"), ("statistics", STATISTICS), ("", "<u4")])
 """What the index of a slab says of each chunk; as many bytes as four uint64."""
+
 
 MEMCPYED = 0x02
 """The flag of a Blosc buffer whose voxels are not compressed."""
@@ -249,43 +262,6 @@ def read_shard_index(file: Any, grid: Shape) -> Index:
 
 TORN = re.compile(r"\..+\.[0-9a-f]{8}")
 """How a DurableFile is named before it is whole; so it stays where its process is killed."""
-
-
-class DurableFile:
-    """A file opened for writing under another name, that gets its own when it is closed whole and on the disk.
-
-    Its folder must be there: a writer that comes late, after the store was completed or removed, must not make it anew.
-    """
-
-    def __init__(self, path: Path, part: Path | None = None) -> None:
-        self._path = path
-        part = part or path.with_name(f".{path.name}")
-        self._part = part.with_name(f"{part.name}.{secrets.token_hex(4)}")  # two may write the same file
-
-    def __enter__(self) -> Any:
-        self._file = self._part.open("xb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._file:
-                if kind is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if kind is None:
-                self._part.replace(self._path)
-                sync_folder(self._path.parent)
-        finally:
-            self._part.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def statistics_of(voxels: npt.NDArray[Any], *, has_means: bool) -> npt.NDArray[np.void]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..archive.reader import VolumeReader
 from ..archive.remote.files import RemoteFile
-from ..archive.remote.transport import Source
+from ..archive.remote.source import Source
 from ..archive.remote.versions import MISSING, Identity
 from ..core.documents import read_document, short
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError

@@ -2,18 +2,16 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
-import zarr
 from rich.filesize import decimal
 
 from ..archive.dataset import open_origin
@@ -21,32 +19,29 @@ from ..archive.reader import Missing, readers_of
 from ..core.config import setting
 from ..core.documents import reason_of
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError
-from ..core.threads import ContextPool
 from .identity import described, has_means, identity_of
 from .inputs import Source
 from .inventory import Metadata
 from .jobs import Job, Report, client_in_force, gather
 from .label_group import LABELS
-from .layout import Group, Layout, Region, Run, plan_runs
-from .ome_zarr import Level, description_problem, has_description, other_labels
+from .layout import Group, plan_runs
+from .levels import FOLDER, Level, levels_of, voxel_size_of
+from .ome_zarr import description_problem, has_description, other_labels
 from .plan import Export
 from .progress import say, show_progress
-from .pyramid import FOLDER, halved, levels_of, voxel_size_of
+from .pyramid import halved
 from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
-from .rows import Part
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
 from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources
-from .worker import READERS, as_told, report_of
+from .worker import as_told
 
 if TYPE_CHECKING:
     from distributed import Client
+from .comparison import Comparison, Difference, sampled_runs
 
 log = logging.getLogger(__name__)
 
-SLICES_OF_A_LAYER = 2
-"""Slices of each layer of shards that are looked at, unless all are."""
 
-ROWS_OF_A_WINDOW = 4
 MOST_SHOWN = 20
 
 
@@ -257,14 +252,6 @@ def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
     return f"{level} cannot be compared with {below}, its level below ({reason_of(error)})"
 
 
-class Difference(NamedTuple):
-    """Voxels of one slice of a store that are not the source's; or a window that cannot be read."""
-
-    name: str
-    z: int
-    told: str
-
-
 class _Plan:
     """What is to be looked at in a store, or in a level of its pyramid; its metadata are looked at here.
 
@@ -366,7 +353,7 @@ class _Plan:
         groups = export.source.groups
         groups = [group._replace(names=tuple(name for name in group.names if name in readable)) for group in groups]
         groups = [group for group in groups if group.names]
-        runs = list(plan_runs(layout, groups, ()) if full else _sampled_runs(layout, groups, chance) if groups else ())
+        runs = list(plan_runs(layout, groups, ()) if full else sampled_runs(layout, groups, chance) if groups else ())
         self.comparisons = [Comparison(self.store, export.source.part(run), run, layout) for run in runs]
         slices = None if full else {region.z_start for run in runs for region in run.regions}
         self.source_checks = list(self._source_checks(export.source, groups, slices, chance))
@@ -397,72 +384,6 @@ class _Plan:
             return []
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Windows of a store next to the same of its source.
-
-    Attributes:
-        store: The store.
-        part: What `run` needs of the source.
-        run: The windows, of the same slices, from top to bottom.
-        layout: The grids of the store.
-    """
-
-    store: Path
-    part: Part
-    run: Run
-    layout: Layout
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of voxels to compare."""
-        itemsize = sum(dtype.itemsize for dtype in self.part.dtypes.values())
-        return itemsize * sum(map(self.layout.voxels_of, self.run.regions))
-
-    def compare(self, report: Callable[[Report], None]) -> tuple[int, list[Difference]]:
-        """Voxels compared, and what is wrong; see Task.write."""
-        voxels = 0
-        differences: list[Difference] = []
-        with self.part.foreseeing(), ContextPool(READERS) as readers:
-            rows = self.part.rows(self.run, readers)
-            for region in self.run.regions:
-                arrays = rows.read(region)
-                for name, expected in arrays.items():
-                    voxels += expected.size
-                    differences += self._differences(name, region, expected)
-                report(report_of(sum(array.nbytes for array in arrays.values())))
-        return voxels, differences
-
-    def _differences(self, name: str, region: Region, expected: Any) -> Iterator[Difference]:
-        z, y = slice(region.z_start, region.z_stop), slice(region.y_start, region.y_stop)
-        where = f"{name}[{z.start}:{z.stop}, {y.start}:{y.stop}]"
-        try:
-            found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
-        except Exception as error:  # whatever zarr makes of a damaged store
-            yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})")
-            return
-        for number, here in enumerate(differs(found, expected), start=z.start):
-            different = np.argwhere(here)
-            if len(different):
-                at = map(str, (number, *(different[0] + (y.start, 0))))
-                yield Difference(
-                    name,
-                    number,
-                    f"{name}[{number}, {y.start}:{y.stop}] has {len(different)} voxels that are not the source's; "
-                    f"the first is {name}[{', '.join(at)}]",
-                )
-
-
-def differs(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where voxels are not the same: floats to the bit, but any NaN is as good as another, which processors choose."""
-    expected = expected.astype(found.dtype, copy=False) if expected.dtype.kind == found.dtype.kind else expected
-    if found.dtype.kind != "f" or expected.dtype != found.dtype:
-        return np.asarray(found != expected)
-    bits = np.dtype(f"u{found.itemsize}")
-    different = np.ascontiguousarray(found).view(bits) != np.ascontiguousarray(expected).view(bits)
-    return different & ~(np.isnan(found) & np.isnan(expected))
-
-
 def _opened_again(
     store: Path, record: Mapping[str, Any], source: str | os.PathLike[str] | None, missing: Missing
 ) -> xr.Dataset:
@@ -491,23 +412,3 @@ def _tell_addresses(ds: xr.Dataset, shown: bool) -> None:
         line = f"Comparing with {url}, which the store names; give --source (source=...) to name another address."
         log.info("%s", line)
         say(line, shown)
-
-
-def _sampled_runs(layout: Layout, groups: Sequence[Group], chance: np.random.Generator) -> Iterator[Run]:
-    """Rows of some slices of every layer of shards: in each, some of every row of shards; and the store's edges.
-
-    Few slices and many rows of each, since the strip index of a slice and the masks down to a row are fetched for any.
-    """
-    depth, height, _ = layout.shape
-    slices = {0, depth - 1}
-    for z in range(0, depth, layout.shards[0]):
-        of_layer = range(z, min(z + layout.shards[0], depth))
-        slices |= set(chance.choice(of_layer, min(SLICES_OF_A_LAYER, len(of_layer)), replace=False).tolist())
-    for z in sorted(slices):
-        starts = {0, max(0, height - ROWS_OF_A_WINDOW)}
-        starts |= {
-            int(chance.integers(y, min(y + layout.shards[1], height))) for y in range(0, height, layout.shards[1])
-        }
-        regions = [Region(z, z + 1, y, min(y + ROWS_OF_A_WINDOW, height)) for y in sorted(starts)]
-        for group in groups:
-            yield Run(group, tuple(regions))

@@ -49,6 +49,7 @@ from ..core.errors import (
     StoreExistsError,
 )
 from ..core.geometry import DIMS
+from .durable import DurableFile, sync_folder
 from .identity import identity_of, is_file_of
 from .inventory import FILE as INVENTORY
 from .inventory import checksum_of, checksum_of_record, take_inventory
@@ -66,7 +67,7 @@ from .record import (
     what_is_at,
 )
 from .record_checks import told_difference
-from .shards import STATISTICS, Chunk, DurableFile, Slab, merge_slabs, sync_folder, write_slab
+from .shards import STATISTICS, Chunk, Slab, merge_slabs, write_slab
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ import zarr
 
 from ..core.disk import files_in
 from ..core.errors import DamagedError
-from .shards import TORN, DurableFile
+from .durable import DurableFile
+from .shards import TORN
 
 METADATA = "zarr.json"
 

@@ -17,7 +17,7 @@ from ..archive.archives import color_of
 from ..core.errors import InvalidArgumentError, MissingExtraError
 from ..core.geometry import DIMS, BoundingBox, held_box
 from ..core.kinds import RAW, kind_of, labels_of
-from ..store.pyramid import open_levels
+from ..store.levels import open_levels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,8 +1,8 @@
 """Which HTTP client costs least: `python transport.py URL_OF_A_LARGE_FILE [MB_OF_A_RANGE] [RANGES]`.
 
 Fetches the same ranges with 16 threads by each client that is installed, each in a process of its own, three times in
-turn, and prints the best rate and CPU time. The figures in `liver_dask/archive/remote/transport.py` are from nginx on
-loopback: 4 MB x 200 side by side, and 0.04 MB x 1000 far apart.
+turn, and prints the best rate and CPU time. The figures in `liver_dask/archive/remote/http_transport.py` are from
+nginx on loopback: 4 MB x 200 side by side, and 0.04 MB x 1000 far apart.
 """
 
 import multiprocessing

@@ -19,9 +19,10 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.talkers import listening
 from helpers.waiting import wait_until
-from liver_dask.archive.remote import transport, watchdog
+from liver_dask.archive.remote import source, watchdog
+from liver_dask.archive.remote.http_transport import HttpTransport
 from liver_dask.archive.remote.ranges import Span
-from liver_dask.archive.remote.transport import HttpTransport, Source
+from liver_dask.archive.remote.source import Source
 from liver_dask.core import threads
 from liver_dask.core.threads import AbandonedError, ContextPool, while_wanted
 from liver_dask.demo import RangeRequestHandler, serve
@@ -203,7 +204,7 @@ def test_a_name_that_is_not_found_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     try:
-        assert isinstance(fetch("http://nowhere.invalid", 0.3), transport.TryAgainError)
+        assert isinstance(fetch("http://nowhere.invalid", 0.3), source.TryAgainError)
         with ContextPool(1) as pool:
             looked.clear()
             fetching = pool.submit(fetch, "http://nowhere.invalid", 60)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from spoilt_store import Choices, attempt, check, instead, made, opened, spoilt, tiny
 
-from liver_dask.store import pyramid, zarr_group
+from liver_dask.store import levels as store_levels
+from liver_dask.store import zarr_group
 from liver_dask.store.array import StoredArray
 from liver_dask.store.inventory import Metadata
 from liver_dask.store.ome_zarr import has_description
@@ -25,7 +26,7 @@ def nothing(_: Path) -> None:
 
 def read_levels(store: Path) -> None:
     """As whoever looks from afar."""
-    for level in pyramid.levels_of(store)[1:]:
+    for level in store_levels.levels_of(store)[1:]:
         StoredArray(level.path, "raw")[0:1, 0:2, 0:2]
         read_checksums(level.path, "raw")
 
@@ -42,7 +43,7 @@ def read_sources_of(store: Path) -> None:
 def read_groups(store: Path) -> None:
     """As what adds a pyramid looks at what there is."""
     has_description(store)
-    for group in (store, store / pyramid.FOLDER, store / pyramid.FOLDER / "s1"):
+    for group in (store, store / store_levels.FOLDER, store / store_levels.FOLDER / "s1"):
         zarr_group.read_group(group)
         zarr_group.is_consolidated(group)
 
@@ -71,10 +72,10 @@ def verify_store(store: Path) -> bool:
 
 def verify_levels(store: Path) -> None:
     """The same of what is above it."""
-    for level in pyramid.levels_of(store)[1:]:
+    for level in store_levels.levels_of(store)[1:]:
         record = open_record(level.path)
         metadata = Metadata(level.path, record, layout_of(record))
-        for group in (store, store / pyramid.FOLDER):
+        for group in (store, store / store_levels.FOLDER):
             metadata.compare_consolidated_in(group)
         assert all("\n" not in problem for problem in metadata.problems), metadata.problems
 

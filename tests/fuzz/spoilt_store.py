@@ -29,16 +29,17 @@ import xarray as xr
 import liver_dask as ld
 from helpers import tiny
 from helpers.tiny import nested
-from liver_dask.archive.remote import transport
+from liver_dask.archive.remote import http_transport as transport
 from liver_dask.core.errors import LiverDaskError, RemoteError
 from liver_dask.core.threads import ContextPool
 from liver_dask.demo import make_archive
-from liver_dask.store import inventory, pyramid
+from liver_dask.store import inventory
+from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 
 IN_MEMORY = Path("/dev/shm")
 Keys = tuple[Any, ...]
-ONE_LEVEL = pyramid, "SMALL_ENOUGH", 30
+ONE_LEVEL = store_levels, "SMALL_ENOUGH", 30
 """What makes a pyramid of the store one level high."""
 
 SEALED = ("liver_dask/zarr.json", "liver_dask/inventory.json")

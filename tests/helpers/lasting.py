@@ -6,7 +6,7 @@ A test holds both lists to what there is: whoever adds a cache says here how it 
 from collections.abc import Callable
 
 from liver_dask.archive import reader
-from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats import tiff, tiff_index
 from liver_dask.archive.remote import cache, files, shares
 from liver_dask.core import metrics
 from liver_dask.store import record
@@ -14,7 +14,7 @@ from liver_dask.store import record
 EMPTIED: dict[str, Callable[[], object]] = {
     "liver_dask.archive.reader._memory": reader._memory._clear,
     "liver_dask.archive.formats.tiff.kept_rows": tiff.kept_rows._clear,
-    "liver_dask.archive.formats.tiff.known_directories": tiff.known_directories.clear,
+    "liver_dask.archive.formats.tiff.known_directories": tiff_index.known_directories.clear,
     "liver_dask.archive.formats.tiff.prefix_shares": tiff.prefix_shares._clear,
     "liver_dask.archive.remote.cache._told": cache._told.clear,
     "liver_dask.archive.remote.files._process": files._process.forget,

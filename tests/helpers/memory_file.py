@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from liver_dask.archive.remote.files import RemoteFile
 from liver_dask.archive.remote.ranges import Span
-from liver_dask.archive.remote.transport import Source
+from liver_dask.archive.remote.source import Source
 from liver_dask.archive.remote.versions import Identity, Versions
 
 SOURCE = Source("memory://fuzz", connections=2, timeout=1, attempts=1)

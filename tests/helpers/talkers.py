@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from liver_dask.archive.remote import files as remote
-from liver_dask.archive.remote.files import resolve_url
+from liver_dask.archive.remote.address import resolve_url
+from liver_dask.archive.remote.http_transport import HttpTransport
 from liver_dask.archive.remote.ranges import Span
-from liver_dask.archive.remote.transport import HttpTransport, Source
+from liver_dask.archive.remote.source import Source
 
 WHOLE = [b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\nabcde"]
 

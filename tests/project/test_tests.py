@@ -7,7 +7,7 @@ import pytest
 
 from helpers.lasting import EMPTIED, LEFT
 from helpers.paths import ROOT
-from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats import tiff, tiff_index
 from liver_dask.core.metrics import traffic
 
 FILES = sorted((ROOT / "tests").rglob("test_*.py"))
@@ -109,10 +109,10 @@ def test_whatever_lasts_is_emptied_or_cannot_matter() -> None:
 def test_a_test_begins_as_a_process_does(time: str) -> None:
     """What one test learnt, or put into the environment, would be there in the next."""
     assert "LIVER_DASK_LEFT_BY_A_TEST" not in os.environ
-    assert not tiff.known_directories
+    assert not tiff_index.known_directories
     assert not tiff.prefix_shares._seen
     assert traffic.requests == 0
     os.environ["LIVER_DASK_LEFT_BY_A_TEST"] = time
-    tiff.known_directories["somewhere", 1, 1] = None
+    tiff_index.known_directories["somewhere", 1, 1] = None
     tiff.prefix_shares.learn("somewhere", 1, 1, 0.5)
     traffic.add(requests=1)

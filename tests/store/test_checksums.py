@@ -18,7 +18,8 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.stores import SMALL
 from liver_dask.store import array as stored
-from liver_dask.store import pyramid
+from liver_dask.store import halving
+from liver_dask.store import levels as store_levels
 from liver_dask.store import shards as slabs
 from liver_dask.store import writer as store
 from liver_dask.store.shards import decode_chunk, decode_planes, encode_chunk
@@ -103,7 +104,7 @@ def test_zeros_of_glass_are_zeros_at_every_level(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxels
 ) -> None:
     """Glass would be NaN from afar, or from near, and a mean over it NaN."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 100)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 100)
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=[])
     ds = ds.assign(grey=(ds.raw / 65535).astype("float32") * (ds.x > 200))[["grey"]]
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, pyramid=True, **SMALL))
@@ -111,7 +112,7 @@ def test_zeros_of_glass_are_zeros_at_every_level(
     levels = [path, path / "pyramid" / "s1", path / "pyramid" / "s2"]
     for number, level in enumerate(levels):
         if number:
-            expected = pyramid.halve(expected, (1, 2, 2), "image")
+            expected = halving.halve(expected, (1, 2, 2), "image")
         assert (expected[:, :, : 64 // 2**number] == 0).all()
         for read in READERS:
             np.testing.assert_array_equal(read(level, "grey"), expected, err_msg=f"{read.__name__} of {level}")

@@ -24,8 +24,8 @@ from helpers.archive import SHAPE
 from helpers.stores import BOX, SMALL, assert_same_files, slabs_of, undisturbed
 from helpers.waiting import free_port
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
+from liver_dask.store import levels as store_levels
 from liver_dask.store import preflight as export_checks
-from liver_dask.store import pyramid
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_cluster_makes_the_same_levels(
     client: Client, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker would halve other voxels than a thread does, or not find the level below."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 100)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 100)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     ld.to_zarr(ds, tmp_path / "here.zarr", progress=False, pyramid=True, **SMALL)
     ld.to_zarr(ds, tmp_path / "there.zarr", client=client, progress=False, pyramid=True, **SMALL)

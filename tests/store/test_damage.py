@@ -20,7 +20,7 @@ import liver_dask as ld
 from helpers import tiny
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive, serve
-from liver_dask.store import pyramid
+from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import open_record, read_checksums, read_statistics
 from liver_dask.store.shards import STATISTICS
@@ -33,14 +33,14 @@ NO_VOXELS = xr.Dataset()
 def made_with_levels(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = shutil.copytree(made, tmp_path_factory.mktemp("levels") / "a.zarr")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pyramid, "SMALL_ENOUGH", 20)
+        patched.setattr(store_levels, "SMALL_ENOUGH", 20)
         ld.add_pyramid(store, progress=False)
     return store
 
 
 @pytest.fixture
 def with_levels(made_with_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 20)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 20)
     return shutil.copytree(made_with_levels, tmp_path / "levels.zarr")
 
 
@@ -234,7 +234,7 @@ def test_what_was_added_is_no_damage(store: Path, what: str) -> None:
 
 def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Path) -> None:
     """A store that was described for viewers would be called damaged."""
-    assert len(pyramid.levels_of(with_levels)) == 3
+    assert len(store_levels.levels_of(with_levels)) == 3
     for _ in range(2):
         report = ld.verify(with_levels, progress=False)
         assert report.ok, report

@@ -19,6 +19,7 @@ from helpers.archive import SHAPE
 from helpers.faults import ERRNOS, Operation, Watch
 from helpers.stores import assert_same_files
 from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.store import levels as store_levels
 from liver_dask.store import pyramid
 from liver_dask.store import writer as store
 
@@ -91,7 +92,7 @@ def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     missing = half_done(archive, starts["half"], lacking)
     missing.symlink_to(archive / EMPIAR_13356.path("raw", 5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyramid, "SMALL_ENOUGH", 32)
+        patch.setattr(store_levels, "SMALL_ENOUGH", 32)
         write(archive, starts["levels"].parent)
         starts["levels"].mkdir()
         (root / "a.zarr").rename(starts["levels"] / "a.zarr")
@@ -174,7 +175,7 @@ def saying_which(operation: Operation, number: int) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 32)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 32)
 
 
 KINDS = ("new", "half", "levels", "labels")

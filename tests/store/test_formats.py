@@ -25,7 +25,8 @@ from helpers.stores import contents
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.store import pyramid
+from liver_dask.store import halving
+from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import FORMAT, open_record, read_statistics, what_it_lacks
 from liver_dask.viewing.view import open_target
@@ -116,9 +117,9 @@ def test_a_store_of_format_3_gets_a_pyramid(
     stores: Path, archive_of_format_3: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Levels would be made of what readers take for NaN, or those that are there be made again, or be refused."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 50)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 50)
     expected = voxels_of_format_3()["raw"]
-    grey = pyramid.halve((expected / 65535).astype("float32"), (1, 2, 2), "image")
+    grey = halving.halve((expected / 65535).astype("float32"), (1, 2, 2), "image")
     for name in ("complete.zarr", "grey.zarr"):
         level = Path(ld.add_pyramid(stores / name, progress=False)[1])
         assert open_record(level)["format"] == FORMAT

@@ -24,7 +24,7 @@ from helpers.paths import DATA
 from helpers.stores import assert_same_files
 from helpers.tiny import LAYOUT, SHAPE, edit
 from liver_dask.demo import ArchiveServer, make_archive, serve
-from liver_dask.store import pyramid
+from liver_dask.store import levels as store_levels
 from liver_dask.store.identity import identity_of, is_file_of
 from liver_dask.store.record import MANIFEST, open_record
 
@@ -141,7 +141,7 @@ def test_without_a_connection_a_complete_store_is_returned(
     archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a train nobody could train on what was downloaded at home."""
-    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     store = keep(opened(archive), tmp_path / "a.zarr")
     with caplog.at_level(logging.WARNING, "liver_dask"):
         assert keep(opened("http://127.0.0.1:9"), store) == store
@@ -229,7 +229,7 @@ def test_stores_that_name_no_archive_are_of_the_first_one(
     stores_4: Path, archive_4: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was kept by an earlier version would be refused, or be made again."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 50)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 50)
     before = contents(stores_4)
     for name in ("complete", "pyramid"):
         store = stores_4 / f"{name}.zarr"

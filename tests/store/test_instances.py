@@ -16,7 +16,8 @@ from ome_zarr_models.v05.image_label import ImageLabel
 
 import liver_dask as ld
 from liver_dask.core.kinds import kind_of
-from liver_dask.store import pyramid
+from liver_dask.store import halving
+from liver_dask.store import levels as store_levels
 from liver_dask.store.record import read_statistics
 
 SHAPE = (6, 130, 170)
@@ -62,14 +63,14 @@ def most_frequent(labels: np.ndarray, step: tuple[int, int, int]) -> np.ndarray:
 )
 def test_the_most_frequent_number_stays(labels: np.ndarray, step: tuple[int, int, int]) -> None:
     """A mean of two numbers is a third object's."""
-    np.testing.assert_array_equal(pyramid.halve(labels, step, "instances"), most_frequent(labels, step))
+    np.testing.assert_array_equal(halving.halve(labels, step, "instances"), most_frequent(labels, step))
 
 
 def test_a_store_and_its_pyramid_keep_every_number(
     archive: ld.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Viewers would show objects that there are not, or raw of 8 bits as black and white."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 40)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 40)
     ds = ld.open_archive(archive)
     assert [kind_of(ds[name]) for name in ("raw", "mito")] == ["image", "instances"]
     store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", chunks=(2, 32, 32), shards=(4, 64, 64), progress=False))
@@ -92,7 +93,7 @@ def test_a_store_and_its_pyramid_keep_every_number(
 
 def test_viewers_are_told_what_it_is(archive: ld.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Napari would show numbers as grey, and raw of 8 bits from 0 to 1."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 100)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 100)
     store = Path(ld.to_zarr(ld.open_archive(archive), tmp_path / "a.zarr", chunks=(2, 32, 32), progress=False))
     ld.add_pyramid(store, progress=False)
     import zarr
@@ -110,7 +111,7 @@ def test_viewers_are_told_what_it_is(archive: ld.Archive, tmp_path: Path, monkey
 
 def test_the_attribute_kind_is_a_users_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own segmentation would be averaged; and a word that means nothing be believed."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 16)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 16)
     numbers = np.random.default_rng(0).integers(0, 9, (2, 32, 32)).astype("i4")
     places = {"z": range(2), "y": range(32), "x": range(32)}
     ds = xr.Dataset({"seg": (("z", "y", "x"), numbers, {"kind": "instances"})}, places)

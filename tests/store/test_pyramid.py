@@ -25,7 +25,8 @@ from helpers.archive import SHAPE
 from helpers.kills import killed_at
 from helpers.stores import BOX, SMALL, assert_same_files
 from liver_dask.store import array as stored
-from liver_dask.store import label_group, ome_zarr, pyramid
+from liver_dask.store import halving, label_group, ome_zarr, pyramid
+from liver_dask.store import levels as store_levels
 
 SMALL_ENOUGH = 50
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int64", "uint64")
@@ -45,7 +46,7 @@ def downsampled(voxels: np.ndarray, step: tuple[int, ...], method: str) -> np.nd
 @settings(deadline=None, max_examples=300)
 def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) -> None:
     """Rounding, an overflow or an odd edge would shift what is seen from afar."""
-    found = pyramid.halve(voxels, step, "image")
+    found = halving.halve(voxels, step, "image")
     assert found.dtype == voxels.dtype
     if voxels.dtype.itemsize < 8:  # of wider ones tensorstore's sum overflows
         np.testing.assert_array_equal(found, downsampled(voxels, step, "mean"))
@@ -65,7 +66,7 @@ def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) 
 def test_masks_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
     """Thin membranes would vanish from afar, or a mask hold values that mean nothing."""
     labels = mask * np.uint8(255)
-    found = pyramid.halve(labels, step, "mask")
+    found = halving.halve(labels, step, "mask")
     share = downsampled(mask.astype(np.float64), step, "mean")
     mode = downsampled(labels, step, "mode")
     np.testing.assert_array_equal(found[share != 0.5], mode[share != 0.5])
@@ -74,7 +75,7 @@ def test_masks_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, ste
 
 @pytest.fixture(autouse=True)
 def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", SMALL_ENOUGH)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", SMALL_ENOUGH)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def undescribed(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with its levels, as a run leaves it that was killed before it wrote what viewers want."""
     path = shutil.copytree(plain, tmp_path_factory.mktemp("undescribed") / "a.zarr")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pyramid, "SMALL_ENOUGH", SMALL_ENOUGH)
+        patched.setattr(store_levels, "SMALL_ENOUGH", SMALL_ENOUGH)
         patched.setattr(pyramid, "write_ome_metadata", lambda *_: None)
         ld.add_pyramid(path, progress=False)
     return path
@@ -410,13 +411,13 @@ def test_a_fault_at_any_file_operation_harms_nothing_of_a_users(
     add_own_things(store, [1, 69, 93])
     before = own_files(store)
     expected = shutil.copytree(store, tmp_path / "expected")
-    ome_zarr.write_ome_metadata(pyramid.levels_of(expected), None)
+    ome_zarr.write_ome_metadata(store_levels.levels_of(expected), None)
     step = tried = 0
     failed = True
     while failed:
         step, tried = step + 1 + step // 4, tried + 1
         other = shutil.copytree(store, tmp_path / "other")
-        levels = pyramid.levels_of(other)
+        levels = store_levels.levels_of(other)
         failed = failing_at(step, partial(ome_zarr.write_ome_metadata, levels, None), monkeypatch)
         assert [*own_files(other).values()] == [*before.values()]
         with warnings.catch_warnings(action="error"):

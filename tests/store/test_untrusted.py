@@ -23,7 +23,8 @@ from helpers.tiny import nested
 from liver_dask import cli
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.store import ome_zarr, pyramid
+from liver_dask.store import levels as store_levels
+from liver_dask.store import ome_zarr
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import read_statistics
 
@@ -331,7 +332,12 @@ def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, wha
     if isinstance(report, ld.VerifyReport):
         assert report.problems
         assert len(str(report)) < 20_000
-    for call in (read, read_table, lambda: ld.add_pyramid(store, progress=False), lambda: pyramid.levels_of(store)):
+    for call in (
+        read,
+        read_table,
+        lambda: ld.add_pyramid(store, progress=False),
+        lambda: store_levels.levels_of(store),
+    ):
         result_of(what, call)
     told = result_of(what, lambda: CliRunner().invoke(cli.main, ["info", str(store)]))
     assert told.exception is None or isinstance(told.exception, SystemExit), told.exception
@@ -353,7 +359,7 @@ def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str
     (store / path).write_text(json.dumps(document).replace('"here"', "[" * depth + "]" * depth))
     told = result_of(path, lambda: ld.add_pyramid(store, progress=False))
     if isinstance(told, list) and depth == 600:
-        assert ome_zarr.is_described(pyramid.levels_of(store))
+        assert ome_zarr.is_described(store_levels.levels_of(store))
         return
     assert isinstance(told, ld.LiverDaskError)
     assert re.search(rf"{re.escape(str(store))}.*(damaged|nested|group|cannot be read)", str(told))

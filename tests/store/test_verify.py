@@ -20,9 +20,9 @@ from helpers.stores import BOX, SMALL, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import ArchiveServer
 from liver_dask.store import record
+from liver_dask.store.comparison import differs
 from liver_dask.store.layout import Shard
 from liver_dask.store.shards import Checksum
-from liver_dask.store.verify import differs
 
 
 @pytest.fixture

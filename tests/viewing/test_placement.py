@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from xarray.core import indexing
 
 import liver_dask as ld
-from liver_dask.store import pyramid
+from liver_dask.store import levels as store_levels
 from liver_dask.viewing import figures as pictures
 
 SHAPE = (6, 96, 120)
@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     path = tmp_path_factory.mktemp("placed") / "a.zarr"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pyramid, "SMALL_ENOUGH", 15)
+        patched.setattr(store_levels, "SMALL_ENOUGH", 15)
         ld.to_zarr(ds, path, chunks=(2, 16, 32), shards=(4, 32, 64), pyramid=True, progress=False)
         yield path
 
@@ -149,23 +149,23 @@ def test_pictures_of_a_part_are_of_its_levels_under_whatever_coordinates(store: 
 def test_of_other_voxels_there_are_no_levels(store: Path, change) -> None:
     """From afar a store would be shown in the place of what was made of it."""
     for opened in OPENED:
-        assert len(pyramid.open_levels(change(xr.open_zarr(store, **opened)))) == 1
+        assert len(store_levels.open_levels(change(xr.open_zarr(store, **opened)))) == 1
 
 
 def test_a_level_of_another_store_or_of_none_is_not_shown(store: Path, tmp_path: Path) -> None:
     """Far views would be of voxels that the store does not hold, or fail."""
     own = shutil.copytree(store, tmp_path / "a.zarr")
-    assert len(pyramid.open_levels(xr.open_zarr(own))) == 4
+    assert len(store_levels.open_levels(xr.open_zarr(own))) == 4
     manifest = own / "raw" / "manifest.json"
     kept = manifest.read_bytes()
     known = json.loads(kept)
     known["shards"]["0/0/0"][1] ^= 1
     manifest.write_text(json.dumps(known))
-    assert len(pyramid.open_levels(xr.open_zarr(own))) == 1
+    assert len(store_levels.open_levels(xr.open_zarr(own))) == 1
     manifest.write_bytes(kept)
     shutil.rmtree(own / "pyramid" / "s2")
     zarr.create_group(own / "pyramid" / "s2").create_array("raw", shape=(3, 24, 30), dtype="float32")
-    assert len(pyramid.open_levels(xr.open_zarr(own))) == 2
+    assert len(store_levels.open_levels(xr.open_zarr(own))) == 2
 
 
 def test_nothing_is_read_to_find_out(store: Path) -> None:

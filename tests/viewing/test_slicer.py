@@ -17,7 +17,7 @@ from helpers.hostile import Profile, hostile
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer, make_archive, serve
-from liver_dask.store import pyramid
+from liver_dask.store import levels as store_levels
 from liver_dask.viewing import figures as pictures
 from liver_dask.viewing import progressive
 from liver_dask.viewing.progressive import Look, ProgressiveReader
@@ -245,14 +245,14 @@ def test_a_slow_look_is_told_of(archive: Path) -> None:
 
 def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A far view would decode a whole slice; or show a level of voxels that were changed since, or of another place."""
-    monkeypatch.setattr(pyramid, "SMALL_ENOUGH", 64)
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 64)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     box = (37, 401, 21, 290, 1, 9)
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=box, pyramid=True, progress=False)
     stored = xr.open_zarr(tmp_path / "a.zarr")
     part = stored.isel(y=slice(30, 260), x=slice(11, 300))
     for of in (stored, part):
-        assert len(pyramid.open_levels(of)) == 4
+        assert len(store_levels.open_levels(of)) == 4
         near, far = pictures.window(of, 4, (60, 100), (50, 90)), pictures.window(of, 4, pixels=80)
         np.testing.assert_array_equal(near.raw, stored.raw.sel(z=4, y=slice(60, 99), x=slice(50, 89)))
         assert max(far.raw.shape) <= 80
@@ -262,7 +262,7 @@ def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, m
         assert abs(far.y[0] - of.y[0]) <= half
         assert abs(far.x[-1] - of.x[-1]) <= half
     for changed in (stored.assign(raw=stored.raw * 2), stored.load(), stored.roll(y=3), ds):
-        assert len(pyramid.open_levels(changed)) == 1
+        assert len(store_levels.open_levels(changed)) == 1
 
 
 @pytest.mark.parametrize(

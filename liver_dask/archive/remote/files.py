@@ -1,49 +1,43 @@
 """Files of an archive below any URL: their byte ranges verified, retried, several at once, capped, counted."""
 
-import functools
 import logging
 import os
-import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from time import monotonic
 from urllib.parse import urlsplit
 
-import fsspec
-import tenacity
 import urllib3
 
-from ...core.errors import InvalidArgumentError, LiverDaskError, RemoteError, SliceNotFoundError
+from ...core.errors import LiverDaskError, RemoteError
 from ...core.metrics import traffic
-from ...core.threads import ContextPool, check_wanted, pause, while_wanted
+from ...core.threads import ContextPool, check_wanted, while_wanted
+from .address import ZARR_METADATA
 from .cache import SpanCache
-from .credentials import Secret, split_secret
+from .fsspec_transport import FsspecTransport
+from .http_transport import HttpTransport
 from .ranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
-from .transport import FsspecTransport, HttpTransport, OneRangeOnlyError, Source, Transport, TryAgainError
+from .retry import retrying
+from .source import OneRangeOnlyError, Source, Transport, TryAgainError
 from .versions import MISSING, Identity
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT = 60.0
-"""Seconds; a server that asks for a longer pause (Retry-After) is asked again after this one."""
 
 MOST_PATIENCE = 4
 """With each try a byte is waited for twice as long, lest a server under load is never heard, up to so many times the
 first patience: waiting longer does not help where requests hang."""
 
-LONGEST_TRYING = 600.0
-"""Seconds after which a range is not asked for again."""
-
-ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
-"""One of these files is in the folder of every Zarr store."""
 
 LARGEST_RANGE = 4 << 20
+
+
 GAP = 512
 """Bytes between two ranges that are fetched along: a further range in the same answer takes some 150."""
+
 
 WIDE_GAP = 256 << 10
 """The same where each range takes a request: from far away the archive would send as much meanwhile."""
@@ -206,7 +200,7 @@ class _Request:
         began = monotonic()
         source = self._file.source
         try:
-            _retrying(source.attempts)(_Request._ask, self)
+            retrying(source.attempts)(_Request._ask, self)
         except TryAgainError as fault:
             told = ", ".join(f"{reason} ({count} x)" for reason, count in self._faults.items())
             raise RemoteError(
@@ -258,76 +252,6 @@ def folder_exists(source: Source, url: str) -> bool:
         return False
 
 
-def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
-    """The archive's root as a URL or absolute folder, no slash at the end; and what of the address is secret.
-
-    Looks at a local folder, at nothing else.
-
-    Raises:
-        InvalidArgumentError: fsspec knows no such protocol, or lacks a package for it.
-        SliceNotFoundError: There is no such local folder.
-    """
-    try:
-        address = os.fspath(source)
-        text, secret = split_secret(address)
-        protocol, separator, path = text.partition("://")
-    except (TypeError, ValueError, AttributeError) as error:
-        shown = f"source={source!r}" if "@" not in str(source) else "The source"  # it may be a torn password
-        raise InvalidArgumentError(f"{shown} is neither a URL nor a folder ({error}).") from None
-    if separator and "::" in text:
-        raise InvalidArgumentError("The source is a chain of URLs (::); give one.")
-    if not separator:
-        folder = Path(text).expanduser().absolute()
-        if not text or not folder.is_dir():
-            raise SliceNotFoundError(f"There is no folder {text!r}; give a URL or a folder with the archive's layout.")
-        return str(folder), secret
-    if protocol in ("http", "https"):
-        _check_web_address(text, address)
-    else:
-        try:
-            fsspec.get_filesystem_class(protocol)
-        except (ValueError, ImportError) as error:
-            raise InvalidArgumentError(f"A source of {protocol}:// cannot be opened: {error}.") from None
-    return f"{protocol}://{path.rstrip('/')}", secret
-
-
-def _check_web_address(text: str, address: str) -> None:
-    """Refuse what names no server, without showing what may be a password's part."""
-    parts = urlsplit(text)
-    try:
-        named = bool(parts.hostname) and (parts.port or True)
-    except ValueError:
-        named = False
-    if not named and "@" in address:
-        raise InvalidArgumentError(
-            "The source's address names no host; write #, / and ? of a password as %23, %2F, %3F."
-        )
-    if not named:
-        raise InvalidArgumentError(f"source={text!r} names no host.")
-
-
-def archive_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
-    """As `resolve_url`, but a Zarr store is refused, as far as that is seen without a request.
-
-    Raises:
-        InvalidArgumentError: It is a Zarr store, or as `resolve_url`.
-        SliceNotFoundError: There is no such local folder.
-    """
-    url, secret = resolve_url(source)
-    is_local = "://" not in url
-    shown = url if is_local else url.partition("?")[0].rstrip("/")
-    if Path(url, "store", "zarr.json").exists() if is_local else shown.endswith(".zarr.partial"):
-        raise InvalidArgumentError(f"{shown} is an unfinished Zarr store; the call that began it goes on with it.")
-    if any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else shown.endswith(".zarr"):
-        raise InvalidArgumentError(f"{shown} {told_zarr(shown)}")
-    return url, secret
-
-
-def told_zarr(url: str) -> str:
-    """What is said of a Zarr store that was given as an archive."""
-    return f"is a Zarr store, and no archive of slices; open it with xr.open_zarr({url!r})."
-
-
 def is_zarr(source: Source) -> bool:
     """Whether there is a Zarr store in place of an archive; asks for its metadata."""
     try:
@@ -335,38 +259,6 @@ def is_zarr(source: Source) -> bool:
     except (LiverDaskError, OSError):
         return False
     return True
-
-
-@functools.cache
-def _retrying(attempts: int) -> tenacity.Retrying:
-    """One for all requests, not one for each.
-
-    Each has a `threading.local`. Where one becomes garbage while a dask worker's profiler lists the threads, older
-    CPythons (3.11.7 for one; gh-106883) wait for themselves, for ever.
-    """
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TryAgainError),
-        stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
-        wait=_wait,
-        sleep=lambda seconds: pause(seconds),
-        before_sleep=_tell,
-        reraise=True,
-    )
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    fault = state.outcome.exception() if state.outcome else None
-    asked_for = fault.wait if isinstance(fault, TryAgainError) else None
-    if asked_for is None:
-        return _jitter.uniform(0, min(0.2 * 2**state.attempt_number, 10))
-    return min(asked_for, LONGEST_WAIT)
-
-
-def _tell(state: tenacity.RetryCallState) -> None:
-    log.info("%s: %s; asking again", state.args[0].url, state.outcome.exception() if state.outcome else "")
-
-
-_jitter = random.Random()  # noqa: S311  # no secret, and not Python's own, whose state is the user's
 
 
 @dataclass

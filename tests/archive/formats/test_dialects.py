@@ -14,7 +14,7 @@ from PIL import Image
 import liver_dask as ld
 from helpers.masks import chunk, read_by_pillow
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.archive.formats import png, png_stream
+from liver_dask.archive.formats import png_file, png_rows, png_stream
 from liver_dask.archive.formats.tiff import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
 from liver_dask.archive.remote.ranges import MOST_OF_A_REQUEST
 from liver_dask.demo import RangeRequestHandler, serve
@@ -161,8 +161,8 @@ def test_image_data_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.Mo
     idats = b"".join(chunk(b"IDAT", part) for part in (parts[0], b"", *parts[1:]))
     path.write_bytes(data[:33] + chunk(b"tEXt", b"a" * 3000) + idats + chunk(b"IEND", b""))
     np.testing.assert_array_equal(np.asarray(Image.open(path)), mask)
-    monkeypatch.setattr(png, "FIRST_REQUEST", 2048)
-    monkeypatch.setattr(png, "SMALLEST_REQUEST", 100)
+    monkeypatch.setattr(png_file, "FIRST_REQUEST", 2048)
+    monkeypatch.setattr(png_file, "SMALLEST_REQUEST", 100)
     check_windows(tmp_path, "er", mask)
 
 
@@ -173,8 +173,8 @@ def test_a_mask_read_block_by_block_is_decoded_once(tmp_path: Path, monkeypatch:
     mask = blobs(3000, 100)
     Image.fromarray(mask).save(path)
     decoded = []
-    unfilter = png.unfilter
-    monkeypatch.setattr(png, "unfilter", lambda rows, *args: decoded.append(len(rows)) or unfilter(rows, *args))
+    unfilter = png_rows.unfilter
+    monkeypatch.setattr(png_rows, "unfilter", lambda rows, *args: decoded.append(len(rows)) or unfilter(rows, *args))
     for order in (1, -1):
         decoded.clear()
         with serve(tmp_path) as server:

@@ -15,7 +15,7 @@ import liver_dask as ld
 from helpers.archive import write_raw
 from helpers.memory_file import MemoryFile
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats import tiff, tiff_index
 from liver_dask.archive.formats.tiff_directory import NEIGHBOURS, place_of_directory, read_directory
 from liver_dask.core.errors import FormatError
 from liver_dask.demo import ArchiveServer, serve
@@ -250,7 +250,7 @@ def tiff_bytes(begins: int, compression: int = 5) -> tuple[bytes, bytes]:
 def test_nothing_is_asked_of_before_the_beginning() -> None:
     """A damaged directory that points there would be a request that no server understands, and no sentence told."""
     file = MemoryFile(bytes(5000))
-    sparse = tiff._Sparse(file, 10, 10)
+    sparse = tiff_index._Sparse(file, 10, 10)
     asked = list(file.sent)
     for offset, whence in ((-74, 0), (-1, 1), (-6000, 2)):
         with pytest.raises(ValueError, match="before the file begins"):

@@ -16,7 +16,7 @@ import liver_dask as ld
 from helpers.masks import png_in_chunks
 from helpers.memory_file import MemoryFile
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.archive.formats import png, png_stream
+from liver_dask.archive.formats import mask_rows, png, png_file, png_rows, png_stream
 from liver_dask.archive.formats.png import PngSlice
 from liver_dask.core.threads import AbandonedError, while_wanted
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
@@ -28,8 +28,11 @@ HEIGHT, WIDTH = 150, 40
 def mask(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, bytes]:
     """Pixels, and a file of some chunks of them; a request brings one or two."""
     pixels = np.where(np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.3, 255, 0).astype(np.uint8)
-    for name, value in {"BLOCK_ROWS": 32, "STEP_ROWS": 16, "FIRST_REQUEST": 300, "SMALLEST_REQUEST": 200}.items():
-        monkeypatch.setattr(png, name, value)
+    for module in (png, mask_rows):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(png_rows, "STEP_ROWS", 16)
+    for name, value in {"FIRST_REQUEST": 300, "SMALLEST_REQUEST": 200}.items():
+        monkeypatch.setattr(png_file, name, value)
     for name in ("MARGIN", "MARGIN_LIMIT", "PRIOR_ROWS"):
         monkeypatch.setattr(png, name, 1)
     return pixels, png_in_chunks(pixels, 200)
@@ -48,7 +51,7 @@ class InterruptAt:
         self.left = number
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        if frame.f_code.co_filename not in (png.__file__, png_stream.__file__):
+        if frame.f_code.co_filename not in (png.__file__, png_file.__file__, png_rows.__file__, png_stream.__file__):
             return None
         of_block = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(("with ", "try:"))
         if event == "line" and not of_block:  # nothing is called there, so nothing interrupts

@@ -15,7 +15,7 @@ import liver_dask as ld
 from helpers.masks import chunk, read_by_pillow
 from helpers.paths import DATA
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.archive.formats import png, png_stream
+from liver_dask.archive.formats import png_rows, png_stream
 from liver_dask.demo import serve
 
 SUITE = sorted((DATA / "pngsuite").glob("*.png"))
@@ -169,8 +169,8 @@ def test_large_ones_are_decoded_once_and_fetched_once(
     path = archive_of(png_of(samples, colour, bits, "interlaced" in kind, [1, 2, 4], 3000), tmp_path)
     expected = np.where(mask, 255, 0)
     decoded = []
-    unfilter = png.unfilter
-    monkeypatch.setattr(png, "unfilter", lambda rows, *args: decoded.append(rows.size) or unfilter(rows, *args))
+    unfilter = png_rows.unfilter
+    monkeypatch.setattr(png_rows, "unfilter", lambda rows, *args: decoded.append(rows.size) or unfilter(rows, *args))
     with serve(tmp_path) as server:
         array = ld.open_human_liver_em(server.url, shape=(1, *mask.shape), labels="er", chunk_rows=100).er[0]
         for first in (900, 300, 0, 600, 305, 790):

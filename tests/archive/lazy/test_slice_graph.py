@@ -21,27 +21,30 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.masks import png_in_chunks
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.archive.formats import png
+from liver_dask.archive.formats import png, png_file
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 ROWS = 32
 LABELS = ("mito", "er", "nucleus")
 
 
-SMALL_REQUESTS = {
-    "FIRST_REQUEST": 1000, "SMALLEST_REQUEST": 1000, "MARGIN": 16, "MARGIN_LIMIT": 16, "PRIOR_ROWS": 16,
-}  # fmt: skip
+SMALL_REQUESTS = [
+    (png_file, {"FIRST_REQUEST": 1000, "SMALLEST_REQUEST": 1000}),
+    (png, {"MARGIN": 16, "MARGIN_LIMIT": 16, "PRIOR_ROWS": 16}),
+]
 """So that a mask of some kilobytes takes several."""
 
 
 @pytest.fixture(autouse=True)
 def small_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SMALL_REQUESTS.items():
-        monkeypatch.setattr(png, name, value)
+    for module, values in SMALL_REQUESTS:
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
 
 
-def ask_little_on_worker(requests: dict[str, int]) -> None:
-    vars(png).update(requests)
+def ask_little_on_worker() -> None:
+    for module, values in SMALL_REQUESTS:
+        vars(module).update(values)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("workers")
     options = {"n_workers": 3, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "local_directory": folder}
     with LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
-        client.run(ask_little_on_worker, SMALL_REQUESTS)
+        client.run(ask_little_on_worker)
         yield client
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.talkers import WHOLE, fetched, source_of, talking, to
-from liver_dask.archive.remote import transport
+from liver_dask.archive.remote import http_transport as transport
 from liver_dask.archive.remote.files import RemoteFile
+from liver_dask.archive.remote.http_transport import HttpTransport
 from liver_dask.archive.remote.ranges import Span, read_content_range
-from liver_dask.archive.remote.transport import HttpTransport, TryAgainError
+from liver_dask.archive.remote.source import TryAgainError
 
 MB = 1 << 20
 SIZE = 500 * MB

@@ -23,8 +23,8 @@ from helpers.chains import chain_of
 from helpers.hostile import scripted
 from helpers.talkers import WHOLE, fetched, talking, to
 from liver_dask.archive.remote import files as remote
+from liver_dask.archive.remote.address import resolve_url
 from liver_dask.archive.remote.credentials import Secret, split_secret
-from liver_dask.archive.remote.files import resolve_url
 from liver_dask.cli import main
 from liver_dask.demo import RangeRequestHandler, serve
 
@@ -65,7 +65,7 @@ def guarded(archive: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
 
 
 def assert_clean(*told: object) -> None:

@@ -23,11 +23,11 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.hostile import WORST, Profile, hostile
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.archive.formats import tiff
+from liver_dask.archive.formats import tiff_index
 from liver_dask.archive.remote import files as remote
 from liver_dask.archive.remote.cache import FolderCache, SpanCache
 from liver_dask.archive.remote.ranges import Span
-from liver_dask.archive.remote.transport import Identity
+from liver_dask.archive.remote.versions import Identity
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 
 
@@ -106,7 +106,7 @@ def test_a_server_that_takes_its_time_is_waited_for(archive: Path, voxels) -> No
 
 def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monkeypatch: pytest.MonkeyPatch) -> None:
     """From far away each slice would cost a round trip more before its first voxel."""
-    monkeypatch.setattr(tiff, "BOTH_ENDS_FROM", 0)
+    monkeypatch.setattr(tiff_index, "BOTH_ENDS_FROM", 0)
     with serve(archive) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         np.testing.assert_array_equal(ds.raw[7, 10:20], voxels["raw"][7, 10:20])
@@ -115,7 +115,7 @@ def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monke
 
 def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user would not know whether the server was silent, overloaded or wrong."""
-    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     answers = iter(["503", "503", "elsewhere", "503", "503", "503"])
 
     class Fails(RangeRequestHandler):
@@ -242,7 +242,7 @@ def random_profile(seed: int) -> Profile:
 def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path, monkeypatch) -> None:
     """A schedule of faults that nobody thought of would hang, give a wrong voxel, or leave a connection open."""
     sleep = time.sleep
-    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: sleep(min(seconds, 0.01)))
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: sleep(min(seconds, 0.01)))
     make_archive(tmp_path, SMALL)
     with ld_settings(), serve(tmp_path) as honest:
         expected = ld.open_human_liver_em(honest.url, shape=SMALL).compute()

@@ -33,7 +33,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
 
 
 class Proxy:

@@ -18,7 +18,7 @@ from liver_dask.demo import RangeRequestHandler, serve
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Waits between tries are noted, not made."""
     waits: list[float] = []
-    monkeypatch.setattr("liver_dask.archive.remote.files.pause", waits.append)
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", waits.append)
     return waits
 
 

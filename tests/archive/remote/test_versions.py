@@ -23,7 +23,7 @@ from helpers.archive import SHAPE
 from liver_dask.archive import reader
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
-from liver_dask.archive.remote.transport import FsspecTransport
+from liver_dask.archive.remote.fsspec_transport import FsspecTransport
 from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 
@@ -283,7 +283,7 @@ def test_a_file_that_is_replaced_while_it_is_read(own: Path, tmp_path: Path, mon
         return real(fs, *args, **options)
 
     monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
-    monkeypatch.setattr("liver_dask.archive.remote.files.pause", lambda seconds: None)
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     assert read_or_error(ds, "raw", slice(100, None)) is None
 
 

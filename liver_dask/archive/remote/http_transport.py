@@ -23,18 +23,17 @@ import queue
 import ssl
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 from http import HTTPStatus
 from importlib.metadata import version
 from time import monotonic, time
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
-import fsspec
 import urllib3
 from urllib3 import exceptions as faults
 
@@ -46,123 +45,50 @@ from ...core.errors import (
     SliceNotFoundError,
     SourceChangedError,
 )
-from ...core.threads import SECONDS_BETWEEN_LOOKS, call_aside
+from ...core.threads import SECONDS_BETWEEN_LOOKS
 from .connections import Exchange, check_certificates, exchanging, open_pool
-from .credentials import Secret, netrc_authorization, split_secret
+from .credentials import netrc_authorization, split_secret
 from .ranges import Span, range_header, read_content_range, read_parts
 from .shares import share_of
-from .versions import Identity, Versions
+from .source import OneRangeOnlyError, Receive, Source, TryAgainError
+from .versions import Identity
 from .watchdog import Watch
 
 T = TypeVar("T")
 
+
 SMALL_FILE = 32 << 20
 """Bytes. A file up to this size is fetched whole from a server that ignores ranges; a larger one is refused."""
 
+
 BLOCK = 256 << 10
+
+
 SLOWEST = 20_000
 """Bytes a second. The archive sends a connection 1.5 MB/s; what is slower than this for seconds will not recover."""
+
 
 OVERHEAD = 8 << 10
 """Bytes that an answer may have more than was asked for, for each of several ranges: its header, and a gap."""
 
+
 MOST_OF_A_LISTING = 4 << 20
+
+
 MOST_OF_A_TEXT = 200
+
+
 MOST_REDIRECTS = 5
+
 
 HEADERS = {
     "User-Agent": f"liver_dask/{version('liver_dask')}",
     "Accept-Encoding": "identity",  # a range of a compressed answer would not be a range of the file
 }
 
+
 REFUSALS_OF_SEVERAL = {200, 400, 413, 414, 416, 431, 501}
 """How servers answer that take one range a request: all of the file, a complaint about the header, or about a range."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where an archive is, and how it is asked.
-
-    Attributes:
-        url: The archive's root: an http(s) URL, any other fsspec URL, or a local folder; no slash at the end.
-        connections: The most requests under way at once: from this process, or from all workers of a cluster together.
-        timeout: Seconds without a byte after which a request is given up and asked again, with more patience each time.
-        attempts: How often one range is asked for before that is an error.
-        cache_dir: Folder that keeps strip indexes and masks between processes, or None.
-        cache_raw_bytes: How many bytes of strips it keeps besides.
-        secret: What was secret of the address; in none of the above, and shown nowhere.
-        versions: Which version of each file is read; whatever they are, it is the same source.
-    """
-
-    url: str
-    connections: int
-    timeout: float
-    attempts: int
-    cache_dir: str | None = None
-    cache_raw_bytes: int = 0
-    secret: Secret = field(default_factory=Secret, repr=False)
-    versions: Versions = field(default_factory=Versions, compare=False, repr=False)
-
-    @property
-    def is_http(self) -> bool:
-        """Whether the archive is behind a web server."""
-        return self.url.startswith(("http://", "https://"))
-
-
-Receive = Callable[[Identity, int, bytes], None]
-"""Is given some bytes of a file as they come: which version of it they are of, where they begin, and they."""
-
-
-class TryAgainError(RemoteError):
-    """A fault that another request may not meet.
-
-    Attributes:
-        wait: Seconds to wait before; None leaves it to the back-off.
-        is_stall: Whether the server was silent, or nearly so.
-    """
-
-    def __init__(self, reason: str, wait: float | None = None, is_stall: bool = False) -> None:
-        super().__init__(reason)
-        self.wait = wait
-        self.is_stall = is_stall
-
-
-class OneRangeOnlyError(RemoteError):
-    """The server does not answer requests for several ranges; it may answer one for each."""
-
-
-class Transport(Protocol):
-    """Asks for ranges, once; a fault that may pass is a TryAgainError.
-
-    Attributes:
-        takes_several: Whether a request may be for several ranges, as far as is known; whoever gets a OneRangeOnlyError
-            may set it.
-    """
-
-    takes_several: bool
-
-    @property
-    def connections(self) -> int:
-        """Into how many requests a read is best split now: so many may be under way at once."""
-
-    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
-        """Fetch ranges, each at most to the end of the file; or the whole of a small one.
-
-        Args:
-            url: The file.
-            spans: The ranges, ascending; one, or where the server takes that, several.
-            patience: Seconds without a byte, or with hardly any, after which the request is given up.
-            receive: Gets the bytes in the order in which they come.
-        """
-
-    def folders(self, url: str) -> list[str]:
-        """Names of the folders below `url`, as far as the source lists them."""
-
-    def folder_exists(self, url: str) -> bool:
-        """Whether the source says that a folder is there; `url` ends with a slash."""
-
-    def close_idle(self) -> None:
-        """Close what is kept open for the next request."""
 
 
 class _Answer(NamedTuple):
@@ -430,90 +356,6 @@ class HttpTransport:
                         taken[-1].close()  # at once, or another was opened beside it; it is opened again when needed
             for connection in taken:
                 kept.put_nowait(connection)
-
-
-class FsspecTransport:
-    """Ranges of anything else that fsspec opens: folders, memory, s3, ..."""
-
-    takes_several = False
-
-    def __init__(self, source: Source) -> None:
-        self._secret = source.secret
-        self._is_near = source.url.partition("://")[0] in ("file", "local", "memory") or "://" not in source.url
-        self._connections = source.connections
-        self._share = None if self._is_near else share_of(source.url, source.connections)
-        fault = None
-        try:
-            self._fs, _ = fsspec.url_to_fs(
-                source.secret.into(source.url),
-                use_listings_cache=False,  # what a file was when its folder was listed is not what it is
-                skip_instance_cache=True,
-            )
-        except Exception as error:  # whatever the file system's package raises where it cannot connect
-            fault = RemoteError(f"{source.url} cannot be opened ({self._secret.hidden(error)}).")
-        if fault:
-            raise fault  # here, so that no context holds what the package's error may tell
-
-    @property
-    def connections(self) -> int:
-        """See Transport."""
-        return self._share.now if self._share else self._connections
-
-    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
-        """See Transport; the file system has its own patience."""
-        (start, stop), *_ = spans
-        with self._share or nullcontext():
-            found = self._call(lambda: self._read(url, start, stop))
-        if isinstance(found, LiverDaskError):
-            raise found
-        receive(found[0], start, found[1])
-
-    def _call(self, call: Callable[[], T]) -> T:
-        """Call a file system; one that is far away may be silent, and does not let itself be ended."""
-        return call() if self._is_near else call_aside(call, math.inf, lambda _: None)
-
-    def _read(self, url: str, start: int, stop: int) -> tuple[Identity, bytes] | LiverDaskError:
-        path = self._fs._strip_protocol(self._secret.into(url))
-        try:
-            info = self._fs.info(path)
-            stop = min(stop, int(info["size"]))
-            if stop < start:
-                return SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
-            data = self._fs.cat_file(path, start=start, end=stop)
-            if _identity_of(self._fs.info(path)) != _identity_of(info):
-                return TryAgainError("the file was changed while it was read")
-        except FileNotFoundError:
-            return SliceNotFoundError(f"{url}: there is no such file.")
-        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            return RemoteError(f"{url}: cannot be read ({self._secret.hidden(error)}).")
-        except OSError as error:
-            return TryAgainError(self._secret.hidden(error))
-        if len(data) != stop - start:
-            return TryAgainError(f"sent {len(data)} of {stop - start} bytes")
-        return _identity_of(info), data
-
-    def folders(self, url: str) -> list[str]:
-        """See Transport."""
-        path = self._fs._strip_protocol(self._secret.into(url))
-        entries = self._call(lambda: self._fs.ls(path, detail=True))
-        return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
-
-    def folder_exists(self, url: str) -> bool:
-        """See Transport."""
-        path = self._fs._strip_protocol(self._secret.into(url))
-        return bool(self._call(lambda: self._fs.isdir(path)))
-
-    def close_idle(self) -> None:
-        """See Transport; fsspec keeps its own connections, and has no way to close the idle ones."""
-
-
-def _identity_of(info: Mapping[str, Any]) -> Identity:
-    """Which version of a file a file system tells of."""
-    names = ("ETag", "etag", "LastModified", "mtime", "modify", "created")
-    tag = next((str(info[name]) for name in names if name in info), "")
-    mtime = info.get("mtime")
-    modified = mtime if isinstance(mtime, (int, float)) and mtime <= time() else None
-    return Identity(int(info["size"]), tag, modified)
 
 
 def _read_one(answer: _Answer, span: Span, receive: Receive) -> None:

@@ -1,0 +1,261 @@
+"""The strip index of a TIFF: where each strip lies and how it is coded, read from few bytes of the file."""
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from ...core.errors import GIVE_SHAPE, FormatError, LiverDaskError
+from ..remote.files import RemoteFile
+from .slices import Rows
+from .strip_codecs import DECODER_OF_COMPRESSION
+from .tiff_directory import HEADER, Directory, read_directory
+from .tiff_segments import Segments
+
+HEAD = 512
+"""Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
+
+
+BOTH_ENDS_FROM = 1 << 22
+"""Pixels. Of a slice of so many, beginning and end are fetched at once; of a small file they might be all of it, and
+more, which servers refuse."""
+
+
+INDEX_BYTES_PER_ROW = 8
+"""What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
+
+
+@dataclass(frozen=True)
+class StripIndex:
+    """Where the strips of one slice lie and how they are coded.
+
+    Attributes:
+        offsets: First byte of each strip in the file.
+        counts: Bytes of each strip.
+        height: Rows of the slice.
+        width: Columns of the slice.
+        rows_per_strip: Rows of a strip; the last may have fewer.
+        compression: The TIFF code: 1 (none), 5 (LZW), 8 or 32946 (deflate).
+        predictor: 1 (none) or 2 (differences along a row).
+        big_endian: Whether the values' bytes are stored high byte first.
+        itemsize: Bytes of a pixel.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    height: int
+    width: int
+    rows_per_strip: int
+    compression: int
+    predictor: int
+    big_endian: bool
+    itemsize: int = 2  # in what is cached by versions that knew no other
+
+    @property
+    def needed(self) -> int:
+        """How many strips all rows take."""
+        return -(-self.height // self.rows_per_strip)
+
+    def row_of(self, strip: int) -> int:
+        """The first row of a strip."""
+        return strip * self.rows_per_strip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.offsets.nbytes + self.counts.nbytes
+
+    def knows(self, rows: Rows) -> bool:
+        """Whether it has the places of some rows; of strips that were not asked for it may have none."""
+        return bool((self.offsets[rows // self.rows_per_strip] > 0).all())
+
+    def to_bytes(self) -> bytes:
+        """As one npz file."""
+        out = io.BytesIO()
+        np.savez(out, **asdict(self))
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "StripIndex":
+        """What `to_bytes` gave."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+            scalars = {name: kept[name].item() for name in kept.files if kept[name].ndim == 0}
+            return cls(offsets=kept["offsets"], counts=kept["counts"], **scalars)
+
+
+Kind = tuple[str, int, int, int]
+"""Where an archive is, and rows, columns and bytes a pixel of its slices."""
+
+
+known_directories: dict[Kind, tuple[Directory, StripIndex] | None] = {}
+"""By archive and size of a slice, what the next directory will be like, and an index without entries; None where it was
+not so."""
+
+
+class OtherKindError(FormatError):
+    """The file is not of the kind that a StripIndex is for; `segments` can be read."""
+
+    def __init__(self, message: str, segments: Segments) -> None:
+        super().__init__(message)
+        self.segments = segments
+
+
+def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[Any]) -> StripIndex:
+    """Parse the directory of a TIFF, fetching only the bytes that hold it (two or three requests).
+
+    Raises:
+        FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` grey pixels of `dtype`
+            in strips.
+    """
+    sparse = _Sparse(file, height, width)
+    try:
+        with tifffile.TiffFile(cast(IO[bytes], sparse)) as tiff:
+            page = tiff.pages[0]
+            assert isinstance(page, tifffile.TiffPage)
+            if (page.imagelength, page.imagewidth) != (height, width):
+                found, expected = f"{page.imagelength} x {page.imagewidth}", f"{height} x {width}"
+                raise FormatError(
+                    f"{file.url}: found {found} pixels (rows x columns), expected {expected}; {GIVE_SHAPE}."
+                )
+            difference = _difference(page, dtype)
+            if difference:
+                segments = Segments.of(page, file.url, dtype)
+                _check_places(segments, file)
+                raise OtherKindError(f"{file.url}: {difference}", segments)
+            index = StripIndex(
+                offsets=np.array(page.dataoffsets, np.int64),
+                counts=np.array(page.databytecounts, np.int64),
+                height=height,
+                width=width,
+                rows_per_strip=min(page.rowsperstrip, height),
+                compression=int(page.compression),
+                predictor=int(page.predictor),
+                big_endian=tiff.byteorder == ">",
+                itemsize=dtype.itemsize,
+            )
+        _check_places(index, file)
+        _learn_directory(sparse.directory(page.offset), index, file)
+        return index
+    except LiverDaskError:
+        raise
+    except (struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        if sparse.failure:  # not the file is damaged: tifffile takes any failing read for that
+            raise sparse.failure from error
+        raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
+
+
+def _learn_directory(directory: Directory | None, index: StripIndex, file: RemoteFile) -> None:
+    """Take note of what the directories of other slices will be like."""
+    kind = file.source.url, index.height, index.width, index.itemsize
+    if directory and directory.offsets.length == directory.counts.length == index.needed:
+        nothing = np.zeros(0, np.int64)
+        known_directories.setdefault(kind, (directory, replace(index, offsets=nothing, counts=nothing)))
+
+
+def _difference(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> str:
+    """What of the page is not as a StripIndex has it; empty if all is."""
+    found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
+        ("samples a pixel", page.samplesperpixel, [1]),
+        ("bits a sample", page.bitspersample, [8 * dtype.itemsize]),
+        ("sample format (1 is unsigned)", int(page.sampleformat), [1]),
+        ("layout", "tiles" if page.is_tiled else "strips", ["strips"]),
+        ("compression", int(page.compression), list(DECODER_OF_COMPRESSION)),
+        ("predictor", int(page.predictor), [1, 2]),
+        ("fill order", int(page.fillorder), [1]),
+    ]
+    return "; ".join(
+        f"found {name} {found}, expected {' or '.join(map(str, expected))}"
+        for name, found, expected in found_and_expected
+        if found not in expected
+    )
+
+
+def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
+    """See to it that all strips or tiles are there, and within the file."""
+    if not len(index.offsets) == len(index.counts) == index.needed:
+        raise FormatError(f"{file.url}: has {len(index.offsets)} strips or tiles where {index.needed} are needed.")
+    wrong = np.flatnonzero(beyond(index, file))
+    if len(wrong):
+        assert file.identity is not None
+        row, size = index.row_of(int(wrong[0])), file.identity.size
+        raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
+
+
+def beyond(index: StripIndex | Segments, file: RemoteFile) -> npt.NDArray[np.bool_]:
+    """Which strips or tiles are not within the file."""
+    assert file.identity is not None
+    return (index.offsets <= 0) | (index.counts <= 0) | (index.counts > file.identity.size - index.offsets)
+
+
+class _Sparse(io.RawIOBase):
+    """The file as tifffile wants it, fetching only what is looked at, with the bytes likely to be looked at next."""
+
+    def __init__(self, file: RemoteFile, height: int, width: int) -> None:
+        self._file = file
+        self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
+        self._longest = self._near_end + height * width // 8 + (1 << 20)  # nor of the smallest tiles
+        large = height * width >= BOTH_ENDS_FROM
+        self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
+        if 0 not in self._fetched:
+            self._fetched[0] = bytes(file.fetch(0, HEAD))
+        assert file.identity is not None
+        self._size = file.identity.size
+        self._position = 0
+        self.failure: LiverDaskError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """No more memory is taken than the file has bytes, whatever a damaged directory says."""
+        left = max(self._size - self._position, 0)
+        return super().read(left if size < 0 else min(size, left)) or b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError(f"a place before the file begins ({position})")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        stop = min(self._position + len(target), self._size)
+        if stop - self._position > self._longest:
+            raise ValueError(f"a directory of {stop - self._position} bytes")
+        if stop <= self._position:
+            return 0
+        data = self._bytes(self._position, stop)
+        target[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def directory(self, begins: int) -> Directory | None:
+        """What it will share with those of files that are written alike, as far as it was looked at."""
+        parts = [data[begins - first :] for first, data in self._fetched.items() if first <= begins < first + len(data)]
+        return read_directory(self._fetched[0][:HEADER], parts[0]) if parts else None
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        for first, data in self._fetched.items():
+            if first <= start and stop <= first + len(data):
+                return data[start - first : stop - first]
+        ahead = 2 * (stop - start) + 4096  # the two arrays of a directory are alike and follow each other
+        if self._size - start <= self._near_end:
+            ahead = self._size - start
+        try:
+            self._fetched[start] = bytes(self._file.fetch(start, min(start + ahead, self._size)))
+        except LiverDaskError as error:
+            self.failure = error
+            raise
+        return self._fetched[start][: stop - start]
