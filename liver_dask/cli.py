@@ -305,7 +305,7 @@ def download(
     )
     export = Export.plan(ds, out, bounding_box=described.full_box if full else bbox)
     if dry_run:
-        is_there = export.store.is_written()  # or refused, as without
+        is_there = export.store.is_complete()  # or refused, as without
         click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))
         return
     with cluster(scheduler, workers) as client:
@@ -394,7 +394,7 @@ def plan_text(export: Export) -> str:
     """What an export would do and cost."""
     layout, cost = export.store.layout, export.estimate()
     voxels = " x ".join(map(str, layout.shape))
-    one = f"{layout.chunks[0]} slices x {layout.band} rows"
+    one = f"{layout.chunks[0]} slices x {layout.row_block} rows"
     lines = [
         f"{export.store.target}: {', '.join(export.store.names)} of {voxels} voxels (z, y, x),",
         f"chunks of {layout.chunks} in shards of {layout.shards}.",

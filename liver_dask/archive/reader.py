@@ -18,11 +18,11 @@ from .formats.registry import FORMATS
 from .formats.slices import Prepared, PreparedRows, SliceReader
 from .lazy.arrays import Selection, VolumeArray
 from .lazy.leaves import leaves_in
-from .remote.address import told_zarr
+from .remote.address import zarr_message
 from .remote.cache import FolderCache, MemoryCache
 from .remote.files import RemoteFile, folder_exists, is_zarr, list_folders
 from .remote.source import Source
-from .remote.versions import MISSING, Identity, note_file
+from .remote.versions import MISSING, FileVersion, note_file
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class SlicePart:
             file tells nothing that is worth sharing.
     """
 
-    version: Identity
+    version: FileVersion
     content: Prepared | PreparedRows | None
 
     def __sizeof__(self) -> int:
@@ -186,28 +186,28 @@ class VolumeReader:
         """The folder of the slices; ends with a slash."""
         return self.files.rpartition("/")[0] + "/"
 
-    def look(self, z: int) -> None:
+    def probe(self, z: int) -> None:
         """Find out whether the file of a slice is there and as expected, without reading a pixel."""
         try:
-            self._item(z).look()
+            self._item(z).probe()
         except LiverDaskError as error:
             if not self._is_missing(z, error):
                 raise self._located(error, z, np.arange(self.shape[1])) from error
 
     @contextmanager
-    def foreseeing(self, z: Selection, y: Selection) -> Iterator[None]:
+    def read_ahead(self, z: Selection, y: Selection) -> Iterator[None]:
         """Meanwhile these rows of these slices will be read, all slices side by side, a part at a time.
 
         So more is fetched with a request, and nothing that is known of the files is forgotten in between.
         """
         items = [self._item(int(number)) for number in z]
         for item in items:
-            item.foreseen = int(max(y)) + 1
+            item.read_ahead_until = int(max(y)) + 1
         try:
             yield
         finally:
             for item in items:
-                item.foreseen = 0
+                item.read_ahead_until = 0
 
     def _key(self, z: int) -> tuple[str, Source, Shape, Variable, str]:
         return self.source.versions.id, self.source, self.shape, self.variable, self.variable.path(z)
@@ -314,7 +314,7 @@ class VolumeReader:
             if is_lost:
                 text += f" The archive has these folders: {', '.join(there)}."
             if not is_there and is_zarr(self.source):
-                text += f" {self.source.url} {told_zarr(self.source.url)}"
+                text += f" {self.source.url} {zarr_message(self.source.url)}"
             elif self.missing == "zeros":
                 text += f" Its folder {self._folder} was not seen either, so that it is not taken for zeros."
             elif is_lost:

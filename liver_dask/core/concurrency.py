@@ -5,10 +5,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .threads import SECONDS_BETWEEN_LOOKS, check_wanted
+from .threads import SECONDS_BETWEEN_LOOKS, check_cancelled
 
 
-class Allowance:
+class ConcurrencyLimit:
     """A limit that jobs bring along: `with allowance:` waits for a turn.
 
     Args:
@@ -33,7 +33,7 @@ class Allowance:
     def __enter__(self) -> None:
         with self._changed:
             while not self._changed.wait_for(self._is_free, SECONDS_BETWEEN_LOOKS):
-                check_wanted("What waits for its turn")
+                check_cancelled("What waits for its turn")
             self._taken += 1
 
     def __exit__(self, *_: object) -> None:
@@ -55,6 +55,6 @@ class Allowance:
         self._changed = threading.Condition()
 
 
-cores = Allowance(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+cores = ConcurrencyLimit(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Decoding and encoding. Requests that wait cost nothing and may be many; but with more threads at work than cores, the
 one that has Python's lock waits for a core, and all others for it: 16 decoders on two cores take 1.7 times as long."""

@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 """So often it is asked whether what waits is still wanted."""
 
 
-class AbandonedError(Exception):
+class ReadCancelledError(Exception):
     """What was asked for is no longer wanted; nobody needs to be told, so it is not one of this package's errors."""
 
 
@@ -46,7 +46,7 @@ _is_wanted: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar(
 
 
 @contextmanager
-def while_wanted(is_wanted: Callable[[], bool]) -> Iterator[None]:
+def cancel_unless(is_wanted: Callable[[], bool]) -> Iterator[None]:
     """Meanwhile what this thread reads is given up as soon as `is_wanted()` is false: AbandonedError is raised.
 
     It is asked a few times a second, on whatever thread. What came before is kept as ever.
@@ -65,17 +65,17 @@ def asked_whether_wanted() -> Callable[[], bool]:
     return _is_wanted.get()
 
 
-def check_wanted(what: str) -> None:
+def check_cancelled(what: str) -> None:
     """AbandonedError if what this thread reads is no longer wanted."""
     if not asked_whether_wanted()():
-        raise AbandonedError(f"{what} is no longer wanted")
+        raise ReadCancelledError(f"{what} is no longer wanted")
 
 
 def pause(seconds: float) -> None:
     """Wait, unless what waits is no longer wanted: AbandonedError."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        check_wanted("What waits")
+        check_cancelled("What waits")
         time.sleep(min(left, SECONDS_BETWEEN_LOOKS))
 
 
@@ -88,10 +88,10 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
         discard: Gets what it returns after all, when nobody waits for it any more.
 
     Raises:
-        AbandonedError: It is no longer wanted.
+        ReadCancelledError: It is no longer wanted.
         TimeoutError: It took too long.
     """
-    check_wanted("What is called")
+    check_cancelled("What is called")
     outcome: Future[T] = Future()
 
     def run() -> None:
@@ -104,7 +104,7 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
     threading.Thread(target=contextvars.copy_context().run, args=(run,), name="liver_dask-aside", daemon=True).start()
     try:
         while not wait([outcome], min(SECONDS_BETWEEN_LOOKS, seconds)).done:
-            check_wanted("What is called")
+            check_cancelled("What is called")
             if time.monotonic() > until:
                 raise TimeoutError
     except BaseException:
@@ -127,7 +127,7 @@ def is_in_task() -> bool:
 
 
 class ContextPool(ThreadPoolExecutor):
-    """Threads that run each call in the context in which it was submitted, so that `while_wanted` reaches it.
+    """Threads that run each call in the context in which it was submitted, so that `cancel_unless` reaches it.
 
     Who leaves `with pool:` by an interrupt leaves at once: what its threads are reading is no longer wanted.
     """
@@ -136,7 +136,7 @@ class ContextPool(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `concurrent.futures.Executor`."""
-        with while_wanted(lambda: not self._is_given_up):
+        with cancel_unless(lambda: not self._is_given_up):
             return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
     def give_up(self) -> None:
@@ -164,7 +164,7 @@ class BorrowedPool(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `concurrent.futures.Executor`."""
-        with while_wanted(lambda: not self._is_given_up):
+        with cancel_unless(lambda: not self._is_given_up):
             return self._pool.submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
     def give_up(self) -> None:

@@ -12,7 +12,7 @@ import zarr
 from ..core.documents import reason_of
 from ..core.threads import ContextPool
 from .jobs import Report
-from .layout import Group, Layout, Region, Run
+from .layout import Group, Layout, Region, RegionBatch
 from .rows import Part
 from .worker import READERS, report_of
 
@@ -48,7 +48,7 @@ class Comparison:
 
     store: Path
     part: Part
-    run: Run
+    run: RegionBatch
     layout: Layout
 
     @property
@@ -61,7 +61,7 @@ class Comparison:
         """Voxels compared, and what is wrong; see Task.write."""
         voxels = 0
         differences: list[Difference] = []
-        with self.part.foreseeing(), ContextPool(READERS) as readers:
+        with self.part.read_ahead(), ContextPool(READERS) as readers:
             rows = self.part.rows(self.run, readers)
             for region in self.run.regions:
                 arrays = rows.read(region)
@@ -101,7 +101,7 @@ def differs(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[
     return different & ~(np.isnan(found) & np.isnan(expected))
 
 
-def sampled_runs(layout: Layout, groups: Sequence[Group], chance: np.random.Generator) -> Iterator[Run]:
+def sampled_batches(layout: Layout, groups: Sequence[Group], rng: np.random.Generator) -> Iterator[RegionBatch]:
     """Rows of some slices of every layer of shards: in each, some of every row of shards; and the store's edges.
 
     Few slices and many rows of each, since the strip index of a slice and the masks down to a row are fetched for any.
@@ -110,12 +110,10 @@ def sampled_runs(layout: Layout, groups: Sequence[Group], chance: np.random.Gene
     slices = {0, depth - 1}
     for z in range(0, depth, layout.shards[0]):
         of_layer = range(z, min(z + layout.shards[0], depth))
-        slices |= set(chance.choice(of_layer, min(SLICES_OF_A_LAYER, len(of_layer)), replace=False).tolist())
+        slices |= set(rng.choice(of_layer, min(SLICES_OF_A_LAYER, len(of_layer)), replace=False).tolist())
     for z in sorted(slices):
         starts = {0, max(0, height - ROWS_OF_A_WINDOW)}
-        starts |= {
-            int(chance.integers(y, min(y + layout.shards[1], height))) for y in range(0, height, layout.shards[1])
-        }
+        starts |= {int(rng.integers(y, min(y + layout.shards[1], height))) for y in range(0, height, layout.shards[1])}
         regions = [Region(z, z + 1, y, min(y + ROWS_OF_A_WINDOW, height)) for y in sorted(starts)]
         for group in groups:
-            yield Run(group, tuple(regions))
+            yield RegionBatch(group, tuple(regions))

@@ -28,7 +28,7 @@ from dask.core import flatten
 from ..archive.lazy.futures import is_held
 from ..archive.lazy.leaves import Read, Tasks, reads_of, tasks_of, window_of
 from ..archive.lazy.slice_graph import read
-from .layout import Group, Layout, Run, plan_runs
+from .layout import Group, Layout, RegionBatch, plan_batches
 from .rows import Blocks, ComputedPart
 from .tally import Tally, extents_of
 
@@ -90,7 +90,7 @@ class Work:
         counts = [len(self._reads) + len(self._of_cluster), *(blocks.count for blocks in self.blocks.values())]
         self._fewest = min(filter(None, counts), default=0) / 2
 
-    def part(self, run: Run) -> ComputedPart:
+    def part(self, run: RegionBatch) -> ComputedPart:
         """What a job needs; statistics that are not known it computes itself."""
         return self._planned(run, ()).part
 
@@ -107,7 +107,7 @@ class Work:
         best: _Choice | None = None
         for with_statistics, deep in product((False, True), repeat=2):
             candidate = group._replace(deep=deep)
-            runs = list(plan_runs(layout, [candidate], ()))
+            runs = list(plan_batches(layout, [candidate], ()))
             statistics = self._statistics(runs) if with_statistics else []
             if with_statistics and not statistics:
                 break
@@ -156,7 +156,7 @@ class Work:
     def _is_voxels(self, key: Key) -> bool:
         return isinstance(self.tasks[key], Task) and self._of_layer[_layer(key)] >= self._fewest
 
-    def _statistics(self, runs: Sequence[Run]) -> list[list[Key]]:
+    def _statistics(self, runs: Sequence[RegionBatch]) -> list[list[Key]]:
         """What is small, is made of voxels, and has several uses, in several runs; what needs others after these."""
         reach: dict[Key, tuple[int, int]] = {}  # the first and the last run that needs a task
 
@@ -190,7 +190,9 @@ class Work:
             key, task = task.target, self.tasks[task.target]
         return isinstance(task, Task) and key not in self._reads and not self._is_voxels(key)
 
-    def _tally(self, runs: Sequence[Run], statistics: Sequence[Sequence[Key]], most_jobs: int) -> tuple[Tally, int]:
+    def _tally(
+        self, runs: Sequence[RegionBatch], statistics: Sequence[Sequence[Key]], most_jobs: int
+    ) -> tuple[Tally, int]:
         """What is read by all jobs, and the most bytes that one holds; of many jobs some stand for all."""
         tally, held = Tally(self._extents, len(self._of_cluster)), 0
         known: set[Key] = set()
@@ -214,14 +216,14 @@ class Work:
             for one in reads_of(task, self._sources) if is_edge else self._reads.get(key, ()):
                 yield one, times
 
-    def _steps(self, run: Run) -> list[set[Key]]:
+    def _steps(self, run: RegionBatch) -> list[set[Key]]:
         """The blocks of each region."""
         return [
             {key for name in run.group.names for key, _, _ in self.blocks[name].within(region)}
             for region in run.regions
         ]
 
-    def _planned(self, run: Run, known: Collection[Key]) -> "_Planned":
+    def _planned(self, run: RegionBatch, known: Collection[Key]) -> "_Planned":
         steps = self._steps(run)
         results: set[Key] = set().union(*steps)
         tasks = {key: self.tasks[key] for key in _needed(self.tasks, results, known)}
@@ -291,7 +293,7 @@ class _Choice(NamedTuple):
 
     most: float
     group: Group
-    runs: list[Run]
+    runs: list[RegionBatch]
     statistics: list[list[Key]]
 
 

@@ -13,11 +13,11 @@ from ..archive.lazy.futures import got
 from ..core.errors import ExportError, LiverDaskError
 from .computed import Work
 from .inputs import Source
-from .jobs import Job, Report, Team
-from .layout import Group, Region, Run, Shard, ShardRow, plan_runs
+from .jobs import Job, JobRunner, Report
+from .layout import Group, Region, RegionBatch, Shard, ShardRow, plan_batches
 from .preflight import check_small
 from .progress import Advance
-from .worker import Failure, Outcome, Share, Task, look, merge
+from .worker import Failure, Outcome, Share, Task, merge, probe
 from .writer import Store
 
 TRIES = 2
@@ -32,7 +32,7 @@ class Driver:
         store: Where.
         run_name: The store's name for this run.
         connections: How many requests may be under way at once, in all processes together.
-        goes_on: Whether a failure is no reason to stop.
+        continue_on_error: Whether a failure is no reason to stop.
         advance: Is told of each region that is written.
 
     Attributes:
@@ -47,16 +47,16 @@ class Driver:
         store: Store,
         run_name: str,
         connections: int,
-        goes_on: bool,
+        continue_on_error: bool,
         advance: Advance,
     ) -> None:
         self._source = source
         self._store = store
         self._run_name = run_name
         self._connections = connections
-        self._goes_on = goes_on
+        self._continue_on_error = continue_on_error
         self._merges: deque[tuple[ShardRow, Shard]] = deque()
-        self._again: deque[Run] = deque()
+        self._again: deque[RegionBatch] = deque()
         self._tries: dict[tuple[tuple[str, ...], Region], int] = {}
         self._advance = advance
         self.failures: list[Failure] = []
@@ -68,38 +68,38 @@ class Driver:
         self.requests += done.requests
         self._advance(done.voxel_bytes, self._remark())
 
-    def write(self, written: Collection[tuple[str, Region]], team: Team) -> None:
+    def write(self, written: Collection[tuple[str, Region]], team: JobRunner) -> None:
         """Write all regions that are not written, and put all shards together.
 
         Raises:
-            LiverDaskError, OSError: A region could not be written, and `goes_on` is False: the first such error.
-            ExportError: The cluster is gone; or `goes_on` is True, and some regions could not be written.
+            LiverDaskError, OSError: The first error of a region that could not be written; unless `continue_on_error`.
+            ExportError: The cluster is gone; or `continue_on_error` is True, and some regions could not be written.
         """
         self._missing = self._find_missing(written)
         for row in [row for row, left in self._missing.items() if not left and not self._store.is_merged(row)]:
             self._add_merges(row)
-        self._runs = plan_runs(self._store.layout, self._source.groups, written)
+        self._runs = plan_batches(self._store.layout, self._source.groups, written)
         self._threads = team.threads
         if not written:  # a wrong address, shape or label is told before anything is kept
-            first = iter([Job("The first slice", look, (self._source.windows,))])
-            team.work_off(self._connections, lambda: next(first, None), self._take)
+            first = iter([Job("The first slice", probe, (self._source.windows,))])
+            team.run_all(self._connections, lambda: next(first, None), self._take)
         try:
             for group, work in self._source.works:
-                if next(plan_runs(self._store.layout, [group], written), None):
+                if next(plan_batches(self._store.layout, [group], written), None):
                     self._compute_statistics(work, team)
-            team.work_off(self._connections, self._next_job, self._take)
+            team.run_all(self._connections, self._next_job, self._take)
         except BaseException:
             self._store.end_run()  # jobs that run already end after the region they are at
             raise
         if self.failures:
             raise self._told_failures()
 
-    def _compute_statistics(self, work: Work, team: Team) -> None:
+    def _compute_statistics(self, work: Work, team: JobRunner) -> None:
         """Compute what all jobs need, once: shares of it in their places, the rest here."""
         for keys in work.statistics:
             jobs = [Job("What all regions need", Share(self._store, *share).compute) for share in work.partials(keys)]
             values: dict[Any, Any] = {}
-            team.work_off(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
+            team.run_all(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
             work.settle(values)
             work.settle(dict(zip(keys, get_sync(got(work.needed(keys)), keys), strict=True)))
 
@@ -132,15 +132,15 @@ class Driver:
         if run is None:
             return None
         part = self._source.part(run)
-        return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._goes_on).write)
+        return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._continue_on_error).write)
 
-    def _take(self, what: Run | ShardRow | str, future: Future[Any]) -> None:
+    def _take(self, what: RegionBatch | ShardRow | str, future: Future[Any]) -> None:
         """Note what became of a job."""
         try:
             result = future.result()
         except Exception as error:  # the worker died several times, or cannot even begin
             result = self._lost(what, error)
-        if not isinstance(what, Run):
+        if not isinstance(what, RegionBatch):
             if result is not None:
                 raise result
             return
@@ -153,25 +153,25 @@ class Driver:
         for failure in result.failures:
             self._note(what, failure)
 
-    def _note(self, run: Run, failure: Failure) -> None:
+    def _note(self, run: RegionBatch, failure: Failure) -> None:
         """Try a region again, or stop, or go on without it."""
         key = failure.names, failure.region
         self._tries[key] = self._tries.get(key, 1) + 1
-        if failure.may_pass and self._tries[key] <= TRIES:
-            rest = (failure.region,) if self._goes_on else run.regions[run.regions.index(failure.region) :]
-            self._again.append(Run(run.group, rest))
+        if failure.is_transient and self._tries[key] <= TRIES:
+            rest = (failure.region,) if self._continue_on_error else run.regions[run.regions.index(failure.region) :]
+            self._again.append(RegionBatch(run.group, rest))
             return
         self.failures.append(failure)
-        if not self._goes_on:
+        if not self._continue_on_error:
             raise failure.error
 
-    def _lost(self, what: Run | ShardRow | str, error: Exception) -> Any:
+    def _lost(self, what: RegionBatch | ShardRow | str, error: Exception) -> Any:
         """The outcome of a task that did not come back."""
         told = ExportError(
             f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
             f"or the folder {self._store.partial}; look at their logs."
         )
-        if not isinstance(what, Run):
+        if not isinstance(what, RegionBatch):
             return told
         return Outcome((), tuple(Failure(what.group.names, region, told, False) for region in what.regions))
 
@@ -180,12 +180,12 @@ class Driver:
         return f"{decimal(self.fetched)} fetched{failed}"
 
     def _told_failures(self) -> LiverDaskError:
-        texts = [f"{_name_of(Run(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
+        texts = [f"{_name_of(RegionBatch(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
         shown = "\n".join(["", *texts[:20], *(["..."] if len(texts) > 20 else [])])
         return ExportError(f"{len(texts)} regions could not be written; all others are.{shown}", texts)
 
 
-def _name_of(what: Run | ShardRow | str) -> str:
+def _name_of(what: RegionBatch | ShardRow | str) -> str:
     if isinstance(what, str):
         return what
     if isinstance(what, ShardRow):

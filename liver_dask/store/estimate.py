@@ -12,7 +12,7 @@ from ..archive.formats.registry import FORMATS
 from ..archive.formats.slices import Reading
 from ..archive.reader import VolumeReader
 from ..core.kinds import Kind
-from .layout import Group, Layout, Region, plan_runs, rows_at_once
+from .layout import Group, Layout, Region, plan_batches, rows_at_once
 
 STORED_BYTES_PER_BYTE: dict[Kind, float] = {"image": 0.875, "mask": 0.014, "instances": 0.05}
 """As this package compresses them: tissue of real EM, made 16 bit by noise, and masks of it. The archive's own voxels
@@ -48,7 +48,7 @@ class FilesRead:
     last_column: int
     times: float = 1
 
-    def traffic(self, bands: int) -> tuple[int, int]:
+    def traffic(self, row_blocks: int) -> tuple[int, int]:
         """Requests and bytes, where the rows are read in so many bands."""
         described = self.reader.variable
         reads = FORMATS[described.format]
@@ -62,7 +62,7 @@ class FilesRead:
             connections=self.reader.source.connections,
             bytes_per_pixel=described.bytes_per_pixel or reads.BYTES_PER_PIXEL,
         )
-        requests, fetched = reads.traffic(reading, bands)
+        requests, fetched = reads.traffic(reading, row_blocks)
         return ceil(self.times * self.slices * requests), int(self.times * int(self.slices * fetched))
 
 
@@ -113,15 +113,15 @@ def estimate(
         written: Regions that are there already.
     """
     groups = list(groups)
-    runs = list(plan_runs(layout, groups, written))
-    bands = ceil(layout.shape[1] / layout.band)
+    runs = list(plan_batches(layout, groups, written))
+    row_blocks = ceil(layout.shape[1] / layout.row_block)
     left = {group: sum(len(run.regions) for run in runs if run.group == group) for group in groups}
-    total = bands * ceil(layout.shape[0] / layout.chunks[0])
+    total = row_blocks * ceil(layout.shape[0] / layout.chunks[0])
     requests = fetched = stored = disk = 0.0
     for group in groups:
         share = left[group] / total
         for used in files[group]:
-            of_files = used.traffic(bands)
+            of_files = used.traffic(row_blocks)
             requests, fetched = requests + share * of_files[0], fetched + share * of_files[1]
         voxels = layout.shape[0] * layout.shape[1] * layout.shape[2]
         on_disk = sum(sizes[name][1] for name in group.names)

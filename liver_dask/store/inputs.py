@@ -14,7 +14,7 @@ from ..archive.reader import VolumeReader, readers_of
 from ..core.geometry import DIMS
 from .computed import Work
 from .estimate import FilesRead
-from .layout import Group, Layout, Run
+from .layout import Group, Layout, RegionBatch
 from .rows import Part, WindowPart
 from .tally import Tally
 
@@ -56,7 +56,7 @@ class Source:
         found = [leaf for leaf in leaves if isinstance(leaf, LazyWindow) and leaf.nbytes]
         return list({lazy.read: lazy for lazy in reversed(found)}.values())
 
-    def part(self, run: Run) -> Part:
+    def part(self, run: RegionBatch) -> Part:
         """What a job needs."""
         for group, work, _ in self._planned:
             if work and set(run.group.names) <= set(group.names):
@@ -107,7 +107,7 @@ def _tallied(tally: Tally, readers: list[VolumeReader]) -> list[FilesRead]:
 
 def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
     """Variables that are not of dask (of the engine without `chunks`, or in memory) as dask arrays."""
-    block = dict(zip(DIMS, (1, layout.band, layout.shape[2]), strict=True))
+    block = dict(zip(DIMS, (1, layout.row_block, layout.shape[2]), strict=True))
     return ds.assign(
         {name: variable.chunk(block) for name, variable in ds.data_vars.items() if variable.chunks is None}
     )

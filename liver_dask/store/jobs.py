@@ -69,7 +69,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Team:
+class JobRunner:
     """Who does the work.
 
     Attributes:
@@ -78,7 +78,7 @@ class Team:
             is no cluster any more.
         why_cancelled: What became of a job that was cancelled.
         report: Given to each job that fetches.
-        hear: Is called here with what they report, and once in a while with nothing.
+        on_progress: Is called here with what they report, and once in a while with nothing.
         shares: Whether requests are to be shared out among the jobs, because these run in several processes.
         ahead: How many jobs more are submitted than can run now.
         threads: Threads that a job may compute on.
@@ -88,12 +88,12 @@ class Team:
     places: Callable[[], int]
     why_cancelled: Callable[[], ExportError]
     report: Callable[[Report], None]
-    hear: Callable[[Report], None]
+    on_progress: Callable[[Report], None]
     shares: bool
     ahead: int
     threads: int
 
-    def work_off(
+    def run_all(
         self, connections: int, next_job: Callable[[], Job | None], take: Callable[[Any, Future[Any]], None]
     ) -> None:
         """Do jobs until none is left.
@@ -134,7 +134,7 @@ class Team:
                         raise self.why_cancelled()
                     take(done.what, future)
                 job = job or next_job()
-                self.hear(Report(0, 0, 0))
+                self.on_progress(Report(0, 0, 0))
         finally:
             for future in submitted:
                 future.cancel()
@@ -180,38 +180,38 @@ def client_in_force() -> "Client | None":
 
 
 @contextmanager
-def gather(client: "Client | None", hear: Callable[[Report], None]) -> Iterator[Team]:
+def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) -> Iterator[JobRunner]:
     """The workers of a cluster, or threads of this process where there is none.
 
     Args:
         client: The cluster.
-        hear: Is called with what the jobs report, on some thread.
+        on_progress: Is called with what the jobs report, on some thread.
     """
     if client is None:
         if setting("tune-malloc"):
             share_memory()
         with ContextPool(LOCAL_JOBS, thread_name_prefix="liver_dask-job") as pool:
-            yield Team(
+            yield JobRunner(
                 lambda job, options: pool.submit(job.call, *job.arguments, **options),
                 lambda: LOCAL_JOBS,
                 lambda: ExportError("A job was cancelled."),
-                hear,
-                hear,
+                on_progress,
+                on_progress,
                 shares=False,
                 ahead=0,
                 threads=os.cpu_count() or 1,
             )
         return
     topic = f"liver_dask-{os.urandom(8).hex()}"
-    client.subscribe_topic(topic, lambda event: hear(Report(*event[1])))
+    client.subscribe_topic(topic, lambda event: on_progress(Report(*event[1])))
     try:
         with _place_given_up():
-            yield Team(
+            yield JobRunner(
                 partial(_submit, client.get_executor(pure=False)),
                 partial(_places, client),
                 partial(_why_cancelled, client),
                 partial(_send, topic),
-                hear,
+                on_progress,
                 shares=True,
                 ahead=JOBS_AHEAD,
                 threads=1,

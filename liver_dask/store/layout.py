@@ -23,7 +23,7 @@ SHARDS = (64, 4096, 4096)
 REGION_BYTES = 64 << 20
 """A band of rows is made as high as fits into this, and at least one chunk high."""
 
-REGIONS_OF_A_RUN = 8
+REGIONS_PER_BATCH = 8
 """Enough that one is read while the one before is encoded; few, so that tasks end often and share the cores evenly."""
 
 
@@ -71,7 +71,7 @@ class Group(NamedTuple):
     held: int = 0
 
 
-class Run(NamedTuple):
+class RegionBatch(NamedTuple):
     """What one task writes, one after the other, of the variables of a group.
 
     Regions of the same slices, from top to bottom; or all slices of some rows, if the group is `deep`.
@@ -89,13 +89,13 @@ class Layout:
         shape: Voxels (z, y, x) of the store.
         chunks: Voxels of an inner chunk.
         shards: Voxels of a shard, a multiple of the chunk on each axis.
-        band: Rows of a region, a multiple of the chunk's and a divisor of the shard's.
+        row_block: Rows of a region, a multiple of the chunk's and a divisor of the shard's.
     """
 
     shape: Shape
     chunks: Shape
     shards: Shape
-    band: int
+    row_block: int
 
     @property
     def shards_along(self) -> Shape:
@@ -142,8 +142,8 @@ class Layout:
     def _regions_within(self, z_range: tuple[int, int], y_range: tuple[int, int]) -> Iterator[Region]:
         depth, height = min(z_range[1], self.shape[0]), min(y_range[1], self.shape[1])
         step = self.chunks[0]
-        for z, y in product(range(z_range[0], depth, step), range(y_range[0], height, self.band)):
-            yield Region(z, min(z + step, depth), y, min(y + self.band, height))
+        for z, y in product(range(z_range[0], depth, step), range(y_range[0], height, self.row_block)):
+            yield Region(z, min(z + step, depth), y, min(y + self.row_block, height))
 
 
 def plan_layout(
@@ -178,7 +178,9 @@ def plan_layout(
     return Layout(_triple(shape), _triple(chunks), _triple(clipped), max(fitting, default=1) * chunks[1])
 
 
-def plan_runs(layout: Layout, groups: Sequence[Group], written: Collection[tuple[str, Region]]) -> Iterator[Run]:
+def plan_batches(
+    layout: Layout, groups: Sequence[Group], written: Collection[tuple[str, Region]]
+) -> Iterator[RegionBatch]:
     """The runs that write what is not written yet, slices by slices, so that shards are complete as early as can be.
 
     Of the same slices the longest runs come first: then all tasks end at about the same time.
@@ -188,33 +190,33 @@ def plan_runs(layout: Layout, groups: Sequence[Group], written: Collection[tuple
         groups: Its variables, each in one group.
         written: Regions that are there, by variable.
     """
-    bands = -(-layout.shape[1] // layout.band)
+    row_blocks = -(-layout.shape[1] // layout.row_block)
     for group in [group for group in groups if group.deep]:
         for top, bottom in pairwise(_joints(layout, group)):
             of_rows = [region for region in layout.regions() if top <= region.y_start < bottom]
             missing = [region for region in of_rows if any((name, region) not in written for name in group.names)]
             if missing:
-                yield Run(group, tuple(missing))
-    for regions in _parts(list(layout.regions()), bands):
+                yield RegionBatch(group, tuple(missing))
+    for regions in _parts(list(layout.regions()), row_blocks):
         for group in sorted([group for group in groups if not group.deep], key=lambda group: not group.from_the_top):
             missing = [region for region in regions if any((name, region) not in written for name in group.names)]
-            length = bands if group.from_the_top else REGIONS_OF_A_RUN
+            length = row_blocks if group.from_the_top else REGIONS_PER_BATCH
             for part in _parts(missing, length):
-                yield Run(group, tuple(part))
+                yield RegionBatch(group, tuple(part))
 
 
 def _joints(layout: Layout, group: Group) -> list[int]:
     """Rows between which tasks of a deep group may be apart: ends of regions and, if that can be, of blocks."""
     _, height, _ = layout.shape
-    ends = [*range(0, height, layout.band), height]
+    ends = [*range(0, height, layout.row_block), height]
     return sorted({0, height, *(set(ends) & set(group.cuts or ends))})
 
 
 def rows_at_once(layout: Layout, group: Group) -> int:
     """The most rows of a group that a task holds at once: those of a region, or up to a cut that lies further."""
     if group.cuts is None:
-        return layout.band
-    return layout.band + max(b - a for a, b in zip(group.cuts[:-1], group.cuts[1:], strict=True))
+        return layout.row_block
+    return layout.row_block + max(b - a for a, b in zip(group.cuts[:-1], group.cuts[1:], strict=True))
 
 
 def _divisors(number: int) -> Iterator[int]:

@@ -18,7 +18,7 @@ from .zarr_group import is_consolidated
 
 if TYPE_CHECKING:
     pass
-from .halving import HalvedReader
+from .downsampling import DownsamplingReader
 
 
 class Level(NamedTuple):
@@ -104,7 +104,7 @@ def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
     step = step_between(below, level.factors)
     try:
         for name in names:
-            told = tuple(HalvedReader(below.path, name, step, kind).describe() for kind in KINDS)
+            told = tuple(DownsamplingReader(below.path, name, step, kind).describe() for kind in KINDS)
             if not record["variables"][name]["voxels"].startswith(told):
                 return False
     except (DamagedError, LookupError, AttributeError):

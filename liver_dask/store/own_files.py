@@ -42,7 +42,7 @@ def replacing(folder: Path, names: Sequence[str], maker: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     _check(folder, names, own)
     own.mkdir(exist_ok=True)
-    with _locked(own):
+    with _file_lock(own):
         new, old = own / "new", own / "old"
         for rest in (new, old):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
@@ -99,7 +99,7 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _locked(own: Path) -> Iterator[None]:
+def _file_lock(own: Path) -> Iterator[None]:
     """Keep others from it, as long as this process lives."""
     descriptor = os.open(own / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:

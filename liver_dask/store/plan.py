@@ -27,7 +27,7 @@ from ..core.metrics import traffic
 from .driver import Driver
 from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, estimate
 from .inputs import Source, in_blocks, with_shared_blocks
-from .jobs import client_in_force, gather
+from .jobs import client_in_force, open_runner
 from .layout import CHUNKS, SHARDS, plan_layout
 from .preflight import check_call, check_disk, check_held, check_memory, check_times, check_workers
 from .progress import show_progress
@@ -100,7 +100,7 @@ class Export:
         """Write what is not there yet, then complete the store."""
         client = client_in_force() if client is None else client
         check_call(client, on_error)
-        if self.store.is_written():
+        if self.store.is_complete():
             self._check_address(complete=True)
             self.store.tidy_beside()
             return
@@ -110,7 +110,7 @@ class Export:
             check_disk(self.store, expected)
             check_memory(client, expected)
         check_held(self._held, client)
-        with self.store.claimed(self._write_metadata) as run_name:
+        with self.store.locked(self._write_metadata) as run_name:
             if not run_name:
                 return
             try:
@@ -135,7 +135,7 @@ class Export:
                     raise
                 log.warning("%s is taken for a store of the same archive, which cannot be asked now: %s", target, error)
 
-    def _write(self, client: "Client | None", run_name: str, goes_on: bool, progress: bool) -> None:
+    def _write(self, client: "Client | None", run_name: str, continue_on_error: bool, progress: bool) -> None:
         traffic.take()  # what was fetched before is not this run's
         written = self.store.written()
         total = sum(
@@ -145,9 +145,9 @@ class Export:
             if (name, region) not in written
         )
         with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
-            driver = Driver(self.source, self.store, run_name, self.connections, goes_on, advance)
+            driver = Driver(self.source, self.store, run_name, self.connections, continue_on_error, advance)
             try:
-                with gather(client, driver.report) as team:
+                with open_runner(client, driver.report) as team:
                     wait_for(self._held)
                     driver.write(written, team)
             finally:

@@ -27,7 +27,7 @@ from .zarr_group import read_group, write_group
 
 if TYPE_CHECKING:
     from distributed import Client
-from .halving import HalvedReader
+from .downsampling import DownsamplingReader
 from .levels import FOLDER, plan_levels, step_between, voxel_size_of
 
 
@@ -77,7 +77,7 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
         write_group(root / FOLDER, {})
     for below, level in pairwise(levels):
         record = open_record(below.path)
-        ds = halved(below, level.factors, root)
+        ds = downsampled(below, level.factors, root)
         Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
     if not described:
         write_ome_metadata(levels, voxel_size_of(root))
@@ -106,7 +106,7 @@ def _is_level(path: Path) -> bool:
     return read_record(path) is not None or (path.name.endswith(".partial") and (path / "lock").is_file())
 
 
-def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
+def downsampled(below: Level, factors: Shape, root: Path) -> xr.Dataset:
     """The level above `below`, lazily: to be read a region at a time.
 
     Args:
@@ -123,7 +123,7 @@ def halved(below: Level, factors: Shape, root: Path) -> xr.Dataset:
     variables = {}
     for name in record["variables"]:
         attrs = source[name].attrs
-        reader = HalvedReader(below.path, name, step, kind_of(source[name]))
+        reader = DownsamplingReader(below.path, name, step, kind_of(source[name]))
         window = LazyWindow(reader, Window.whole(reader.shape), source[name].dtype)
         variables[name] = DIMS, VolumeArray.of(window, tuple((length,) for length in window.shape)), attrs
     whole = open_variables(root)

@@ -191,7 +191,7 @@ def missing_files(store: Path, names: Iterable[str]) -> list[str]:
 
 def missing_of(sources: Iterable[Mapping[str, Any]]) -> list[str]:
     """Those of some recorded files that the source did not have, by URL."""
-    return sorted(source["url"] for source in sources if source["tag"] == MISSING.tag)
+    return sorted(source["url"] for source in sources if source["tag"] == MISSING.etag)
 
 
 def check_shards(store: Path, names: Iterable[str]) -> None:

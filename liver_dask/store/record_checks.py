@@ -51,7 +51,7 @@ def record_problem(record: Any) -> str | None:
     return None
 
 
-def told_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+def explain_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     """Why a recorded store is not of a call, if only computed variables have other names; else nothing.
 
     Args:

@@ -21,7 +21,7 @@ from ..archive.lazy.arrays import LazyWindow
 from ..archive.lazy.futures import got
 from ..archive.lazy.leaves import Read, Tasks, reads_of, window_of
 from ..core.threads import ContextPool
-from .layout import Region, Run
+from .layout import Region, RegionBatch
 
 MOST_FILES = 128
 """Of so many files of a variable a job keeps what it knows until its end; of more, as long as the process does."""
@@ -47,10 +47,10 @@ class Part(Protocol):
     def dtypes(self) -> Mapping[str, np.dtype[Any]]:
         """By variable."""
 
-    def foreseeing(self) -> AbstractContextManager[None]:
+    def read_ahead(self) -> AbstractContextManager[None]:
         """Meanwhile the files know what will be read of them, and nothing that is known of them is forgotten."""
 
-    def rows(self, run: Run, readers: ContextPool) -> Rows:
+    def rows(self, run: RegionBatch, readers: ContextPool) -> Rows:
         """Its voxels, region by region."""
 
 
@@ -88,14 +88,14 @@ class WindowPart:
         return {name: lazy.dtype for name, lazy in self.windows.items()}
 
     @contextmanager
-    def foreseeing(self) -> Iterator[None]:
+    def read_ahead(self) -> Iterator[None]:
         """See Part."""
         with ExitStack() as stack:
             for lazy in self.windows.values():
-                stack.enter_context(lazy.read.foreseeing(*lazy.window.selections[:2]))
+                stack.enter_context(lazy.read.read_ahead(*lazy.window.selections[:2]))
             yield
 
-    def rows(self, run: Run, readers: ContextPool) -> "WindowRows":
+    def rows(self, run: RegionBatch, readers: ContextPool) -> "WindowRows":
         """See Part."""
         return WindowRows(self.windows, readers)
 
@@ -181,11 +181,11 @@ class ComputedPart:
         """By variable."""
         return {name: blocks.dtype for name, blocks in self.blocks.items()}
 
-    def foreseeing(self) -> AbstractContextManager[None]:
+    def read_ahead(self) -> AbstractContextManager[None]:
         """See Part."""
-        return foreseeing(self.tasks)
+        return read_ahead(self.tasks)
 
-    def rows(self, run: Run, readers: ContextPool) -> "ComputedRows":
+    def rows(self, run: RegionBatch, readers: ContextPool) -> "ComputedRows":
         """See Part."""
         return ComputedRows(self, run, readers)
 
@@ -193,7 +193,7 @@ class ComputedPart:
 class ComputedRows(Memory):
     """Computes regions; what those to come need of one, too, is held."""
 
-    def __init__(self, part: ComputedPart, run: Run, readers: ContextPool) -> None:
+    def __init__(self, part: ComputedPart, run: RegionBatch, readers: ContextPool) -> None:
         super().__init__()
         self._part = part
         self._number = {region: i for i, region in enumerate(run.regions)}
@@ -233,14 +233,14 @@ def _place(out: npt.NDArray[Any], part: tuple[slice, ...], block: npt.NDArray[An
 
 
 @contextmanager
-def foreseeing(tasks: Tasks) -> Iterator[None]:
+def read_ahead(tasks: Tasks) -> Iterator[None]:
     """See Part: of all that some tasks read."""
     sources = {key: window_of(getattr(task, "value", None)) for key, task in tasks.items()}
     known = {key: read for key, read in sources.items() if read}
     with ExitStack() as stack:
         for reader, (slices, bottom) in _files(read for task in tasks.values() for read in reads_of(task, known)):
             if len(slices) <= MOST_FILES:
-                stack.enter_context(reader.foreseeing(np.array(sorted(slices)), range(bottom)))
+                stack.enter_context(reader.read_ahead(np.array(sorted(slices)), range(bottom)))
         yield
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..archive.reader import VolumeReader
 from ..archive.remote.files import RemoteFile
 from ..archive.remote.source import Source
-from ..archive.remote.versions import MISSING, Identity
+from ..archive.remote.versions import MISSING, FileVersion
 from ..core.documents import read_document, short
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError
 from ..core.threads import ContextPool
@@ -28,7 +28,7 @@ class RecordedFile(NamedTuple):
     """A file that a store was made of: its path below the archive's root, and which version of it was read."""
 
     path: str
-    identity: Identity
+    version: FileVersion
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class SourceCheck:
 
     def _change(self, recorded: RecordedFile) -> str | None:
         file = RemoteFile(self.source, recorded.path)
-        known = recorded.identity
+        known = recorded.version
         try:
             file.fetch(0, 1)
         except SliceNotFoundError:
             return None if known == MISSING else f"{file.url} is no longer there"
         if known == MISSING:
             return f"{file.url} was not there, and is now"
-        found = file.identity
+        found = file.version
         if found is None or (found == known if self.by_tag else found.size == known.size):
             return None
-        return f"{file.url} had {known.size} bytes ({known.tag}), and has {found.size} ({found.tag})"
+        return f"{file.url} had {known.size} bytes ({known.etag}), and has {found.size} ({found.etag})"
 
 
-def read_sources(store: Path, name: str) -> list[tuple[str, Identity]]:
+def read_sources(store: Path, name: str) -> list[tuple[str, FileVersion]]:
     """The URLs of the files that a variable was made of, and their versions.
 
     Raises:
@@ -76,7 +76,7 @@ def read_sources(store: Path, name: str) -> list[tuple[str, Identity]]:
     path = store / name / MANIFEST
     try:
         sources = read_document(path, f"has the sources of {name}")["sources"]
-        return [(str(source["url"]), Identity(int(source["size"]), str(source["tag"]))) for source in sources]
+        return [(str(source["url"]), FileVersion(int(source["size"]), str(source["tag"]))) for source in sources]
     except DamagedError:
         raise
     except (ValueError, LookupError, TypeError, OverflowError) as error:
@@ -84,18 +84,18 @@ def read_sources(store: Path, name: str) -> list[tuple[str, Identity]]:
 
 
 def plan_source_checks(
-    sources: Iterable[tuple[str, Identity]],
+    sources: Iterable[tuple[str, FileVersion]],
     readers: Collection[VolumeReader],
     wanted: Callable[[int], bool],
 ) -> dict[SourceCheck, None]:
     """Checks of those recorded files that the readers read, of the slices of the volume that are wanted."""
     files: dict[tuple[Source, bool], dict[RecordedFile, None]] = {}
-    for url, identity in sources:
+    for url, version in sources:
         for reader in readers:
             z = reader.variable.slice_of(url)
             if z is not None and wanted(z):
                 of_source = files.setdefault((reader.source, is_file_of(reader.files, url)), {})
-                of_source[RecordedFile(reader.variable.path(z), identity)] = None
+                of_source[RecordedFile(reader.variable.path(z), version)] = None
     return {
         SourceCheck(source, tuple(of), by_tag): None
         for (source, by_tag), all_files in files.items()
@@ -103,7 +103,9 @@ def plan_source_checks(
     }
 
 
-def check_same_archive(store: Path, sources: Sequence[tuple[str, Identity]], readers: Collection[VolumeReader]) -> None:
+def check_same_archive(
+    store: Path, sources: Sequence[tuple[str, FileVersion]], readers: Collection[VolumeReader]
+) -> None:
     """Refuse a store of files that only have the same names: some that were read elsewhere are compared by size.
 
     Args:

@@ -22,22 +22,22 @@ from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError
 from .identity import described, has_means, identity_of
 from .inputs import Source
 from .inventory import Metadata
-from .jobs import Job, Report, client_in_force, gather
+from .jobs import Job, Report, client_in_force, open_runner
 from .label_group import LABELS
-from .layout import Group, plan_runs
+from .layout import Group, plan_batches
 from .levels import FOLDER, Level, levels_of, voxel_size_of
 from .ome_zarr import description_problem, has_description, other_labels
 from .plan import Export
 from .progress import say, show_progress
-from .pyramid import halved
+from .pyramid import downsampled
 from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
 from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources
-from .worker import as_told
+from .worker import picklable_error
 
 if TYPE_CHECKING:
     from distributed import Client
-from .comparison import Comparison, Difference, sampled_runs
+from .comparison import Comparison, Difference, sampled_batches
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def verify(
                 report.problems.append(f"{plan.where} cannot be compared with the level below ({error})")
                 return
             except Exception as error:  # whatever a source or a lost worker raises: it is told as one of ours
-                raise as_told(error) from error
+                raise picklable_error(error) from error
             if kind == "source":
                 plan.changed |= result
                 return
@@ -187,9 +187,9 @@ def verify(
                 plan.differences += found
                 report.voxels += count
 
-        with gather(client_in_force() if client is None else client, tell) as team:
+        with open_runner(client_in_force() if client is None else client, tell) as team:
             left = iter(jobs)
-            team.work_off(setting("connections"), lambda: next(left, None), take)
+            team.run_all(setting("connections"), lambda: next(left, None), take)
     for plan in plans:
         report.changed += sorted(plan.changed.values())
         report.problems += [plan.where + plan.told(difference) for difference in plan.differences]
@@ -210,7 +210,7 @@ def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -
     for below, level in pairwise(levels):
         where, ds = f"{level.path.relative_to(store)}/", None
         try:
-            ds = halved(below, level.factors, store)
+            ds = downsampled(below, level.factors, store)
         except Exception as error:  # whatever zarr makes of damaged metadata
             report.problems.append(_cannot_compare(level.path, below.path, error))
         try:
@@ -316,7 +316,7 @@ class _Plan:
         self.report.problems += [self.where + problem for problem in problems]
 
     def _shard_checks(
-        self, shards: Mapping[str, ShardPlan], chance: np.random.Generator, full: bool
+        self, shards: Mapping[str, ShardPlan], rng: np.random.Generator, full: bool
     ) -> Iterator[ShardCheck]:
         grid, has_checksums = self._layout.chunks_per_shard, self._record["format"] >= CHECKSUMS_SINCE
         for name, of_variable in shards.items():
@@ -324,7 +324,7 @@ class _Plan:
             known, problems = read_tables(self.store, name, self._metadata)
             self._tell(problems)
             for shard in of_variable.shards:
-                chosen = None if full else chance.random()
+                chosen = None if full else rng.random()
                 expected, part = of_variable.checksums.get(shard), part_of_shard(known, shard, grid)
                 yield ShardCheck(
                     self.store,
@@ -340,7 +340,7 @@ class _Plan:
                 )
 
     def _plan_comparisons(
-        self, ds: xr.Dataset, is_given: bool, readable: Collection[str], chance: np.random.Generator, full: bool
+        self, ds: xr.Dataset, is_given: bool, readable: Collection[str], rng: np.random.Generator, full: bool
     ) -> None:
         layout, variables = self._layout, self._record["variables"]
         export = Export.plan(ds, self.store, chunks=self._record["chunks"], shards=self._record["shards"])
@@ -353,13 +353,15 @@ class _Plan:
         groups = export.source.groups
         groups = [group._replace(names=tuple(name for name in group.names if name in readable)) for group in groups]
         groups = [group for group in groups if group.names]
-        runs = list(plan_runs(layout, groups, ()) if full else sampled_runs(layout, groups, chance) if groups else ())
+        runs = list(
+            plan_batches(layout, groups, ()) if full else sampled_batches(layout, groups, rng) if groups else ()
+        )
         self.comparisons = [Comparison(self.store, export.source.part(run), run, layout) for run in runs]
         slices = None if full else {region.z_start for run in runs for region in run.regions}
-        self.source_checks = list(self._source_checks(export.source, groups, slices, chance))
+        self.source_checks = list(self._source_checks(export.source, groups, slices, rng))
 
     def _source_checks(
-        self, source: Source, groups: Sequence[Group], slices: set[int] | None, chance: np.random.Generator
+        self, source: Source, groups: Sequence[Group], slices: set[int] | None, rng: np.random.Generator
     ) -> Iterator[SourceCheck]:
         """Checks of the files of some slices, or of all: for a computed variable, of as many of its files."""
         checks: dict[SourceCheck, None] = {}
@@ -371,7 +373,7 @@ class _Plan:
             if slices is not None and isinstance(origin, dict):
                 wanted &= {range(*origin["z"])[z] for z in slices}
             elif slices is not None:
-                wanted = set(chance.permutation(sorted(wanted))[: len(slices)].tolist())
+                wanted = set(rng.permutation(sorted(wanted))[: len(slices)].tolist())
             checks |= plan_source_checks(sources, readers, wanted.__contains__)
         return iter(checks)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..archive.lazy.arrays import LazyWindow
 from ..archive.lazy.futures import got
 from ..archive.lazy.leaves import Tasks
-from ..archive.remote.versions import Identity, noting_files
+from ..archive.remote.versions import FileVersion, noting_files
 from ..core.concurrency import cores
 from ..core.errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from ..core.geometry import Shape
@@ -26,8 +26,8 @@ from ..core.metrics import traffic
 from ..core.threads import ContextPool
 from .identity import has_means
 from .jobs import Report
-from .layout import Region, Run, Shard, ShardRow
-from .rows import Arrays, Key, Part, foreseeing
+from .layout import Region, RegionBatch, Shard, ShardRow
+from .rows import Arrays, Key, Part, read_ahead
 from .shards import Chunk, encode_chunk
 from .writer import Store
 
@@ -45,13 +45,13 @@ class Failure(NamedTuple):
         names: Its variables.
         region: The region.
         error: Why.
-        may_pass: Whether another try may do better.
+        is_transient: Whether another try may do better.
     """
 
     names: tuple[str, ...]
     region: Region
     error: Exception
-    may_pass: bool
+    is_transient: bool
 
 
 class Outcome(NamedTuple):
@@ -71,15 +71,15 @@ class Task:
         part: What the run needs of the variables.
         run: What to write.
         threads: Threads that encode.
-        goes_on: Whether to go on with the next region after one that failed.
+        continue_on_error: Whether to go on with the next region after one that failed.
     """
 
     store: Store
     run_name: str
     part: Part
-    run: Run
+    run: RegionBatch
     threads: int
-    goes_on: bool
+    continue_on_error: bool
 
     def write(self, report: Callable[[Report], None]) -> Outcome:
         """Write the regions, one after the other; while one is kept, the next is encoded, and the one after it read.
@@ -88,20 +88,20 @@ class Task:
         """
         written: list[Region] = []
         failures: list[Failure] = []
-        with self.part.foreseeing(), noting_files() as files, ExitStack() as stack:
+        with self.part.read_ahead(), noting_files() as files, ExitStack() as stack:
             for region, keeping in _ahead(self._begin(stack, files), 2):
                 try:
                     done = keeping.result()
                 except Exception as error:  # of whatever kind: the driver tells it, and goes on or stops
-                    failures.append(Failure(self.run.group.names, region, as_told(error), _may_pass(error)))
-                    if not self.goes_on:
+                    failures.append(Failure(self.run.group.names, region, picklable_error(error), _is_transient(error)))
+                    if not self.continue_on_error:
                         break
                 else:
                     written.append(region)
                     report(report_of(done))
         return Outcome(tuple(written), tuple(failures))
 
-    def _begin(self, stack: ExitStack, files: Mapping[str, Identity]) -> Iterator[tuple[Region, Future[int]]]:
+    def _begin(self, stack: ExitStack, files: Mapping[str, FileVersion]) -> Iterator[tuple[Region, Future[int]]]:
         """Begin one region after the other; the voxels of two are held at a time."""
         readers, encoders = (stack.enter_context(ContextPool(n)) for n in (READERS, self.threads))
         reader, encoder, writer = (stack.enter_context(ContextPool(1)) for _ in range(3))
@@ -133,7 +133,7 @@ class Task:
         parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
         return list(encoders.map(lambda part: _encode(part, chunk, with_means), parts))
 
-    def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, Identity]) -> int:
+    def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, FileVersion]) -> int:
         """Write the slabs of a region; how many bytes of voxels it has."""
         encoded = encoding.result()
         self.store.note_versions(files)
@@ -142,13 +142,13 @@ class Task:
         return self.store.layout.voxels_of(region) * sum(self.part.dtypes[name].itemsize for name in encoded)
 
 
-def look(windows: Iterable[LazyWindow], report: Callable[[Report], None]) -> Exception | None:
+def probe(windows: Iterable[LazyWindow], report: Callable[[Report], None]) -> Exception | None:
     """Find out whether the first slice of each window is there and as expected; what is wrong, if anything."""
     try:
         for lazy in windows:
-            lazy.read.look(int(lazy.window.selections[0][0]))
+            lazy.read.probe(int(lazy.window.selections[0][0]))
     except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
-        return as_told(error)
+        return picklable_error(error)
     report(report_of(0))
     return None
 
@@ -170,11 +170,11 @@ class Share:
     def compute(self, report: Callable[[Report], None]) -> dict[Key, Any] | Exception:
         """The results; or what went wrong."""
         try:
-            with foreseeing(self.tasks), noting_files() as files, ContextPool(READERS) as pool:
+            with read_ahead(self.tasks), noting_files() as files, ContextPool(READERS) as pool:
                 results = dask.threaded.get(got(self.tasks), list(self.keys), pool=pool)
             self.store.note_versions(files)
         except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
-            return as_told(error)
+            return picklable_error(error)
         report(report_of(0))
         return dict(zip(self.keys, results, strict=True))
 
@@ -184,7 +184,7 @@ def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
     try:
         store.merge(row, shard)
     except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
-        return as_told(error)
+        return picklable_error(error)
     return None
 
 
@@ -193,7 +193,7 @@ def _encode(voxels: npt.NDArray[Any], chunk: Shape, with_means: bool) -> Chunk:
         return encode_chunk(voxels, chunk, has_means=with_means)
 
 
-def as_told(error: Exception) -> Exception:
+def picklable_error(error: Exception) -> Exception:
     """An error that any process can unpickle and any user can read."""
     if isinstance(error, (LiverDaskError, OSError)):
         return error
@@ -208,7 +208,7 @@ def report_of(voxel_bytes: int) -> Report:
     return Report(voxel_bytes, fetched.get("bytes", 0), fetched.get("requests", 0))
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     return isinstance(error, RemoteError) and not isinstance(error, (RangeNotSupportedError, SourceChangedError))
 
 

@@ -39,7 +39,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from ..archive.remote.versions import MISSING, Identity
+from ..archive.remote.versions import MISSING, FileVersion
 from ..core.disk import files_in, is_empty_folder, is_there, size_of, walk
 from ..core.errors import (
     DamagedError,
@@ -66,7 +66,7 @@ from .record import (
     shard_path,
     what_is_at,
 )
-from .record_checks import told_difference
+from .record_checks import explain_difference
 from .shards import STATISTICS, Chunk, Slab, merge_slabs, write_slab
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,9 @@ class _Source(NamedTuple):
     """A file that a store is made of, and which version of it."""
 
     url: str
-    version: Identity
+    version: FileVersion
 
-    def may_be(self, url: str, version: Identity) -> bool:
+    def may_be(self, url: str, version: FileVersion) -> bool:
         """Whether it may be the same version: another server has other ETags, and other dates."""
         if self.url == url or MISSING in (version, self.version):
             return version == self.version
@@ -140,14 +140,14 @@ class Store:
         """Its variables."""
         return list(self.content["variables"])
 
-    def is_written(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the very store is there, complete; StoreExistsError if something else is."""
         if not is_there(self.target) or is_empty_folder(self.target):
             return False
         found = read_record(self.target)
         if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, archive or layout" if found else what_is_at(self.target)
-            why = told_difference(found, self.content) if found else ""
+            why = explain_difference(found, self.content) if found else ""
             raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.{why}")
         self._check_missing(missing_files(self.target, self.names))
         try:
@@ -157,7 +157,7 @@ class Store:
         return True
 
     @contextmanager
-    def claimed(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:
+    def locked(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:
         """Begin the store, or go on with it, and keep others from it meanwhile.
 
         Args:
@@ -170,9 +170,9 @@ class Store:
             StoreExistsError: Another process is at it, or it is the unfinished store of another call.
             InvalidArgumentError: The folder cannot be written.
         """
-        with self._locked():
+        with self._file_lock():
             try:
-                if self.is_written():
+                if self.is_complete():
                     run = ""
                 else:
                     self._check_place()
@@ -218,7 +218,7 @@ class Store:
                 found |= {(row.name, region) for region in self.layout.regions_of(row)}
         return found
 
-    def note_versions(self, versions: Mapping[str, Identity]) -> None:
+    def note_versions(self, versions: Mapping[str, FileVersion]) -> None:
         """Keep which versions of files were read for the store.
 
         Args:
@@ -227,13 +227,13 @@ class Store:
         Raises:
             SourceChangedError: Parts of the store, of this run or an earlier one, were made of another version.
         """
-        for url, identity in list(versions.items()):  # readers may add to it meanwhile
-            noted = self._note_once(url, identity)
+        for url, version in list(versions.items()):  # readers may add to it meanwhile
+            noted = self._note_once(url, version)
             known = noted.version
-            if not noted.may_be(url, identity):
+            if not noted.may_be(url, version):
                 raise SourceChangedError(
                     f"{url} is not the file that parts of {self.target} were made of: it had {known.size} bytes "
-                    f"({known.tag}), and has {identity.size} ({identity.tag}). Remove {self.partial} to begin anew, or "
+                    f"({known.etag}), and has {version.size} ({version.etag}). Remove {self.partial} to begin anew, or "
                     f"{self._version_path(url)} if you know that the same voxels are where they were."
                 )
 
@@ -242,9 +242,9 @@ class Store:
         found = self._moved if record is None else _moved(self.content, record)
         return [moved.name for moved in found]
 
-    def sources(self, name: str) -> list[tuple[str, Identity]]:
+    def sources(self, name: str) -> list[tuple[str, FileVersion]]:
         """The files of the unfinished store that a variable is made of, by URL, and their versions so far."""
-        return [(file["url"], Identity(file["size"], file["tag"])) for file in self._sources_of(name)]
+        return [(file["url"], FileVersion(file["size"], file["tag"])) for file in self._sources_of(name)]
 
     def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
         """Keep the encoded chunks of a region of a variable, row by row."""
@@ -300,7 +300,7 @@ class Store:
         """Remove what lies beside the complete store, of a run that ended while it tidied up; if nobody is at it."""
         with suppress(LiverDaskError, OSError):
             if is_there(self.partial):
-                with self._locked():
+                with self._file_lock():
                     self._remove_leftovers()
 
     def tidy_after(self, error: BaseException) -> None:
@@ -341,7 +341,7 @@ class Store:
         return True
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _file_lock(self) -> Iterator[None]:
         """Hold the store's lock, which the system gives back however this process ends."""
         path = self.partial / "lock"
         while True:
@@ -442,7 +442,8 @@ class Store:
         if not self._is_of(record):
             raise StoreExistsError(
                 f"{self.partial} is the unfinished store of another call (another box, archive or layout); "
-                f"finish that call, remove the folder, or choose another path.{told_difference(record, self.content)}"
+                f"finish that call, remove the folder, or choose another path."
+                f"{explain_difference(record, self.content)}"
             )
         self._go_on_with(record)
 
@@ -490,12 +491,12 @@ class Store:
                 return moved.then + url[len(moved.now) :]
         return url
 
-    def _note_once(self, url: str, identity: Identity) -> "_Source":
+    def _note_once(self, url: str, version: FileVersion) -> "_Source":
         """What was noted first of a file, which is this version of it if there is nothing."""
         path = self._version_path(url)
         if not path.exists():
             part = path.with_suffix(f".{secrets.token_hex(4)}")
-            noted = {"url": url, "file": self._recorded_url(url), "size": identity.size, "tag": identity.tag}
+            noted = {"url": url, "file": self._recorded_url(url), "size": version.size, "tag": version.etag}
             self._write_json(part, noted)
             try:
                 os.link(part, path)  # unlike a rename, it does not replace what another has just noted
@@ -505,7 +506,7 @@ class Store:
                 part.unlink()
             sync_folder(path.parent)
         noted = json.loads(path.read_bytes())
-        return _Source(noted["url"], Identity(noted["size"], noted["tag"]))
+        return _Source(noted["url"], FileVersion(noted["size"], noted["tag"]))
 
     def _merge(self, row: ShardRow, shard: Shard) -> None:
         """Make one shard of its slabs, unless it is there."""

@@ -108,7 +108,7 @@ class PatchDataset(SegmentationDataset):
         self.__dict__.update(state)
 
     def _sample_bounding_box(self) -> Window:
-        position = self.places.draw(self._chance())
+        position = self.places.draw(self._rng())
         if position is None:
             raise InvalidArgumentError(
                 f"There is no patch {self.patch_shape} of tissue, labelled as was asked for (min_foreground="
@@ -149,7 +149,7 @@ class PatchDataset(SegmentationDataset):
         masks = [label[window] for label in self.labels]
         return masks[0][None] if len(masks) == 1 else np.stack(masks)
 
-    def _chance(self) -> np.random.Generator:
+    def _rng(self) -> np.random.Generator:
         self._drawn += 1
         worker = torch.utils.data.get_worker_info()
         if worker and self._drawn == 1:

@@ -155,6 +155,6 @@ def _store(
     if download:
         return to_zarr(ds, store, bounding_box=box, client=client)
     there = Export.plan(ds, store, box).store
-    if there.is_written():
+    if there.is_complete():
         return str(there.target)
     raise NotDownloadedError(f"There is no complete store {store}; give download=True to fetch it.")

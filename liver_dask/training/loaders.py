@@ -23,7 +23,7 @@ from ..core.threads import ContextPool
 from ..store.array import StoredArray
 from ..store.record import layout_of, open_record, read_statistics
 from .downloads import get_human_liver_em_paths
-from .sampling import SPLITS, Box, Demand, Densities, PatchSampler, SplitName, plan_split
+from .sampling import SPLITS, Box, Constraint, Densities, PatchSampler, SplitName, plan_split
 
 if TYPE_CHECKING:
     import torch
@@ -321,15 +321,15 @@ class _Source:
             return PatchSampler(patch, boxes)
         tissue = self.tables[RAW]
         together = Densities(np.add.reduce([self.tables[name].values for name in self.names]), tissue.chunks)
-        demands = [Demand(tissue, LEAST_TISSUE)]
+        constraints = [Constraint(tissue, LEAST_TISSUE)]
         if labelled_region_only:
-            demands.append(Demand(together.nearby(), ALL))
+            constraints.append(Constraint(together.nearby(), ALL))
         if not min_foreground:
-            return PatchSampler(patch, boxes, tuple(demands))
-        sampler = PatchSampler(patch, boxes, (*demands, Demand(together, min_foreground)))
+            return PatchSampler(patch, boxes, tuple(constraints))
+        sampler = PatchSampler(patch, boxes, (*constraints, Constraint(together, min_foreground)))
         if sampler.draw(np.random.default_rng(0)):
             return sampler
-        return PatchSampler(patch, boxes, (*demands, Demand(together, min_foreground, may_be=True)))
+        return PatchSampler(patch, boxes, (*constraints, Constraint(together, min_foreground, may_be=True)))
 
 
 def _import_extra() -> tuple[Any, Any]:

@@ -100,7 +100,7 @@ def _overlaps(
     return np.minimum(touched, count - 1), np.maximum(ends - begins, 0).astype(np.float64)
 
 
-class Demand(NamedTuple):
+class Constraint(NamedTuple):
     """At least so large a share of a patch must be something.
 
     Attributes:
@@ -121,12 +121,12 @@ class PatchSampler:
     Attributes:
         patch: Voxels (z, y, x) of a patch.
         boxes: A patch lies wholly in one of them; none is smaller.
-        demands: What the tables must say of it.
+        constraints: What the tables must say of it.
     """
 
     patch: Shape
     boxes: tuple[Box, ...]
-    demands: tuple[Demand, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
 
     @cached_property
     def _free(self) -> Positions:
@@ -137,17 +137,17 @@ class PatchSampler:
     def _firsts(self) -> Positions:
         return np.array([box.start for box in self.boxes], np.int64)
 
-    def draw(self, chance: np.random.Generator) -> Shape | None:
+    def draw(self, rng: np.random.Generator) -> Shape | None:
         """A position; None if among a million there is none that is allowed."""
         ends = np.cumsum(self._free.prod(axis=1))
-        tried, count = 0, FIRST_DRAW if self.demands else 1
+        tried, count = 0, FIRST_DRAW if self.constraints else 1
         while tried < CANDIDATES:
-            chosen = np.searchsorted(ends, chance.integers(0, ends[-1], count), side="right")
-            positions = self._firsts[chosen] + chance.integers(0, self._free[chosen])
+            chosen = np.searchsorted(ends, rng.integers(0, ends[-1], count), side="right")
+            positions = self._firsts[chosen] + rng.integers(0, self._free[chosen])
             allowed = np.ones(count, bool)
-            for demand in self.demands:
-                share = demand.densities.share(positions[allowed], self.patch, demand.may_be)
-                allowed[allowed] = share >= demand.least
+            for constraint in self.constraints:
+                share = constraint.densities.share(positions[allowed], self.patch, constraint.may_be)
+                allowed[allowed] = share >= constraint.least
             if allowed.any():
                 z, y, x = positions[np.argmax(allowed)].tolist()
                 return z, y, x
@@ -182,10 +182,10 @@ def plan_split(box: Box, patch: Shape, contents: Sequence[Densities], seed: int 
             f"it holds {len(blocks)} blocks of twice the patch {patch}. Keep a larger box, or one for each split."
         )
     order = np.argsort(-held, kind="stable")
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     shared: dict[SplitName, list[Box]] = {name: [] for name in SPLITS}
     for stratum in np.array_split(order, max(round(len(blocks) / ENOUGH_BLOCKS), 1)):
-        val, test, *train = chance.permutation(stratum).tolist()
+        val, test, *train = rng.permutation(stratum).tolist()
         parts: dict[SplitName, list[int]] = {"val": [val], "test": [test], "train": train}
         for name, numbers in parts.items():
             shared[name] += [blocks[number] for number in sorted(numbers)]

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from ..archive.lazy.arrays import VolumeArray
 from ..core.kinds import RAW
 from ..core.metrics import traffic
-from ..core.threads import AbandonedError, ContextPool, while_wanted
+from ..core.threads import ContextPool, ReadCancelledError, cancel_unless
 from .figures import Levels
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 
 @dataclass(frozen=True)
-class Look:
+class Viewport:
     """What is to be seen.
 
     Attributes:
@@ -68,7 +68,7 @@ class ProgressiveReader:
     """
 
     def __init__(
-        self, levels: Levels, show: Callable[[Look, xr.DataArray], None], tell: Callable[[Look, str], None]
+        self, levels: Levels, show: Callable[[Viewport, xr.DataArray], None], tell: Callable[[Viewport, str], None]
     ) -> None:
         self._levels = levels
         self._show = show
@@ -83,17 +83,17 @@ class ProgressiveReader:
         self.idle = threading.Event()
         self.idle.set()
 
-    def see(self, look: Look) -> None:
+    def see(self, viewport: Viewport) -> None:
         """Read this from now on, and nothing else."""
         with self._lock:
             if self._is_closed:
                 return
-            self._task = task = _Task(look)
+            self._task = task = _Task(viewport)
             self.idle.clear()
-        if RAW in look.names and look.key(RAW) not in self._kept:
+        if RAW in viewport.names and viewport.key(RAW) not in self._kept:
             self._begin(task, [RAW], self._read_raw)
         else:
-            self._begin(task, look.names, self._read_sharp)
+            self._begin(task, viewport.names, self._read_sharp)
         self._pool.submit(self._report, task)
 
     def close(self) -> None:
@@ -115,9 +115,9 @@ class ProgressiveReader:
     def _guarded(self, task: "_Task", name: str, read: Callable[["_Task", str], None]) -> None:
         """Read something; whatever is wrong is told, and the viewer lives on."""
         try:
-            with while_wanted(lambda: self._task is task):
+            with cancel_unless(lambda: self._task is task):
                 read(task, name)
-        except AbandonedError:
+        except ReadCancelledError:
             pass
         except Exception as error:  # of whatever kind: whoever looks is told, and may look elsewhere
             log.info("%s", error, exc_info=error)
@@ -127,29 +127,29 @@ class ProgressiveReader:
             done = not task.left and self._task is task
         if done:
             task.done.set()
-            self._tell(task.look, task.failed)
+            self._tell(task.viewport, task.failed)
             self.idle.set()
 
     def _read_raw(self, task: "_Task", name: str) -> None:
-        self._read(task, name, task.look.pixels // COARSER, sharp=False)
-        self._begin(task, [other for other in task.look.names if other != name], self._read_sharp)
+        self._read(task, name, task.viewport.pixels // COARSER, sharp=False)
+        self._begin(task, [other for other in task.viewport.names if other != name], self._read_sharp)
         self._read_sharp(task, name)
 
     def _read_sharp(self, task: "_Task", name: str) -> None:
-        self._read(task, name, task.look.pixels, sharp=True)
+        self._read(task, name, task.viewport.pixels, sharp=True)
 
     def _read(self, task: "_Task", name: str, pixels: int, *, sharp: bool) -> None:
-        look = task.look
+        viewport = task.viewport
         with self._lock:
-            read = self._kept.get(look.key(name)) if sharp else None
+            read = self._kept.get(viewport.key(name)) if sharp else None
         if read is None:
-            seen = self._levels.window(look.z, look.y, look.x, pixels)
+            seen = self._levels.window(viewport.z, viewport.y, viewport.x, pixels)
             read = _in_memory(seen[name].assign_attrs(step=seen.attrs["step"]))
         if sharp:
             with self._lock, suppress(ValueError):  # it is larger than all that may be kept
-                self._kept[look.key(name)] = read
+                self._kept[viewport.key(name)] = read
         if self._task is task:
-            self._show(look, read)
+            self._show(viewport, read)
 
     def _report(self, task: "_Task") -> None:
         """Say how far a slow look is."""
@@ -158,14 +158,14 @@ class ProgressiveReader:
             if self._task is task:
                 got = traffic.bytes - before
                 fetched = f", {decimal(got)} fetched" if got else ""
-                self._tell(task.look, f"Reading z {task.look.z}: {monotonic() - began:.0f} s{fetched}")
+                self._tell(task.viewport, f"Reading z {task.viewport.z}: {monotonic() - began:.0f} s{fetched}")
 
 
 class _Task:
     """A look that is being read."""
 
-    def __init__(self, look: Look) -> None:
-        self.look = look
+    def __init__(self, viewport: Viewport) -> None:
+        self.viewport = viewport
         self.left = 0
         self.failed = ""
         self.done = threading.Event()

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from ..core.kinds import RAW
 from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay
-from .progressive import Look, ProgressiveReader
+from .progressive import ProgressiveReader, Viewport
 
 SECONDS_AT_REST = 0.15
 """A slider, or a window that is dragged, is followed when it has rested for so long."""
@@ -66,8 +66,8 @@ class Slicer(VBox):
         self._levels = levels
         self._voxel_size = levels.voxel_size_nm
         self._lock = threading.RLock()
-        self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._told))
-        self._moved = _AtRest(self._locked(self._look))
+        self._reader = ProgressiveReader(levels, self._file_lock(self._take), self._file_lock(self._told))
+        self._moved = _AtRest(self._file_lock(self._look))
         held = levels.held
         middle = (held.z_min + held.z_max) // 2
         self.z = IntSlider(middle if z is None else z, held.z_min, held.z_max - 1, description="z", layout=_wide())
@@ -126,7 +126,7 @@ class Slicer(VBox):
         self._reader.close()
         super().close()
 
-    def _locked(self, call: Callable[..., None]) -> Callable[..., None]:
+    def _file_lock(self, call: Callable[..., None]) -> Callable[..., None]:
         """The same for any thread: widgets' messages come on one, cells run on another, voxels come on many."""
 
         def locked(*arguments: Any) -> None:
@@ -137,16 +137,16 @@ class Slicer(VBox):
 
     def _button(self, text: str, act: Callable[[], None]) -> Button:
         button = Button(description=text, layout=Layout(width="auto"))
-        button.on_click(self._locked(lambda _: act()))
+        button.on_click(self._file_lock(lambda _: act()))
         return button
 
     def _watch(self) -> None:
-        self.z.observe(self._locked(lambda _: self._turn()), "value")
-        self.contrast.observe(self._locked(lambda _: self._draw_raw()), "value")
+        self.z.observe(self._file_lock(lambda _: self._turn()), "value")
+        self.contrast.observe(self._file_lock(lambda _: self._draw_raw()), "value")
         for name, mask in self.masks.items():
-            mask.on.observe(self._locked(lambda _: self._look()), "value")
+            mask.on.observe(self._file_lock(lambda _: self._look()), "value")
             for control in (mask.on, mask.colour, mask.opacity):
-                control.observe(self._locked(lambda _, name=name: self._draw_mask(name)), "value")
+                control.observe(self._file_lock(lambda _, name=name: self._draw_mask(name)), "value")
         axes = self._picture.axes
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
@@ -186,14 +186,14 @@ class Slicer(VBox):
         self.where.value = f"z {place[0]}, y {rows[0]} to {rows[1]}, x {columns[0]} to {columns[1]}"
         self._picture.scale(self._voxel_size)
         names = [RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
-        self._reader.see(Look(*place, self._picture.pixels, tuple(names)))
+        self._reader.see(Viewport(*place, self._picture.pixels, tuple(names)))
 
-    def _told(self, look: Look, text: str) -> None:
+    def _told(self, viewport: Viewport, text: str) -> None:
         self.status.value = html.escape(text)
 
-    def _take(self, look: Look, seen: xr.DataArray) -> None:
+    def _take(self, viewport: Viewport, seen: xr.DataArray) -> None:
         """Show what was read, unless the slider has been moved since."""
-        if look.z != self.z.value:
+        if viewport.z != self.z.value:
             return
         name = str(seen.name)
         self._seen[name] = seen

@@ -149,10 +149,10 @@ def decode_touched(store: Path, patch: tuple[int, ...], seed: int) -> float:
     """Patches a second, where a patch is no more than decoding what it touches."""
     layout = layout_of(open_record(store))
     indexes: dict[Any, Any] = {}
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     began, count = time.monotonic(), 0
     while time.monotonic() - began < SECONDS:
-        start = chance.integers(0, np.array(SHAPE) - patch + 1)
+        start = rng.integers(0, np.array(SHAPE) - patch + 1)
         touched = [
             range(a // n, -(-(a + p) // n)) for a, p, n in zip(start.tolist(), patch, layout.chunks, strict=True)
         ]

@@ -21,10 +21,10 @@ from helpers.talkers import listening
 from helpers.waiting import wait_until
 from liver_dask.archive.remote import source, watchdog
 from liver_dask.archive.remote.http_transport import HttpTransport
-from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.ranges import ByteRange
 from liver_dask.archive.remote.source import Source
 from liver_dask.core import threads
-from liver_dask.core.threads import AbandonedError, ContextPool, while_wanted
+from liver_dask.core.threads import ContextPool, ReadCancelledError, cancel_unless
 from liver_dask.demo import RangeRequestHandler, serve
 from liver_dask.store import driver as export_run
 
@@ -157,13 +157,13 @@ DRIPS = {
 }
 
 
-def fetch(url: str, patience: float) -> Exception | None:
+def fetch(url: str, read_timeout: float) -> Exception | None:
     """What comes of asking for a range, the second time: one connection is all there is."""
-    asked = HttpTransport(Source(url, 1, patience, 1))
+    asked = HttpTransport(Source(url, 1, read_timeout, 1))
     fault = None
     for _ in range(2):
         try:
-            asked.get(f"{url}/a", [Span(0, 100_000)], patience, lambda *_: None)
+            asked.get(f"{url}/a", [ByteRange(0, 100_000)], read_timeout, lambda *_: None)
         except Exception as error:
             fault = error
     return fault
@@ -186,11 +186,11 @@ def test_what_is_no_longer_wanted_is_given_up_though_nothing_comes(scheme: str, 
     """A thread would wait for a silent server, and whoever gave it up, for the thread."""
     wanted = threading.Event()
     with line(DRIPS[kind]) as (address, connections), ContextPool(1) as pool:
-        with while_wanted(lambda: not wanted.is_set()):
+        with cancel_unless(lambda: not wanted.is_set()):
             fetching = pool.submit(fetch, f"{scheme}://{address}", 60)
         wait_until(lambda: connections, 60)
         wanted.set()
-        assert isinstance(fetching.result(timeout=SECONDS), AbandonedError)
+        assert isinstance(fetching.result(timeout=SECONDS), ReadCancelledError)
 
 
 def test_a_name_that_is_not_found_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,13 +204,13 @@ def test_a_name_that_is_not_found_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     try:
-        assert isinstance(fetch("http://nowhere.invalid", 0.3), source.TryAgainError)
+        assert isinstance(fetch("http://nowhere.invalid", 0.3), source.TransientError)
         with ContextPool(1) as pool:
             looked.clear()
             fetching = pool.submit(fetch, "http://nowhere.invalid", 60)
             assert looked.wait(SECONDS)
             pool.give_up()
-            assert isinstance(fetching.result(timeout=SECONDS), AbandonedError)
+            assert isinstance(fetching.result(timeout=SECONDS), ReadCancelledError)
     finally:
         let_go.set()
 
@@ -221,13 +221,13 @@ def test_who_waits_for_a_connection_is_given_up() -> None:
         asked = HttpTransport(Source(f"http://{address}", 1, 60, 1))
 
         def ask() -> None:
-            asked.get(f"http://{address}/a", [Span(0, 9)], 60, lambda *_: None)
+            asked.get(f"http://{address}/a", [ByteRange(0, 9)], 60, lambda *_: None)
 
         asking = [pool.submit(ask) for _ in range(3)]
         wait_until(lambda: connections, 60)
         pool.give_up()
         for future in asking:
-            assert future.cancelled() or isinstance(future.exception(timeout=SECONDS), AbandonedError)
+            assert future.cancelled() or isinstance(future.exception(timeout=SECONDS), ReadCancelledError)
         assert len(connections) == 1
 
 
@@ -243,7 +243,7 @@ def test_a_pause_between_two_tries_is_given_up() -> None:
         waiting = pool.submit(wait)
         assert begun.wait(SECONDS)
         pool.give_up()
-        assert isinstance(waiting.exception(timeout=SECONDS), AbandonedError)
+        assert isinstance(waiting.exception(timeout=SECONDS), ReadCancelledError)
 
 
 def test_only_what_was_given_up_ends(archive: Path, voxels) -> None:
@@ -258,9 +258,9 @@ def test_only_what_was_given_up_ends(archive: Path, voxels) -> None:
     with serve(archive, Holds) as server, ContextPool(2) as pool:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         kept = pool.submit(lambda: ds.er[1].values)
-        with while_wanted(lambda: False):
+        with cancel_unless(lambda: False):
             given_up = pool.submit(lambda: ds.er[2].values)
-        assert isinstance(given_up.exception(timeout=SECONDS), AbandonedError)
+        assert isinstance(given_up.exception(timeout=SECONDS), ReadCancelledError)
         held.set()
         assert (kept.result(timeout=SECONDS) == voxels["er"][1]).all()
 

@@ -48,9 +48,9 @@ def read_groups(store: Path) -> None:
         zarr_group.is_consolidated(group)
 
 
-def is_written(store: Path) -> None:
+def is_complete(store: Path) -> None:
     """As a call asks that would write it."""
-    export(store).store.is_written()
+    export(store).store.is_complete()
 
 
 @functools.cache
@@ -80,7 +80,7 @@ def verify_levels(store: Path) -> None:
         assert all("\n" not in problem for problem in metadata.problems), metadata.problems
 
 
-READERS = nothing, read_levels, read_sources_of, read_groups, is_written, verify_store, verify_levels
+READERS = nothing, read_levels, read_sources_of, read_groups, is_complete, verify_store, verify_levels
 
 
 def one_input(data: bytes) -> None:

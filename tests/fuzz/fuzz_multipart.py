@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from liver_dask.archive.remote.ranges import (
     LONGEST_PART_HEADER,
+    ByteRange,
     Received,
-    Span,
     range_header,
     read_content_range,
     read_parts,
@@ -17,7 +17,7 @@ from liver_dask.archive.remote.ranges import (
 
 SIZE = 500
 FILE = bytes(i * i % 251 for i in range(SIZE))
-SPANS = [Span(0, 10), Span(17, 60), Span(61, 62), Span(100, 250), Span(490, 510)]
+SPANS = [ByteRange(0, 10), ByteRange(17, 60), ByteRange(61, 62), ByteRange(100, 250), ByteRange(490, 510)]
 MOST_PARTS = 6
 HEADERS = [
     b"\r\n--x\r\nContent-Range: bytes %d-%d/%d\r\n\r\n",
@@ -50,9 +50,9 @@ def cut_into_blocks(body: bytes, where: int) -> Iterator[bytes]:
         at, number = stop, number + 1
 
 
-def read(body: bytes, spans: list[Span], where: int) -> tuple[Received, list[tuple[int, bytes, int]], bool]:
+def read(body: bytes, ranges: list[ByteRange], where: int) -> tuple[Received, list[tuple[int, bytes, int]], bool]:
     """What has come, the pieces, and whether the body could be read to its end."""
-    received, pieces = Received(spans), []
+    received, pieces = Received(ranges), []
     try:
         for piece in read_parts(cut_into_blocks(body, where)):
             assert piece.data
@@ -75,13 +75,13 @@ def joined(pieces: list[tuple[int, bytes, int]]) -> list[tuple[int, bytes, int]]
     return out
 
 
-def landed(span: Span, pieces: list[tuple[int, bytes, int]]) -> bytes:
+def landed(byte_range: ByteRange, pieces: list[tuple[int, bytes, int]]) -> bytes:
     """What may come of a range: of each piece in turn the bytes that are the next ones."""
     out = b""
     for start, data, _ in pieces:
-        reached = span.start + len(out)
+        reached = byte_range.start + len(out)
         if start <= reached:
-            out += data[reached - start : span.stop - start]
+            out += data[reached - start : byte_range.stop - start]
     return out
 
 
@@ -89,16 +89,16 @@ def one_input(data: bytes) -> None:
     """Read a body, cut in two ways."""
     if len(data) < 4:
         return
-    spans = SPANS[: data[0] % len(SPANS) + 1]
+    ranges = SPANS[: data[0] % len(SPANS) + 1]
     made = data[1] % 2
     body = of_parts(data[3:]) if made else data[3:]
-    received, pieces, is_whole = read(body, spans, data[2])
+    received, pieces, is_whole = read(body, ranges, data[2])
     assert sum(len(part) for _, part, _ in pieces) <= len(body)
-    for span, part in zip(spans, received.cut(spans), strict=True):
-        assert bytes(part) == landed(span, pieces)
+    for byte_range, part in zip(ranges, received.cut(ranges), strict=True):
+        assert bytes(part) == landed(byte_range, pieces)
     for lack in received.missing(SIZE):
-        assert any(span.start <= lack.start < lack.stop <= span.stop for span in spans)
-    _, again, is_again = read(body, spans, len(body))
+        assert any(byte_range.start <= lack.start < lack.stop <= byte_range.stop for byte_range in ranges)
+    _, again, is_again = read(body, ranges, len(body))
     if is_whole and is_again:
         assert joined(pieces) == joined(again)
     elif len(body) <= LONGEST_PART_HEADER:

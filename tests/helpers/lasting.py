@@ -13,8 +13,8 @@ from liver_dask.store import record
 
 EMPTIED: dict[str, Callable[[], object]] = {
     "liver_dask.archive.reader._memory": reader._memory._clear,
-    "liver_dask.archive.formats.tiff.kept_rows": tiff.kept_rows._clear,
-    "liver_dask.archive.formats.tiff.known_directories": tiff_index.known_directories.clear,
+    "liver_dask.archive.formats.tiff.cached_rows": tiff.cached_rows._clear,
+    "liver_dask.archive.formats.tiff_index.known_directories": tiff_index.known_directories.clear,
     "liver_dask.archive.formats.tiff.prefix_shares": tiff.prefix_shares._clear,
     "liver_dask.archive.remote.cache._told": cache._told.clear,
     "liver_dask.archive.remote.files._process": files._process.forget,
@@ -37,8 +37,8 @@ LEFT: dict[str, str] = {
     "liver_dask.archive.lazy.breadth._slices": _GIVEN_BACK,
     "liver_dask.archive.remote.cache._keeping": _A_LOCK,
     "liver_dask.archive.remote.connections._exchange": _GIVEN_BACK,
-    "liver_dask.archive.remote.files._jitter": "chance",
-    "liver_dask.archive.remote.files._retrying": _ALWAYS_THE_SAME,
+    "liver_dask.archive.remote.retry._jitter": "chance",
+    "liver_dask.archive.remote.retry.retrying": _ALWAYS_THE_SAME,
     "liver_dask.archive.remote.shares._Visit._ids": "numbers that never come again",
     "liver_dask.archive.remote.shares._inherited": "is filled in forks alone",
     "liver_dask.archive.remote.shares._lock": _A_LOCK,

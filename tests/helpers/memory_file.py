@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from liver_dask.archive.remote.files import RemoteFile
-from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.ranges import ByteRange
 from liver_dask.archive.remote.source import Source
-from liver_dask.archive.remote.versions import Identity, Versions
+from liver_dask.archive.remote.versions import FileVersion, Versions
 
 SOURCE = Source("memory://fuzz", connections=2, timeout=1, attempts=1)
 
@@ -16,21 +16,21 @@ class MemoryFile(RemoteFile):
 
     def __init__(self, data: bytes, most_requests: int = 2000) -> None:
         super().__init__(replace(SOURCE, versions=Versions()), "a file")
-        self.source.versions.note(self.url, Identity(len(data), ""))
+        self.source.versions.note(self.url, FileVersion(len(data), ""))
         self._data = data
         self._requests_left = most_requests
         self.sent: list[int] = []  # bytes of each range
 
     def fetch(self, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop`, fewer where the file ends."""
-        return self.fetch_spans([Span(start, stop)])[0]
+        return self.fetch_ranges([ByteRange(start, stop)])[0]
 
-    def fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
+    def fetch_ranges(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
         """Ranges, each in a request."""
-        self._requests_left -= len(spans)
+        self._requests_left -= len(ranges)
         assert self._requests_left > 0, "asks for more and more"
-        assert all(0 <= span.start < span.stop for span in spans), f"asks for {spans}"
-        parts = [memoryview(self._data)[span.start : span.stop] for span in spans]
+        assert all(0 <= byte_range.start < byte_range.stop for byte_range in ranges), f"asks for {ranges}"
+        parts = [memoryview(self._data)[byte_range.start : byte_range.stop] for byte_range in ranges]
         self.sent += map(len, parts)
         return parts
 
@@ -38,7 +38,9 @@ class MemoryFile(RemoteFile):
         """Beginning and end."""
         return [(0, self._data[:head]), (max(len(self._data) - tail, 0), self._data[-tail:])]
 
-    def fetch_each(self, requests: Sequence[Sequence[Span]], consume: Callable[[int, list[memoryview]], None]) -> None:
+    def fetch_each(
+        self, requests: Sequence[Sequence[ByteRange]], consume: Callable[[int, list[memoryview]], None]
+    ) -> None:
         """One request after the other."""
-        for i, spans in enumerate(requests):
-            consume(i, self.fetch_spans(spans))
+        for i, ranges in enumerate(requests):
+            consume(i, self.fetch_ranges(ranges))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from liver_dask.archive.remote import files as remote
 from liver_dask.archive.remote.address import resolve_url
 from liver_dask.archive.remote.http_transport import HttpTransport
-from liver_dask.archive.remote.ranges import Span
+from liver_dask.archive.remote.ranges import ByteRange
 from liver_dask.archive.remote.source import Source
 
 WHOLE = [b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\nabcde"]
@@ -90,5 +90,5 @@ def fetched(url: str) -> bytes:
     got = []
     url, secret = resolve_url(url)
     source = replace(source_of(url), secret=secret)
-    HttpTransport(source).get(f"{url}/a", [Span(0, 5)], 5, lambda _, start, data: got.append(data))
+    HttpTransport(source).get(f"{url}/a", [ByteRange(0, 5)], 5, lambda _, start, data: got.append(data))
     return b"".join(got)

@@ -17,24 +17,24 @@ MUTATIONS = {"metadata": 300, "verify": 40}
 """Of slow targets; of others a thousand."""
 
 
-def mutated(inputs: list[bytes], chance: random.Random) -> bytes:
+def mutated(inputs: list[bytes], rng: random.Random) -> bytes:
     """One of the inputs with bytes changed, left out, repeated or taken from another."""
-    data = bytearray(chance.choice(inputs))
-    for _ in range(chance.choice([1, 1, 1, 2, 4, 16])):
-        at = chance.randint(0, len(data))
-        length = chance.choice([1, 1, 2, 4, 30])
-        match chance.randrange(6):
+    data = bytearray(rng.choice(inputs))
+    for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
+        at = rng.randint(0, len(data))
+        length = rng.choice([1, 1, 2, 4, 30])
+        match rng.randrange(6):
             case 0 if at < len(data):
-                data[at] ^= 1 << chance.randrange(8)
+                data[at] ^= 1 << rng.randrange(8)
             case 1 if at < len(data):
-                data[at] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
+                data[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
             case 2:
                 del data[at : at + length]
             case 3:
-                data[at:at] = chance.randbytes(length)
+                data[at:at] = rng.randbytes(length)
             case 4:
-                data[at : at + length] = chance.choice(inputs)[at : at + length]
-            case _ if chance.random() < 0.2:
+                data[at : at + length] = rng.choice(inputs)[at : at + length]
+            case _ if rng.random() < 0.2:
                 del data[at:]
     return bytes(data)
 
@@ -50,6 +50,6 @@ def test_damaged_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(map(len, inputs)) < 200_000
     for data in inputs:
         target.one_input(data)
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(MUTATIONS.get(name, 1000)):
-        target.one_input(mutated(inputs, chance))
+        target.one_input(mutated(inputs, rng))

@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive
-from liver_dask.store.layout import CHUNKS, SHARDS, Group, Layout, plan_layout, plan_runs
+from liver_dask.store.layout import CHUNKS, SHARDS, Group, Layout, plan_batches, plan_layout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.browser import SHAPE, Z_SLIDER, viewing
@@ -45,7 +45,7 @@ def save_plan(path: Path) -> None:
     depth, height, width = layout.shape
     draw_grid(side, (depth, height), (layout.shards[0], layout.shards[1]), (layout.chunks[0], layout.band))
     draw_grid(front, (width, height), (layout.shards[2], layout.shards[1]), (width, layout.band))
-    runs = list(plan_runs(layout, [Group(("raw",)), Group(("mito",), None, True)], ()))
+    runs = list(plan_batches(layout, [Group(("raw",)), Group(("mito",), None, True)], ()))
     mask = next(run for run in runs if run.group.from_the_top and run.regions[0].z_start == 24 * layout.chunks[0])
     raw = [run for run in runs if not run.group.from_the_top and run.regions[0].z_start == 8 * layout.chunks[0]][2]
     for run, colour, told in ((raw, "0.25", "a task of raw"), (mask, EMPIAR_13356["mito"].color, "a task of a mask")):

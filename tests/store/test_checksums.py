@@ -18,7 +18,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.stores import SMALL
 from liver_dask.store import array as stored
-from liver_dask.store import halving
+from liver_dask.store import downsampling
 from liver_dask.store import levels as store_levels
 from liver_dask.store import shards as slabs
 from liver_dask.store import writer as store
@@ -112,7 +112,7 @@ def test_zeros_of_glass_are_zeros_at_every_level(
     levels = [path, path / "pyramid" / "s1", path / "pyramid" / "s2"]
     for number, level in enumerate(levels):
         if number:
-            expected = halving.halve(expected, (1, 2, 2), "image")
+            expected = downsampling.downsample(expected, (1, 2, 2), "image")
         assert (expected[:, :, : 64 // 2**number] == 0).all()
         for read in READERS:
             np.testing.assert_array_equal(read(level, "grey"), expected, err_msg=f"{read.__name__} of {level}")

@@ -140,10 +140,10 @@ def test_computed_variables_are_computed_once_wherever_their_blocks_are_cut(
 class Waits(RangeRequestHandler):
     """Waits before each answer, so that there is time to kill somebody; long before those from a certain one on."""
 
-    patience = math.inf
+    read_timeout = math.inf
 
     def send(self, *args) -> None:
-        time.sleep(0.03 if len(self.server.archive.requests) < self.patience else 5)
+        time.sleep(0.03 if len(self.server.archive.requests) < self.read_timeout else 5)
         super().send(*args)
 
 
@@ -273,7 +273,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expec
         assert process.returncode == 1, told
         assert "Traceback" not in told
         assert re.search(r"Interrupted\..* is kept in .*a\.zarr\.partial; the same call goes on from there", told)
-        hesitant.patience = math.inf
+        hesitant.read_timeout = math.inf
         done = subprocess.run(command, capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr
 

@@ -38,7 +38,7 @@ from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.store import computed
 from liver_dask.store import layout as export_plan
 from liver_dask.store import writer as store
-from liver_dask.store.layout import Group, Layout, plan_layout, plan_runs
+from liver_dask.store.layout import Group, Layout, plan_batches, plan_layout
 from liver_dask.store.plan import Export
 from liver_dask.store.worker import Task
 
@@ -328,7 +328,7 @@ class Counting:
     def describe(self) -> str:
         return self.name
 
-    def foreseeing(self, z, y) -> contextlib.AbstractContextManager[None]:
+    def read_ahead(self, z, y) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 
@@ -371,11 +371,11 @@ def test_any_regions_of_any_graph_are_right_and_read_as_often_as_told(data: st.D
         array = array.rechunk(chunks())
     chunk = chunks()
     layout = plan_layout(shape, {"v": 8}, chunk, tuple(64 * length for length in chunk))
-    layout = replace(layout, band=layout.chunks[1])
+    layout = replace(layout, row_block=layout.chunks[1])
     with patch.object(computed, "HELD_BYTES", data.draw(st.sampled_from([0, 200, 2000, 1 << 20]))):
         work = computed.Work({"v": array})
         group, tally = work.plan(layout, Group(("v",), (0, shape[1]), True))
-        told = work._tally(list(plan_runs(layout, [group], ())), work.statistics, 10**6)[0].times["raw"]
+        told = work._tally(list(plan_batches(layout, [group], ())), work.statistics, 10**6)[0].times["raw"]
         assert tally.times["raw"] > 0
         found, rows = computed_by_regions(work, layout, group)
     np.testing.assert_allclose(found, array.compute(scheduler="sync"), rtol=1e-12)
@@ -391,7 +391,7 @@ def computed_by_regions(work: computed.Work, layout: Layout, group: Group) -> tu
             for tasks, wanted in work.partials(keys):
                 work.settle(dict(zip(wanted, get_sync(tasks, wanted), strict=True)))
             work.settle(dict(zip(keys, get_sync(work.tasks, keys), strict=True)))
-        for run in plan_runs(layout, [group], ()):
+        for run in plan_batches(layout, [group], ()):
             rows = pickle.loads(cloudpickle.dumps(work.part(run))).rows(run, pool)
             for region in run.regions:
                 z, y = slice(region.z_start, region.z_stop), slice(region.y_start, region.y_stop)

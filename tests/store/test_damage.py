@@ -463,12 +463,12 @@ def small_files(store: Path) -> list[Path]:
 def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Path) -> None:
     """One bit of a bad disk would give other voxels, places or labels to some reader, and `verify` say all right."""
     expected = Readings(store)
-    chance = random.Random(0)
+    rng = random.Random(0)
     files = small_files(store)
     assert {"inventory.json", "manifest.json", "zarr.json", "0"} == {path.name for path in files}
     for path in files:
         for _ in range(4):
-            flip(store, path, chance.randrange(path.stat().st_size), 1 << chance.randrange(8), expected)
+            flip(store, path, rng.randrange(path.stat().st_size), 1 << rng.randrange(8), expected)
     assert ld.verify(store, progress=False).ok
 
 
@@ -484,11 +484,11 @@ def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
         ld.to_zarr(ds, Path(os.environ.get("FLIP_FOLDER", tmp_path)) / "a.zarr", progress=False, **tiny.LAYOUT)
     )
     expected = Readings(store)
-    chance = random.Random(1)
+    rng = random.Random(1)
     became: dict[str, int] = {"found": 0, "harmless": 0}
     for path in small_files(store):
         for at in range(path.stat().st_size):
-            became[flip(store, path, at, 1 << chance.randrange(8), expected)] += 1
+            became[flip(store, path, at, 1 << rng.randrange(8), expected)] += 1
         print(path.relative_to(store), path.stat().st_size, became, flush=True)
 
 

@@ -185,10 +185,10 @@ KINDS = ("new", "half", "levels", "labels")
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str) -> None:
     """A disk that fails once, or is full, would cost what was finished, tear the store, or end it for good."""
-    case, chance = cases[kind], random.Random(kind)
+    case, rng = cases[kind], random.Random(kind)
     fired = 0
-    for operation in chance.sample(case.operations, min(SAMPLE, len(case.operations))):
-        number = chance.choice(ERRNOS)
+    for operation in rng.sample(case.operations, min(SAMPLE, len(case.operations))):
+        number = rng.choice(ERRNOS)
         with saying_which(operation, number):
             fired += check_fault(case, operation, number, tmp_path / "a") != "did not happen"
     assert fired

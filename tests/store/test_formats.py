@@ -25,7 +25,7 @@ from helpers.stores import contents
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.store import halving
+from liver_dask.store import downsampling
 from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import FORMAT, open_record, read_statistics, what_it_lacks
@@ -119,7 +119,7 @@ def test_a_store_of_format_3_gets_a_pyramid(
     """Levels would be made of what readers take for NaN, or those that are there be made again, or be refused."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 50)
     expected = voxels_of_format_3()["raw"]
-    grey = halving.halve((expected / 65535).astype("float32"), (1, 2, 2), "image")
+    grey = downsampling.downsample((expected / 65535).astype("float32"), (1, 2, 2), "image")
     for name in ("complete.zarr", "grey.zarr"):
         level = Path(ld.add_pyramid(stores / name, progress=False)[1])
         assert open_record(level)["format"] == FORMAT

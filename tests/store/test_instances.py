@@ -16,7 +16,7 @@ from ome_zarr_models.v05.image_label import ImageLabel
 
 import liver_dask as ld
 from liver_dask.core.kinds import kind_of
-from liver_dask.store import halving
+from liver_dask.store import downsampling
 from liver_dask.store import levels as store_levels
 from liver_dask.store.record import read_statistics
 
@@ -63,7 +63,7 @@ def most_frequent(labels: np.ndarray, step: tuple[int, int, int]) -> np.ndarray:
 )
 def test_the_most_frequent_number_stays(labels: np.ndarray, step: tuple[int, int, int]) -> None:
     """A mean of two numbers is a third object's."""
-    np.testing.assert_array_equal(halving.halve(labels, step, "instances"), most_frequent(labels, step))
+    np.testing.assert_array_equal(downsampling.downsample(labels, step, "instances"), most_frequent(labels, step))
 
 
 def test_a_store_and_its_pyramid_keep_every_number(

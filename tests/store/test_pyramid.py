@@ -25,7 +25,7 @@ from helpers.archive import SHAPE
 from helpers.kills import killed_at
 from helpers.stores import BOX, SMALL, assert_same_files
 from liver_dask.store import array as stored
-from liver_dask.store import halving, label_group, ome_zarr, pyramid
+from liver_dask.store import downsampling, label_group, ome_zarr, pyramid
 from liver_dask.store import levels as store_levels
 
 SMALL_ENOUGH = 50
@@ -46,7 +46,7 @@ def downsampled(voxels: np.ndarray, step: tuple[int, ...], method: str) -> np.nd
 @settings(deadline=None, max_examples=300)
 def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) -> None:
     """Rounding, an overflow or an odd edge would shift what is seen from afar."""
-    found = halving.halve(voxels, step, "image")
+    found = downsampling.downsample(voxels, step, "image")
     assert found.dtype == voxels.dtype
     if voxels.dtype.itemsize < 8:  # of wider ones tensorstore's sum overflows
         np.testing.assert_array_equal(found, downsampled(voxels, step, "mean"))
@@ -66,7 +66,7 @@ def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) 
 def test_masks_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
     """Thin membranes would vanish from afar, or a mask hold values that mean nothing."""
     labels = mask * np.uint8(255)
-    found = halving.halve(labels, step, "mask")
+    found = downsampling.downsample(labels, step, "mask")
     share = downsampled(mask.astype(np.float64), step, "mean")
     mode = downsampled(labels, step, "mode")
     np.testing.assert_array_equal(found[share != 0.5], mode[share != 0.5])

@@ -20,7 +20,7 @@ from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive, serve
 from liver_dask.store import shards as slabs
 from liver_dask.store import writer as store
-from liver_dask.store.layout import Group, Region, plan_layout, plan_runs
+from liver_dask.store.layout import Group, Region, plan_batches, plan_layout
 from liver_dask.store.shards import encode_chunk
 
 
@@ -216,7 +216,7 @@ def test_the_runs_hold_what_is_missing_once(data: st.DataObject, shape: tuple, t
     every = {(name, region) for name in ("raw", "er", "mito") for region in layout.regions()}
     written = data.draw(st.sets(st.sampled_from(sorted(every))))
     found = []
-    for run in plan_runs(layout, groups, written):
+    for run in plan_batches(layout, groups, written):
         assert len({region.z_start for region in run.regions}) == 1
         assert sorted(run.regions) == list(run.regions)
         found += [(run.group, region) for region in run.regions]
@@ -229,7 +229,7 @@ def test_the_runs_hold_what_is_missing_once(data: st.DataObject, shape: tuple, t
         if (name, region) not in written
     }
     assert set(found) == missing
-    columns = [run.regions[0].z_start for run in plan_runs(layout, groups, written) if run.group.from_the_top]
+    columns = [run.regions[0].z_start for run in plan_batches(layout, groups, written) if run.group.from_the_top]
     assert len(set(columns)) == len(columns)
 
 

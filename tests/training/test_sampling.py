@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
-from liver_dask.training.sampling import SPLITS, Box, Demand, Densities, PatchSampler, plan_split
+from liver_dask.training.sampling import SPLITS, Box, Constraint, Densities, PatchSampler, plan_split
 
 CHUNKS = (2, 4, 5)
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 14), st.integers(1, 17))
@@ -47,7 +47,7 @@ def test_every_allowed_position_is_drawn_and_no_other() -> None:
     """A part of the volume would never be learnt from; or patches be drawn where they may not."""
     voxels = np.zeros((4, 12, 15), bool)
     voxels[:2, :8, 5:15] = True
-    sampler = PatchSampler((2, 4, 5), (Box((0, 0, 0), voxels.shape),), (Demand(table_of(voxels), 1.0),))
+    sampler = PatchSampler((2, 4, 5), (Box((0, 0, 0), voxels.shape),), (Constraint(table_of(voxels), 1.0),))
     drawn = {sampler.draw(np.random.default_rng(seed)) for seed in range(600)}
     assert drawn == {(0, y, x) for y in range(5) for x in range(5, 11)}
 
@@ -56,8 +56,8 @@ def test_boxes_are_drawn_by_their_size() -> None:
     """Patches of a small block would be seen more often than those of a large one."""
     boxes = (Box((0, 0, 0), (1, 1, 10)), Box((0, 5, 0), (1, 6, 1)))
     sampler = PatchSampler((1, 1, 1), boxes)
-    chance = np.random.default_rng(0)
-    share = np.mean([sampler.draw(chance)[1] == 5 for _ in range(2000)])
+    rng = np.random.default_rng(0)
+    share = np.mean([sampler.draw(rng)[1] == 5 for _ in range(2000)])
     assert 0.06 < share < 0.13
 
 
@@ -66,10 +66,10 @@ def test_a_needle_is_found_and_nothing_is_given_up_on() -> None:
     voxels = np.zeros((8, 100, 125), bool)
     voxels[4:6, 20:24, 30:35] = True
     everywhere = (Box((0, 0, 0), voxels.shape),)
-    sampler = PatchSampler((1, 4, 5), everywhere, (Demand(table_of(voxels), 0.9),))
+    sampler = PatchSampler((1, 4, 5), everywhere, (Constraint(table_of(voxels), 0.9),))
     assert sampler.draw(np.random.default_rng(0)) in {(4, 20, 30), (5, 20, 30)}
     assert (
-        PatchSampler((1, 4, 5), everywhere, (Demand(table_of(~voxels * 0), 0.1),)).draw(np.random.default_rng(0))
+        PatchSampler((1, 4, 5), everywhere, (Constraint(table_of(~voxels * 0), 0.1),)).draw(np.random.default_rng(0))
         is None
     )
 

@@ -20,7 +20,7 @@ from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.store import levels as store_levels
 from liver_dask.viewing import figures as pictures
 from liver_dask.viewing import progressive
-from liver_dask.viewing.progressive import Look, ProgressiveReader
+from liver_dask.viewing.progressive import ProgressiveReader, Viewport
 from liver_dask.viewing.slicer import Slicer
 
 SIZE = 200
@@ -160,7 +160,7 @@ def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxel
     slicer.masks["mito"].opacity.value = 0.7
     assert not slicer._picture._masks["mito"].get_visible(), "a mask of the slice before"
     late = slicer._levels.window(4, pixels=SIZE).raw.assign_attrs(step=3).compute()
-    slicer._take(Look(4, (0, 300), (0, 420), SIZE, ("raw",)), late)
+    slicer._take(Viewport(4, (0, 300), (0, 420), SIZE, ("raw",)), late)
     np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
 
 
@@ -172,7 +172,7 @@ def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) ->
         lambda _, seen: came.append((seen.name, seen.attrs["step"], server.bytes_sent)),
         lambda *_: None,
     )
-    reader.see(Look(4, (0, 300), (0, 300), 300, ("raw", "mito", "er")))
+    reader.see(Viewport(4, (0, 300), (0, 300), 300, ("raw", "mito", "er")))
     assert reader.idle.wait(30)
     assert came[0][:2] == ("raw", -(-300 // (300 // progressive.COARSER)))
     assert sorted(name for name, *_ in came[1:]) == ["er", "mito", "raw"]
@@ -193,9 +193,9 @@ def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
         reader = ProgressiveReader(levels, lambda look, *_: shown.append(look.z), lambda *_: None)
         whole = (0, 1200), (0, 1200), 1200
         for z in (0, 1, 2, 3):
-            reader.see(Look(z, *whole, ("raw",)))
+            reader.see(Viewport(z, *whole, ("raw",)))
             time.sleep(0.4)
-        reader.see(Look(4, (0, 64), (0, 64), 64, ("raw",)))
+        reader.see(Viewport(4, (0, 64), (0, 64), 64, ("raw",)))
         began = time.monotonic()
         assert reader.idle.wait(60)
         seconds = time.monotonic() - began
@@ -218,7 +218,7 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
     slicer.z.value = 6
     settle(slicer)
     assert "raw, slice 6" in slicer.status.value
-    slicer._told(Look(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
+    slicer._told(Viewport(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
     assert slicer.status.value == "the folder &lt;b&gt; is gone"
     assert not any(image.get_visible() for image in slicer._picture._masks.values())
     assert slicer._picture._raw.get_alpha() < 1
@@ -236,7 +236,7 @@ def test_a_slow_look_is_told_of(archive: Path) -> None:
     with serve(archive, hostile(Profile(rate=80_000, latency=0.1))) as server:
         levels = pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE, labels=[], connections=2))
         reader = ProgressiveReader(levels, lambda *_: None, lambda _, text: told.append(text))
-        reader.see(Look(4, (0, 300), (0, 420), 420, ("raw",)))
+        reader.see(Viewport(4, (0, 300), (0, 420), 420, ("raw",)))
         assert reader.idle.wait(60)
         reader.close()
     assert any("Reading z 4" in text and "fetched" in text for text in told)

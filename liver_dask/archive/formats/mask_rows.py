@@ -60,8 +60,10 @@ class MaskRows(PreparedRows):
 
 
 def compress(packed: Bytes2D) -> bytes:
+    """Rows, a bit a pixel, as they are kept."""
     return bytes(imagecodecs.zstd_encode(packed, ZSTD_LEVEL))
 
 
 def decompress(block: bytes, width: int) -> Bytes2D:
+    """Undo `compress`."""
     return np.frombuffer(imagecodecs.zstd_decode(block), np.uint8).reshape(-1, (width + 7) // 8)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.concurrency import Allowance, cores
+from ...core.concurrency import ConcurrencyLimit, cores
 from ..remote.cache import FolderCache
 from ..remote.files import RemoteFile
 from .mask_rows import BLOCK_ROWS, Bytes2D, MaskRows, compress
@@ -60,7 +60,7 @@ class PngSlice(SliceReader):
         """Bytes kept: of the file, and of what was decoded."""
         return self._png.nbytes + sum(map(len, self._blocks)) + self._below.nbytes + self._width + INFLATER_BYTES
 
-    def look(self) -> None:
+    def probe(self) -> None:
         """Find out whether the file is there and as expected, by its header."""
         with self._lock:
             self._png.layout()
@@ -79,13 +79,13 @@ class PngSlice(SliceReader):
                 self._decode_interlaced(layout)
             while self._rows_decoded() < stop:
                 self._decode_some(layout, stop)
-            self._png.keep_in_folder()
+            self._png.store_in_folder()
             first, last = start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)
             below = [compress(self._below)] if last > len(self._blocks) else []
             return MaskRows(self._width, first, (*self._blocks[first:last], *below))
 
     @classmethod
-    def traffic(cls, reading: Reading, bands: int) -> tuple[float, float]:
+    def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
         """The file down to the last row, at once."""
         prefix = reading.bytes_per_pixel * reading.width * reading.last_row
         return 1 + min(math.ceil(prefix / SMALLEST_REQUEST), reading.connections), prefix
@@ -119,7 +119,7 @@ class PngSlice(SliceReader):
         block = min(rows_done // BLOCK_ROWS, len(self._starts)) - 1
         if block >= 0:  # below the margin without tissue the latest rows tell more than all
             rate = max(rate, (position - self._starts[block]) / (rows_done - block * BLOCK_ROWS))
-        expected_bytes = int((max(stop, self.foreseen) - rows_done) * rate * DENSER)
+        expected_bytes = int((max(stop, self.read_ahead_until) - rows_done) * rate * DENSER)
         expected_bytes += MARGIN + min(self._png.chunks.longest, MARGIN_LIMIT)
         return self._png.fetch(max(expected_bytes, self._png.chunks.lacking))
 
@@ -155,5 +155,5 @@ class PngSlice(SliceReader):
         return passes
 
 
-one_interlaced = Allowance(1)
+one_interlaced = ConcurrencyLimit(1)
 """To decode an interlaced mask takes a bit a pixel of all of it: not many at the same time."""

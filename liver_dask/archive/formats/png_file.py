@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from ...core.errors import FormatError
 from ..remote.cache import FolderCache
 from ..remote.files import RemoteFile
-from ..remote.ranges import Span
+from ..remote.ranges import ByteRange
 from .png_stream import Chunks, Layout, layout_of
 
 FIRST_REQUEST = 128 << 10
@@ -41,8 +41,8 @@ class PngFile:
     @property
     def size(self) -> int:
         """Bytes of the whole file, known once something was fetched."""
-        assert self._file.identity is not None
-        return self._file.identity.size
+        assert self._file.version is not None
+        return self._file.version.size
 
     def layout(self) -> Layout:
         """How the pixels are stored; fetches the beginning, the first time, and parses it anew after an interrupt.
@@ -69,19 +69,19 @@ class PngFile:
         if count <= 0 or self.chunks.ended:
             return False
         step = max(SMALLEST_REQUEST, -(-count // self._file.connections))
-        requests = [[Span(start, min(start + step, first + count))] for start in range(first, first + count, step)]
+        requests = [[ByteRange(start, min(start + step, first + count))] for start in range(first, first + count, step)]
         parts: dict[int, list[memoryview]] = {}
         self._file.fetch_each(requests, parts.__setitem__)
         self._append(b"".join(part for i in range(len(requests)) for part in parts[i]))
         return True
 
-    def keep_in_folder(self) -> None:
+    def store_in_folder(self) -> None:
         """Cache what was fetched: at first, at the end, and whenever it has grown by half."""
         prefix = self.chunks.prefix
-        if not (self._folder and self._file.identity and self._file.identity.tag) or len(prefix) == self._stored:
+        if not (self._folder and self._file.version and self._file.version.etag) or len(prefix) == self._stored:
             return
         if len(prefix) == self.size or len(prefix) > 1.5 * self._stored:
-            self._folder.store("masks", self._file.url, self._file.identity, bytes(prefix))
+            self._folder.store("masks", self._file.url, self._file.version, bytes(prefix))
             self._stored = len(prefix)
 
     def damaged(self, problem: str) -> FormatError:

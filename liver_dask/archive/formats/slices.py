@@ -73,7 +73,7 @@ class SliceReader(ABC):
         self._dtype = dtype
         self._dataset = dataset
         self._folder = folder
-        self.foreseen = 0
+        self.read_ahead_until = 0
         """Rows up to this one will be read, with other slices: more may be fetched at once, on fewer connections."""
 
     @property
@@ -82,7 +82,7 @@ class SliceReader(ABC):
         """Bytes of memory that it keeps."""
 
     @abstractmethod
-    def look(self) -> None:
+    def probe(self) -> None:
         """Find out whether the file is there and as expected, reading no pixel."""
 
     @abstractmethod
@@ -104,22 +104,22 @@ class SliceReader(ABC):
 
     def prepare(self, start: int, stop: int) -> Prepared | PreparedRows | None:
         """What other processes need to read rows `start` to `stop`, if anything can be shared."""
-        self.look()
+        self.probe()
         return None
 
     def adopt(self, prepared: Any) -> None:  # noqa: B027  # most formats prepare nothing to adopt
         """Take over what `prepare` gave in another process, for the same version of the file; no PreparedRows."""
 
     @classmethod
-    def traffic(cls, reading: "Reading", bands: int) -> tuple[float, float]:
+    def traffic(cls, reading: "Reading", row_blocks: int) -> tuple[float, float]:
         """Requests and bytes that reading one file takes, about.
 
         Args:
             reading: What of it is read.
-            bands: In how many steps its rows are read.
+            row_blocks: In how many steps its rows are read.
         """
         fetched = reading.bytes_per_pixel * reading.rows * reading.width
-        return 1 + bands * math.ceil(fetched / bands / (1 << 20)), fetched
+        return 1 + row_blocks * math.ceil(fetched / row_blocks / (1 << 20)), fetched
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from ...core.concurrency import cores
 from ...core.errors import FormatError
-from ..lazy.arrays import LARGEST_LOOK
+from ..lazy.arrays import INTERACTIVE_BYTES
 from ..lazy.breadth import slices_across
-from ..remote.cache import FolderCache, MemoryCache, SpanCache
+from ..remote.cache import FolderCache, MemoryCache, RangeCache
 from ..remote.files import RemoteFile
-from ..remote.ranges import MOST_OF_A_REQUEST, Span
+from ..remote.ranges import MOST_OF_A_REQUEST, ByteRange
 from .slices import Reading, Rows, SliceReader
 from .strip_codecs import DECODER_OF_COMPRESSION, StripError
 from .strip_prefix import WHOLE_FROM, PrefixShares, bytes_for
@@ -82,7 +82,7 @@ class TiffSlice(SliceReader):
     ) -> None:
         super().__init__(file, height, width, dtype, dataset, folder)
         if file.source.cache_dir and file.source.cache_raw_bytes:
-            file.kept = SpanCache(file.source.cache_dir, file.source.cache_raw_bytes)
+            file.kept = RangeCache(file.source.cache_dir, file.source.cache_raw_bytes)
         self._index: StripIndex | None = None
         self._segments: Segments | None = None  # instead of an index, of a file of another kind
         self._lock = threading.Lock()
@@ -95,23 +95,23 @@ class TiffSlice(SliceReader):
         segments = 0 if self._segments is None else self._segments.nbytes
         return index + segments + self._file.nbytes
 
-    def look(self) -> None:
+    def probe(self) -> None:
         """Find out whether the file is there and as expected, by its directory."""
         self._open(np.arange(self._height))
 
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
         index = self._open(rows)
-        if self.foreseen or out.nbytes > LARGEST_LOOK or not self._may_keep():
+        if self.read_ahead_until or out.nbytes > INTERACTIVE_BYTES or not self._may_cache():
             self._read_pixels(index, rows, columns, out)
             return
-        lacking = [i for i, row in enumerate(rows.tolist()) if not self._copy_kept(row, columns, out[i])]
+        lacking = [i for i, row in enumerate(rows.tolist()) if not self._copy_cached(row, columns, out[i])]
         if lacking:
             pixels = np.empty((len(lacking), out.shape[1]), self._dtype)
             self._read_pixels(index, rows[lacking], columns, pixels)
             out[lacking] = pixels
             for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
-                kept_rows.put(self._key(row), _Stretch(columns.start, kept.copy()))
+                cached_rows.put(self._key(row), _Stretch(columns.start, kept.copy()))
 
     def prepare(self, start: int, stop: int) -> StripIndex | None:
         """The strip index, with the entries of some rows; None of a file that has none."""
@@ -134,20 +134,20 @@ class TiffSlice(SliceReader):
         stops = np.zeros(len(rows), np.intp)
         np.maximum.at(stops, row_of_point, x + 1)
         points_of_row = dict(zip(rows.tolist(), _points_by(row_of_point), strict=True))
-        is_kept = np.array([self._pick_kept(row, points, x, out) for row, points in points_of_row.items()])
-        keeps = int(stops.sum()) * self._dtype.itemsize <= LARGEST_LOOK and self._may_keep()
+        is_kept = np.array([self._pick_cached(row, points, x, out) for row, points in points_of_row.items()])
+        keeps = int(stops.sum()) * self._dtype.itemsize <= INTERACTIVE_BYTES and self._may_cache()
 
         def take(row: int, pixels: npt.NDArray[Any]) -> None:
             out[points_of_row[row]] = pixels[x[points_of_row[row]]]
             if keeps:
-                kept_rows.put(self._key(row), _Stretch(0, pixels.copy()))
+                cached_rows.put(self._key(row), _Stretch(0, pixels.copy()))
 
         if not is_kept.all():
             self._read_row_beginnings(index, rows[~is_kept], stops[~is_kept], take)
 
-    def _pick_kept(self, row: int, points: Rows, x: Rows, out: npt.NDArray[Any]) -> bool:
+    def _pick_cached(self, row: int, points: Rows, x: Rows, out: npt.NDArray[Any]) -> bool:
         """Fill in the points of a row that was looked at before; False if not all of them are kept."""
-        kept = kept_rows.get(self._key(row))
+        kept = cached_rows.get(self._key(row))
         columns = x[points]
         if kept is None or columns.min() < kept.start or columns.max() >= kept.start + len(kept.pixels):
             return False
@@ -162,22 +162,22 @@ class TiffSlice(SliceReader):
         return self._file.key, row, self._dtype.itemsize
 
     @classmethod
-    def traffic(cls, reading: Reading, bands: int) -> tuple[float, float]:
+    def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
         """The strip index, and the strips of the rows, up to the last column."""
         is_whole = reading.last_column / reading.width >= WHOLE_FROM
         strip = reading.bytes_per_pixel * (reading.width if is_whole else reading.last_column)
         index = INDEX_BYTES_PER_ROW * reading.height
-        rows = reading.rows / bands
+        rows = reading.rows / row_blocks
         least = 0 if is_whole else rows / MOST_OF_A_REQUEST
-        requests = bands * math.ceil(max(rows * strip / request_bytes(int(rows * strip), 1), least))
+        requests = row_blocks * math.ceil(max(rows * strip / request_bytes(int(rows * strip), 1), least))
         return 1 + requests, reading.rows * strip + index
 
-    def _may_keep(self) -> bool:
-        return bool(self._file.identity and self._file.identity.tag)
+    def _may_cache(self) -> bool:
+        return bool(self._file.version and self._file.version.etag)
 
-    def _copy_kept(self, row: int, columns: slice, out: npt.NDArray[Any]) -> bool:
+    def _copy_cached(self, row: int, columns: slice, out: npt.NDArray[Any]) -> bool:
         """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
-        kept = kept_rows.get(self._key(row))
+        kept = cached_rows.get(self._key(row))
         if kept is None or columns.start < kept.start or columns.stop > kept.start + len(kept.pixels):
             return False
         out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
@@ -209,14 +209,14 @@ class TiffSlice(SliceReader):
 
     def _decode_segments(self, segments: Segments, numbers: Rows, decode: Callable[[int, memoryview], None]) -> None:
         """Fetch some segments; `decode(number, part)` gets each, on any thread."""
-        spans, pieces = self._plan(segments.offsets[numbers], segments.counts[numbers])
+        ranges, pieces = self._plan(segments.offsets[numbers], segments.counts[numbers])
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:
             for number, part in zip(numbers[pieces[i]].tolist(), parts, strict=True):
                 with cores:
                     decode(number, part)
 
-        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+        self._file.fetch_each([ranges[piece] for piece in pieces], decode_piece)
 
     def _read_points_of_segments(self, segments: Segments, y: Rows, x: Rows, out: npt.NDArray[Any]) -> None:
         """Read single pixels of strips or tiles, each of which is fetched and decoded once."""
@@ -239,15 +239,17 @@ class TiffSlice(SliceReader):
         for plane in range(segments.planes):
             self._decode_segments(segments, numbers + plane * of_plane, decode)
 
-    def _plan(self, offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> tuple[list[Span], list[slice]]:
+    def _plan(
+        self, offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
+    ) -> tuple[list[ByteRange], list[slice]]:
         """Ranges that are needed, each from its offset on, and which of them a request is for."""
-        spans = list(map(Span, offsets.tolist(), (offsets + wanted).tolist()))
-        return spans, plan_pieces(offsets, wanted, 1 if self.foreseen else self._file.connections)
+        ranges = list(map(ByteRange, offsets.tolist(), (offsets + wanted).tolist()))
+        return ranges, plan_pieces(offsets, wanted, 1 if self.read_ahead_until else self._file.connections)
 
     def _read_strips(self, index: StripIndex, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         stops = np.full(len(strips), columns.stop)
-        spans, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops))
+        ranges, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops))
         straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:
@@ -262,7 +264,7 @@ class TiffSlice(SliceReader):
                 with cores:
                     out[here] = block[strip_of_row[here] - pieces[i].start, row_in_strip, columns]
 
-        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+        self._file.fetch_each([ranges[piece] for piece in pieces], decode_piece)
 
     def _read_row_beginnings(
         self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[Any]], None]
@@ -271,7 +273,7 @@ class TiffSlice(SliceReader):
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         stops_of_strips = np.zeros(len(strips), np.intp)
         np.maximum.at(stops_of_strips, strip_of_row, stops)
-        spans, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops_of_strips))
+        ranges, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops_of_strips))
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:
             here = range(*np.searchsorted(strip_of_row, (pieces[i].start, pieces[i].stop)).tolist())
@@ -283,7 +285,7 @@ class TiffSlice(SliceReader):
                 pixels = block[strip_of_row[row] - pieces[i].start, rows[row] % index.rows_per_strip]
                 take(int(rows[row]), pixels[: stops[row]])
 
-        self._file.fetch_each([spans[piece] for piece in pieces], decode_piece)
+        self._file.fetch_each([ranges[piece] for piece in pieces], decode_piece)
 
     def _bytes_wanted(self, index: StripIndex, strips: Rows, stops: Rows) -> npt.NDArray[np.int64]:
         """How many bytes to fetch of each strip; all of a deep one, whose rows' places are not learnt."""
@@ -328,12 +330,12 @@ class TiffSlice(SliceReader):
         short: list[int],
     ) -> None:
         """Fetch more of the strips of which too little was fetched, and decode them again."""
-        spans = []
+        ranges = []
         for i in short:
             start, count = int(index.offsets[strips[i]]), int(index.counts[strips[i]])
             stop = bytes_for(count, len(parts[i]), decoded[i], len(targets[i]))
-            spans.append(Span(start + len(parts[i]), start + stop))
-        for i, more in zip(short, self._file.fetch_spans(spans), strict=True):
+            ranges.append(ByteRange(start + len(parts[i]), start + stop))
+        for i, more in zip(short, self._file.fetch_ranges(ranges), strict=True):
             parts[i] = memoryview(b"".join((parts[i], more)))
         with cores:
             for i in short:
@@ -370,7 +372,7 @@ class TiffSlice(SliceReader):
         """The strip index, with the entries of some rows at least."""
         with self._lock:
             if self._index is None:
-                self._index = self._load_kept_index() or self._fetch_entries(rows)
+                self._index = self._load_cached_index() or self._fetch_entries(rows)
             if self._index is None or not self._index.knows(rows):
                 self._index = self._fetch_index()
             return self._index
@@ -395,7 +397,7 @@ class TiffSlice(SliceReader):
         known_directories[self._kind] = None
         return None
 
-    def _load_kept_index(self) -> StripIndex | None:
+    def _load_cached_index(self) -> StripIndex | None:
         kept = self._folder.load("strips", self._file.url) if self._folder else None
         if kept is None or not self._file.is_current(kept[0]):
             return None
@@ -406,8 +408,8 @@ class TiffSlice(SliceReader):
 
     def _fetch_index(self) -> StripIndex:
         index = read_strip_index(self._file, self._height, self._width, self._dtype)
-        if self._folder and self._file.identity and self._file.identity.tag:
-            self._folder.store("strips", self._file.url, self._file.identity, index.to_bytes())
+        if self._folder and self._file.version and self._file.version.etag:
+            self._folder.store("strips", self._file.url, self._file.version, index.to_bytes())
         return index
 
 
@@ -448,4 +450,4 @@ def request_bytes(total: int, connections: int) -> int:
 prefix_shares = PrefixShares()
 
 
-kept_rows: MemoryCache[_Stretch] = MemoryCache(ROWS_LIMIT)
+cached_rows: MemoryCache[_Stretch] = MemoryCache(ROWS_LIMIT)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..remote.files import RemoteFile
-from ..remote.ranges import Span
+from ..remote.ranges import ByteRange
 
 HEADER = 16
 """Bytes of a file that say where its directory is."""
@@ -41,10 +41,10 @@ class Entries(NamedTuple):
     dtype: np.dtype[np.unsignedinteger]
     length: int
 
-    def span(self, directory: int, first: int, stop: int) -> Span:
+    def byte_range(self, directory: int, first: int, stop: int) -> ByteRange:
         """Where some entries are in a file whose directory begins at a place."""
         start = directory + self.place
-        return Span(start + first * self.dtype.itemsize, start + stop * self.dtype.itemsize)
+        return ByteRange(start + first * self.dtype.itemsize, start + stop * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ def read_directory(header: bytes, data: bytes) -> Directory | None:
     if len(data) < size:
         return None
     begins, fields, arrays = place_of_directory(header), b"", {}
-    for tag, kind, length, value in form.field.iter_unpack(data[form.number.size : size]):
+    for etag, kind, length, value in form.field.iter_unpack(data[form.number.size : size]):
         if BYTES_OF_TYPE.get(kind, 1) * length > form.place.size:
             place = form.place.unpack(value)[0] - begins
             value = place.to_bytes(form.place.size + 1, "big", signed=True)
             if kind in TYPE_OF_PLACE:
-                arrays[tag] = Entries(place, np.dtype(form.order + TYPE_OF_PLACE[kind]), length)
-        fields += struct.pack(">HHQ", tag, kind, length) + value
+                arrays[etag] = Entries(place, np.dtype(form.order + TYPE_OF_PLACE[kind]), length)
+        fields += struct.pack(">HHQ", etag, kind, length) + value
     if not {STRIP_OFFSETS, STRIP_BYTE_COUNTS} <= arrays.keys():
         return None
     return Directory(header[: form.place_in_header], size, fields, arrays[STRIP_OFFSETS], arrays[STRIP_BYTE_COUNTS])
@@ -141,21 +141,21 @@ def fetch_entries(file: RemoteFile, like: Directory, strips: Iterable[int]) -> t
     begins = place_of_directory(header)
     arrays = like.offsets, like.counts
     blocks = _with_neighbours(strips, like.offsets.length)
-    directory = Span(begins, begins + like.length)
-    of_arrays = [[entries.span(begins, *block) for block in blocks] for entries in arrays]
-    spans = sorted([directory, *itertools.chain(*of_arrays)])
-    assert file.identity is not None
-    apart = all(one.stop <= other.start for one, other in itertools.pairwise(spans))
-    if not (begins and apart and spans[0].start > 0 and spans[-1].stop <= file.identity.size):
+    directory = ByteRange(begins, begins + like.length)
+    of_arrays = [[entries.byte_range(begins, *block) for block in blocks] for entries in arrays]
+    ranges = sorted([directory, *itertools.chain(*of_arrays)])
+    assert file.version is not None
+    apart = all(one.stop <= other.start for one, other in itertools.pairwise(ranges))
+    if not (begins and apart and ranges[0].start > 0 and ranges[-1].stop <= file.version.size):
         return None
-    fetched = dict(zip(spans, file.fetch_spans(spans), strict=True))
+    fetched = dict(zip(ranges, file.fetch_ranges(ranges), strict=True))
     if read_directory(header, bytes(fetched[directory])) != like:
         return None
     found = []
-    for entries, spans in zip(arrays, of_arrays, strict=True):
+    for entries, ranges in zip(arrays, of_arrays, strict=True):
         numbers = np.zeros(entries.length, np.int64)
-        for block, span in zip(blocks, spans, strict=True):
-            numbers[slice(*block)] = np.frombuffer(fetched[span], entries.dtype)
+        for block, byte_range in zip(blocks, ranges, strict=True):
+            numbers[slice(*block)] = np.frombuffer(fetched[byte_range], entries.dtype)
         found.append(numbers)
     offsets, counts = found
     return offsets, counts

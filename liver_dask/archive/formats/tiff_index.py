@@ -181,15 +181,15 @@ def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
         raise FormatError(f"{file.url}: has {len(index.offsets)} strips or tiles where {index.needed} are needed.")
     wrong = np.flatnonzero(beyond(index, file))
     if len(wrong):
-        assert file.identity is not None
-        row, size = index.row_of(int(wrong[0])), file.identity.size
+        assert file.version is not None
+        row, size = index.row_of(int(wrong[0])), file.version.size
         raise FormatError(f"{file.url}: is cut short or damaged: row {row} is not within its {size} bytes.")
 
 
 def beyond(index: StripIndex | Segments, file: RemoteFile) -> npt.NDArray[np.bool_]:
     """Which strips or tiles are not within the file."""
-    assert file.identity is not None
-    return (index.offsets <= 0) | (index.counts <= 0) | (index.counts > file.identity.size - index.offsets)
+    assert file.version is not None
+    return (index.offsets <= 0) | (index.counts <= 0) | (index.counts > file.version.size - index.offsets)
 
 
 class _Sparse(io.RawIOBase):
@@ -203,8 +203,8 @@ class _Sparse(io.RawIOBase):
         self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
         if 0 not in self._fetched:
             self._fetched[0] = bytes(file.fetch(0, HEAD))
-        assert file.identity is not None
-        self._size = file.identity.size
+        assert file.version is not None
+        self._size = file.version.size
         self._position = 0
         self.failure: LiverDaskError | None = None
 

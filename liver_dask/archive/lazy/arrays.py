@@ -33,7 +33,7 @@ from .breadth import across
 from .points import LazyPoints, PointReader
 from .slice_graph import sliced_graph
 
-LARGEST_LOOK = 24 << 20
+INTERACTIVE_BYTES = 24 << 20
 """Bytes of voxels. What is not more is a look: all of it is read at once, and kept for whoever comes back."""
 
 READS_OF_A_LOOK = 16
@@ -133,10 +133,10 @@ class Reader(Protocol):
     def origin(self) -> dict[str, Any] | None:
         """The same, as JSON from which it can be opened again; None if it cannot."""
 
-    def look(self, z: int) -> None:
+    def probe(self, z: int) -> None:
         """Find out whether a slice is there and as expected, without reading it."""
 
-    def foreseeing(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
+    def read_ahead(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
         """Meanwhile all of this will be read, a part at a time."""
 
 
@@ -245,7 +245,7 @@ class LazyWindow:
 
 def _reads_at_once(size: int) -> int:
     """How many blocks are best read side by side, of so many bytes."""
-    return READS_OF_A_LOOK if size <= LARGEST_LOOK else CPU_COUNT
+    return READS_OF_A_LOOK if size <= INTERACTIVE_BYTES else CPU_COUNT
 
 
 class _LookAtOnce:

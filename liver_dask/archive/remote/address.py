@@ -74,10 +74,10 @@ def archive_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
     if Path(url, "store", "zarr.json").exists() if is_local else shown.endswith(".zarr.partial"):
         raise InvalidArgumentError(f"{shown} is an unfinished Zarr store; the call that began it goes on with it.")
     if any(Path(url, name).exists() for name in ZARR_METADATA) if is_local else shown.endswith(".zarr"):
-        raise InvalidArgumentError(f"{shown} {told_zarr(shown)}")
+        raise InvalidArgumentError(f"{shown} {zarr_message(shown)}")
     return url, secret
 
 
-def told_zarr(url: str) -> str:
+def zarr_message(url: str) -> str:
     """What is said of a Zarr store that was given as an archive."""
     return f"is a Zarr store, and no archive of slices; open it with xr.open_zarr({url!r})."

@@ -22,8 +22,8 @@ from weakref import WeakValueDictionary
 import cachetools
 import numpy as np
 
-from .ranges import Span
-from .versions import Identity
+from .ranges import ByteRange
+from .versions import FileVersion
 
 log = logging.getLogger(__name__)
 
@@ -115,25 +115,25 @@ class FolderCache:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder).expanduser()
 
-    def load(self, kind: str, url: str, part: str = "") -> tuple[Identity, bytes] | None:
+    def load(self, kind: str, url: str, part: str = "") -> tuple[FileVersion, bytes] | None:
         """The entry, or None where there is none or it is damaged."""
         try:
             header, _, payload = self._path(kind, url, part).read_bytes().partition(b"\n")
             told = json.loads(header)
-            version = Identity(int(told["size"]), str(told["tag"]))
+            version = FileVersion(int(told["size"]), str(told["tag"]))
             is_whole = told["url"] == url and told["crc32"] == _checksum(url, version, payload)
         except (OSError, ValueError, LookupError, TypeError):
             return None
         return (version, payload) if is_whole else None
 
-    def store(self, kind: str, url: str, identity: Identity, payload: bytes, part: str = "") -> None:
+    def store(self, kind: str, url: str, version: FileVersion, payload: bytes, part: str = "") -> None:
         """Write the entry in one step; another process's entry for the same file is replaced.
 
         A folder that cannot be written is logged, and no error: the voxels are there without it.
         """
         path = self._path(kind, url, part)
-        crc = _checksum(url, identity, payload)
-        header = {"url": url, "size": identity.size, "tag": identity.tag, "crc32": crc}
+        crc = _checksum(url, version, payload)
+        header = {"url": url, "size": version.size, "tag": version.etag, "crc32": crc}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
@@ -205,48 +205,54 @@ class FolderCache:
         return self._folder / kind / hashlib.sha256(url.encode()).hexdigest()[:32] / part
 
 
-def _checksum(url: str, version: Identity, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(f"{url}\n{version.size}\n{version.tag}\n".encode()))
+def _checksum(url: str, version: FileVersion, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(f"{url}\n{version.size}\n{version.etag}\n".encode()))
 
 
 _told: dict[Path, object] = {}
 """Folders of which this process has told that something is wrong with them."""
 
 
-class SpanCache:
+class RangeCache:
     """Ranges of files, in a folder, up to `limit` bytes of disk; those used longest ago go first."""
 
     def __init__(self, folder: str, limit: int) -> None:
         self._folder = FolderCache(folder)
         self._limit = limit
 
-    def find(self, url: str, identity: Identity, spans: Sequence[Span]) -> list[memoryview | None]:
+    def find(self, url: str, version: FileVersion, ranges: Sequence[ByteRange]) -> list[memoryview | None]:
         """The bytes of each range of this version of a file; None for those that are not kept."""
-        blocks = {number: self._load(url, identity, number) for number in {_block_of(span) for span in spans}}
+        blocks = {
+            number: self._load(url, version, number) for number in {_block_of(byte_range) for byte_range in ranges}
+        }
         found: list[memoryview | None] = []
-        for span in spans:
-            kept = blocks[_block_of(span)].get(span.start, memoryview(b""))
-            found.append(kept[: span.stop - span.start] if len(kept) >= span.stop - span.start else None)
-        for number in {_block_of(span) for span, part in zip(spans, found, strict=True) if part is not None}:
+        for byte_range in ranges:
+            kept = blocks[_block_of(byte_range)].get(byte_range.start, memoryview(b""))
+            found.append(
+                kept[: byte_range.stop - byte_range.start] if len(kept) >= byte_range.stop - byte_range.start else None
+            )
+        for number in {
+            _block_of(byte_range) for byte_range, part in zip(ranges, found, strict=True) if part is not None
+        }:
             self._folder.touch(RAW, url, number)
         return found
 
-    def keep(self, url: str, identity: Identity, spans: Sequence[Span], parts: Sequence[memoryview]) -> None:
+    def keep(self, url: str, version: FileVersion, ranges: Sequence[ByteRange], parts: Sequence[memoryview]) -> None:
         """Keep ranges; what another process keeps of the same part of the file at the same moment may be lost."""
         new: defaultdict[str, dict[int, memoryview]] = defaultdict(dict)
-        for span, part in zip(spans, parts, strict=True):
-            new[_block_of(span)][span.start] = part
+        for byte_range, part in zip(ranges, parts, strict=True):
+            new[_block_of(byte_range)][byte_range.start] = part
         with _keeping:
             for number, of_block in new.items():
-                all_parts = self._load(url, identity, number) | of_block
+                all_parts = self._load(url, version, number) | of_block
                 head = np.array([[start, len(part)] for start, part in all_parts.items()], "<i8")
                 payload = b"".join([len(head).to_bytes(8, "little"), head.tobytes(), *all_parts.values()])
-                self._folder.store(RAW, url, identity, payload, number)
+                self._folder.store(RAW, url, version, payload, number)
             self._trim()
 
-    def _load(self, url: str, identity: Identity, number: str) -> dict[int, memoryview]:
+    def _load(self, url: str, version: FileVersion, number: str) -> dict[int, memoryview]:
         loaded = self._folder.load(RAW, url, number)
-        if loaded is None or loaded[0] != identity:
+        if loaded is None or loaded[0] != version:
             return {}
         payload = memoryview(loaded[1])
         count = int.from_bytes(payload[:8], "little")
@@ -278,5 +284,5 @@ if hasattr(os, "register_at_fork"):  # the parent's thread that holds it is not 
     os.register_at_fork(after_in_child=_new_lock)
 
 
-def _block_of(span: Span) -> str:
-    return str(span.start // BLOCK_BYTES)
+def _block_of(byte_range: ByteRange) -> str:
+    return str(byte_range.start // BLOCK_BYTES)

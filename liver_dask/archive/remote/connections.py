@@ -33,13 +33,13 @@ class Exchange(NamedTuple):
 
     Attributes:
         watch: Ends it.
-        patience: Seconds for each of its steps: name and line, proxy and TLS, all headers.
+        read_timeout: Seconds for each of its steps: name and line, proxy and TLS, all headers.
         query: Goes behind the path, and nowhere else: not into errors and logs, as the address does.
         authorization: The value of the header, or nothing.
     """
 
     watch: Watch
-    patience: float
+    read_timeout: float
     query: str = ""
     authorization: str = ""
 
@@ -68,12 +68,12 @@ class _Watched:
         exchange = _exchange.get()
         try:
             connect = super()._new_conn  # type: ignore[misc]  # it is a mixin
-            sock: socket.socket = call_aside(connect, exchange.patience, socket.socket.close)
+            sock: socket.socket = call_aside(connect, exchange.read_timeout, socket.socket.close)
         except TimeoutError as error:
             raise ConnectTimeoutError(self, "There was no connection in time.") from error
         self._line = sock.dup()  # TLS takes the socket over, and has none to show before it has shaken hands
         exchange.watch.uses(self._line)
-        exchange.watch.allow(exchange.patience)
+        exchange.watch.allow(exchange.read_timeout)
         return sock
 
     def connect(self) -> None:
@@ -85,12 +85,12 @@ class _Watched:
             if self._line:
                 self._line.close()
                 self._line = None
-        exchange.watch.allow(exchange.patience)
+        exchange.watch.allow(exchange.read_timeout)
 
     def putrequest(self, method: str, url: str, *args: Any, **options: Any) -> None:
         exchange = _exchange.get()
         exchange.watch.uses(self.sock)
-        exchange.watch.allow(exchange.patience)
+        exchange.watch.allow(exchange.read_timeout)
         query = f"?{exchange.query}" if exchange.query else ""
         super().putrequest(method, url + query, *args, **options)  # type: ignore[misc]  # it is a mixin
         if exchange.authorization:

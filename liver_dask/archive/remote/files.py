@@ -14,20 +14,20 @@ import urllib3
 
 from ...core.errors import LiverDaskError, RemoteError
 from ...core.metrics import traffic
-from ...core.threads import ContextPool, check_wanted, while_wanted
+from ...core.threads import ContextPool, cancel_unless, check_cancelled
 from .address import ZARR_METADATA
-from .cache import SpanCache
+from .cache import RangeCache
 from .fsspec_transport import FsspecTransport
 from .http_transport import HttpTransport
-from .ranges import MOST_OF_A_REQUEST, Received, Span, merge_spans
+from .ranges import MOST_OF_A_REQUEST, ByteRange, Received, coalesce_ranges
 from .retry import retrying
-from .source import OneRangeOnlyError, Source, Transport, TryAgainError
-from .versions import MISSING, Identity
+from .source import OneRangeOnlyError, Source, TransientError, Transport
+from .versions import MISSING, FileVersion
 
 log = logging.getLogger(__name__)
 
 
-MOST_PATIENCE = 4
+MOST_OF_A_TIMEOUT = 4
 """With each try a byte is waited for twice as long, lest a server under load is never heard, up to so many times the
 first patience: waiting longer does not help where requests hang."""
 
@@ -47,14 +47,14 @@ class RemoteFile:
     """One file of the archive; all its ranges are of the same version of it, or SourceChangedError is raised."""
 
     def __init__(self, source: Source, path: str) -> None:
-        """`kept`, if it is set, has ranges that were fetched with `fetch_spans`, of this process and others."""
+        """`kept`, if it is set, has ranges that were fetched with `fetch_ranges`, of this process and others."""
         self.source = source
         self.url = f"{source.url}/{path}"
-        self.kept: SpanCache | None = None
+        self.kept: RangeCache | None = None
         self._whole = b""
 
     @property
-    def identity(self) -> Identity | None:
+    def version(self) -> FileVersion | None:
         """Which version of it is read; None before anything was."""
         version = self.source.versions.get(self.url)
         return None if version == MISSING else version
@@ -64,11 +64,11 @@ class RemoteFile:
         """What tells it, as one Dataset reads it, from all other files in this process."""
         return self.source.versions.id, self.url
 
-    def is_current(self, version: Identity) -> bool:
+    def is_current(self, version: FileVersion) -> bool:
         """Whether this is the version that is read; the source is asked, for one byte, unless that is known."""
-        if self.identity is None:
+        if self.version is None:
             self.fetch(0, 1)
-        return self.identity == version
+        return self.version == version
 
     @property
     def nbytes(self) -> int:
@@ -81,10 +81,10 @@ class RemoteFile:
         return _process.transport(self.source).connections
 
     def fetch(self, start: int, stop: int) -> memoryview:
-        """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_spans`."""
-        return self._fetch_spans([Span(start, stop)])[0]
+        """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_ranges`."""
+        return self._fetch_ranges([ByteRange(start, stop)])[0]
 
-    def fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
+    def fetch_ranges(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
         """Ranges, ascending and none of them empty: all in one request where the server takes that, else in few.
 
         Raises:
@@ -93,88 +93,90 @@ class RemoteFile:
             RangeNotSupportedError: The server would send all of a large file.
             RemoteError: The source did not answer rightly in `source.attempts` tries.
         """
-        if self.kept is None or self.identity is None or not self.identity.tag:
-            return self._fetch_spans(spans)
-        found = self.kept.find(self.url, self.identity, spans)
-        lacking = [span for span, part in zip(spans, found, strict=True) if part is None]
-        fetched = self._fetch_spans(lacking) if lacking else []
+        if self.kept is None or self.version is None or not self.version.etag:
+            return self._fetch_ranges(ranges)
+        found = self.kept.find(self.url, self.version, ranges)
+        lacking = [byte_range for byte_range, part in zip(ranges, found, strict=True) if part is None]
+        fetched = self._fetch_ranges(lacking) if lacking else []
         if lacking:
-            self.kept.keep(self.url, self.identity, lacking, fetched)
+            self.kept.keep(self.url, self.version, lacking, fetched)
         rest = iter(fetched)
         return [next(rest) if part is None else part for part in found]
 
-    def _fetch_spans(self, spans: Sequence[Span]) -> list[memoryview]:
+    def _fetch_ranges(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
         transport = _process.transport(self.source)
-        if not self._whole and transport.takes_several:
+        if not self._whole and transport.supports_multirange:
             try:
-                return self._fetch_merged(spans, merge_spans(spans, GAP, LARGEST_RANGE), MOST_OF_A_REQUEST)
+                return self._fetch_merged(ranges, coalesce_ranges(ranges, GAP, LARGEST_RANGE), MOST_OF_A_REQUEST)
             except OneRangeOnlyError as refusal:
-                transport.takes_several = False
+                transport.supports_multirange = False
                 log.info("%s: %s; it is asked for one range at a time from now on", self.url, refusal)
-        return self._fetch_merged(spans, merge_spans(spans, WIDE_GAP, LARGEST_RANGE), 1)
+        return self._fetch_merged(ranges, coalesce_ranges(ranges, WIDE_GAP, LARGEST_RANGE), 1)
 
-    def _fetch_merged(self, spans: Sequence[Span], merged: Sequence[Span], most: int) -> list[memoryview]:
+    def _fetch_merged(self, ranges: Sequence[ByteRange], merged: Sequence[ByteRange], most: int) -> list[memoryview]:
         """Fetch the merged ranges, up to `most` with a request, and cut those asked for out of them."""
         found: list[memoryview] = []
         for i in range(0, len(merged), most):
             asked = merged[i : i + most]
-            here = [span for span in spans if asked[0].start <= span.start < asked[-1].stop]
+            here = [byte_range for byte_range in ranges if asked[0].start <= byte_range.start < asked[-1].stop]
             if self._whole:
-                found += [memoryview(self._whole)[span.start : span.stop] for span in here]
+                found += [memoryview(self._whole)[byte_range.start : byte_range.stop] for byte_range in here]
             else:
                 found += _Request(self, asked).fetch().cut(here)
         return found
 
     def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
         """Bytes at the beginning and at the end, with where they begin, as far as one request brings them."""
-        ends: list[Span] = []
+        ends: list[ByteRange] = []
         received = Received([])
 
-        def receive(identity: Identity, start: int, data: bytes) -> None:
+        def receive(version: FileVersion, start: int, data: bytes) -> None:
             nonlocal received
-            self.receive(identity, start, data)
+            self.receive(version, start, data)
             if not ends:  # their places are known with the size of the file
-                first = min(head, identity.size)
-                ends.extend([Span(0, first), Span(max(identity.size - tail, first), identity.size)])
+                first = min(head, version.size)
+                ends.extend([ByteRange(0, first), ByteRange(max(version.size - tail, first), version.size)])
                 received = Received(ends)
             if not received.add(start, data):
-                raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
+                raise TransientError(f"sent bytes from {start} on, which were not asked for")
 
         transport = _process.transport(self.source)
-        if transport.takes_several and not self._whole:
+        if transport.supports_multirange and not self._whole:
             try:
                 traffic.add(requests=1)
-                transport.get(self.url, [Span(0, head), Span(-tail, 0)], self.source.timeout, receive)
+                transport.get(self.url, [ByteRange(0, head), ByteRange(-tail, 0)], self.source.timeout, receive)
             except OneRangeOnlyError:
-                transport.takes_several = False
-            except TryAgainError as fault:  # what lacks is asked for as anything else
+                transport.supports_multirange = False
+            except TransientError as fault:  # what lacks is asked for as anything else
                 log.info("%s: %s", self.url, fault)
                 traffic.add(stalls=int(fault.is_stall))
         parts = zip(ends, received.cut(ends), strict=True)
-        return [(span.start, bytes(part)) for span, part in parts if part]
+        return [(byte_range.start, bytes(part)) for byte_range, part in parts if part]
 
-    def receive(self, identity: Identity, start: int, data: bytes) -> None:
+    def receive(self, version: FileVersion, start: int, data: bytes) -> None:
         """Take note of what came of it; SourceChangedError if that is of another version of the file."""
         traffic.add(bytes=len(data))
-        self.source.versions.note(self.url, identity)
-        if start == 0 and len(data) == identity.size:
+        self.source.versions.note(self.url, version)
+        if start == 0 and len(data) == version.size:
             self._whole = data
 
-    def fetch_each(self, requests: Sequence[Sequence[Span]], consume: Callable[[int, list[memoryview]], None]) -> None:
+    def fetch_each(
+        self, requests: Sequence[Sequence[ByteRange]], consume: Callable[[int, list[memoryview]], None]
+    ) -> None:
         """Fetch side by side; call `consume(i, parts)` when the ranges of `requests[i]` came, on their thread.
 
         The first error cancels what has not begun, and is raised.
         """
         if len(requests) == 1:  # no other thread can help
-            consume(0, self.fetch_spans(requests[0]))
+            consume(0, self.fetch_ranges(requests[0]))
             return
 
         def fetch_one(i: int) -> None:
-            consume(i, self.fetch_spans(requests[i]))
+            consume(i, self.fetch_ranges(requests[i]))
 
         threads = _process.threads(self.source.connections)
         is_interrupted = False
-        with while_wanted(lambda: not is_interrupted):
+        with cancel_unless(lambda: not is_interrupted):
             futures = [threads.submit(fetch_one, i) for i in range(len(requests))]
         try:
             for future in as_completed(futures):
@@ -190,9 +192,9 @@ class RemoteFile:
 class _Request:
     """Ranges that are asked for until all of them have come: what came before a fault is not asked for again."""
 
-    def __init__(self, file: RemoteFile, spans: Sequence[Span]) -> None:
+    def __init__(self, file: RemoteFile, ranges: Sequence[ByteRange]) -> None:
         self._file = file
-        self._received = Received(spans)
+        self._received = Received(ranges)
         self._faults: Counter[str] = Counter()
         self.url = file.url
 
@@ -201,7 +203,7 @@ class _Request:
         source = self._file.source
         try:
             retrying(source.attempts)(_Request._ask, self)
-        except TryAgainError as fault:
+        except TransientError as fault:
             told = ", ".join(f"{reason} ({count} x)" for reason, count in self._faults.items())
             raise RemoteError(
                 f"{self.url}: gave up after {self._faults.total()} tries in {monotonic() - began:.0f} s: {told}. "
@@ -215,25 +217,25 @@ class _Request:
         try:
             missing = self._missing()
             if missing:
-                check_wanted(self.url)
+                check_cancelled(self.url)
                 traffic.add(requests=1, retries=int(tries > 0))
-                patience = source.timeout * min(2**tries, MOST_PATIENCE)
-                _process.transport(source).get(self.url, missing, patience, self._receive)
+                read_timeout = source.timeout * min(2**tries, MOST_OF_A_TIMEOUT)
+                _process.transport(source).get(self.url, missing, read_timeout, self._receive)
             if self._missing():
-                raise TryAgainError("sent fewer bytes than asked for")
-        except TryAgainError as fault:
+                raise TransientError("sent fewer bytes than asked for")
+        except TransientError as fault:
             self._faults[str(fault)] += 1
             traffic.add(stalls=int(fault.is_stall))
             raise
 
-    def _receive(self, identity: Identity, start: int, data: bytes) -> None:
-        check_wanted(self.url)
-        self._file.receive(identity, start, data)
+    def _receive(self, version: FileVersion, start: int, data: bytes) -> None:
+        check_cancelled(self.url)
+        self._file.receive(version, start, data)
         if not self._received.add(start, data):
-            raise TryAgainError(f"sent bytes from {start} on, which were not asked for")
+            raise TransientError(f"sent bytes from {start} on, which were not asked for")
 
-    def _missing(self) -> list[Span]:
-        return self._received.missing(self._file.identity.size if self._file.identity else None)
+    def _missing(self) -> list[ByteRange]:
+        return self._received.missing(self._file.version.size if self._file.version else None)
 
 
 def list_folders(source: Source) -> list[str]:

@@ -15,10 +15,10 @@ from ...core.errors import (
     SourceChangedError,
 )
 from ...core.threads import call_aside
-from .ranges import Span
+from .ranges import ByteRange
 from .shares import share_of
-from .source import Receive, Source, TryAgainError
-from .versions import Identity
+from .source import Receive, Source, TransientError
+from .versions import FileVersion
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class FsspecTransport:
     """Ranges of anything else that fsspec opens: folders, memory, s3, ..."""
 
-    takes_several = False
+    supports_multirange = False
 
     def __init__(self, source: Source) -> None:
         self._secret = source.secret
@@ -50,9 +50,9 @@ class FsspecTransport:
         """See Transport."""
         return self._share.now if self._share else self._connections
 
-    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
+    def get(self, url: str, ranges: Sequence[ByteRange], read_timeout: float, receive: Receive) -> None:
         """See Transport; the file system has its own patience."""
-        (start, stop), *_ = spans
+        (start, stop), *_ = ranges
         with self._share or nullcontext():
             found = self._call(lambda: self._read(url, start, stop))
         if isinstance(found, LiverDaskError):
@@ -63,7 +63,7 @@ class FsspecTransport:
         """Call a file system; one that is far away may be silent, and does not let itself be ended."""
         return call() if self._is_near else call_aside(call, math.inf, lambda _: None)
 
-    def _read(self, url: str, start: int, stop: int) -> tuple[Identity, bytes] | LiverDaskError:
+    def _read(self, url: str, start: int, stop: int) -> tuple[FileVersion, bytes] | LiverDaskError:
         path = self._fs._strip_protocol(self._secret.into(url))
         try:
             info = self._fs.info(path)
@@ -72,15 +72,15 @@ class FsspecTransport:
                 return SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
             data = self._fs.cat_file(path, start=start, end=stop)
             if _identity_of(self._fs.info(path)) != _identity_of(info):
-                return TryAgainError("the file was changed while it was read")
+                return TransientError("the file was changed while it was read")
         except FileNotFoundError:
             return SliceNotFoundError(f"{url}: there is no such file.")
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
             return RemoteError(f"{url}: cannot be read ({self._secret.hidden(error)}).")
         except OSError as error:
-            return TryAgainError(self._secret.hidden(error))
+            return TransientError(self._secret.hidden(error))
         if len(data) != stop - start:
-            return TryAgainError(f"sent {len(data)} of {stop - start} bytes")
+            return TransientError(f"sent {len(data)} of {stop - start} bytes")
         return _identity_of(info), data
 
     def folders(self, url: str) -> list[str]:
@@ -98,10 +98,10 @@ class FsspecTransport:
         """See Transport; fsspec keeps its own connections, and has no way to close the idle ones."""
 
 
-def _identity_of(info: Mapping[str, Any]) -> Identity:
+def _identity_of(info: Mapping[str, Any]) -> FileVersion:
     """Which version of a file a file system tells of."""
     names = ("ETag", "etag", "LastModified", "mtime", "modify", "created")
-    tag = next((str(info[name]) for name in names if name in info), "")
+    etag = next((str(info[name]) for name in names if name in info), "")
     mtime = info.get("mtime")
     modified = mtime if isinstance(mtime, (int, float)) and mtime <= time() else None
-    return Identity(int(info["size"]), tag, modified)
+    return FileVersion(int(info["size"]), etag, modified)

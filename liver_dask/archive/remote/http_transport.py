@@ -48,10 +48,10 @@ from ...core.errors import (
 from ...core.threads import SECONDS_BETWEEN_LOOKS
 from .connections import Exchange, check_certificates, exchanging, open_pool
 from .credentials import netrc_authorization, split_secret
-from .ranges import Span, range_header, read_content_range, read_parts
+from .ranges import ByteRange, range_header, read_content_range, read_parts
 from .shares import share_of
-from .source import OneRangeOnlyError, Receive, Source, TryAgainError
-from .versions import Identity
+from .source import OneRangeOnlyError, Receive, Source, TransientError
+from .versions import FileVersion
 from .watchdog import Watch
 
 T = TypeVar("T")
@@ -97,12 +97,12 @@ class _Answer(NamedTuple):
     Attributes:
         response: Its status and headers.
         watch: Ends it.
-        patience: Seconds without a byte, or with hardly any, after which it is given up.
+        read_timeout: Seconds without a byte, or with hardly any, after which it is given up.
     """
 
     response: urllib3.BaseHTTPResponse
     watch: Watch
-    patience: float
+    read_timeout: float
 
     def header(self, name: str) -> str:
         """A header's value, or nothing."""
@@ -112,19 +112,19 @@ class _Answer(NamedTuple):
         """The body as it comes, no more than `most` bytes of it; TryAgainError if hardly anything comes."""
         since, count, total = monotonic(), 0, 0
         while True:
-            self.watch.allow(self.patience)  # also the lines between the chunks of a body
+            self.watch.allow(self.read_timeout)  # also the lines between the chunks of a body
             block = self.response.read1(BLOCK)
             self.watch.allow(math.inf)
             if not block:
                 break
             count, total = count + len(block), total + len(block)
             if total > most:
-                raise TryAgainError(f"sent more than {most} bytes for what was asked for")
+                raise TransientError(f"sent more than {most} bytes for what was asked for")
             yield block
             passed = monotonic() - since
-            if passed > self.patience:
+            if passed > self.read_timeout:
                 if count < SLOWEST * passed:
-                    raise TryAgainError(f"sent {count} bytes in {passed:.1f} s", wait=0, is_stall=True)
+                    raise TransientError(f"sent {count} bytes in {passed:.1f} s", wait=0, is_stall=True)
                 since, count = monotonic(), 0
         self.watch.check()
 
@@ -133,7 +133,7 @@ class HttpTransport:
     """Ranges over http(s), on kept-alive connections."""
 
     def __init__(self, source: Source) -> None:
-        self.takes_several = True
+        self.supports_multirange = True
         self._took_one = self._took_several = False
         self._secret = source.secret
         self._origin = _origin_of(source.url)
@@ -150,25 +150,25 @@ class HttpTransport:
         """See Transport."""
         return self._share.now
 
-    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
+    def get(self, url: str, ranges: Sequence[ByteRange], read_timeout: float, receive: Receive) -> None:
         """See Transport."""
         asked = time()
-        with self._ask(url, {"Range": range_header(spans)}, patience) as answer:
-            self._read(answer, url, spans, _dated(receive, _modified(answer.response.headers, asked)))
+        with self._ask(url, {"Range": range_header(ranges)}, read_timeout) as answer:
+            self._read(answer, url, ranges, _dated(receive, _modified(answer.response.headers, asked)))
 
     @contextmanager
-    def _ask(self, url: str, headers: Mapping[str, str], patience: float) -> Iterator[_Answer]:
+    def _ask(self, url: str, headers: Mapping[str, str], read_timeout: float) -> Iterator[_Answer]:
         """The answer to a request, its redirects followed; what urllib3 raises meanwhile is told as ours."""
         with self._share, Watch() as watch:
             try:
-                response = self._follow(url, {**HEADERS, **headers}, Exchange(watch, patience))
+                response = self._follow(url, {**HEADERS, **headers}, Exchange(watch, read_timeout))
                 try:
-                    yield _Answer(response, watch, patience)
+                    yield _Answer(response, watch, read_timeout)
                 finally:
                     _release(response)
             except (faults.HTTPError, TimeoutError) as fault:  # the latter is the watch's
-                watch.check_wanted()
-                raise self._explain(fault, url, patience, watch.ended == "late") from fault
+                watch.check_cancelled()
+                raise self._explain(fault, url, read_timeout, watch.ended == "late") from fault
             except ValueError as error:  # urllib3's own, of an address
                 if isinstance(error, LiverDaskError):
                     raise
@@ -213,7 +213,7 @@ class HttpTransport:
                     "GET",
                     address,
                     headers=headers,  # which replace the pool's
-                    timeout=urllib3.Timeout(connect=exchange.patience, read=exchange.patience),
+                    timeout=urllib3.Timeout(connect=exchange.read_timeout, read=exchange.read_timeout),
                     pool_timeout=SECONDS_BETWEEN_LOOKS,
                     preload_content=False,  # nothing is read before status and headers have been checked
                     decode_content=False,
@@ -221,61 +221,67 @@ class HttpTransport:
                     retries=False,
                 )
             except faults.EmptyPoolError:
-                exchange.watch.check_wanted()
+                exchange.watch.check_cancelled()
 
-    def _read(self, answer: _Answer, url: str, spans: Sequence[Span], receive: Receive) -> None:
-        several, status = len(spans) > 1, answer.response.status
+    def _read(self, answer: _Answer, url: str, ranges: Sequence[ByteRange], receive: Receive) -> None:
+        several, status = len(ranges) > 1, answer.response.status
         if status in (200, 206) and (answer.header("Content-Encoding") or "identity") != "identity":
-            raise TryAgainError("answered with compressed bytes")
+            raise TransientError("answered with compressed bytes")
         if status == 206:
             if answer.header("Content-Type").lower().startswith("multipart/byteranges"):
-                self._read_several(answer, spans, receive)
+                self._read_several(answer, ranges, receive)
             elif several:
-                raise self._unlike(spans, "one range")
+                raise self._unlike(ranges, "one range")
             else:
-                _read_one(answer, spans[0], receive)
+                _read_one(answer, ranges[0], receive)
                 self._took_one = True
         elif several and status in REFUSALS_OF_SEVERAL:
-            raise self._unlike(spans, str(status))
+            raise self._unlike(ranges, str(status))
         elif status == 200 and self._took_one:
-            raise TryAgainError("answered with the whole file, unlike before")
+            raise TransientError("answered with the whole file, unlike before")
         elif status == 200:
-            self._read_whole(answer, url, spans[0], receive)
+            self._read_whole(answer, url, ranges[0], receive)
         else:
             raise self._refusal(answer.response, url)
 
-    def _unlike(self, spans: Sequence[Span], answer: str) -> LiverDaskError:
+    def _unlike(self, ranges: Sequence[ByteRange], answer: str) -> LiverDaskError:
         """What it means that several ranges were not sent: a passing fault only of a server that has sent some."""
-        told = f"asked for {len(spans)} ranges, answered with {answer}"
-        return TryAgainError(told) if self._took_several else OneRangeOnlyError(told)
+        told = f"asked for {len(ranges)} ranges, answered with {answer}"
+        return TransientError(told) if self._took_several else OneRangeOnlyError(told)
 
-    def _read_several(self, answer: _Answer, spans: Sequence[Span], receive: Receive) -> None:
+    def _read_several(self, answer: _Answer, ranges: Sequence[ByteRange], receive: Receive) -> None:
         """The body of a 206 of several parts, whichever they are, as long as they are about as much as asked for."""
-        tag = _tag(answer.response)
-        most = sum(span.stop - span.start if span.start >= 0 else -span.start for span in spans) + len(spans) * OVERHEAD
+        etag = _tag(answer.response)
+        most = (
+            sum(
+                byte_range.stop - byte_range.start if byte_range.start >= 0 else -byte_range.start
+                for byte_range in ranges
+            )
+            + len(ranges) * OVERHEAD
+        )
         if (answer.response.length_remaining or 0) > most:
-            raise self._unlike(spans, f"{answer.response.length_remaining} bytes")
+            raise self._unlike(ranges, f"{answer.response.length_remaining} bytes")
         try:
             for piece in read_parts(answer.blocks(most)):
-                receive(Identity(piece.size, tag), piece.start, piece.data)
+                receive(FileVersion(piece.size, etag), piece.start, piece.data)
         except ValueError as error:
             if isinstance(error, LiverDaskError):
                 raise
-            raise TryAgainError(f"answered with several ranges that cannot be read ({error})") from error
+            raise TransientError(f"answered with several ranges that cannot be read ({error})") from error
         self._took_several = True
 
-    def _read_whole(self, answer: _Answer, url: str, span: Span, receive: Receive) -> None:
+    def _read_whole(self, answer: _Answer, url: str, byte_range: ByteRange, receive: Receive) -> None:
         size = answer.response.length_remaining
         if size is None or size > SMALL_FILE:
             told = "of untold size" if size is None else f"{size / 1e6:.0f} MB"
             raise RangeNotSupportedError(
                 f"{url}: the server ignores byte ranges and would send the whole file ({told}) for bytes "
-                f"{span.start}-{span.stop - 1}; use a server that supports ranges, or a local copy."
+                f"{byte_range.start}-{byte_range.stop - 1}; use a server that supports ranges, or a local copy."
             )
         whole = b"".join(answer.blocks(size))
         if len(whole) != size:
-            raise TryAgainError(f"sent {len(whole)} of {size} bytes")
-        receive(Identity(size, _tag(answer.response)), 0, whole)
+            raise TransientError(f"sent {len(whole)} of {size} bytes")
+        receive(FileVersion(size, _tag(answer.response)), 0, whole)
         with self._lock:
             self._warn_once(urlsplit(url).netloc)
 
@@ -284,25 +290,25 @@ class HttpTransport:
             self._warned.add(host)
             warnings.warn(f"{host} ignores byte ranges: a file is fetched whole for any part of it.", stacklevel=2)
 
-    def _explain(self, fault: Exception, url: str, patience: float, is_late: bool) -> LiverDaskError:
+    def _explain(self, fault: Exception, url: str, read_timeout: float, is_late: bool) -> LiverDaskError:
         """One of our errors for one of urllib3's."""
         host = urlsplit(url).netloc
         if is_late:
-            return TryAgainError(f"no whole answer in {patience:g} s", wait=0, is_stall=True)
+            return TransientError(f"no whole answer in {read_timeout:g} s", wait=0, is_stall=True)
         if isinstance(fault, faults.LocationValueError):
             return InvalidArgumentError(f"{url} is not a URL that can be opened.")
         if isinstance(fault, faults.ProxyError):
-            return TryAgainError(f"no way through the proxy to {host} ({_short(fault.original_error)})")
+            return TransientError(f"no way through the proxy to {host} ({_short(fault.original_error)})")
         if isinstance(fault, faults.NameResolutionError):
-            return TryAgainError(f"there is no host {urlsplit(url).hostname}, or its name cannot be looked up now")
+            return TransientError(f"there is no host {urlsplit(url).hostname}, or its name cannot be looked up now")
         if isinstance(fault, faults.NewConnectionError):  # which urllib3 counts among the time-outs
-            return TryAgainError(f"no connection to {host} ({fault.args[-1]})")
+            return TransientError(f"no connection to {host} ({fault.args[-1]})")
         if isinstance(fault, faults.TimeoutError):
-            told = f"silent for {patience:g} s"
-            return TryAgainError(told, wait=0, is_stall=True)  # it would stay silent; a new request may not
+            told = f"silent for {read_timeout:g} s"
+            return TransientError(told, wait=0, is_stall=True)  # it would stay silent; a new request may not
         if isinstance(fault, faults.SSLError) and isinstance(fault.args[0], ssl.SSLCertVerificationError):
             return RemoteError(f"{url}: the server's certificate is not trusted ({fault.args[0]}).")
-        return TryAgainError(self._secret.hidden(_short(fault)))
+        return TransientError(self._secret.hidden(_short(fault)))
 
     def _refusal(self, response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
         status = response.status
@@ -314,7 +320,7 @@ class HttpTransport:
                 pause = urllib3.Retry().get_retry_after(response)
             except (faults.InvalidHeader, ValueError, OverflowError):
                 pause = None
-            return TryAgainError(f"answered {told}", wait=pause or None)
+            return TransientError(f"answered {told}", wait=pause or None)
         if status == 416:
             return SourceChangedError(f"{url}: is shorter than when it was first read ({status}); read it again.")
         if status == 401:
@@ -358,20 +364,24 @@ class HttpTransport:
                 kept.put_nowait(connection)
 
 
-def _read_one(answer: _Answer, span: Span, receive: Receive) -> None:
+def _read_one(answer: _Answer, byte_range: ByteRange, receive: Receive) -> None:
     """The body of a 206, once its headers say that it is the range asked for, or the first bytes of it."""
     told, length = read_content_range(answer.header("Content-Range")), answer.response.length_remaining
     if told is None:
         found = _short(repr(answer.header("Content-Range")))
-        raise TryAgainError(f"asked for bytes {span.start}-{span.stop - 1}, answered with Content-Range {found}")
+        raise TransientError(
+            f"asked for bytes {byte_range.start}-{byte_range.stop - 1}, answered with Content-Range {found}"
+        )
     (start, stop), size = told
-    if start != span.start or stop > span.stop:
-        raise TryAgainError(f"asked for bytes {span.start}-{span.stop - 1} of {size}, answered with {start}-{stop - 1}")
+    if start != byte_range.start or stop > byte_range.stop:
+        raise TransientError(
+            f"asked for bytes {byte_range.start}-{byte_range.stop - 1} of {size}, answered with {start}-{stop - 1}"
+        )
     if length not in (stop - start, None):
-        raise TryAgainError(f"would send {length} bytes for {stop - start}")
-    identity = Identity(size, _tag(answer.response))
+        raise TransientError(f"would send {length} bytes for {stop - start}")
+    version = FileVersion(size, _tag(answer.response))
     for block in answer.blocks(stop - start):
-        receive(identity, start, block)
+        receive(version, start, block)
         start += len(block)
 
 
@@ -450,7 +460,7 @@ class _FolderLinks(HTMLParser):
         super().__init__()
         self.folders: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, etag: str, attrs: list[tuple[str, str | None]]) -> None:
         target = dict(attrs).get("href") or ""
-        if tag == "a" and target.endswith("/") and not target.startswith(("/", ".", "?", "http")):
+        if etag == "a" and target.endswith("/") and not target.startswith(("/", ".", "?", "http")):
             self.folders.append(unquote(target.rstrip("/")))

@@ -16,7 +16,7 @@ LONGEST_PART_HEADER = 4096
 _CONTENT_RANGE = re.compile(rb"(?i)\bbytes (\d{1,18})-(\d{1,18})/(\d{1,18})(?!\d)")
 
 
-class Span(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes `start` to `stop` of a file; only to ask for: of a start below 0, that many at its end."""
 
     start: int
@@ -31,38 +31,39 @@ class Piece(NamedTuple):
     size: int
 
 
-def merge_spans(spans: Iterable[Span], gap: int, most_bytes: int) -> list[Span]:
+def coalesce_ranges(ranges: Iterable[ByteRange], gap: int, most_bytes: int) -> list[ByteRange]:
     """The fewest ranges that hold some ascending spans, with up to `gap` bytes between two fetched along.
 
     Args:
-        spans: What is needed.
+        ranges: What is needed.
         gap: The most bytes between two spans of one range.
         most_bytes: The most bytes of a range that more than one span is in.
     """
-    merged: list[Span] = []
-    for span in spans:
+    merged: list[ByteRange] = []
+    for byte_range in ranges:
         last = merged[-1] if merged else None
-        if last and 0 <= span.start - last.stop <= gap and span.stop - last.start <= most_bytes:
-            merged[-1] = Span(last.start, span.stop)
+        if last and 0 <= byte_range.start - last.stop <= gap and byte_range.stop - last.start <= most_bytes:
+            merged[-1] = ByteRange(last.start, byte_range.stop)
         else:
-            merged.append(Span(*span))
+            merged.append(ByteRange(*byte_range))
     return merged
 
 
-def range_header(spans: Iterable[Span]) -> str:
+def range_header(ranges: Iterable[ByteRange]) -> str:
     """The value of a request's Range header."""
     return "bytes=" + ",".join(
-        f"{span.start}-{span.stop - 1}" if span.start >= 0 else str(span.start) for span in spans
+        f"{byte_range.start}-{byte_range.stop - 1}" if byte_range.start >= 0 else str(byte_range.start)
+        for byte_range in ranges
     )
 
 
-def read_content_range(text: str | bytes) -> tuple[Span, int] | None:
+def read_content_range(text: str | bytes) -> tuple[ByteRange, int] | None:
     """The range that a Content-Range header tells, and the size of the file; None if it does not."""
     found = _CONTENT_RANGE.search(text if isinstance(text, bytes) else text.encode())
     if not found:
         return None
     first, last, size = map(int, found.groups())
-    return (Span(first, last + 1), size) if first <= last < size else None
+    return (ByteRange(first, last + 1), size) if first <= last < size else None
 
 
 def read_parts(blocks: Iterable[bytes]) -> Iterator[Piece]:
@@ -100,39 +101,41 @@ class Received:
     """What has come of some ranges of a file, in whatever order.
 
     Args:
-        spans: The ranges, ascending, none of them within another.
+        ranges: The ranges, ascending, none of them within another.
     """
 
-    def __init__(self, spans: Sequence[Span]) -> None:
-        self._spans = list(spans)
-        self._starts = [span.start for span in spans]
-        self._buffers = [bytearray() for _ in spans]
+    def __init__(self, ranges: Sequence[ByteRange]) -> None:
+        self._ranges = list(ranges)
+        self._starts = [byte_range.start for byte_range in ranges]
+        self._buffers = [bytearray() for _ in ranges]
 
     def add(self, start: int, data: bytes) -> bool:
         """Take the bytes from `start` on; False if they are not the next ones of any range."""
         stop, used = start + len(data), False
         i = max(bisect.bisect_right(self._starts, start) - 1, 0)
-        while i < len(self._spans) and self._starts[i] < stop:  # more than one, where a server puts ranges together
-            span, reached = self._spans[i], self._starts[i] + len(self._buffers[i])
-            if start <= reached < min(stop, span.stop):
-                self._buffers[i] += memoryview(data)[reached - start : span.stop - start]
+        while i < len(self._ranges) and self._starts[i] < stop:  # more than one, where a server puts ranges together
+            byte_range, reached = self._ranges[i], self._starts[i] + len(self._buffers[i])
+            if start <= reached < min(stop, byte_range.stop):
+                self._buffers[i] += memoryview(data)[reached - start : byte_range.stop - start]
                 used = True
             i += 1
         return used
 
-    def missing(self, size: int | None = None) -> list[Span]:
+    def missing(self, size: int | None = None) -> list[ByteRange]:
         """What has not come yet, of a file of so many bytes if that is known."""
-        stops = [span.stop if size is None else min(span.stop, size) for span in self._spans]
-        reached = [span.start + len(buffer) for span, buffer in zip(self._spans, self._buffers, strict=True)]
-        return [Span(first, stop) for first, stop in zip(reached, stops, strict=True) if first < stop]
+        stops = [byte_range.stop if size is None else min(byte_range.stop, size) for byte_range in self._ranges]
+        reached = [
+            byte_range.start + len(buffer) for byte_range, buffer in zip(self._ranges, self._buffers, strict=True)
+        ]
+        return [ByteRange(first, stop) for first, stop in zip(reached, stops, strict=True) if first < stop]
 
-    def cut(self, spans: Iterable[Span]) -> list[memoryview]:
+    def cut(self, ranges: Iterable[ByteRange]) -> list[memoryview]:
         """The bytes of some ranges that lie within those that have come, fewer only where the file ends."""
         found = []
         i = 0
-        for span in spans:
-            while self._spans[i].stop < span.stop or self._spans[i].start > span.start:
+        for byte_range in ranges:
+            while self._ranges[i].stop < byte_range.stop or self._ranges[i].start > byte_range.start:
                 i += 1
-            first = self._spans[i].start
-            found.append(memoryview(self._buffers[i])[span.start - first : span.stop - first])
+            first = self._ranges[i].start
+            found.append(memoryview(self._buffers[i])[byte_range.start - first : byte_range.stop - first])
         return found

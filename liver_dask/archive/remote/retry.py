@@ -7,7 +7,7 @@ import random
 import tenacity
 
 from ...core.threads import pause
-from .source import TryAgainError
+from .source import TransientError
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def retrying(attempts: int) -> tenacity.Retrying:
     CPythons (3.11.7 for one; gh-106883) wait for themselves, for ever.
     """
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TryAgainError),
+        retry=tenacity.retry_if_exception_type(TransientError),
         stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
         wait=_wait,
         sleep=lambda seconds: pause(seconds),
@@ -38,7 +38,7 @@ def retrying(attempts: int) -> tenacity.Retrying:
 
 def _wait(state: tenacity.RetryCallState) -> float:
     fault = state.outcome.exception() if state.outcome else None
-    asked_for = fault.wait if isinstance(fault, TryAgainError) else None
+    asked_for = fault.wait if isinstance(fault, TransientError) else None
     if asked_for is None:
         return _jitter.uniform(0, min(0.2 * 2**state.attempt_number, 10))
     return min(asked_for, LONGEST_WAIT)

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from ...core.threads import SECONDS_BETWEEN_LOOKS, check_wanted
+from ...core.threads import SECONDS_BETWEEN_LOOKS, check_cancelled
 from .ledger import OPERATION
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Share:
             try:
                 while not self._is_free():
                     self._changed.wait(SECONDS_BETWEEN_LOOKS)
-                    check_wanted("What waits for a connection")
+                    check_cancelled("What waits for a connection")
             except BaseException:
                 self._inside -= 1
                 raise

@@ -8,8 +8,8 @@ from ...core.errors import (
     RemoteError,
 )
 from .credentials import Secret
-from .ranges import Span
-from .versions import Identity, Versions
+from .ranges import ByteRange
+from .versions import FileVersion, Versions
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Source:
         return self.url.startswith(("http://", "https://"))
 
 
-Receive = Callable[[Identity, int, bytes], None]
+Receive = Callable[[FileVersion, int, bytes], None]
 """Is given some bytes of a file as they come: which version of it they are of, where they begin, and they."""
 
 
-class TryAgainError(RemoteError):
+class TransientError(RemoteError):
     """A fault that another request may not meet.
 
     Attributes:
@@ -68,23 +68,23 @@ class Transport(Protocol):
     """Asks for ranges, once; a fault that may pass is a TryAgainError.
 
     Attributes:
-        takes_several: Whether a request may be for several ranges, as far as is known; whoever gets a OneRangeOnlyError
-            may set it.
+        supports_multirange: Whether a request may be for several ranges, as far as is known; whoever gets a
+            OneRangeOnlyError may set it.
     """
 
-    takes_several: bool
+    supports_multirange: bool
 
     @property
     def connections(self) -> int:
         """Into how many requests a read is best split now: so many may be under way at once."""
 
-    def get(self, url: str, spans: Sequence[Span], patience: float, receive: Receive) -> None:
+    def get(self, url: str, ranges: Sequence[ByteRange], read_timeout: float, receive: Receive) -> None:
         """Fetch ranges, each at most to the end of the file; or the whole of a small one.
 
         Args:
             url: The file.
-            spans: The ranges, ascending; one, or where the server takes that, several.
-            patience: Seconds without a byte, or with hardly any, after which the request is given up.
+            ranges: The ranges, ascending; one, or where the server takes that, several.
+            read_timeout: Seconds without a byte, or with hardly any, after which the request is given up.
             receive: Gets the bytes in the order in which they come.
         """
 

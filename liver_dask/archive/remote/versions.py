@@ -14,25 +14,25 @@ from ...core.errors import SourceChangedError
 
 
 @dataclass(frozen=True)
-class Identity:
+class FileVersion:
     """What tells one version of a file from another.
 
     Attributes:
         size: Bytes of the file.
-        tag: Its ETag, or else its date; empty where the source tells neither.
+        etag: Its ETag, or else its date; empty where the source tells neither.
         modified: When it was changed at the earliest, in seconds since 1970 by this machine's clock, if that is known.
             It is told by a clock, and so does not count when two versions are compared.
     """
 
     size: int
-    tag: str
+    etag: str
     modified: float | None = field(default=None, compare=False)
 
 
-MISSING = Identity(0, "missing")
+MISSING = FileVersion(0, "missing")
 """Stands for the version of a file that the source does not have, where that is taken for zeros."""
 
-_SEVERAL = Identity(-1, "several")
+_SEVERAL = FileVersion(-1, "several")
 """Stands for the versions of a file of which two processes have each read another."""
 
 
@@ -47,13 +47,13 @@ class Versions:
     def __init__(self) -> None:
         self.id = secrets.token_hex(8)
         self._opened = time.time()
-        self._known: dict[str, Identity] = {}
+        self._known: dict[str, FileVersion] = {}
         _of_this_process[self.id] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _joined, (self.id, self._opened, self._known.copy())
 
-    def get(self, url: str) -> Identity | None:
+    def get(self, url: str) -> FileVersion | None:
         """The version of a file that is read, if any of it was.
 
         Raises:
@@ -64,7 +64,7 @@ class Versions:
             raise SourceChangedError(f"{url} was read in two versions, by two processes; open the source again.")
         return known
 
-    def note(self, url: str, found: Identity) -> None:
+    def note(self, url: str, found: FileVersion) -> None:
         """Take note of which version of a file is there now.
 
         Raises:
@@ -87,7 +87,7 @@ class Versions:
         none_read = MISSING, _SEVERAL
         return any(url.startswith(prefix) and known not in none_read for url, known in [*self._known.items()])
 
-    def _join(self, known: dict[str, Identity]) -> None:
+    def _join(self, known: dict[str, FileVersion]) -> None:
         """Take over what another process has noted; a file of which the two know two versions is read no more."""
         for url, version in known.items():
             if self._known.setdefault(url, version) != version:
@@ -97,7 +97,7 @@ class Versions:
 _of_this_process: WeakValueDictionary[str, Versions] = WeakValueDictionary()
 
 
-def _joined(name: str, opened: float, known: dict[str, Identity]) -> Versions:
+def _joined(name: str, opened: float, known: dict[str, FileVersion]) -> Versions:
     """The versions of a Dataset that was unpickled: those that this process has of it, if it has it already."""
     versions = _of_this_process.get(name)
     if versions is None:
@@ -109,13 +109,13 @@ def _joined(name: str, opened: float, known: dict[str, Identity]) -> Versions:
     return versions
 
 
-_noted: contextvars.ContextVar[dict[str, Identity] | None] = contextvars.ContextVar("noted", default=None)
+_noted: contextvars.ContextVar[dict[str, FileVersion] | None] = contextvars.ContextVar("noted", default=None)
 
 
 @contextmanager
-def noting_files() -> Iterator[dict[str, Identity]]:
+def noting_files() -> Iterator[dict[str, FileVersion]]:
     """Meanwhile the files that voxels are read of are noted by URL, on whatever thread of a ContextPool."""
-    files: dict[str, Identity] = {}
+    files: dict[str, FileVersion] = {}
     token = _noted.set(files)
     try:
         yield files
@@ -123,15 +123,15 @@ def noting_files() -> Iterator[dict[str, Identity]]:
         _noted.reset(token)
 
 
-def note_file(url: str, version: Identity) -> None:
+def note_file(url: str, version: FileVersion) -> None:
     """Tell whoever wants to know that voxels were read of a file."""
     files = _noted.get()
     if files is not None:
         files[url] = version
 
 
-def _told(version: Identity) -> str:
-    return "been missing" if version == MISSING else f"{version.size} bytes ({version.tag})"
+def _told(version: FileVersion) -> str:
+    return "been missing" if version == MISSING else f"{version.size} bytes ({version.etag})"
 
 
 def _local_time(seconds: float) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from ...core.threads import SECONDS_BETWEEN_LOOKS, AbandonedError, asked_whether_wanted
+from ...core.threads import SECONDS_BETWEEN_LOOKS, ReadCancelledError, asked_whether_wanted
 
 IDLE_LOOKS = 50
 """After so many looks at nothing the thread ends; the next exchange starts another."""
@@ -53,7 +53,7 @@ class Watch:
         with self._lock:
             self._socket = used
 
-    def look(self) -> None:
+    def probe(self) -> None:
         """Shut its socket down if its time is over, or nobody wants it."""
         with self._lock:
             if self._socket is None or self.ended:
@@ -67,15 +67,15 @@ class Watch:
             with suppress(OSError):  # it is closed already
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # TLS would first forget its own state
 
-    def check_wanted(self) -> None:
+    def check_cancelled(self) -> None:
         """AbandonedError if nobody wants it."""
         if self.ended == "unwanted" or not self._is_wanted():
-            raise AbandonedError("What was asked for is no longer wanted")
+            raise ReadCancelledError("What was asked for is no longer wanted")
 
     def check(self) -> None:
         """The same, and TimeoutError if it was late: what seems to be its end is none."""
         if self.ended:
-            self.check_wanted()
+            self.check_cancelled()
             raise TimeoutError
 
 
@@ -111,7 +111,7 @@ class _Watchdog:
                     self._is_running = False
                     return
             for watch in watches:
-                watch.look()
+                watch.probe()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

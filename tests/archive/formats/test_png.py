@@ -18,7 +18,7 @@ from helpers.memory_file import MemoryFile
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import mask_rows, png, png_file, png_rows, png_stream
 from liver_dask.archive.formats.png import PngSlice
-from liver_dask.core.threads import AbandonedError, while_wanted
+from liver_dask.core.threads import ReadCancelledError, cancel_unless
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
 
 HEIGHT, WIDTH = 150, 40
@@ -89,11 +89,11 @@ class FailingFile(MemoryFile):
 
     failing = -1
 
-    def fetch_spans(self, spans: Any) -> list[memoryview]:
+    def fetch_ranges(self, ranges: Any) -> list[memoryview]:
         self.failing -= 1
         if self.failing == 0:
             raise TimeoutError
-        return super().fetch_spans(spans)
+        return super().fetch_ranges(ranges)
 
 
 def test_a_request_that_was_given_up_costs_no_pixel(mask: tuple[np.ndarray, bytes]) -> None:
@@ -149,7 +149,7 @@ def test_fewer_rows_of_a_mask_after_a_read_that_was_given_up(tmp_path: Path) -> 
 
     with serve(tmp_path, Noting) as server:
         er = ld.open_human_liver_em(server.url, shape=(1, height, width), labels="er").er[0].data.lazy
-        with pytest.raises(AbandonedError), while_wanted(lambda: len(asked) < 2):
+        with pytest.raises(ReadCancelledError), cancel_unless(lambda: len(asked) < 2):
             er[0:height, :]
         for stop in (*range(60, 90, 3), height):
             np.testing.assert_array_equal(er[0:stop, :], pixels[:stop])

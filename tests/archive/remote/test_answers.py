@@ -14,8 +14,8 @@ from helpers.talkers import WHOLE, fetched, source_of, talking, to
 from liver_dask.archive.remote import http_transport as transport
 from liver_dask.archive.remote.files import RemoteFile
 from liver_dask.archive.remote.http_transport import HttpTransport
-from liver_dask.archive.remote.ranges import Span, read_content_range
-from liver_dask.archive.remote.source import TryAgainError
+from liver_dask.archive.remote.ranges import ByteRange, read_content_range
+from liver_dask.archive.remote.source import TransientError
 
 MB = 1 << 20
 SIZE = 500 * MB
@@ -64,7 +64,7 @@ def test_several_ranges_are_no_more_than_was_asked_for(length: bytes, what: str)
         assert sum(len(data) for _, data in ends) <= 24_576
         with pytest.raises(ld.RemoteError):
             HttpTransport(source_of(talker.url)).get(
-                f"{talker.url}/a", [Span(0, 99), Span(9999, 12_000)], 5, lambda *_: None
+                f"{talker.url}/a", [ByteRange(0, 99), ByteRange(9999, 12_000)], 5, lambda *_: None
             )
     assert talker.sent < 30 * MB
 
@@ -96,7 +96,7 @@ def test_no_body_is_read_beyond_what_it_is_for(body: str) -> None:
                 asked.folders(talker.url)
         else:
             with pytest.raises(ld.RemoteError):
-                asked.get(f"{talker.url}/a", [Span(0, 100)], 5, lambda *_: None)
+                asked.get(f"{talker.url}/a", [ByteRange(0, 100)], 5, lambda *_: None)
             if body == "compressed":
                 assert asked.folders(talker.url) == []
     assert talker.sent < 60 * MB
@@ -146,5 +146,5 @@ def test_any_content_range_is_read_or_is_none(text: str) -> None:
 def test_numbers_beyond_any_file_are_a_passing_fault() -> None:
     """The same, on the whole way."""
     head = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/%b\r\nContent-Length: 5\r\n\r\nabcde" % (b"9" * 5000)
-    with talking(lambda *_: [head]) as talker, pytest.raises(TryAgainError, match="Content-Range"):
+    with talking(lambda *_: [head]) as talker, pytest.raises(TransientError, match="Content-Range"):
         fetched(talker.url)

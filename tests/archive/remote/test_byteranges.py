@@ -14,60 +14,60 @@ from helpers.archive import SHAPE
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.formats.strip_prefix import PrefixShares
-from liver_dask.archive.remote.ranges import Received, Span, merge_spans, read_parts
+from liver_dask.archive.remote.ranges import ByteRange, Received, coalesce_ranges, read_parts
 from liver_dask.demo import RangeRequestHandler, serve
 
 FILE = bytes(range(256)) * 4
 
 spans_of_a_file = st.lists(st.integers(0, len(FILE) - 1), min_size=2, max_size=40, unique=True).map(
-    lambda cuts: [Span(*pair) for pair in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
+    lambda cuts: [ByteRange(*pair) for pair in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
 )
 
 
-@given(spans=spans_of_a_file, gap=st.integers(0, 60), most=st.integers(1, 900))
-def test_merged_ranges_hold_all_that_was_asked_for(spans: list[Span], gap: int, most: int) -> None:
+@given(ranges=spans_of_a_file, gap=st.integers(0, 60), most=st.integers(1, 900))
+def test_merged_ranges_hold_all_that_was_asked_for(ranges: list[ByteRange], gap: int, most: int) -> None:
     """Bytes would be missing, or more be fetched along than was allowed."""
-    merged = merge_spans(spans, gap, most)
-    assert all(any(m.start <= s.start and s.stop <= m.stop for m in merged) for s in spans)
+    merged = coalesce_ranges(ranges, gap, most)
+    assert all(any(m.start <= s.start and s.stop <= m.stop for m in merged) for s in ranges)
     assert all(a.stop < b.start or gap == 0 or b.stop - a.start > most for a, b in pairwise(merged))
-    asked, fetched = (sum(s.stop - s.start for s in some) for some in (spans, merged))
-    assert fetched - asked <= gap * (len(spans) - len(merged))
-    assert all(m in spans or m.stop - m.start <= most for m in merged)
+    asked, fetched = (sum(s.stop - s.start for s in some) for some in (ranges, merged))
+    assert fetched - asked <= gap * (len(ranges) - len(merged))
+    assert all(m in ranges or m.stop - m.start <= most for m in merged)
 
 
 @settings(max_examples=200)
-@given(spans=spans_of_a_file, sizes=st.lists(st.integers(1, 300), min_size=1), data=st.data())
-def test_a_body_of_several_parts_is_read_whatever_its_blocks_are(spans: list[Span], sizes, data) -> None:
+@given(ranges=spans_of_a_file, sizes=st.lists(st.integers(1, 300), min_size=1), data=st.data())
+def test_a_body_of_several_parts_is_read_whatever_its_blocks_are(ranges: list[ByteRange], sizes, data) -> None:
     """A header cut in two by the network would lose a part, or a part's bytes be put at another place."""
-    order = data.draw(st.permutations(spans))
+    order = data.draw(st.permutations(ranges))
     body = b"".join(
         b"\r\n--X\r\nContent-Type: image/tiff\r\nContent-range: bytes %d-%d/%d\r\n\r\n%b"
-        % (span.start, span.stop - 1, len(FILE), FILE[span.start : span.stop])
-        for span in order
+        % (byte_range.start, byte_range.stop - 1, len(FILE), FILE[byte_range.start : byte_range.stop])
+        for byte_range in order
     )
     body += b"\r\n--X--\r\n"
     cuts = np.cumsum([0, *(sizes * len(body))])
     blocks = [body[a:b] for a, b in pairwise(cuts) if a < len(body)]
-    received = Received(spans)
+    received = Received(ranges)
     for piece in read_parts(blocks):
         assert piece.size == len(FILE)
         assert received.add(piece.start, piece.data)
     assert received.missing() == []
-    assert [bytes(part) for part in received.cut(spans)] == [FILE[s.start : s.stop] for s in spans]
+    assert [bytes(part) for part in received.cut(ranges)] == [FILE[s.start : s.stop] for s in ranges]
 
 
 @settings(deadline=None)
-@given(spans=spans_of_a_file, data=st.data())
-def test_what_came_before_a_fault_is_not_asked_for_again(spans: list[Span], data) -> None:
+@given(ranges=spans_of_a_file, data=st.data())
+def test_what_came_before_a_fault_is_not_asked_for_again(ranges: list[ByteRange], data) -> None:
     """A stream that broke midway would begin anew, or leave a hole."""
-    received = Received(spans)
+    received = Received(ranges)
     while missing := received.missing(len(FILE)):
         first = missing[0]
         stop = data.draw(st.integers(first.start + 1, first.stop))
         assert received.add(first.start, FILE[first.start : stop])
         assert sum(s.stop - s.start for s in received.missing()) < sum(s.stop - s.start for s in missing)
-    assert [bytes(part) for part in received.cut(spans)] == [FILE[s.start : s.stop] for s in spans]
-    assert not received.add(spans[0].start, b"again")
+    assert [bytes(part) for part in received.cut(ranges)] == [FILE[s.start : s.stop] for s in ranges]
+    assert not received.add(ranges[0].start, b"again")
 
 
 @pytest.mark.parametrize("x_stop", [1, 30, 200, 420])

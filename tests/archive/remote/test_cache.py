@@ -15,12 +15,12 @@ import pytest
 import liver_dask as ld
 from helpers.archive import SHAPE
 from liver_dask.archive import reader
-from liver_dask.archive.remote.cache import FolderCache, SpanCache
-from liver_dask.archive.remote.ranges import Span
-from liver_dask.archive.remote.versions import Identity
+from liver_dask.archive.remote.cache import FolderCache, RangeCache
+from liver_dask.archive.remote.ranges import ByteRange
+from liver_dask.archive.remote.versions import FileVersion
 from liver_dask.demo import ArchiveServer
 
-VERSION = Identity(10**6, "v1")
+VERSION = FileVersion(10**6, "v1")
 
 
 def make_foreign(folder: Path) -> dict[Path, bytes]:
@@ -47,11 +47,11 @@ def assert_untouched(foreign: dict[Path, bytes]) -> None:
     assert {path: path.read_bytes() for path in foreign if path.exists()} == foreign
 
 
-def fill(folder: Path, limit: int, count: int, url: str = "http://a/b.tif") -> SpanCache:
-    cache = SpanCache(str(folder), limit)
+def fill(folder: Path, limit: int, count: int, url: str = "http://a/b.tif") -> RangeCache:
+    cache = RangeCache(str(folder), limit)
     for number in range(count):
-        span = Span(number << 22, (number << 22) + 900)
-        cache.keep(url, VERSION, [span], [memoryview(bytes([number]) * 900)])
+        byte_range = ByteRange(number << 22, (number << 22) + 900)
+        cache.keep(url, VERSION, [byte_range], [memoryview(bytes([number]) * 900)])
     return cache
 
 
@@ -60,7 +60,7 @@ def test_a_cache_that_is_full_removes_its_own_alone(tmp_path: Path) -> None:
     foreign = make_foreign(tmp_path)
     cache = fill(tmp_path, 10_000, 30)
     assert_untouched(foreign)
-    assert cache.find("http://a/b.tif", VERSION, [Span(0, 900), Span(29 << 22, (29 << 22) + 900)])[0] is None
+    assert cache.find("http://a/b.tif", VERSION, [ByteRange(0, 900), ByteRange(29 << 22, (29 << 22) + 900)])[0] is None
 
 
 def test_emptying_a_cache_removes_its_own_alone(server: ArchiveServer, tmp_path: Path) -> None:

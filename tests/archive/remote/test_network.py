@@ -25,9 +25,9 @@ from helpers.hostile import WORST, Profile, hostile
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff_index
 from liver_dask.archive.remote import files as remote
-from liver_dask.archive.remote.cache import FolderCache, SpanCache
-from liver_dask.archive.remote.ranges import Span
-from liver_dask.archive.remote.versions import Identity
+from liver_dask.archive.remote.cache import FolderCache, RangeCache
+from liver_dask.archive.remote.ranges import ByteRange
+from liver_dask.archive.remote.versions import FileVersion
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 
 
@@ -171,22 +171,24 @@ print(sums, told.requests)
 def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, monkeypatch) -> None:
     """The cache would fill the disk, or drop what was used a moment ago."""
     monkeypatch.setattr("liver_dask.archive.remote.cache.BLOCK_BYTES", 1000)
-    cache = SpanCache(str(tmp_path), 20_000)
-    identity = Identity(10**6, "v1")
+    cache = RangeCache(str(tmp_path), 20_000)
+    version = FileVersion(10**6, "v1")
     for number in range(40):
-        span = Span(number * 1000, number * 1000 + 900)
-        cache.keep("http://a/b.tif", identity, [span], [memoryview(bytes([number]) * 900)])
+        byte_range = ByteRange(number * 1000, number * 1000 + 900)
+        cache.keep("http://a/b.tif", version, [byte_range], [memoryview(bytes([number]) * 900)])
         for age, path in enumerate(sorted(tmp_path.rglob("raw/*/*"), key=lambda path: int(path.name))):
             os.utime(path, (age, age))  # file systems may not tell neighbours in time apart
         if number == 15:
-            (kept,) = cache.find("http://a/b.tif", identity, [Span(15_100 - 100, 15_500)])
+            (kept,) = cache.find("http://a/b.tif", version, [ByteRange(15_100 - 100, 15_500)])
             assert kept == bytes([15]) * 500
         assert sum(path.stat().st_size for path in tmp_path.rglob("raw/*/*")) <= 20_000
-    assert cache.find("http://a/b.tif", identity, [Span(39_000, 39_900), Span(0, 900)])[1] is None
-    assert cache.find("http://a/b.tif", identity, [Span(39_000, 39_901)]) == [None], "shorter than asked for"
-    assert cache.find("http://a/b.tif", Identity(10**6, "v2"), [Span(39_000, 39_900)]) == [None], "another version"
+    assert cache.find("http://a/b.tif", version, [ByteRange(39_000, 39_900), ByteRange(0, 900)])[1] is None
+    assert cache.find("http://a/b.tif", version, [ByteRange(39_000, 39_901)]) == [None], "shorter than asked for"
+    assert cache.find("http://a/b.tif", FileVersion(10**6, "v2"), [ByteRange(39_000, 39_900)]) == [None], (
+        "another version"
+    )
     FolderCache(str(tmp_path)).drop("http://a/b.tif")
-    assert cache.find("http://a/b.tif", identity, [Span(39_000, 39_900)]) == [None]
+    assert cache.find("http://a/b.tif", version, [ByteRange(39_000, 39_900)]) == [None]
 
 
 @pytest.mark.slow

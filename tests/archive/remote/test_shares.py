@@ -27,7 +27,7 @@ from helpers.archive import SHAPE
 from helpers.waiting import wait_until
 from liver_dask.archive.remote import ledger, shares
 from liver_dask.archive.remote.ledger import Ledger, Told
-from liver_dask.core.threads import while_wanted
+from liver_dask.core.threads import cancel_unless
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 
 MOST = 4
@@ -434,7 +434,7 @@ def test_reads_that_block_an_event_loop_again_and_again(server: ArchiveServer, v
             ds = opened(server.url)
             until = time.monotonic() + 60
             for z in range(4):
-                with while_wanted(lambda: time.monotonic() < until):
+                with cancel_unless(lambda: time.monotonic() < until):
                     found.append(ds.raw[z].compute(scheduler="threads").values)
                 await asyncio.sleep(0)
         return found

@@ -70,7 +70,7 @@ class WithoutEtags(RangeRequestHandler):
 def forget() -> None:
     """What a process that begins has."""
     reader._memory._clear()
-    tiff.kept_rows._clear()
+    tiff.cached_rows._clear()
 
 
 def read_or_error(ds: xr.Dataset, name: str, rows: slice = slice(None)) -> np.ndarray | None:

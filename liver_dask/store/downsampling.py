@@ -32,8 +32,8 @@ TILE = (1024, 2048)
 
 
 @dataclass(frozen=True)
-class HalvedReader:
-    """One variable of a level, read by halving what the level below has of it.
+class DownsamplingReader:
+    """One variable of a level, read by downsampling what the level below has of it.
 
     Attributes:
         below: The level below.
@@ -69,7 +69,7 @@ class HalvedReader:
                 for start, part, step in zip(corner, tile, self.step, strict=True)
             )
             with cores:
-                out[tile] = halve(source[box], self.step, self.kind)
+                out[tile] = downsample(source[box], self.step, self.kind)
 
     def describe(self) -> str:
         """Of which voxels, by their checksums, and how: the same wherever the store is moved."""
@@ -86,16 +86,16 @@ class HalvedReader:
     def origin(self) -> None:
         """Not of an archive."""
 
-    def look(self, z: int) -> None:
+    def probe(self, z: int) -> None:
         """Find out whether the level below is there."""
         StoredArray(self.below, self.variable)
 
-    def foreseeing(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
+    def read_ahead(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
         """Nothing is fetched, so nothing can be fetched ahead."""
         return nullcontext()
 
 
-def halve(voxels: npt.NDArray[Any], step: Shape, kind: Kind) -> npt.NDArray[Any]:
+def downsample(voxels: npt.NDArray[Any], step: Shape, kind: Kind) -> npt.NDArray[Any]:
     """Half the size along the axes where `step` is 2; at an odd end a voxel stands for those that there are.
 
     Args:
@@ -111,7 +111,7 @@ def halve(voxels: npt.NDArray[Any], step: Shape, kind: Kind) -> npt.NDArray[Any]
     parts = [voxels[tuple(slice(at, None, of) for at, of in zip(place, step, strict=True))] for place in _corners(step)]
     if len(parts) == 1:
         return voxels
-    return _HALVED[kind](parts)
+    return _DOWNSAMPLED[kind](parts)
 
 
 def _corners(step: Shape) -> Iterator[tuple[int, ...]]:
@@ -155,7 +155,7 @@ def _most_frequent(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return best
 
 
-_HALVED: dict[Kind, Callable[[list[npt.NDArray[Any]]], npt.NDArray[Any]]] = {
+_DOWNSAMPLED: dict[Kind, Callable[[list[npt.NDArray[Any]]], npt.NDArray[Any]]] = {
     "image": _mean,
     "mask": _majority,
     "instances": _most_frequent,
