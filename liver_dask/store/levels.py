@@ -141,5 +141,6 @@ def voxel_size_of(store: Path) -> tuple[float, ...] | None:
 
 
 def step_between(below: Level, factors: Shape) -> Shape:
+    """How many voxels of the level below a voxel of a level stands for."""
     z, y, x = (of // factor for of, factor in zip(factors, below.factors, strict=True))
     return z, y, x

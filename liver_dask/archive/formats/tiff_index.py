@@ -13,7 +13,7 @@ import tifffile
 from ...core.errors import GIVE_SHAPE, FormatError, LiverDaskError
 from ..remote.files import RemoteFile
 from .slices import Rows
-from .strip_codecs import DECODER_OF_COMPRESSION
+from .strip_codecs import DECODER_OF_COMPRESSION, UNCOMPRESSED
 from .tiff_directory import HEADER, Directory, read_directory
 from .tiff_segments import Segments
 
@@ -140,13 +140,25 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
             )
         _check_places(index, file)
         _learn_directory(sparse.directory(page.offset), index, file)
-        return index
+        return _by_rows(index)
     except LiverDaskError:
         raise
     except (struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         if sparse.failure:  # not the file is damaged: tifffile takes any failing read for that
             raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
+
+
+def _by_rows(index: StripIndex) -> StripIndex:
+    """The same with a strip for each row, where rows of a strip need not be decoded to be told apart."""
+    row_bytes = index.width * index.itemsize
+    rows = np.arange(index.height)
+    strips, row_in_strip = np.divmod(rows, index.rows_per_strip)
+    whole = np.bincount(strips) * row_bytes
+    if index.compression != UNCOMPRESSED or index.rows_per_strip == 1 or (index.counts < whole).any():
+        return index
+    offsets = index.offsets[strips] + row_in_strip * row_bytes
+    return replace(index, offsets=offsets, counts=np.full(index.height, row_bytes), rows_per_strip=1)
 
 
 def _learn_directory(directory: Directory | None, index: StripIndex, file: RemoteFile) -> None:

@@ -273,3 +273,16 @@ def test_a_byte_that_changed_on_its_way_gives_no_pixel(tmp_path: Path, columns: 
         ds = ld.open_human_liver_em(server.url, shape=(1, 1024, 420), labels="er", chunk_rows=chunk_rows)
         np.testing.assert_array_equal(ds.er[0, :, columns], mask[:, columns])
         assert Flips.times == 1
+
+
+def test_rows_of_a_strip_that_is_not_compressed_are_read_alone(tmp_path: Path) -> None:
+    """Many writers make one strip of all rows: a window would cost the whole file, and each block of it once more."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (400, 500), "uint16")
+    path = tmp_path / EMPIAR_13356.path("raw", 0)
+    path.parent.mkdir()
+    tifffile.imwrite(path, pixels, rowsperstrip=400)
+    with serve(tmp_path) as server:
+        ds = ld.open_human_liver_em(server.url, shape=(1, *pixels.shape), labels=[])
+        np.testing.assert_array_equal(ds.raw[0, 300:320, 100:200], pixels[300:320, 100:200])
+        sent = sum(request.sent for request in server.requests)
+    assert sent < 20 * 500 * 2 + 10_000
