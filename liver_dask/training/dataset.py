@@ -38,19 +38,23 @@ def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return labels // np.uint8(FOREGROUND)
 
 
+WIDER = {np.dtype("uint16"): np.int32, np.dtype("uint32"): np.int64}
+
+
 @dataclass(frozen=True)
 class Widened:
-    """A user's transform of raw; what it leaves as uint16 becomes int32.
+    """A transform, or none; what it leaves as uint16 or uint32 becomes int32 or int64.
 
-    torch_em (0.10.9) takes uint16 for int16: values above 32767 would turn negative.
+    torch_em (0.10.9) takes them for int16 and int32: large values would turn negative.
     """
 
-    transform: Callable[[Any], Any]
+    transform: Callable[[Any], Any] | None
 
-    def __call__(self, raw: npt.NDArray[Any]) -> Any:
+    def __call__(self, voxels: npt.NDArray[Any]) -> Any:
         """Transform a patch."""
-        out = self.transform(raw)
-        return out.astype(np.int32) if getattr(out, "dtype", None) == np.uint16 else out
+        out = self.transform(voxels) if self.transform else voxels
+        wider = WIDER.get(getattr(out, "dtype", None))
+        return out if wider is None else out.astype(wider)
 
 
 class PatchDataset(SegmentationDataset):

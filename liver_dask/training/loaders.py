@@ -400,7 +400,9 @@ def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, s
         chosen["transform"] = torch_em.transform.get_augmentations(
             chosen["ndim"] or ("anisotropic" if anisotropic else 3)
         )
-    if chosen["label_transform"] is None and source.kinds == {"mask"}:
+    if "instances" in source.kinds:
+        chosen["label_transform"] = torch_dataset.Widened(chosen["label_transform"])
+    elif chosen["label_transform"] is None:
         chosen["label_transform"] = torch_dataset.binary
     return chosen
 
