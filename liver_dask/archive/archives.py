@@ -53,9 +53,9 @@ def find_archive(archive: Archive | str | os.PathLike[str]) -> Archive:
 
 def color_of(variable: xr.DataArray) -> str:
     """The colour of a label wherever it is shown, as #rrggbb: its attribute `color`, or that of a label of its name."""
-    told = variable.attrs.get("color")
-    if isinstance(told, str) and COLOR.fullmatch(told):
-        return told
+    color = variable.attrs.get("color")
+    if isinstance(color, str) and COLOR.fullmatch(color):
+        return color
     for archive in _built_in().values():
         for known in archive.variables:
             if known.name == variable.name and known.color:

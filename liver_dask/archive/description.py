@@ -323,11 +323,11 @@ class Archive:
             "citation": self.citation,
             "references": self.references,
         }
-        told, size = self.voxel_size_source, self.voxel_size_nm
+        stated, size = self.voxel_size_source, self.voxel_size_nm
         if voxel_size_nm is not None:
-            told, size = "given by the caller as voxel_size_nm=(z, y, x)", check_voxel_size(voxel_size_nm)
+            stated, size = "given by the caller as voxel_size_nm=(z, y, x)", check_voxel_size(voxel_size_nm)
         sizes = {} if size is None else {"voxel_size_nm": list(size)}
-        return known | sizes | {"voxel_size_source": told}
+        return known | sizes | {"voxel_size_source": stated}
 
 
 def _check_keys(what: str, described: Any, found: Mapping[str, Any], without: set[str]) -> None:

@@ -161,10 +161,10 @@ class VolumeReader:
 
     def describe(self) -> str:
         """Which variable of which source; how the source is asked does not change its voxels."""
-        told = f"{self.variable.name} of {self.shape} at {self.source.url}"
+        text = f"{self.variable.name} of {self.shape} at {self.source.url}"
         if self.variable in EMPIAR_13356.variables:  # as in the stores of versions that knew no other archive
-            return told
-        return f"{told}: {sorted(self.variable.described().items())}"
+            return text
+        return f"{text}: {sorted(self.variable.described().items())}"
 
     @property
     def variant(self) -> str:

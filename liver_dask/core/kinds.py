@@ -25,9 +25,9 @@ def kind_of(variable: xr.DataArray | xr.Variable) -> Kind:
     The attribute `kind` tells it, if it is one of `image`, `mask` and `instances`; instances are integers. Without, a
     variable with the CF attribute `flag_values`, or of bool, is a mask, and any other is an image.
     """
-    told = variable.attrs.get("kind")
-    if told in KINDS and (told != "instances" or variable.dtype.kind in "iu"):
-        return told
+    kind = variable.attrs.get("kind")
+    if kind in KINDS and (kind != "instances" or variable.dtype.kind in "iu"):
+        return kind
     return "mask" if "flag_values" in variable.attrs or variable.dtype == bool else "image"
 
 

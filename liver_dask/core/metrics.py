@@ -93,11 +93,11 @@ def trace() -> Iterator[Trace]:
     Yields:
         The counts, complete when the context ends.
     """
-    told, before, began = Trace(), traffic.so_far(), monotonic()
+    counts, before, began = Trace(), traffic.so_far(), monotonic()
     try:
-        yield told
+        yield counts
     finally:
         for name, count in (traffic.so_far() - before).items():
-            setattr(told, name, count)
-        told.seconds = monotonic() - began
-        log.info("%s", told)
+            setattr(counts, name, count)
+        counts.seconds = monotonic() - began
+        log.info("%s", counts)

@@ -32,7 +32,7 @@ class Difference(NamedTuple):
 
     name: str
     z: int
-    told: str
+    message: str
 
 
 @dataclass(frozen=True)

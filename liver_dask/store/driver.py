@@ -92,7 +92,7 @@ class Driver:
             self._store.end_run()  # jobs that run already end after the region they are at
             raise
         if self.failures:
-            raise self._told_failures()
+            raise self._failures_as_error()
 
     def _compute_statistics(self, work: Work, team: JobRunner) -> None:
         """Compute what all jobs need, once: shares of it in their places, the rest here."""
@@ -167,19 +167,19 @@ class Driver:
 
     def _lost(self, what: RegionBatch | ShardRow | str, error: Exception) -> Any:
         """The outcome of a task that did not come back."""
-        told = ExportError(
+        error = ExportError(
             f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
             f"or the folder {self._store.partial}; look at their logs."
         )
         if not isinstance(what, RegionBatch):
-            return told
-        return Outcome((), tuple(Failure(what.group.names, region, told, False) for region in what.regions))
+            return error
+        return Outcome((), tuple(Failure(what.group.names, region, error, False) for region in what.regions))
 
     def _remark(self) -> str:
         failed = f", {len(self.failures)} regions failed" if self.failures else ""
         return f"{decimal(self.fetched)} fetched{failed}"
 
-    def _told_failures(self) -> LiverDaskError:
+    def _failures_as_error(self) -> LiverDaskError:
         texts = [f"{_name_of(RegionBatch(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
         shown = "\n".join(["", *texts[:20], *(["..."] if len(texts) > 20 else [])])
         return ExportError(f"{len(texts)} regions could not be written; all others are.{shown}", texts)

@@ -155,5 +155,5 @@ def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader
 
 def _last(ds: xr.Dataset, dim: str, length: int) -> int:
     """How many indexes of a file there are up to the last of the Dataset."""
-    told = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
-    return max(min(length, told), 1)
+    stop = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
+    return max(min(length, stop), 1)

@@ -135,7 +135,7 @@ class Metadata:
         self._documents: dict[str, Any] = {}
         self._bad: set[str] = set()
         for node, problem in self._structure_problems():
-            self._tell(node, f"the metadata of {node}: its {problem}")
+            self._report(node, f"the metadata of {node}: its {problem}")
         self._expected = dict(self._inventory.metadata) if self._inventory else self._documents
         if self._inventory:
             self._compare(self._inventory)
@@ -150,7 +150,7 @@ class Metadata:
         """Compare the copy of the metadata that a group above the store has."""
         self._compare_consolidated(f"{self._store.relative_to(group).as_posix()}/", group)
 
-    def _tell(self, node: str, problem: str) -> None:
+    def _report(self, node: str, problem: str) -> None:
         self._bad.add(node)
         if problem not in self.problems:
             self.problems.append(problem)
@@ -175,7 +175,7 @@ class Metadata:
         try:
             document = read_document(self._store / node / METADATA, "says what an array or group is")
         except DamagedError as error:
-            self._tell(node, f"the metadata of {node} are damaged: {error}")
+            self._report(node, f"the metadata of {node} are damaged: {error}")
             return None
         self._documents[node] = document
         return document
@@ -187,11 +187,11 @@ class Metadata:
                 found = self._read(node)
             if found is not None:
                 for problem in document_problems(found, expected):
-                    self._tell(node, f"the metadata of {node}: its {problem}")
+                    self._report(node, f"the metadata of {node}: its {problem}")
         for where, checksum in inventory.files.items():
-            told = _file_problem(self._store / where, checksum)
-            if told:
-                self._tell(where, f"{where} {told}")
+            damage = _file_problem(self._store / where, checksum)
+            if damage:
+                self._report(where, f"{where} {damage}")
 
     def _compare_consolidated(self, prefix: str, group: Path) -> None:
         """Compare the copy by which xarray opens the store."""
@@ -209,9 +209,9 @@ class Metadata:
         copies = as_object(as_object(consolidated).get("metadata"))
         for node, expected in (self._expected | {RECORD: GROUP | {"attributes": self._record}}).items():
             copy = copies.get(prefix + node)
-            told = "is missing" if copy is None else "; its ".join(document_problems(copy, expected))
-            if told:
-                self._tell(node, f"the copy of the metadata of {prefix}{node} in {where}: {told}")
+            problem = "is missing" if copy is None else "; its ".join(document_problems(copy, expected))
+            if problem:
+                self._report(node, f"the copy of the metadata of {prefix}{node} in {where}: {problem}")
 
     def _root_problems(self, root: Mapping[str, Any]) -> Iterator[str]:
         attributes = self._inventory.attributes if self._inventory else {}
@@ -232,7 +232,7 @@ class Metadata:
             try:
                 zarr.open_array(self._store / node, mode="r")
             except Exception as error:  # whatever zarr makes of damaged metadata
-                self._tell(node, f"{node} cannot be opened ({reason_of(error)})")
+                self._report(node, f"{node} cannot be opened ({reason_of(error)})")
 
 
 Structure = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], tuple[str, ...]]

@@ -144,13 +144,13 @@ class _Alone:
     """Says so, once, if there is nobody for a while who could do the work."""
 
     def __init__(self) -> None:
-        self._since, self._told = monotonic(), False
+        self._since, self._was_logged = monotonic(), False
 
     def note(self, places: int) -> None:
         if places:
-            self._since, self._told = monotonic(), False
-        elif not self._told and monotonic() - self._since > SECONDS_WITHOUT_WORKERS:
-            self._told = True
+            self._since, self._was_logged = monotonic(), False
+        elif not self._was_logged and monotonic() - self._since > SECONDS_WITHOUT_WORKERS:
+            self._was_logged = True
             log.warning(
                 "The cluster has had no worker for %.0f s; the work waits until one comes.", SECONDS_WITHOUT_WORKERS
             )

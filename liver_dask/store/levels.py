@@ -104,8 +104,8 @@ def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
     step = step_between(below, level.factors)
     try:
         for name in names:
-            told = tuple(DownsamplingReader(below.path, name, step, kind).describe() for kind in KINDS)
-            if not record["variables"][name]["voxels"].startswith(told):
+            expected = tuple(DownsamplingReader(below.path, name, step, kind).describe() for kind in KINDS)
+            if not record["variables"][name]["voxels"].startswith(expected):
                 return False
     except (DamagedError, LookupError, AttributeError):
         return False
@@ -132,8 +132,8 @@ def voxel_size_of(store: Path) -> tuple[float, ...] | None:
     """
     path = store / "zarr.json"
     try:
-        told = read_document(path, "says what the store is")["attributes"].get("voxel_size_nm")
-        return check_voxel_size(told) if told else None
+        size = read_document(path, "says what the store is")["attributes"].get("voxel_size_nm")
+        return check_voxel_size(size) if size else None
     except DamagedError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:

@@ -139,14 +139,14 @@ class _Describer:
 
     def label(self, name: str) -> dict[str, Any]:
         """Of the group of a label; of instances viewers choose the colours."""
-        told = {"version": VERSION, **self._told_of_mask(name), "source": {"image": "../../"}}
+        image_label = {"version": VERSION, **self._mask_properties(name), "source": {"image": "../../"}}
         return {
             "version": VERSION,
             "multiscales": [self._multiscale(name, [str(number) for number in range(len(self.levels))])],
-            "image-label": told,
+            "image-label": image_label,
         }
 
-    def _told_of_mask(self, name: str) -> dict[str, Any]:
+    def _mask_properties(self, name: str) -> dict[str, Any]:
         attrs = self._ds[name].attrs
         if "flag_values" not in attrs:
             return {}

@@ -196,8 +196,8 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
 def _check_variables(ds: xr.Dataset) -> None:
     """Refuse what would be read back as something else, or not at all."""
     if not isinstance(ds, xr.Dataset):
-        told = f"ds[[{ds.name!r}]]" if isinstance(ds, xr.DataArray) and ds.name else "array.to_dataset(name='raw')"
-        raise InvalidArgumentError(f"A store is made of a Dataset, not of a {type(ds).__name__}: give {told}.")
+        advice = f"ds[[{ds.name!r}]]" if isinstance(ds, xr.DataArray) and ds.name else "array.to_dataset(name='raw')"
+        raise InvalidArgumentError(f"A store is made of a Dataset, not of a {type(ds).__name__}: give {advice}.")
     if not ds.data_vars:
         raise InvalidArgumentError("The Dataset has no variables; nothing would be written.")
     for name, variable in ds.data_vars.items():

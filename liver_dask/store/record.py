@@ -92,7 +92,7 @@ def open_record(store: Path) -> dict[str, Any]:
     if problem:
         raise DamagedError(f"{store / RECORD / 'zarr.json'}, which says what the store is, is damaged: {problem}.")
     for lacking in what_it_lacks(record):
-        _tell_once(f"{store}: {lacking}")
+        _log_once(f"{store}: {lacking}")
     return record
 
 
@@ -113,7 +113,7 @@ def what_it_lacks(record: Mapping[str, Any]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1000)
-def _tell_once(sentence: str) -> None:
+def _log_once(sentence: str) -> None:
     log.info(sentence)
 
 

@@ -87,7 +87,7 @@ class ShardCheck:
             if self.known is not None:
                 there = index[tuple(map(slice, self.known.shape))][..., 1]
                 wrong = np.argwhere((there == EMPTY) & (self.known["nonzero"] > 0))
-                problems += [self._told(place, self.known[tuple(place)], "is empty") for place in wrong[:MOST_NAMED]]
+                problems += [self._message(place, self.known[tuple(place)], "is empty") for place in wrong[:MOST_NAMED]]
             filled = np.argwhere(index[..., 1] != EMPTY)
             if self.chosen is not None and len(filled):
                 filled = filled[int(self.chosen * len(filled)), None]
@@ -111,9 +111,9 @@ class ShardCheck:
         voxels = np.ascontiguousarray(voxels[tuple(map(slice, ends))])
         found = statistics_of(voxels, has_means=self.has_means)
         known = self.known[tuple(place)]
-        return [] if _agree(known, found) else [self._told(place, known, f"has {found}")]
+        return [] if _agree(known, found) else [self._message(place, known, f"has {found}")]
 
-    def _told(self, place: Iterable[int], known: Any, found: str) -> str:
+    def _message(self, place: Iterable[int], known: Any, found: str) -> str:
         names = ", ".join(STATISTICS.names or ())
         return f"chunk {_named(place)} of it {found}, and the tables in {RECORD}/{self.name} say {known} ({names})"
 
@@ -151,12 +151,14 @@ class ShardPlan:
         count = math.prod(self._grid)
         missing = self._first(shard for shard in self._all() if shard not in self.checksums) if self.checksums else []
         unknown = [shard for shard in self.checksums if not self._has(shard)]
-        self._tell(f"the checksum of a shard of {name} is missing in {MANIFEST}", missing, count - len(self.checksums))
-        self._tell(f"{MANIFEST} of {name} names shards that there cannot be", unknown, len(unknown))
-        self._tell(f"there are files among the shards of {name} that were not written", others, len(others))
+        self._report(
+            f"the checksum of a shard of {name} is missing in {MANIFEST}", missing, count - len(self.checksums)
+        )
+        self._report(f"{MANIFEST} of {name} names shards that there cannot be", unknown, len(unknown))
+        self._report(f"there are files among the shards of {name} that were not written", others, len(others))
         if not self.checksums:
             lost = self._first(shard for shard in self._all() if shard not in found)
-            self._tell(f"shards of {name} are missing", lost, count - len(found))
+            self._report(f"shards of {name} are missing", lost, count - len(found))
         room = math.prod(layout.chunks_per_shard) * 16 + CRC_BYTES
         sizes = (_size(shard_path(store, name, shard)) for shard in self.shards)
         self.is_whole = len(self.checksums) == count and not missing and any(size >= room for size in sizes)
@@ -170,7 +172,7 @@ class ShardPlan:
     def _first(self, shards: Iterator[Shard]) -> list[Shard]:
         return list(islice(shards, MOST_NAMED))
 
-    def _tell(self, what: str, places: list[Any], count: int) -> None:
+    def _report(self, what: str, places: list[Any], count: int) -> None:
         if places:
             named = ", ".join(place if isinstance(place, str) else _named(place) for place in places[:MOST_NAMED])
             more = f" and others, {count} in all" if count > len(places[:MOST_NAMED]) else ""

@@ -50,7 +50,7 @@ class SourceCheck:
         with ContextPool(READERS) as pool:
             found = dict(zip(self.files, pool.map(self._change, self.files), strict=True))
         report(report_of(0))
-        return {file.path: told for file, told in found.items() if told}
+        return {file.path: message for file, message in found.items() if message}
 
     def _change(self, recorded: RecordedFile) -> str | None:
         file = RemoteFile(self.source, recorded.path)
@@ -120,9 +120,9 @@ def check_same_archive(
     elsewhere = [source for source in sources if not any(is_file_of(reader.files, source[0]) for reader in readers)]
     some = elsewhere[:: max(1, -(-len(elsewhere) // MOST_COMPARED))]
     for check in plan_source_checks(some, readers, lambda z: True):
-        for told in check.run(lambda report: None).values():
+        for message in check.run(lambda report: None).values():
             raise StoreExistsError(
-                f"{store} was made of files at another address, which are not these: {told}. Choose another path."
+                f"{store} was made of files at another address, which are not these: {message}. Choose another path."
             )
 
 

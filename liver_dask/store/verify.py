@@ -153,7 +153,7 @@ def verify(
     if opened is not None:
         report.unchecked = [name for name in record["variables"] if name not in opened]
         if source is None:
-            _tell_addresses(opened, progress)
+            _show_addresses(opened, progress)
     plans = [_Plan(store, "", ds, opened, seed, full, report), *_plans_of_levels(store, seed, full, report)]
     jobs = [Job((plan, "shard"), check.run, (), fetches=False) for plan in plans for check in plan.checks]
     jobs += [Job((plan, "source"), check.run) for plan in plans for check in plan.source_checks]
@@ -162,7 +162,7 @@ def verify(
     total += sum(comparison.nbytes for plan in plans for comparison in plan.comparisons)
     with show_progress(f"Verifying {store.name}", total, progress) as advance:
 
-        def tell(done: Report) -> None:
+        def on_report(done: Report) -> None:
             advance(done.voxel_bytes, _problems(report.problems))
 
         def take(what: tuple[_Plan, str], future: Future[Any]) -> None:
@@ -187,12 +187,12 @@ def verify(
                 plan.differences += found
                 report.voxels += count
 
-        with open_runner(client_in_force() if client is None else client, tell) as team:
+        with open_runner(client_in_force() if client is None else client, on_report) as team:
             left = iter(jobs)
             team.run_all(setting("connections"), lambda: next(left, None), take)
     for plan in plans:
         report.changed += sorted(plan.changed.values())
-        report.problems += [plan.where + plan.told(difference) for difference in plan.differences]
+        report.problems += [plan.where + plan.explain(difference) for difference in plan.differences]
     report.problems.sort()
     return report
 
@@ -279,11 +279,11 @@ class _Plan:
         self._record = record = open_record(store)
         self._layout = layout = layout_of(record)
         self._metadata = Metadata(store, record, layout)
-        self._tell(self._metadata.problems)
+        self._report(self._metadata.problems)
         report.notes += self._metadata.notes
         shards = {name: ShardPlan(store, name, layout) for name in record["variables"]}
         for of_variable in shards.values():
-            self._tell(of_variable.problems)
+            self._report(of_variable.problems)
         self.checks = list(self._shard_checks(shards, np.random.default_rng(seed), full))
         readable = [name for name, of in shards.items() if of.is_whole and self._metadata.is_sound(name)]
         self.comparisons: list[Comparison] = []
@@ -298,9 +298,9 @@ class _Plan:
         """Compare the copy of the metadata that a group above the store has."""
         known = len(self._metadata.problems)
         self._metadata.compare_consolidated_in(group)
-        self._tell(self._metadata.problems[known:])
+        self._report(self._metadata.problems[known:])
 
-    def told(self, difference: Difference) -> str:
+    def explain(self, difference: Difference) -> str:
         """A difference as a problem: it may be the source that is another."""
         variable = self._record["variables"][difference.name]
         origin = variable["voxels"]
@@ -308,11 +308,13 @@ class _Plan:
             changed = self.changed.get(described(variable).path(range(*origin["z"])[difference.z]))
         else:
             urls = [url for url, _ in self._sources(difference.name)]
-            told = (told for path, told in self.changed.items() if any(url.endswith(f"/{path}") for url in urls))
-            changed = next(told, None)
-        return f"{difference.told}; the source has changed since: {changed}" if changed else difference.told
+            messages = (
+                message for path, message in self.changed.items() if any(url.endswith(f"/{path}") for url in urls)
+            )
+            changed = next(messages, None)
+        return f"{difference.message}; the source has changed since: {changed}" if changed else difference.message
 
-    def _tell(self, problems: Sequence[str]) -> None:
+    def _report(self, problems: Sequence[str]) -> None:
         self.report.problems += [self.where + problem for problem in problems]
 
     def _shard_checks(
@@ -322,7 +324,7 @@ class _Plan:
         for name, of_variable in shards.items():
             variable = self._record["variables"][name]
             known, problems = read_tables(self.store, name, self._metadata)
-            self._tell(problems)
+            self._report(problems)
             for shard in of_variable.shards:
                 chosen = None if full else rng.random()
                 expected, part = of_variable.checksums.get(shard), part_of_shard(known, shard, grid)
@@ -382,7 +384,7 @@ class _Plan:
             return read_sources(self.store, name)
         except DamagedError as error:
             if str(error) not in self.report.problems:
-                self._tell([str(error)])
+                self._report([str(error)])
             return []
 
 
@@ -406,7 +408,7 @@ def _opened_again(
     return xr.Dataset(variables)
 
 
-def _tell_addresses(ds: xr.Dataset, shown: bool) -> None:
+def _show_addresses(ds: xr.Dataset, shown: bool) -> None:
     """Say which addresses will be asked because the store names them."""
     for url in sorted(
         {reader.source.url for variable in ds.data_vars.values() for reader in readers_of(variable.data)}

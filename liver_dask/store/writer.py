@@ -311,16 +311,16 @@ class Store:
         try:
             if not is_there(self._unfinished):
                 return
-            kept = len(self.written())
-            if not kept and self._began and self._withdraw():
+            finished = len(self.written())
+            if not finished and self._began and self._withdraw():
                 return
         except OSError as fault:
             error.add_note(f"What is finished is kept in {self.partial} ({fault}); the same call goes on from there.")
             return
-        if kept:
+        if finished:
             total = len(self.names) * sum(1 for _ in self.layout.regions())
             error.add_note(
-                f"{kept / total:.0%} of it ({kept} of {total} regions) is kept in {self.partial}; "
+                f"{finished / total:.0%} of it ({finished} of {total} regions) is kept in {self.partial}; "
                 "the same call goes on from there."
             )
 

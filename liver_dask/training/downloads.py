@@ -148,9 +148,9 @@ def _store(
 ) -> str:
     """Keep a box as a store, or find it there; its name is torch_em's, unless more tells it from others."""
     names = archive.check_labels(labels)
-    told = [] if archive.name == EMPIAR_13356.name else [archive.name.replace("/", "-")]
-    told += [] if names == archive.labels else names
-    store = folder / f"{'-'.join([*told, name])}.zarr"
+    parts = [] if archive.name == EMPIAR_13356.name else [archive.name.replace("/", "-")]
+    parts += [] if names == archive.labels else names
+    store = folder / f"{'-'.join([*parts, name])}.zarr"
     ds = open_archive(archive, source, labels=names)
     if download:
         return to_zarr(ds, store, bounding_box=box, client=client)

@@ -124,7 +124,7 @@ def get_human_liver_em_dataset(
     if stream:
         sources = [_Source.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
     else:
-        kept = (*described.labels, *(name for name in names if name not in described.labels))
+        stored = (*described.labels, *(name for name in names if name not in described.labels))
         stores = get_human_liver_em_paths(
             path,
             bounding_boxes,
@@ -132,7 +132,7 @@ def get_human_liver_em_dataset(
             full_volume,
             source=source,
             archive=described,
-            labels=kept,
+            labels=stored,
             client=client,
         )
         sources = [_Source.stored(Path(store).absolute(), names) for store in stores]

@@ -214,11 +214,11 @@ class Slicer(VBox):
     def _position(self, x: float, y: float) -> str:
         """What the toolbar says of the voxel under the mouse."""
         row, column = round(y), round(x)
-        told = f"z {self.z.value}  y {row}  x {column}"
+        text = f"z {self.z.value}  y {row}  x {column}"
         for name, seen in self._seen.items():
             value = _voxel_at(seen, row, column)
-            told += "" if value is None else f"  {name} {value}"
-        return told
+            text += "" if value is None else f"  {name} {value}"
+        return text
 
 
 class _MaskControls:

@@ -20,7 +20,7 @@ EMPTIED: dict[str, Callable[[], object]] = {
     "liver_dask.archive.remote.files._process": files._process.forget,
     "liver_dask.archive.remote.shares._shares": shares._shares.clear,
     "liver_dask.core.metrics.traffic": metrics.traffic.forget,
-    "liver_dask.store.record._tell_once": record._tell_once.cache_clear,
+    "liver_dask.store.record._log_once": record._log_once.cache_clear,
 }
 """How each is emptied before a test."""
 

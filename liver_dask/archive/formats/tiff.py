@@ -82,7 +82,7 @@ class TiffSlice(SliceReader):
     ) -> None:
         super().__init__(file, height, width, dtype, dataset, folder)
         if file.source.cache_dir and file.source.cache_raw_bytes:
-            file.kept = RangeCache(file.source.cache_dir, file.source.cache_raw_bytes)
+            file.range_cache = RangeCache(file.source.cache_dir, file.source.cache_raw_bytes)
         self._index: StripIndex | None = None
         self._segments: Segments | None = None  # instead of an index, of a file of another kind
         self._lock = threading.Lock()
@@ -110,8 +110,8 @@ class TiffSlice(SliceReader):
             pixels = np.empty((len(lacking), out.shape[1]), self._dtype)
             self._read_pixels(index, rows[lacking], columns, pixels)
             out[lacking] = pixels
-            for row, kept in zip(rows[lacking].tolist(), pixels, strict=True):
-                cached_rows.put(self._key(row), _Stretch(columns.start, kept.copy()))
+            for row, cached in zip(rows[lacking].tolist(), pixels, strict=True):
+                cached_rows.put(self._key(row), _Stretch(columns.start, cached.copy()))
 
     def prepare(self, start: int, stop: int) -> StripIndex | None:
         """The strip index, with the entries of some rows; None of a file that has none."""
@@ -135,11 +135,11 @@ class TiffSlice(SliceReader):
         np.maximum.at(stops, row_of_point, x + 1)
         points_of_row = dict(zip(rows.tolist(), _points_by(row_of_point), strict=True))
         is_kept = np.array([self._pick_cached(row, points, x, out) for row, points in points_of_row.items()])
-        keeps = int(stops.sum()) * self._dtype.itemsize <= INTERACTIVE_BYTES and self._may_cache()
+        caches = int(stops.sum()) * self._dtype.itemsize <= INTERACTIVE_BYTES and self._may_cache()
 
         def take(row: int, pixels: npt.NDArray[Any]) -> None:
             out[points_of_row[row]] = pixels[x[points_of_row[row]]]
-            if keeps:
+            if caches:
                 cached_rows.put(self._key(row), _Stretch(0, pixels.copy()))
 
         if not is_kept.all():
@@ -147,11 +147,11 @@ class TiffSlice(SliceReader):
 
     def _pick_cached(self, row: int, points: Rows, x: Rows, out: npt.NDArray[Any]) -> bool:
         """Fill in the points of a row that was looked at before; False if not all of them are kept."""
-        kept = cached_rows.get(self._key(row))
+        cached = cached_rows.get(self._key(row))
         columns = x[points]
-        if kept is None or columns.min() < kept.start or columns.max() >= kept.start + len(kept.pixels):
+        if cached is None or columns.min() < cached.start or columns.max() >= cached.start + len(cached.pixels):
             return False
-        out[points] = kept.pixels[columns - kept.start]
+        out[points] = cached.pixels[columns - cached.start]
         return True
 
     @property
@@ -177,10 +177,10 @@ class TiffSlice(SliceReader):
 
     def _copy_cached(self, row: int, columns: slice, out: npt.NDArray[Any]) -> bool:
         """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
-        kept = cached_rows.get(self._key(row))
-        if kept is None or columns.start < kept.start or columns.stop > kept.start + len(kept.pixels):
+        cached = cached_rows.get(self._key(row))
+        if cached is None or columns.start < cached.start or columns.stop > cached.start + len(cached.pixels):
             return False
-        out[:] = kept.pixels[columns.start - kept.start : columns.stop - kept.start]
+        out[:] = cached.pixels[columns.start - cached.start : columns.stop - cached.start]
         return True
 
     def _open(self, rows: Rows) -> StripIndex | Segments:
@@ -398,10 +398,10 @@ class TiffSlice(SliceReader):
         return None
 
     def _load_cached_index(self) -> StripIndex | None:
-        kept = self._folder.load("strips", self._file.url) if self._folder else None
-        if kept is None or not self._file.is_current(kept[0]):
+        cached = self._folder.load("strips", self._file.url) if self._folder else None
+        if cached is None or not self._file.is_current(cached[0]):
             return None
-        index = StripIndex.from_bytes(kept[1])
+        index = StripIndex.from_bytes(cached[1])
         if (index.height, index.width, index.itemsize) != (self._height, self._width, self._dtype.itemsize):
             return None  # one of them is wrong: the file says which
         return index

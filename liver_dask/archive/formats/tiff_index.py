@@ -83,9 +83,9 @@ class StripIndex:
     @classmethod
     def from_bytes(cls, data: bytes) -> "StripIndex":
         """What `to_bytes` gave."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as kept:
-            scalars = {name: kept[name].item() for name in kept.files if kept[name].ndim == 0}
-            return cls(offsets=kept["offsets"], counts=kept["counts"], **scalars)
+        with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+            scalars = {name: saved[name].item() for name in saved.files if saved[name].ndim == 0}
+            return cls(offsets=saved["offsets"], counts=saved["counts"], **scalars)
 
 
 Kind = tuple[str, int, int, int]

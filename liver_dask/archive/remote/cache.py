@@ -119,9 +119,9 @@ class FolderCache:
         """The entry, or None where there is none or it is damaged."""
         try:
             header, _, payload = self._path(kind, url, part).read_bytes().partition(b"\n")
-            told = json.loads(header)
-            version = FileVersion(int(told["size"]), str(told["tag"]))
-            is_whole = told["url"] == url and told["crc32"] == _checksum(url, version, payload)
+            entry = json.loads(header)
+            version = FileVersion(int(entry["size"]), str(entry["tag"]))
+            is_whole = entry["url"] == url and entry["crc32"] == _checksum(url, version, payload)
         except (OSError, ValueError, LookupError, TypeError):
             return None
         return (version, payload) if is_whole else None

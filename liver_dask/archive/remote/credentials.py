@@ -37,13 +37,13 @@ class Secret:
 
     def hidden(self, text: object) -> str:
         """The text without the secret, should it hold it."""
-        told = str(text)
+        shown = str(text)
         password = self.user.partition(":")[2]
         for part in sorted(
             {self.query, f"{self.user}@", password, unquote(password)} - {"", "@"}, key=len, reverse=True
         ):
-            told = told.replace(part, "***")
-        return told
+            shown = shown.replace(part, "***")
+        return shown
 
 
 def basic(user: str, password: str) -> str:

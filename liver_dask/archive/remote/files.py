@@ -47,10 +47,10 @@ class RemoteFile:
     """One file of the archive; all its ranges are of the same version of it, or SourceChangedError is raised."""
 
     def __init__(self, source: Source, path: str) -> None:
-        """`kept`, if it is set, has ranges that were fetched with `fetch_ranges`, of this process and others."""
+        """`range_cache`, if it is set, has ranges that were fetched with `fetch_ranges`, of this process and others."""
         self.source = source
         self.url = f"{source.url}/{path}"
-        self.kept: RangeCache | None = None
+        self.range_cache: RangeCache | None = None
         self._whole = b""
 
     @property
@@ -93,13 +93,13 @@ class RemoteFile:
             RangeNotSupportedError: The server would send all of a large file.
             RemoteError: The source did not answer rightly in `source.attempts` tries.
         """
-        if self.kept is None or self.version is None or not self.version.etag:
+        if self.range_cache is None or self.version is None or not self.version.etag:
             return self._fetch_ranges(ranges)
-        found = self.kept.find(self.url, self.version, ranges)
+        found = self.range_cache.find(self.url, self.version, ranges)
         lacking = [byte_range for byte_range, part in zip(ranges, found, strict=True) if part is None]
         fetched = self._fetch_ranges(lacking) if lacking else []
         if lacking:
-            self.kept.keep(self.url, self.version, lacking, fetched)
+            self.range_cache.keep(self.url, self.version, lacking, fetched)
         rest = iter(fetched)
         return [next(rest) if part is None else part for part in found]
 
@@ -204,9 +204,9 @@ class _Request:
         try:
             retrying(source.attempts)(_Request._ask, self)
         except TransientError as fault:
-            told = ", ".join(f"{reason} ({count} x)" for reason, count in self._faults.items())
+            reasons = ", ".join(f"{reason} ({count} x)" for reason, count in self._faults.items())
             raise RemoteError(
-                f"{self.url}: gave up after {self._faults.total()} tries in {monotonic() - began:.0f} s: {told}. "
+                f"{self.url}: gave up after {self._faults.total()} tries in {monotonic() - began:.0f} s: {reasons}. "
                 "Check the address and the connection, or try again later."
             ) from fault
         return self._received

@@ -246,8 +246,8 @@ class HttpTransport:
 
     def _unlike(self, ranges: Sequence[ByteRange], answer: str) -> LiverDaskError:
         """What it means that several ranges were not sent: a passing fault only of a server that has sent some."""
-        told = f"asked for {len(ranges)} ranges, answered with {answer}"
-        return TransientError(told) if self._took_several else OneRangeOnlyError(told)
+        message = f"asked for {len(ranges)} ranges, answered with {answer}"
+        return TransientError(message) if self._took_several else OneRangeOnlyError(message)
 
     def _read_several(self, answer: _Answer, ranges: Sequence[ByteRange], receive: Receive) -> None:
         """The body of a 206 of several parts, whichever they are, as long as they are about as much as asked for."""
@@ -273,9 +273,9 @@ class HttpTransport:
     def _read_whole(self, answer: _Answer, url: str, byte_range: ByteRange, receive: Receive) -> None:
         size = answer.response.length_remaining
         if size is None or size > SMALL_FILE:
-            told = "of untold size" if size is None else f"{size / 1e6:.0f} MB"
+            amount = "of untold size" if size is None else f"{size / 1e6:.0f} MB"
             raise RangeNotSupportedError(
-                f"{url}: the server ignores byte ranges and would send the whole file ({told}) for bytes "
+                f"{url}: the server ignores byte ranges and would send the whole file ({amount}) for bytes "
                 f"{byte_range.start}-{byte_range.stop - 1}; use a server that supports ranges, or a local copy."
             )
         whole = b"".join(answer.blocks(size))
@@ -304,15 +304,15 @@ class HttpTransport:
         if isinstance(fault, faults.NewConnectionError):  # which urllib3 counts among the time-outs
             return TransientError(f"no connection to {host} ({fault.args[-1]})")
         if isinstance(fault, faults.TimeoutError):
-            told = f"silent for {read_timeout:g} s"
-            return TransientError(told, wait=0, is_stall=True)  # it would stay silent; a new request may not
+            message = f"silent for {read_timeout:g} s"
+            return TransientError(message, wait=0, is_stall=True)  # it would stay silent; a new request may not
         if isinstance(fault, faults.SSLError) and isinstance(fault.args[0], ssl.SSLCertVerificationError):
             return RemoteError(f"{url}: the server's certificate is not trusted ({fault.args[0]}).")
         return TransientError(self._secret.hidden(_short(fault)))
 
     def _refusal(self, response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
         status = response.status
-        told = self._secret.hidden(_short(f"{status} {response.reason}"))
+        reason = self._secret.hidden(_short(f"{status} {response.reason}"))
         if status == HTTPStatus.NOT_FOUND:
             return SliceNotFoundError(f"{url}: there is no such file ({status}).")
         if status == 429 or status >= 500:
@@ -320,15 +320,15 @@ class HttpTransport:
                 pause = urllib3.Retry().get_retry_after(response)
             except (faults.InvalidHeader, ValueError, OverflowError):
                 pause = None
-            return TransientError(f"answered {told}", wait=pause or None)
+            return TransientError(f"answered {reason}", wait=pause or None)
         if status == 416:
             return SourceChangedError(f"{url}: is shorter than when it was first read ({status}); read it again.")
         if status == 401:
             return RemoteError(
-                f"{url}: the server wants to know who asks ({told}); put user and password into ~/.netrc, or into the "
-                "source's address (https://user:password@...)."
+                f"{url}: the server wants to know who asks ({reason}); put user and password into ~/.netrc, or into "
+                "the source's address (https://user:password@...)."
             )
-        return RemoteError(f"{url}: the server refuses to send it ({told}).")
+        return RemoteError(f"{url}: the server refuses to send it ({reason}).")
 
     def folders(self, url: str) -> list[str]:
         """See Transport; read from the HTML listing, if the server makes one."""
@@ -351,28 +351,28 @@ class HttpTransport:
         is closed a thread that waits for a connection waits for ever.
         """
         for key in self._pool.pools.keys():  # noqa: SIM118  # it is no dictionary
-            kept = getattr(self._pool.pools.get(key), "pool", None)
-            if kept is None:
+            idle = getattr(self._pool.pools.get(key), "pool", None)
+            if idle is None:
                 continue
             taken: list[Any] = []
             with suppress(queue.Empty):
                 while True:
-                    taken.append(kept.get_nowait())
+                    taken.append(idle.get_nowait())
                     if taken[-1]:
                         taken[-1].close()  # at once, or another was opened beside it; it is opened again when needed
             for connection in taken:
-                kept.put_nowait(connection)
+                idle.put_nowait(connection)
 
 
 def _read_one(answer: _Answer, byte_range: ByteRange, receive: Receive) -> None:
     """The body of a 206, once its headers say that it is the range asked for, or the first bytes of it."""
-    told, length = read_content_range(answer.header("Content-Range")), answer.response.length_remaining
-    if told is None:
+    content_range, length = read_content_range(answer.header("Content-Range")), answer.response.length_remaining
+    if content_range is None:
         found = _short(repr(answer.header("Content-Range")))
         raise TransientError(
             f"asked for bytes {byte_range.start}-{byte_range.stop - 1}, answered with Content-Range {found}"
         )
-    (start, stop), size = told
+    (start, stop), size = content_range
     if start != byte_range.start or stop > byte_range.stop:
         raise TransientError(
             f"asked for bytes {byte_range.start}-{byte_range.stop - 1} of {size}, answered with {start}-{stop - 1}"
@@ -392,9 +392,9 @@ def _release(response: urllib3.BaseHTTPResponse) -> None:
     response.release_conn()
 
 
-def _short(told: object) -> str:
+def _short(value: object) -> str:
     """What a server said, as far as a sentence bears it."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in str(told))
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(value))
     return text if len(text) <= MOST_OF_A_TEXT else f"{text[:MOST_OF_A_TEXT]}..."
 
 

@@ -52,9 +52,9 @@ class SharesConnections(SchedulerPlugin):
         self._settle(archive)
 
     def _settle(self, archive: str) -> None:
-        for worker, told in self._ledgers[archive].settle(time.monotonic()):
+        for worker, share in self._ledgers[archive].settle(time.monotonic()):
             if worker in self._scheduler.workers:  # else it is gone, and soon forgotten
-                self._scheduler.worker_send(worker, {"op": OPERATION, "archive": archive, **told._asdict()})
+                self._scheduler.worker_send(worker, {"op": OPERATION, "archive": archive, **share._asdict()})
         if self._ledgers[archive].is_crowded and not self._is_looking:
             self._is_looking = True
             asyncio.get_running_loop().call_later(SECONDS_BETWEEN_LOOKS, self._look)

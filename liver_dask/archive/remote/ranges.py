@@ -88,10 +88,10 @@ def read_parts(blocks: Iterable[bytes]) -> Iterator[Piece]:
                 if len(head) > LONGEST_PART_HEADER:
                     raise ValueError("a part has no header")
                 break
-            told = read_content_range(bytes(head[:end]))
-            if not told:
+            content_range = read_content_range(bytes(head[:end]))
+            if not content_range:
                 raise ValueError("a part does not say which range it is")
-            (at, stop), size = told
+            (at, stop), size = content_range
             left = stop - at
             view = view[end + 4 - known :]
             head.clear()

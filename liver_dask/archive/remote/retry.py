@@ -31,7 +31,7 @@ def retrying(attempts: int) -> tenacity.Retrying:
         stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
         wait=_wait,
         sleep=lambda seconds: pause(seconds),
-        before_sleep=_tell,
+        before_sleep=_log,
         reraise=True,
     )
 
@@ -44,7 +44,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return min(asked_for, LONGEST_WAIT)
 
 
-def _tell(state: tenacity.RetryCallState) -> None:
+def _log(state: tenacity.RetryCallState) -> None:
     log.info("%s: %s; asking again", state.args[0].url, state.outcome.exception() if state.outcome else "")
 
 

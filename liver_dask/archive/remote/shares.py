@@ -184,7 +184,7 @@ class Share:
             await asyncio.sleep(SECONDS_BETWEEN_TRIES)
             if self._visit is not visit or not _is_running(visit.worker):
                 return
-        visit.worker.stream_handlers[OPERATION] = lambda **told: visit.worker.loop.add_callback(_hear, **told)
+        visit.worker.stream_handlers[OPERATION] = lambda **message: visit.worker.loop.add_callback(_hear, **message)
         self._close_idle()
         with self._changed:
             if self._visit is visit:  # else nothing was read for so long that it has ended
@@ -274,8 +274,8 @@ def share_of(url: str, most: int) -> Share:
         return _shares.setdefault(archive, Share(archive, most))
 
 
-def _hear(archive: str, **told: int) -> None:
-    _shares[archive].hear(**told)
+def _hear(archive: str, **message: int) -> None:
+    _shares[archive].hear(**message)
 
 
 def _worker() -> Any:
