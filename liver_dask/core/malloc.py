@@ -6,6 +6,7 @@ command line, for workers that dask started, and for those of a loader.
 
 import ctypes
 import functools
+import multiprocessing
 import os
 
 KEEP = {-3: 32 << 20, -1: 512 << 20}
@@ -31,7 +32,10 @@ def keep_memory_of_worker() -> None:
     By that glibc asks the system for every array and every context of the compressor, page by page: zstd then runs at a
     quarter of its rate, and an export at less than half.
     """
-    if "MALLOC_TRIM_THRESHOLD_" in os.environ:
+    is_child = (
+        multiprocessing.parent_process() is not None
+    )  # a cluster in a user's process sets the variable there, too
+    if is_child and "MALLOC_TRIM_THRESHOLD_" in os.environ:
         keep_memory()
 
 

@@ -69,7 +69,7 @@ def server(archive: Path) -> Iterator[ArchiveServer]:
 def larger_than_all_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the real archive is: nothing but strip indexes outlives its use, and a job holds a dozen blocks."""
     monkeypatch.setattr(reader, "_memory", MemoryCache(16 * SHAPE[1] * SHAPE[0]))
-    monkeypatch.setattr(tiff, "kept_rows", MemoryCache(0))
+    monkeypatch.setattr(tiff, "cached_rows", MemoryCache(0))
     monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
     monkeypatch.setattr(computed, "HELD_BYTES", 12 * BLOCK_BYTES)
 
