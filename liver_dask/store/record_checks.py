@@ -53,7 +53,7 @@ def record_problem(record: Any) -> str | None:
 
 
 def explain_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
-    """Explain a mismatch of record and call if only dask's names of computed variables differ; otherwise return "".
+    """Explain why record and call differ if only dask's names of computed variables differ; otherwise return "".
 
     Args:
         found: The record of the store.

@@ -115,9 +115,9 @@ def verify(
     These checks are always done, so that a changed byte is found wherever it is:
 
     - The metadata of all arrays and their consolidated copy, the coordinates and the tables are compared with the
-      recorded ones. Added attributes, groups and arrays are accepted.
+      recorded ones. Added groups and arrays are accepted, and so are added attributes that do not change values.
     - Every recorded shard must exist, and no other. Each must have the recorded size and CRC-32C, and a valid index.
-    - One chunk of each shard is decoded and compared with the tables.
+    - One chunk of each shard (with `full`, every chunk) is decoded and compared with the tables.
 
     Then voxels, as zarr-python reads them, are compared with the source: by default, rows of some slices of every
     shard, including the first and last slices and rows of the store; with `full`, every voxel. Floats are equal if
