@@ -254,7 +254,7 @@ class Store:
                 )
 
     def moved(self, record: Mapping[str, Any] | None) -> list[str]:
-        """Return the variables whose address has changed since `record`, or if it is None, since the store was begun."""
+        """Return variables whose address has changed since `record` or, if that is None, since the store was begun."""
         found = self._moved if record is None else _moved(self.content, record)
         return [moved.name for moved in found]
 
