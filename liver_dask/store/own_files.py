@@ -1,7 +1,11 @@
-"""What a command makes in a user's folder: made anew each time, and replaced only if it is as the command left it.
+"""Files that a command creates in a user's folder, and replaces only if nobody has changed them since.
 
-The folder `.MAKER` beside it holds `lock`, which whoever is at it holds; `new/`, what is being made; `old/`, what is
-being replaced; and `made.json`, the SHA-256 of what was made last.
+The command creates its files anew on each call. Its working folder `.MAKER`, in the same folder, contains:
+
+- `lock`: the lock file; the running process holds the lock.
+- `new/`: the files that are being created.
+- `old/`: the files that are being replaced.
+- `made.json`: the SHA-256 of each file or folder that the last call created.
 """
 
 import fcntl
@@ -22,21 +26,22 @@ from .writer import CANNOT_LOCK
 
 @contextmanager
 def replacing(folder: Path, names: Sequence[str], maker: str) -> Iterator[Path]:
-    """Make files or folders anew; they get their places together when all are made, or none does.
+    """Create files or folders anew, and move all of them to their final places only when all are complete.
 
-    A kill at any moment leaves what the next call replaces, and nothing of anybody else's is touched.
+    If the process is killed at any moment, the next call replaces what it left. Files that this command did not create
+    are never touched.
 
     Args:
-        folder: Where they are to be; made if it is not there.
-        names: All that is going to be made.
-        maker: The name of what makes them.
+        folder: Destination folder. It is created if it does not exist.
+        names: Names of all files and folders that will be created.
+        maker: Name of the command that creates them.
 
     Yields:
-        The folder to make them in.
+        The folder to create them in.
 
     Raises:
-        StoreExistsError: Something has one of the names that was not made so, or was changed since; or another call is
-            at it. (FileExistsError)
+        StoreExistsError: A file or folder with one of the names was not created by this command or was changed since,
+            or another process is running the same command in this folder. (FileExistsError)
     """
     own = folder / f".{maker}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,7 @@ def replacing(folder: Path, names: Sequence[str], maker: str) -> Iterator[Path]:
     own.mkdir(exist_ok=True)
     with _file_lock(own):
         new, old = own / "new", own / "old"
-        for rest in (new, old):  # of a run that was killed
+        for rest in (new, old):  # left by a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
             rest.mkdir()
         for torn in [path for path in files_in(own) if TORN.fullmatch(path.name)]:
@@ -65,7 +70,7 @@ def replacing(folder: Path, names: Sequence[str], maker: str) -> Iterator[Path]:
 
 
 def _check(folder: Path, names: Sequence[str], own: Path) -> None:
-    """Refuse to replace what was not made so, or was changed since."""
+    """Raise StoreExistsError if this command did not create one of the files or folders, or if one has changed."""
     made = _made(own)
     foreign = [folder / name for name in names if os.path.lexists(folder / name)]
     foreign = [path for path in foreign if made.get(path.name) != _digest(path)]
@@ -87,7 +92,7 @@ def _made(own: Path) -> Mapping[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Of the names and bytes of a file, or of all that is in a folder; links are not followed."""
+    """SHA-256 of the name and bytes of a file, or of everything in a folder. Symbolic links are not followed."""
     digest = hashlib.sha256()
     for entry in [path, *sorted(path.rglob("*"))] if path.is_dir() and not path.is_symlink() else [path]:
         if entry.is_symlink():
@@ -100,7 +105,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def _file_lock(own: Path) -> Iterator[None]:
-    """Keep others from it, as long as this process lives."""
+    """Hold the lock against other processes; the system releases it when this process ends."""
     descriptor = os.open(own / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

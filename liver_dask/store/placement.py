@@ -1,8 +1,9 @@
-"""Where in a stored array the voxels of an xarray variable are: told by how it was made, since coordinates may change.
+"""Find which box of a stored array an xarray variable holds, from how the variable was built.
 
-Whoever wants to put other voxels in the place of a variable's, as the levels of a pyramid are, has to know for certain
-which ones it holds. Xarray says so of what it has not read yet, and dask of what it read and cut out; of whatever else
-was done with a variable nothing is said.
+Coordinates cannot answer this, because a user may change them. Code that replaces the voxels of a variable by others,
+such as those of a pyramid level, must know for certain which voxels the variable holds. There are two sources for this:
+xarray's lazy index for voxels that are not read yet, and the dask graph for blocks that were read and sliced. If a
+variable was changed in any other way, its placement is unknown.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,18 +23,18 @@ from ..archive.lazy.arrays import Window
 from ..core.geometry import Shape
 
 READ, CUT = "open_dataset-", "getitem-"
-"""How dask's layers are named that read voxels, and that take some of them."""
+"""Name prefixes of the dask layers that read voxels (READ) and that slice them (CUT)."""
 
 PASSED_ON = (indexing.ImplicitToExplicitIndexingAdapter, indexing.CopyOnWriteArray, indexing.MemoryCachedArray)
-"""What xarray wraps an array in without changing its voxels."""
+"""Classes that xarray wraps around an array without changing its voxels."""
 
 
 class Placement(NamedTuple):
     """A box of a stored array.
 
     Attributes:
-        array: The array's folder.
-        corner: Its first voxel (z, y, x); from there they run one by one along each axis.
+        array: Folder of the array.
+        corner: Index (z, y, x) of the first voxel of the box. The box is contiguous along each axis.
     """
 
     array: Path
@@ -41,9 +42,11 @@ class Placement(NamedTuple):
 
 
 def placement_of(variable: xr.Variable) -> Placement | None:
-    """Where the voxels of a variable are; None where they are in no stored array, in another order, or it is not sure.
+    """Find which box of a stored array a variable holds. No voxel is read.
 
-    Nothing is read.
+    Returns:
+        The box; None if the voxels are in no stored array, are not contiguous and in ascending order, or if this is not
+        certain.
     """
     data = variable._data
     found = _of_blocks(data) if isinstance(data, da.Array) else _of_lazy(data)
@@ -59,7 +62,7 @@ def placement_of(variable: xr.Variable) -> Placement | None:
 
 
 def _of_lazy(data: Any) -> tuple[Path, Window] | None:
-    """Of what xarray has not read yet."""
+    """Return the array folder and the window of a variable that xarray has not read yet."""
     while isinstance(data, PASSED_ON):
         data = data.array
     if type(data) is not indexing.LazilyIndexedArray or not isinstance(data.array, ZarrArrayWrapper):
@@ -74,10 +77,10 @@ def _of_lazy(data: Any) -> tuple[Path, Window] | None:
 
 
 def _of_blocks(array: da.Array) -> tuple[Path, Window] | None:
-    """Of a dask array: blocks that were read, and parts of those, again and again.
+    """Return the array folder and the window of a dask array whose blocks were read, then sliced any number of times.
 
-    Its tasks are executed with a window in the place of voxels, for the blocks along the edges: along each axis on its
-    own they tell what all others hold, since such tasks take a range or a list of each axis.
+    The tasks of the blocks along the three edges are executed with a window in place of voxels. These blocks determine
+    the indexes of all others, because such tasks index each axis independently, by a range or a list.
     """
     layers: Mapping[str, Any] = array.dask.layers
     others = [layer for name, layer in layers.items() if not name.startswith((CUT, READ))]
@@ -101,7 +104,7 @@ def _of_blocks(array: da.Array) -> tuple[Path, Window] | None:
 
 
 def _edges_of(array: da.Array) -> list[list[tuple[Any, ...]]]:
-    """For each axis the keys of the blocks along it."""
+    """Return, for each axis, the keys of the blocks along it."""
     return [
         [(array.name, *(number if axis == along else 0 for axis in range(array.ndim))) for number in range(count)]
         for along, count in enumerate(array.numblocks)
@@ -109,9 +112,9 @@ def _edges_of(array: da.Array) -> list[list[tuple[Any, ...]]]:
 
 
 def _tasks_of(name: str, layers: Mapping[str, Any], keys: set[Any], leaf: str) -> dict[Any, Any] | None:
-    """The tasks of some blocks, and those that they need; None if one does something else than read or cut.
+    """Return the tasks of some blocks and their dependencies; None if a task does anything but read or slice.
 
-    Dask's own culling lists the keys of all blocks first, which takes seconds for a volume.
+    Dask's own culling first lists the keys of all blocks, which takes seconds for a volume.
     """
     tasks: dict[Any, Any] = {}
     while name.startswith(CUT) and type(layers[name]) is MaterializedLayer:
@@ -129,12 +132,12 @@ def _tasks_of(name: str, layers: Mapping[str, Any], keys: set[Any], leaf: str) -
 
 
 def _needed_by(task: Any) -> Iterable[Any]:
-    """The blocks that a task takes, in dask's two ways to write it."""
+    """Return the keys of the blocks that a task depends on, for both task formats of dask."""
     return task[1:2] if isinstance(task, tuple) else task.dependencies
 
 
 class _Stand:
-    """Stands for an array of voxels: indexing it gives what stands for those that the index takes."""
+    """Placeholder for an array of voxels. Indexing it returns the placeholder of the selected voxels."""
 
     dtype = np.dtype(np.intp)
 
@@ -152,5 +155,5 @@ class _Stand:
     def __getitem__(self, key: Any) -> "_Stand":
         return _Stand(self.window[key if isinstance(key, tuple) else (key,)])
 
-    def __array_function__(self, *_: Any) -> Any:  # which makes it an array to dask
+    def __array_function__(self, *_: Any) -> Any:  # dask treats objects with this method as arrays
         return NotImplemented

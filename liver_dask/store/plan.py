@@ -1,7 +1,7 @@
-"""The making of one store: a call is checked and planned here.
+"""Check and plan the export of a Dataset to one store.
 
-How the work is driven is in `export_run`, what a worker does in `export_work`, what a store is on disk, and how a run
-goes on after a kill, in `store`.
+`driver` schedules the work, `worker` contains what a worker does, and `writer` contains the files of a store and how an
+export resumes after a kill.
 """
 
 import logging
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 240
-"""Bytes of a store's name; the file system's limit is 255, and names beside it are longer."""
+"""Maximum bytes of a store's name. File systems allow 255, and the names next to the store are longer than its own."""
 
 LARGEST_VOXEL = 8
-"""Bytes; numpy has longer floats, Zarr has not."""
+"""Bytes per voxel. Numpy has longer floats, Zarr does not."""
 
 
 class Export:
-    """The making of one store: what is to be written, and where.
+    """Export of a Dataset to one store.
 
     Attributes:
-        store: The store.
-        source: What is written.
-        fetched: Bytes fetched by `run`, in all processes.
-        requests: Requests for them.
+        store: The store to write.
+        source: The variables to write.
+        fetched: Bytes that `run` fetched, in all processes.
+        requests: Number of requests for these bytes.
     """
 
     def __init__(self, ds: xr.Dataset, source: Source, target: Path) -> None:
@@ -76,7 +76,19 @@ class Export:
         chunks: Sequence[int] = CHUNKS,
         shards: Sequence[int] = SHARDS,
     ) -> "Export":
-        """Check all arguments of `to_zarr`; nothing is touched."""
+        """Check all arguments of `to_zarr` and plan the export. Nothing is written.
+
+        Args:
+            ds: Variables with dims (z, y, x).
+            path: Path of the store.
+            bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each maximum
+                exclusive. None exports all of `ds`.
+            chunks: Voxels (z, y, x) per inner chunk.
+            shards: Voxels (z, y, x) per shard.
+
+        Raises:
+            InvalidArgumentError: An argument cannot be used. (ValueError)
+        """
         target = _local_path(path)
         _check_variables(ds)
         part = crop(ds, bounding_box)
@@ -86,18 +98,24 @@ class Export:
 
     @property
     def connections(self) -> int:
-        """How many requests may be under way at once."""
+        """Maximum number of concurrent requests."""
         every = [reader.source.connections for readers in self.source.readers.values() for reader in readers]
         return max(every, default=setting("connections"))
 
     def estimate(self) -> Estimate:
-        """What it will cost, from known facts; of an unfinished store, what is left."""
+        """Estimate the cost of the export from known facts. For an unfinished store, estimate the remaining part."""
         sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self.source.ds.data_vars.items()}
         groups, files = self.source.groups, self.source.files_read()
         return estimate(self.store.layout, groups, sizes, files, frozenset(self.store.written()))
 
     def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
-        """Write what is not there yet, then complete the store."""
+        """Write the missing regions, then complete the store.
+
+        Args:
+            client: The cluster to work on. None selects the client that dask would use, or threads of this process.
+            on_error: `raise` or `continue`; see `to_zarr`.
+            progress: Whether to report the progress on standard error.
+        """
         client = client_in_force() if client is None else client
         check_call(client, on_error)
         if self.store.is_complete():
@@ -124,7 +142,10 @@ class Export:
                 raise
 
     def _check_address(self, *, complete: bool) -> None:
-        """See to it that a store which was begun at another address is of this archive."""
+        """Raise StoreExistsError if the store was begun from another address that serves another archive.
+
+        If the archive cannot be reached, a complete store is accepted with a warning.
+        """
         target = self.store.target
         for name in self.store.moved(read_record(target) if complete else None):
             sources = read_sources(target, name) if complete else self.store.sources(name)
@@ -136,7 +157,7 @@ class Export:
                 log.warning("%s is taken for a store of the same archive, which cannot be asked now: %s", target, error)
 
     def _write(self, client: "Client | None", run_name: str, continue_on_error: bool, progress: bool) -> None:
-        traffic.take()  # what was fetched before is not this run's
+        traffic.take()  # discard the counts from before this run
         written = self.store.written()
         total = sum(
             self.store.layout.voxels_of(region) * self.source.ds[name].dtype.itemsize
@@ -154,7 +175,7 @@ class Export:
                 self.fetched, self.requests = driver.fetched, driver.requests
 
     def _write_metadata(self, folder: Path) -> None:
-        """All of the store but its shards, as xarray writes it."""
+        """Write everything in the store except its shards, with xarray."""
         layout = self.store.layout
         variables = {
             str(name): (DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
@@ -166,7 +187,7 @@ class Export:
                 "shards": layout.shards,
                 "compressors": codecs_of(variable.dtype),
                 "fill_value": variable.dtype.type(0),
-                "_FillValue": None,  # or xarray would have NaN stand for what is left out of floats
+                "_FillValue": None,  # otherwise xarray takes NaN as the fill value of floats
             }
             for name, variable in self.source.ds.data_vars.items()
         }
@@ -176,7 +197,11 @@ class Export:
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:
-    """Where a store is to be: of a symbolic link, where it leads, since a finished store cannot replace a link."""
+    """Return the path of a store. A symbolic link is resolved, because a finished store cannot replace a link.
+
+    Raises:
+        InvalidArgumentError: The path is not a local folder name, or is a symbolic link without a target.
+    """
     try:
         text = os.fspath(path)
         given = Path(text).expanduser().absolute()
@@ -194,7 +219,7 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _check_variables(ds: xr.Dataset) -> None:
-    """Refuse what would be read back as something else, or not at all."""
+    """Raise InvalidArgumentError for variables or coordinates that a store cannot return unchanged."""
     if not isinstance(ds, xr.Dataset):
         advice = f"ds[[{ds.name!r}]]" if isinstance(ds, xr.DataArray) and ds.name else "array.to_dataset(name='raw')"
         raise InvalidArgumentError(f"A store is made of a Dataset, not of a {type(ds).__name__}: give {advice}.")
@@ -238,14 +263,14 @@ def _check_attributes(what: str, variable: xr.DataArray) -> None:
 
 
 def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
-    """In memory and, about, on disk."""
+    """Return the bytes per voxel in memory, and the approximate bytes per voxel on disk."""
     size = variable.dtype.itemsize
     share = STORED_SHARE if variable.dtype.kind == "f" else STORED_BYTES_PER_BYTE[kind_of(variable)]
     return size, share * size
 
 
 def _content_of(blocks: xr.Dataset, source: Source) -> dict[str, Any]:
-    """What is recorded of a store; `identity_of` says what of it tells it from others."""
+    """Return the record of a store. `identity_of` selects the part of it that identifies the store."""
     layout = source.layout
     return {
         "shape": list(layout.shape),
@@ -265,13 +290,13 @@ def _content_of(blocks: xr.Dataset, source: Source) -> dict[str, Any]:
 
 
 def _origin(array: Any) -> Any:
-    """Which voxels an array stands for, the same in every process; of a changed one, dask's name for it."""
+    """Describe which voxels an array holds, equally in every process; a computed array has its dask name."""
     lazy = array.lazy if isinstance(array, VolumeArray) else None
     return (lazy.origin() or lazy.describe()) if lazy else f"computed {tokenize(array)}"
 
 
 def _description(array: Any) -> dict[str, Any]:
-    """How the archive of an array is described, for whoever has no description of it when the store is verified."""
+    """Return the archive's description of an array, so that `verify` works where that description is not installed."""
     lazy = array.lazy if isinstance(array, VolumeArray) else None
     reads = lazy.read if lazy else None
     return {"description": reads.variable.described()} if isinstance(reads, VolumeReader) else {}

@@ -1,4 +1,4 @@
-"""What is asked before an export begins: whether it has room on the disk and in the workers' memory, and who works."""
+"""Checks before an export begins: arguments, disk space, memory of the workers, repeated fetches and the cluster."""
 
 import logging
 import os
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from distributed import Client
 
 USABLE_SHARE = 0.7
-"""Of a worker's memory limit: at 80 % dask pauses a worker."""
+"""Usable share of a worker's memory limit. Dask pauses a worker at 80 %."""
 
 WORTH_TELLING = 1.1
-"""So many times over."""
+"""Log a warning if a variable is fetched more often than this factor."""
 
 MOST_OF_STATISTICS = 16 << 20
-"""Bytes of what is computed before the regions, and sent along with them."""
+"""Maximum bytes of the statistics that are computed before the regions, and sent to every job."""
 
 log = logging.getLogger(__name__)
 WITHOUT_A_CLUSTER = """or work without a cluster: `with dask.config.set(scheduler="threads"):`"""
@@ -35,7 +35,7 @@ HOW_TO_SKIP = "liver-dask.check-room: false in dask's configuration skips this."
 
 
 def check_call(client: Any, on_error: str) -> None:
-    """Refuse what cannot be a cluster, or another way to take errors."""
+    """Raise InvalidArgumentError if `client` is not a running, synchronous Client, or `on_error` is unknown."""
     if on_error not in ("raise", "continue"):
         raise InvalidArgumentError(f"on_error={on_error!r} must be 'raise' or 'continue'.")
     if client is None:
@@ -50,7 +50,11 @@ def check_call(client: Any, on_error: str) -> None:
 
 
 def check_times(expected: Estimate) -> None:
-    """Tell what is fetched more than once, and refuse what is so too often."""
+    """Log which variables are fetched more than once.
+
+    Raises:
+        InvalidArgumentError: A variable would be fetched more than `most-refetches` times on average.
+    """
     for variable, times in expected.times.items():
         if times > WORTH_TELLING:
             log.warning("%s is fetched about %.1f times over for what is computed of it", variable, times)
@@ -65,7 +69,7 @@ def check_times(expected: Estimate) -> None:
 
 
 def check_small(statistics: Mapping[Any, Any]) -> None:
-    """Refuse what every job would have to be sent, if it is large."""
+    """Raise InvalidArgumentError if the statistics, which are sent to every job, are larger than 16 MiB."""
     size = sum(sizeof(value) for value in statistics.values())
     if size > MOST_OF_STATISTICS:
         raise InvalidArgumentError(
@@ -75,7 +79,7 @@ def check_small(statistics: Mapping[Any, Any]) -> None:
 
 
 def check_disk(store: Store, expected: Estimate) -> None:
-    """Refuse what would fill the disk, as far as can be told."""
+    """Raise InvalidArgumentError if the estimate exceeds the free space on the disk."""
     folder = next(parent for parent in store.partial.parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < expected.disk:
@@ -86,7 +90,7 @@ def check_disk(store: Store, expected: Estimate) -> None:
 
 
 def check_memory(client: "Client | None", expected: Estimate) -> None:
-    """Refuse what would take more memory than a process has."""
+    """Raise InvalidArgumentError if the estimate exceeds the memory of this process, or of a worker."""
     if client is None:
         available = psutil.virtual_memory().available
         _refuse_memory("this process", LOCAL_JOBS, available, available, expected)
@@ -114,7 +118,7 @@ def _memory_limit(dask_worker: Any) -> int | None:
 
 
 def check_held(futures: Sequence[Any], client: "Client | None") -> None:
-    """Refuse what was kept on a cluster (`persist`) that has lost it, or that is not the one that works."""
+    """Raise InvalidArgumentError if persisted blocks are lost, or are on another cluster than the one that works."""
     lost = [future for future in futures if future.status in ("cancelled", "lost")]
     if lost:
         raise InvalidArgumentError(
@@ -131,7 +135,10 @@ def check_held(futures: Sequence[Any], client: "Client | None") -> None:
 
 
 def check_workers(client: "Client", store: Store) -> None:
-    """Refuse a folder that a worker does not see; one that comes later fails at its first region, and says why."""
+    """Raise InvalidArgumentError if a worker does not see the folder of the store.
+
+    A worker that joins later and does not see the folder fails at its first region, with an error that says why.
+    """
     seen = _ask_workers(client, os.path.exists, str(store.partial / "lock"))
     blind = [address for address, sees in seen.items() if not sees]
     if blind:
@@ -142,9 +149,13 @@ def check_workers(client: "Client", store: Store) -> None:
 
 
 def _ask_workers(client: "Client", call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What each worker answers."""
+    """Call a function on each worker, and return the results by worker address.
+
+    Raises:
+        ExportError: The call failed on a worker.
+    """
     try:
         answers: dict[str, Any] = client.run(call, *arguments)
-    except Exception as error:  # whatever workers raise who cannot even import what they are given
+    except Exception as error:  # workers raise arbitrary errors if they cannot import the call
         raise ExportError(f"The workers cannot begin ({error}); is the same liver_dask installed there?") from error
     return answers

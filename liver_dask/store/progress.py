@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress reports: a bar with rate and remaining time on a terminal or in Jupyter, plain lines elsewhere."""
 
 import sys
 import threading
@@ -15,12 +15,21 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int, str], None]
-"""Says that so many more bytes are done, and a remark to show."""
+"""Called with the number of further bytes that are done, and a remark to show."""
 
 
 @contextmanager
 def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
-    """Report on `total` bytes of work on standard error, as it is done; on nothing if not `shown`."""
+    """Report the progress of `total` bytes of work on standard error.
+
+    Args:
+        title: Text before the progress.
+        total: Bytes of the whole work.
+        shown: Whether to report at all.
+
+    Yields:
+        A function that adds to the bytes that are done.
+    """
     console = Console(file=sys.stderr)
     if not shown:
         yield lambda count, remark: None
@@ -40,13 +49,13 @@ def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
 
 
 def say(line: str, shown: bool) -> None:
-    """Print a line on standard error, if it is to be shown."""
+    """Print a line on standard error if `shown`."""
     if shown:
         print(line, file=sys.stderr, flush=True)
 
 
 class _Lines:
-    """A line at the end, and every few seconds until then."""
+    """Prints a line every 10 seconds, and one at the end."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
@@ -54,7 +63,7 @@ class _Lines:
         self._lock = threading.Lock()
 
     def advance(self, count: int, remark: str) -> None:
-        with self._lock:  # reports come on several threads
+        with self._lock:  # several threads report
             self._done += count
             now = time.monotonic()
             if now - self._printed >= SECONDS_BETWEEN_LINES or (count and self._done == self._total):

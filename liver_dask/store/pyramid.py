@@ -1,8 +1,8 @@
-"""Smaller copies of a store's voxels, each half of the one before, for whoever looks from afar.
+"""Add downsampled copies (pyramid levels) of all variables to a store, for views of large areas.
 
-Each level is a store of its own, `STORE/pyramid/s1`, `s2`, ..., made of the level below as `to_zarr` makes a store of
-the archive: region by region, on threads or over a cluster, and gone on with after a kill. What is read of the level
-below is read in tiles, so memory does not grow with the volume.
+Each level halves the one below. It is a store of its own, `STORE/pyramid/s1`, `s2`, ..., and is written from the level
+below as `to_zarr` writes a store from the archive: region by region, on threads or on a cluster, and resumed after a
+kill. The level below is read in tiles, so memory does not grow with the volume.
 """
 
 import os
@@ -32,24 +32,24 @@ from .levels import FOLDER, plan_levels, step_between, voxel_size_of
 
 
 def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None, progress: bool = True) -> list[str]:
-    """Add smaller copies of all variables to a store, and describe it as an OME-Zarr 0.5 image with labels.
+    """Add pyramid levels of all variables to a store, and describe it as an OME-Zarr 0.5 image with labels.
 
-    Level by level y and x are halved, and z too as soon as voxels are no longer larger along it (never, if their size
-    is not known), until a slice has 512 rows and columns or less. Numbers become the mean of the voxels that they stand
-    for, rounded to the nearest, halves to even; masks are labelled where half of those voxels or more are; of instances
-    the most frequent number stays.
+    Each level halves y and x. It also halves z once voxels are no longer larger along z than along y and x; if the
+    voxel size is unknown, z is never halved. The last level has at most 512 rows and columns per slice. A voxel of an
+    image becomes the mean of the voxels it covers, rounded to the nearest integer, halves to even. A voxel of a mask is
+    labelled if at least half of the voxels it covers are. A voxel of instance labels gets the most frequent number.
 
-    The store itself is as before: `xr.open_zarr(store)`; `xr.open_datatree(store, group="pyramid")` gives the levels,
-    with coordinates in voxels of the whole volume. Viewers find raw and all levels at the store's root, and the masks
-    and instances in its group `labels`, where shards are hard links to those of the variables (copies where the disk
-    has no links). What else is in `labels`, such as a segmentation of your own, stays as it is, and so do the root's
-    other attributes.
+    The store itself stays as it was: `xr.open_zarr(store)` opens it. `xr.open_datatree(store, group="pyramid")` opens
+    the levels, with coordinates in voxels of the whole volume. Viewers find raw and all levels at the root of the
+    store, and masks and instance labels in its group `labels`. The shards there are hard links to those of the
+    variables, or copies where the file system has no hard links. Other content of `labels`, such as your own
+    segmentation, and other attributes of the root are not changed.
 
-    After an interruption the same call goes on; if all is there it does nothing.
+    After an interruption the same call resumes. If everything is complete, it does nothing.
 
     Args:
         store: A complete store of `to_zarr`, on a file system that this process and all workers share.
-        client: The cluster to work on; if None, what `to_zarr` takes then.
+        client: The cluster to work on. None has the same meaning as in `to_zarr`.
         progress: Whether to report on standard error.
 
     Returns:
@@ -57,9 +57,9 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
 
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
-        InvalidArgumentError: There is not enough disk or memory. (ValueError)
-        StoreExistsError: Another process is at it, the levels are of another store, or something that this package did
-            not make has the name of a level or label. (FileExistsError)
+        InvalidArgumentError: There is not enough disk space or memory. (ValueError)
+        StoreExistsError: Another process is writing, the levels belong to another store, or a level or label has the
+            name of something that this package did not write. (FileExistsError)
         DamagedError: A level cannot be read. (OSError)
     """
     root = Path(store).expanduser().absolute()
@@ -85,10 +85,10 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
 
 
 def _check_levels(group: Path, levels: Sequence[Level]) -> None:
-    """Refuse to add levels where something else has their names; before hours are spent on the first of them.
+    """Check that the names of the levels are free, before hours are spent on the first level.
 
     Raises:
-        StoreExistsError: The group `pyramid`, or a level in it, is not of this package.
+        StoreExistsError: This package did not write the group `pyramid`, or a level in it.
     """
     folders = [path for path in group.iterdir() if path.is_dir()] if group.is_dir() else []
     is_new = group.is_dir() and not folders and (read_group(group) == {} or not (group / "zarr.json").exists())
@@ -102,16 +102,16 @@ def _check_levels(group: Path, levels: Sequence[Level]) -> None:
 
 
 def _is_level(path: Path) -> bool:
-    """Whether a folder is a level, or one that is not complete."""
+    """Return whether a folder is a complete or an unfinished level."""
     return read_record(path) is not None or (path.name.endswith(".partial") and (path / "lock").is_file())
 
 
 def downsampled(below: Level, factors: Shape, root: Path) -> xr.Dataset:
-    """The level above `below`, lazily: to be read a region at a time.
+    """Return the level above `below` as a lazy Dataset, which is read one region at a time.
 
     Args:
-        below: The level that it is made of.
-        factors: How many voxels of the store a voxel is to stand for.
+        below: The level to downsample.
+        factors: Voxels (z, y, x) of the store per voxel of the new level.
         root: The store.
     """
     record = open_record(below.path)

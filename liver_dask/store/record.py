@@ -1,6 +1,6 @@
-"""What a store says of itself, for all who read it: its record, its grids, the checksums and tables beside its voxels.
+"""Read what a store records about itself: its record, its grids, and its checksums and tables of statistics.
 
-How a store is made is in `store`; nothing here writes, locks or removes.
+`writer` writes a store. Nothing in this module writes, locks or removes files.
 """
 
 import functools
@@ -30,25 +30,25 @@ from .shards import Checksum
 log = logging.getLogger(__name__)
 
 RECORD = "liver_dask"
-"""The group whose attributes say what a store is."""
+"""The group whose attributes are the record of a store."""
 
 MANIFEST = "manifest.json"
-"""In an array's folder: size and CRC-32C of each shard, and size and ETag of each file that it was made of."""
+"""File in an array's folder: size and CRC-32C of each shard, and size and ETag of each source file of the array."""
 
 MISSING_FILES = "missing_files"
-"""The attribute of a store that lists what its source did not have."""
+"""The attribute of a store that lists the files which its source did not have."""
 
 FORMAT = 4
 OLDEST_READ = 3
 CHECKSUMS_SINCE = 4
-"""Stores of earlier formats have no checksums behind their chunks. They are read, but not gone on with."""
+"""Stores of earlier formats have no checksums after their chunks. They can be read, but not resumed."""
 
 
 def read_record(store: Path) -> dict[str, Any] | None:
-    """What was recorded of a store, complete or not; None if it is not one of ours, or of a format that is not read.
+    """Return the record of a store, complete or not; None if there is none or its format is not supported.
 
     Raises:
-        OSError: It cannot be told whether there is a record.
+        OSError: The disk does not tell whether there is a record.
     """
     record = _any_record(store)
     known = record is not None and record.get("format") in range(OLDEST_READ, FORMAT + 1)
@@ -56,18 +56,18 @@ def read_record(store: Path) -> dict[str, Any] | None:
 
 
 def has_record(store: Path) -> bool:
-    """Whether there is a store of liver_dask, complete or not, of a format that is read or not, damaged or not."""
+    """Return whether a liver_dask store exists: of any format, complete or not, damaged or not."""
     return _any_record(store) is not None
 
 
 def _any_record(store: Path) -> dict[str, Any] | None:
-    """What was recorded of a store, of whatever format; empty where it is damaged, None where there is nothing."""
+    """Return the record of a store of any format; an empty one if it is damaged, None if there is no record."""
     path = store / RECORD / "zarr.json"
     if not is_there(path):
         return None
     try:
         found = json.loads(path.read_bytes())["attributes"]
-    except FileNotFoundError:  # it went a moment ago
+    except FileNotFoundError:  # removed a moment ago
         return None
     except (ValueError, LookupError, TypeError, RecursionError):
         return {}
@@ -75,11 +75,11 @@ def _any_record(store: Path) -> dict[str, Any] | None:
 
 
 def open_record(store: Path) -> dict[str, Any]:
-    """What was recorded of a complete store.
+    """Return the record of a complete store.
 
     Raises:
-        NotDownloadedError: It is none.
-        DamagedError: What was recorded cannot be.
+        NotDownloadedError: There is no complete store.
+        DamagedError: The record has impossible values.
     """
     record = read_record(store)
     if record is None or not record.get("complete"):
@@ -97,7 +97,7 @@ def open_record(store: Path) -> dict[str, Any]:
 
 
 def what_it_lacks(record: Mapping[str, Any]) -> list[str]:
-    """What a store lacks that is of an earlier format, one sentence each."""
+    """Return what a store of an earlier format lacks, one sentence each."""
     if record["format"] >= FORMAT:
         return []
     sentences = [
@@ -118,7 +118,7 @@ def _log_once(sentence: str) -> None:
 
 
 def what_is_at(path: Path) -> str:
-    """What there is instead of a store that can be read, and what can be done with it."""
+    """Describe a path that holds no readable store, and what the user can do with it."""
     record = _any_record(path)
     if record is not None:
         number = record.get("format")
@@ -134,16 +134,16 @@ def what_is_at(path: Path) -> str:
 
 
 def layout_of(record: Mapping[str, Any]) -> Layout:
-    """The grids of a recorded store."""
+    """Return the grids of a store from its record."""
     sizes = {name: np.dtype(variable["dtype"]).itemsize for name, variable in record["variables"].items()}
     return plan_layout(record["shape"], sizes, record["chunks"], record["shards"])
 
 
 def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
-    """The recorded checksums of a variable's shards.
+    """Return the recorded checksum of each shard of a variable.
 
     Raises:
-        DamagedError: They are not there.
+        DamagedError: The manifest is missing or cannot be read.
     """
     path = store / name / MANIFEST
     try:
@@ -158,23 +158,29 @@ def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
 
 
 def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
-    """What is known of each inner chunk of a variable, (z, y, x) in chunks: `nonzero`, `mean` or `std`, see STATISTICS.
+    """Return one statistic of each inner chunk of a variable, as an array with axes (z, y, x) in chunks.
+
+    Args:
+        store: A complete store.
+        name: The variable.
+        statistic: `nonzero`, `mean` or `std`; see STATISTICS.
 
     Raises:
-        DamagedError: They are not there.
+        NotDownloadedError: There is no complete store.
+        DamagedError: The table is missing or cannot be read.
     """
     path = store / RECORD / name / statistic
     record = open_record(store)
     try:
         check_structure(store, record, layout_of(record), path.relative_to(store).as_posix())
         return np.asarray(zarr.open_array(path, mode="r")[:])
-    except Exception as error:  # whatever zarr makes of a damaged store
+    except Exception as error:  # zarr raises arbitrary errors for a damaged store
         reason = reason_of(error)
         raise DamagedError(f"{path}, which tells where there is something, cannot be read ({reason}).") from error
 
 
 def missing_files(store: Path, names: Iterable[str]) -> list[str]:
-    """The files that the source of some variables of a complete store did not have; their voxels are zeros.
+    """List the files that the source of some variables of a complete store did not have. Their voxels are zeros.
 
     Raises:
         DamagedError: The manifests cannot be read.
@@ -190,15 +196,15 @@ def missing_files(store: Path, names: Iterable[str]) -> list[str]:
 
 
 def missing_of(sources: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Those of some recorded files that the source did not have, by URL."""
+    """Return the sorted URLs of those recorded files that the source did not have."""
     return sorted(source["url"] for source in sources if source["tag"] == MISSING.etag)
 
 
 def check_shards(store: Path, names: Iterable[str]) -> None:
-    """Look at the size of every shard: readers of Zarr take one that is not there for zeros.
+    """Check the size of every shard, because Zarr readers read a missing shard as zeros.
 
     Raises:
-        DamagedError: One is lost, or is not as long as it was.
+        DamagedError: A shard is missing, or does not have its recorded size.
     """
     for name in names:
         for shard, expected in read_checksums(store, name).items():
@@ -210,12 +216,12 @@ def check_shards(store: Path, names: Iterable[str]) -> None:
 
 
 def shard_path(store: Path, name: str, shard: Shard) -> Path:
-    """The file of a shard."""
+    """Return the path of a shard."""
     return store / name / "c" / str(shard.z) / str(shard.y) / str(shard.x)
 
 
 def _shard_of(place: str) -> Shard:
-    """The shard that a key of a manifest names."""
+    """Return the shard that a key of a manifest names."""
     shard = Shard(*map(int, place.split("/")))
     if "/".join(map(str, shard)) != place or min(shard) < 0:
         raise ValueError(f"{short(place)} is no shard")

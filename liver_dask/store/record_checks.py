@@ -1,6 +1,7 @@
-"""What a store may say of itself. A record is a file as any other: it may be damaged, or made by somebody else.
+"""Validate the record of a store, which may be damaged or written by somebody else.
 
-All that a reader allocates, loops over or opens because of a record is bounded here, or by what is on the disk.
+The limits here, or the files on the disk, bound everything that a reader allocates, iterates over or opens because of a
+record.
 """
 
 import math
@@ -19,19 +20,19 @@ from .layout import plan_layout
 
 LONGEST_NAME = 240
 LARGEST_CHUNK = 2**31
-"""Bytes: the most that Blosc takes."""
+"""Maximum bytes of a chunk; a limit of Blosc."""
 
 MOST_CHUNKS = 2**24
-"""Of a shard: an index of 256 MB."""
+"""Maximum number of chunks per shard, which means an index of 256 MB."""
 
 MOST_BLOCKS = 2**20
-"""Of the volume that a store was cut from; the full volume has 12,000."""
+"""Maximum number of blocks of the volume that a store was cut from. The full volume has 12,000."""
 
 DTYPE = re.compile(r"\|[biu]1|[<>][iuf][248]")
 
 
 def record_problem(record: Any) -> str | None:
-    """What of a record cannot be, the first of it; None if nothing."""
+    """Return the first problem of a record, or None if there is no problem."""
     try:
         shape, chunks, shards = (_lengths(record, key) for key in ("shape", "chunks", "shards"))
         variables = as_object(record.get("variables"))
@@ -52,11 +53,11 @@ def record_problem(record: Any) -> str | None:
 
 
 def explain_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
-    """Why a recorded store is not of a call, if only computed variables have other names; else nothing.
+    """Explain why record and call differ if only dask's names of computed variables differ; otherwise return "".
 
     Args:
-        found: The record.
-        content: What it would be of the call.
+        found: The record of the store.
+        content: The record that the call would write.
     """
     one, other = identity_of(found), identity_of(content)
     there, wanted = one.pop("variables"), other.pop("variables")
@@ -115,7 +116,7 @@ def _check_variable(name: str, variable: Any, shape: Sequence[int]) -> None:
 
 
 def _check_origin(name: str, variable: Any, origin: dict[str, Any], shape: Sequence[int]) -> None:
-    """Which voxels of an archive a variable is: ranges of its axes, as long as the store's."""
+    """Check which voxels of an archive a variable holds: ranges of each axis, with the same lengths as the store."""
     if not all(isinstance(origin.get(key, ""), str) for key in ("archive", "source", "variable")):
         raise ValueError(f"{name} is made of {short(origin.get('variable'))} of {short(origin.get('source'))}")
     if "source" not in origin or "variable" not in origin:

@@ -1,6 +1,6 @@
-"""What a job reads: regions of windows, or of what is computed of them, one after the other.
+"""What a job reads: the regions of a batch, one after the other, from windows or from variables computed from them.
 
-A part of the volume goes to a worker, small and pickled; there its `rows` give the voxels of each region.
+A `Part` is small and is pickled to a worker. There, `Part.rows` reads the voxels of each region.
 """
 
 from bisect import bisect_left, bisect_right
@@ -24,67 +24,68 @@ from ..core.threads import ContextPool
 from .layout import Region, RegionBatch
 
 MOST_FILES = 128
-"""Of so many files of a variable a job keeps what it knows until its end; of more, as long as the process does."""
+"""Maximum number of files of a variable whose state a job keeps until it ends. With more files, only the cache of the
+process keeps it."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 Key = Any
 
 
 class Rows(Protocol):
-    """Reads the regions of a job, in their order."""
+    """Reads the regions of a job in order."""
 
     def read(self, region: Region) -> Arrays:
-        """All voxels of a region, by variable."""
+        """Return all voxels of a region, by variable, with axes (z, y, x)."""
 
     def free(self, arrays: Arrays) -> None:
-        """Say that nobody will look at some arrays again that `read` gave."""
+        """Take back arrays that `read` returned and that are no longer used."""
 
 
 class Part(Protocol):
-    """What a job needs of some variables."""
+    """What a job needs in order to read some variables."""
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[Any]]:
-        """By variable."""
+        """Data type of each variable."""
 
     def read_ahead(self) -> AbstractContextManager[None]:
-        """Meanwhile the files know what will be read of them, and nothing that is known of them is forgotten."""
+        """Return a context in which the files know the coming reads, and their cached state is kept."""
 
     def rows(self, run: RegionBatch, readers: ContextPool) -> Rows:
-        """Its voxels, region by region."""
+        """Return the reader of the regions of a batch."""
 
 
 class Memory:
-    """Memory of arrays that are done with: of fresh memory each page is a fault, and is zeroed first."""
+    """Reuses the memory of arrays. Each page of new memory costs a page fault, and the system zeroes it first."""
 
     def __init__(self) -> None:
         self._spare: list[npt.NDArray[np.uint8]] = []
 
     def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """An array of whatever values."""
+        """Return an uninitialised array."""
         size = int(np.prod(shape)) * dtype.itemsize
         fitting = next((i for i, spare in enumerate(self._spare) if spare.nbytes >= size), None)
         flat = np.empty(size, np.uint8) if fitting is None else self._spare.pop(fitting)
         return flat[:size].view(dtype).reshape(shape)
 
     def free(self, arrays: Arrays) -> None:
-        """Take arrays that are done with."""
+        """Take back arrays that are no longer used."""
         self._spare += [array.reshape(-1).view(np.uint8) for array in arrays.values()]
 
 
 @dataclass(frozen=True)
 class WindowPart:
-    """Slices of windows.
+    """Part of variables that are windows of the archive.
 
     Attributes:
-        windows: Those of each variable.
+        windows: The window of each variable, with the slices (z) of the batch.
     """
 
     windows: Mapping[str, LazyWindow]
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[Any]]:
-        """By variable."""
+        """Data type of each variable."""
         return {name: lazy.dtype for name, lazy in self.windows.items()}
 
     @contextmanager
@@ -101,7 +102,7 @@ class WindowPart:
 
 
 class WindowRows(Memory):
-    """Reads windows without dask, which would put the slices together by another copy."""
+    """Reads windows without dask, because dask needs another copy to combine the slices."""
 
     def __init__(self, windows: Mapping[str, LazyWindow], readers: ContextPool) -> None:
         super().__init__()
@@ -120,12 +121,12 @@ class WindowRows(Memory):
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of one variable.
+    """The dask blocks of one variable.
 
     Attributes:
-        name: What dask calls it.
-        edges: Where blocks begin and end along z, y and x.
-        dtype: Of its voxels.
+        name: Dask's name of the array.
+        edges: Indexes where blocks begin and end, for each of z, y and x.
+        dtype: Data type of the voxels.
     """
 
     name: str
@@ -134,17 +135,17 @@ class Blocks:
 
     @classmethod
     def of(cls, array: da.Array) -> "Blocks":
-        """Those of a dask array."""
+        """Return the blocks of a dask array."""
         edges = tuple(tuple(np.cumsum((0, *sizes)).tolist()) for sizes in array.chunks)
         return cls(array.name, edges, array.dtype)
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of blocks."""
         return int(np.prod([len(edges) - 1 for edges in self.edges]))
 
     def within(self, region: Region) -> Iterator[tuple[Key, tuple[slice, ...], tuple[slice, ...]]]:
-        """The blocks that a region needs: their keys, where in the region they are, and which part of them."""
+        """Yield the blocks that a region needs: key, position in the region, and part of the block."""
         begins, ends = (region.z_start, region.y_start, 0), (region.z_stop, region.y_stop, self.edges[2][-1])
         along = [_pieces(*axis) for axis in zip(self.edges, begins, ends, strict=True)]
         for numbers, places, parts in (zip(*each, strict=True) for each in product(*along)):
@@ -152,7 +153,7 @@ class Blocks:
 
 
 def _pieces(edges: Sequence[int], begin: int, end: int) -> list[tuple[int, slice, slice]]:
-    """The blocks between two indexes of an axis: number, place from `begin` on, part of the block."""
+    """Return the blocks between two indexes of an axis: number, position relative to `begin`, part of the block."""
     pieces = []
     for number in range(bisect_right(edges, begin) - 1, bisect_left(edges, end)):
         start, stop = max(edges[number], begin), min(edges[number + 1], end)
@@ -164,12 +165,13 @@ def _pieces(edges: Sequence[int], begin: int, end: int) -> list[tuple[int, slice
 
 @dataclass(frozen=True)
 class ComputedPart:
-    """What a job needs of the graph of computed variables.
+    """Part of the graph of computed variables that a job needs.
 
     Attributes:
-        tasks: Its tasks.
+        tasks: Tasks of this part of the graph.
         blocks: The blocks of each variable.
-        held: Of tasks whose results are needed again, the regions of the job after which they are kept for the next.
+        held: For each task whose result is needed again: the numbers of the regions after which the result is held for
+            the next region.
     """
 
     tasks: Tasks
@@ -178,7 +180,7 @@ class ComputedPart:
 
     @property
     def dtypes(self) -> Mapping[str, np.dtype[Any]]:
-        """By variable."""
+        """Data type of each variable."""
         return {name: blocks.dtype for name, blocks in self.blocks.items()}
 
     def read_ahead(self) -> AbstractContextManager[None]:
@@ -191,7 +193,7 @@ class ComputedPart:
 
 
 class ComputedRows(Memory):
-    """Computes regions; what those to come need of one, too, is held."""
+    """Computes regions, and holds the results that later regions need again."""
 
     def __init__(self, part: ComputedPart, run: RegionBatch, readers: ContextPool) -> None:
         super().__init__()
@@ -203,7 +205,7 @@ class ComputedRows(Memory):
     def read(self, region: Region) -> Arrays:
         """See Rows."""
         arrays: Arrays = {}
-        placing: Tasks = {}  # by a task each, so that dask forgets a block as soon as it is in its place
+        placing: Tasks = {}  # one task per block, so that dask releases each block as soon as it is copied
         for name, blocks in self._part.blocks.items():
             shape = region.z_stop - region.z_start, region.y_stop - region.y_start, blocks.edges[2][-1]
             arrays[name] = out = self.room(shape, blocks.dtype)
@@ -214,7 +216,7 @@ class ComputedRows(Memory):
         return arrays
 
     def _compute(self, wanted: Tasks, number: int) -> None:
-        """Do some tasks for the region of this number, with what is held, and hold what is to be."""
+        """Compute tasks for the region with this number from held results, then hold the results needed later."""
         tasks = dict(wanted)
         coming = [key for task in wanted.values() for key in task.dependencies]
         while coming:
@@ -234,7 +236,7 @@ def _place(out: npt.NDArray[Any], part: tuple[slice, ...], block: npt.NDArray[An
 
 @contextmanager
 def read_ahead(tasks: Tasks) -> Iterator[None]:
-    """See Part: of all that some tasks read."""
+    """Announce everything that some tasks read; see `Part.read_ahead`."""
     sources = {key: window_of(getattr(task, "value", None)) for key, task in tasks.items()}
     known = {key: read for key, read in sources.items() if read}
     with ExitStack() as stack:
@@ -245,7 +247,7 @@ def read_ahead(tasks: Tasks) -> Iterator[None]:
 
 
 def _files(reads: Iterable[Read]) -> Iterable[tuple[Any, tuple[set[int], int]]]:
-    """By reader, the slices that are read, and the rows down to the last."""
+    """Return for each reader the slices that are read, and the number of rows down to the last one read."""
     found: dict[Any, tuple[set[int], int]] = {}
     for read in reads:
         z, _, _ = read.window.selections

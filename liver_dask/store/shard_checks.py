@@ -1,4 +1,4 @@
-"""Whether the shards of a store are those that were written, each byte of them."""
+"""Check whether the shards of a store are, byte for byte, those that were written."""
 
 import math
 import os
@@ -21,27 +21,28 @@ from .shards import CRC_BYTES, EMPTY, STATISTICS, Checksum, decode_chunk, read_s
 
 READ_AT_ONCE = 16 << 20
 MOST_NAMED = 20
-"""Of shards that are missing, or too many, so many are named."""
+"""Maximum number of missing or unexpected shards that a problem lists by name."""
 
 MEAN_TOLERANCE, STD_TOLERANCE = 1e-4, 1e-3
-"""Relative; another processor may add in another order."""
+"""Relative tolerances, because another processor may add in another order."""
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """Whether one shard is as it was written.
+    """Check whether one shard is as it was written.
 
     Attributes:
         store: The store.
         name: The variable.
         shard: The shard.
-        dtype: Of the variable.
-        has_means: Whether the tables have mean and deviation of it.
+        dtype: Data type of the variable.
+        has_means: Whether the tables contain mean and standard deviation of the variable.
         layout: The grids of the store.
         expected: The recorded checksum; None if there is none.
-        known: What the store's tables say of its chunks; None if they cannot be read.
-        chosen: Picks the chunk that is decoded, among those that are not empty; None decodes all.
-        has_checksums: Whether chunks have checksums of their own.
+        known: STATISTICS of the chunks of the shard from the store's tables; None if they cannot be read.
+        chosen: Number from 0 to 1 that selects which of the chunks that are not empty is decoded. None decodes all of
+            them.
+        has_checksums: Whether each chunk has its own checksum.
     """
 
     store: Path
@@ -57,11 +58,11 @@ class ShardCheck:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to read."""
+        """Number of bytes to read."""
         return self.expected.size if self.expected else 0
 
     def run(self) -> tuple[int, list[str]]:
-        """Bytes read, and what is wrong."""
+        """Return the number of bytes read and the problems, one sentence each."""
         where = f"shard {_named(self.shard)} of {self.name}"
         path = shard_path(self.store, self.name, self.shard)
         try:
@@ -80,7 +81,7 @@ class ShardCheck:
             return 0, [f"{where} is damaged: {error}"]
 
     def _look_inside(self, path: Path) -> list[str]:
-        """Decode chunks; where they are not what the tables say."""
+        """Decode chunks, and return the problems where they do not match the tables."""
         problems = []
         with path.open("rb") as file:
             index = read_shard_index(file, self.layout.chunks_per_shard)
@@ -119,7 +120,7 @@ class ShardCheck:
 
 
 def _agree(known: Any, found: Any) -> bool:
-    """Whether a table says what is there, up to rounding."""
+    """Return whether recorded and computed statistics agree, up to rounding."""
     if known["nonzero"] != found["nonzero"]:
         return False
     with np.errstate(all="ignore"):
@@ -130,12 +131,14 @@ def _agree(known: Any, found: Any) -> bool:
 
 
 class ShardPlan:
-    """Which shards of a variable there should be, and which there are.
+    """Compare the shards that a variable should have with those on disk.
 
     Attributes:
-        problems: What is wrong with their places.
-        is_whole: Whether there are those that the shape says, with room for their chunks: else nothing is to be done
-            for each of what may be far too many.
+        problems: Missing checksums or shards and unexpected files, one sentence each.
+        checksums: The recorded checksum of each shard.
+        shards: Shards of the grid that are on disk or in the manifest, sorted.
+        is_whole: Whether the manifest lists all shards that the shape requires, and a shard on disk is large enough for
+            its index. If not, callers must not iterate over all chunks, whose number may be far too large.
     """
 
     def __init__(self, store: Path, name: str, layout: Layout) -> None:
@@ -180,7 +183,7 @@ class ShardPlan:
 
 
 def read_tables(store: Path, name: str, metadata: Metadata) -> tuple[npt.NDArray[np.void] | None, list[str]]:
-    """STATISTICS of each chunk of a variable as the store has them, if it has them; and what is wrong."""
+    """Return the stored STATISTICS of each chunk of a variable, or None if they cannot be read; and the problems."""
     names = STATISTICS.names or ()
     if not all(metadata.is_sound(f"{RECORD}/{name}/{statistic}") for statistic in names):
         return None, []
@@ -195,14 +198,14 @@ def read_tables(store: Path, name: str, metadata: Metadata) -> tuple[npt.NDArray
 
 
 def part_of_shard(known: npt.NDArray[np.void] | None, shard: Shard, grid: Shape) -> npt.NDArray[np.void] | None:
-    """What tables say of the chunks of one shard, as far as there are voxels."""
+    """Return the STATISTICS of those chunks of one shard that contain voxels."""
     if known is None:
         return None
     return known[tuple(slice(number * of, (number + 1) * of) for number, of in zip(shard, grid, strict=True))]
 
 
 def _shards_on_disk(folder: Path, grid: Shape) -> tuple[set[Shard], list[str]]:
-    """The shards of a grid that have a file, and all other files in the folder but hidden ones."""
+    """Return the shards of a grid that have a file, and all other files in the folder except hidden ones."""
     found, others = set(), []
     for parent, _, files in os.walk(folder):
         for name in files:

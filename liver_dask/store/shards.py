@@ -1,10 +1,16 @@
-"""Bytes of Zarr v3 shards: chunks encoded one by one, kept as slabs, and slabs put together.
+"""Encode and decode the bytes of Zarr v3 shards: encode chunks, write them as slabs, and merge slabs into shards.
 
-A shard is its encoded chunks in any order, then an index (for each chunk of the grid, row by row, its offset and length
-as little-endian uint64, both 2^64 - 1 where the chunk is empty), then the CRC-32C of the index. A chunk is a Blosc
-buffer and its CRC-32C, which every reader of Zarr compares before it decodes. A slab is alike, for a layer of chunks
-one deep and all along x, and its index says besides what is known of the voxels. Putting slabs together copies bytes
-and adds to offsets; nothing is decoded. Reading a part of a chunk decodes only the blocks of Blosc that hold it.
+A shard consists of three parts:
+
+- The encoded chunks, in any order.
+- The index. It contains, for each chunk of the grid, row by row, the offset and length as little-endian uint64. Both
+  are 2^64 - 1 where the chunk is empty.
+- The CRC-32C of the index.
+
+A chunk is a Blosc buffer followed by its CRC-32C, which every Zarr reader verifies before it decodes. A slab has the
+same structure, for a layer of chunks that is one chunk deep and spans x. Its index also contains the statistics of the
+voxels. Merging slabs copies bytes and shifts offsets; nothing is decoded. Reading a part of a chunk decodes only the
+Blosc blocks that contain it.
 """
 
 import math
@@ -29,20 +35,20 @@ EMPTY = np.iinfo(np.uint64).max
 
 
 ZSTD_OF_VOXELS: tuple[int, Any] = (5, "shuffle")
-"""Level, and how bytes are shuffled first. Level 5 takes 5 % off what level 3 writes of real EM, at half its speed, but
-still faster than LZW decodes."""
+"""Compression level, and how bytes are shuffled first. On real EM, the output of level 5 is 5 % smaller than that of
+level 3. Level 5 encodes at half the speed, which is still faster than LZW decoding."""
 
 
 ZSTD_OF_BYTES: tuple[int, Any] = (3, "noshuffle")
-"""For voxels of one byte. Shuffled bits are smaller by a third, of the few percent of a store that masks are, but take
-twice as long to encode, and up to five times as long to decode: Blosc has no fast code for that."""
+"""The same for voxels of one byte. Bit shuffling would make masks, which are a few percent of a store, smaller by a
+third. But it takes twice as long to encode and up to five times as long to decode: Blosc has no fast code for it."""
 
 
 CRC_BYTES = 4
 
 
 CRC_OF_CHECKED = 0x48674BC7
-"""The CRC-32C of any bytes with their own CRC-32C behind them: so both are compared without a copy of the former."""
+"""The CRC-32C of any bytes followed by their own CRC-32C. It allows a check without a copy of the bytes."""
 
 
 BLOSC_HEADER = 16
@@ -55,27 +61,34 @@ Table = npt.NDArray[np.void]
 
 
 STATISTICS = np.dtype([("nonzero", "<u4"), ("mean", "<f4"), ("std", "<f4")])
-"""What is known of a chunk's voxels, as far as there are voxels in it: how many are not zero; and, but for masks,
-mean and standard deviation."""
+"""Statistics of the voxels of a chunk that lie within the array: number of nonzero voxels and, except for masks, mean
+and standard deviation."""
 
 
 IN_SLAB = np.dtype([("offset", "<u8"), ("length", "<u8"), ("statistics", STATISTICS), ("", "<u4")])
-"""What the index of a slab says of each chunk; as many bytes as four uint64."""
+"""Entry of a slab's index for each chunk; as long as four uint64."""
 
 
 MEMCPYED = 0x02
-"""The flag of a Blosc buffer whose voxels are not compressed."""
+"""Flag of a Blosc buffer whose bytes are not compressed."""
 
 
 class Chunk(NamedTuple):
-    """An encoded chunk, and what is known of its voxels (of STATISTICS)."""
+    """An encoded chunk, and the STATISTICS of its voxels."""
 
     data: bytes
     statistics: npt.NDArray[np.void]
 
 
 class Slab(NamedTuple):
-    """A file that holds a layer of chunks: those from row `y` on of layer `z` of a shard's grid, all along x."""
+    """A file with a layer of encoded chunks, one chunk deep, across all of x.
+
+    Attributes:
+        path: The file.
+        z: Layer in the chunk grid of the shard.
+        y: First row in the chunk grid of the shard.
+        grid: Chunks (y, x) of the slab.
+    """
 
     path: Path
     z: int
@@ -84,26 +97,31 @@ class Slab(NamedTuple):
 
 
 class Checksum(NamedTuple):
-    """What a file is known by: its bytes and their CRC-32C."""
+    """Number of bytes of a file and their CRC-32C."""
 
     size: int
     crc32c: int
 
 
 def codecs_of(dtype: np.dtype[Any]) -> list[BloscCodec | Crc32cCodec]:
-    """How a chunk is compressed and protected, as zarr's metadata say it."""
+    """Return the zarr codecs that compress a chunk and add its checksum."""
     level, shuffle = _zstd_of(dtype)
     blosc = BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=level, shuffle=shuffle, blocksize=0)
     return [blosc, Crc32cCodec()]
 
 
 def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape, *, has_means: bool = True) -> Chunk:
-    """Encode what there is of one chunk, filled up with zeros at the array's end; nothing where all bits are zero.
+    """Encode one chunk, padded with zeros at the end of the array. If all bits are zero, the result has no bytes.
 
-    Readers take 0 for what is left out; -0.0, whose sign they would lose by that, is kept.
+    Readers fill omitted chunks with 0. A chunk that contains -0.0 is encoded, because its sign would be lost otherwise.
+
+    Args:
+        voxels: The voxels (z, y, x) of the chunk that lie within the array.
+        chunk: Voxels (z, y, x) per chunk.
+        has_means: Whether to compute mean and standard deviation.
     """
     little = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
-    statistics = statistics_of(little, has_means=has_means)  # of neighbouring bytes: that is three times as fast
+    statistics = statistics_of(little, has_means=has_means)  # contiguous bytes are three times as fast
     if not statistics["nonzero"] and not (little.dtype.kind == "f" and little.view(np.uint8).any()):
         return Chunk(b"", statistics)
     if little.shape != chunk:
@@ -121,13 +139,19 @@ def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape, *, has_means: bool = Tr
 
 
 def decode_chunk(data: bytes, dtype: np.dtype[Any], chunk: Shape, *, has_checksum: bool = True) -> npt.NDArray[Any]:
-    """Undo `encode_chunk`; DamagedError where the bytes are not a chunk.
+    """Decode the bytes of `encode_chunk`.
 
     Args:
-        data: What `encode_chunk` made.
-        dtype: Of a voxel.
-        chunk: Voxels of the chunk.
-        has_checksum: Whether it ends with one, as all do since format 4 of a store.
+        data: The encoded chunk.
+        dtype: Data type of a voxel.
+        chunk: Voxels (z, y, x) per chunk.
+        has_checksum: Whether the bytes end with a checksum, as all chunks do since store format 4.
+
+    Returns:
+        The voxels (z, y, x), little-endian.
+
+    Raises:
+        DamagedError: The bytes are not a chunk.
     """
     if not data:
         return np.zeros(chunk, dtype.newbyteorder("<"))
@@ -145,17 +169,28 @@ def _decode_chunk(data: bytes | memoryview, dtype: np.dtype[Any], chunk: Shape) 
 def _decode(data: bytes | memoryview) -> Any:
     try:
         return imagecodecs.blosc_decode(data, numthreads=1)
-    except (imagecodecs.BloscError, SystemError) as error:  # the latter of a size below 0
+    except (imagecodecs.BloscError, SystemError) as error:  # SystemError for a size below 0
         raise DamagedError(f"a chunk cannot be decoded ({error})") from error
 
 
 def decode_planes(
     data: bytes, dtype: np.dtype[Any], chunk: Shape, planes: slice, *, has_checksum: bool = True
 ) -> npt.NDArray[Any]:
-    """Some planes along z of a chunk: only the blocks of Blosc that hold them are decoded; see `decode_chunk`.
+    """Decode some planes along z of a chunk. Only the Blosc blocks that contain them are decoded.
 
-    A Blosc buffer is a header (flags at byte 2; bytes of voxels, of a block, and of the buffer from byte 4), the place
-    of each block, and the blocks, each encoded for itself: some neighbouring blocks are a buffer again.
+    A Blosc buffer consists of a header, the offset of each block, and the blocks. The header has the flags at byte 2,
+    and from byte 4 the sizes of the voxels, of a block and of the buffer. Each block is encoded independently, so some
+    adjacent blocks with a new header and offsets form a valid buffer.
+
+    Args:
+        data: The encoded chunk.
+        dtype: Data type of a voxel.
+        chunk: Voxels (z, y, x) per chunk.
+        planes: The planes along z, with start and stop.
+        has_checksum: Whether the bytes end with a checksum; see `decode_chunk`.
+
+    Returns:
+        The voxels (z, y, x) of the planes, little-endian.
 
     Raises:
         DamagedError: The bytes are not a chunk.
@@ -176,9 +211,18 @@ def decode_planes(
 
 
 def _some_blocks(data: bytes | memoryview, whole: int, begin: int, end: int) -> tuple[int | None, bytes | memoryview]:
-    """Of a Blosc buffer of `whole` bytes one of the blocks that hold bytes `begin` to `end`; how many bytes it skips.
+    """Build a smaller Blosc buffer of the blocks that contain the decoded bytes `begin` to `end`.
 
-    All of it, and None, where blocks cannot be told apart: one thread leaves them in their order, others need not.
+    Args:
+        data: A Blosc buffer.
+        whole: Its size when decoded.
+        begin: First decoded byte that is needed.
+        end: Last decoded byte that is needed, plus one.
+
+    Returns:
+        The number of decoded bytes before the new buffer, and the buffer. If all blocks are needed or cannot be
+        separated, None and the unchanged `data`. Blocks can only be separated if they are stored in order. One encoding
+        thread stores them in order; several threads need not.
     """
     if len(data) <= BLOSC_HEADER or data[2] & MEMCPYED:
         return None, data
@@ -201,7 +245,7 @@ def _some_blocks(data: bytes | memoryview, whole: int, begin: int, end: int) -> 
 
 
 def write_slab(path: Path, chunks: Sequence[Chunk]) -> None:
-    """Write encoded chunks, row by row, as a slab; it is there whole and durable, or not at all."""
+    """Write encoded chunks, row by row, as a slab. The file appears only when it is complete and durable."""
     index = np.zeros(len(chunks), IN_SLAB)
     index["length"] = lengths = np.array([len(chunk.data) for chunk in chunks], np.uint64)
     index["offset"] = np.cumsum(lengths) - lengths
@@ -212,20 +256,20 @@ def write_slab(path: Path, chunks: Sequence[Chunk]) -> None:
 
 
 def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_chunks: slice) -> tuple[Checksum, Table]:
-    """Put the part of some slabs that lies in one shard together and write the shard, whole and durable.
+    """Merge those chunks of some slabs that belong to one shard, and write the shard completely and durably.
 
     Args:
         path: The shard to write.
-        part: Its name until it is whole.
-        grid: Chunks (z, y, x) of a shard.
-        slabs: All slabs that hold chunks of it.
-        x_chunks: Which chunks along x of the slabs are the shard's.
+        part: Temporary name of the file until it is complete.
+        grid: Chunks (z, y, x) per shard.
+        slabs: All slabs that contain chunks of the shard.
+        x_chunks: The chunks along x of the slabs that belong to the shard.
 
     Returns:
-        Size and checksum of the shard, and what is known of its chunks: STATISTICS for each of its grid.
+        Size and checksum of the shard, and the STATISTICS of each chunk of its grid.
 
     Raises:
-        DamagedError: A slab does not hold the bytes that were written to it.
+        DamagedError: A slab does not contain the bytes that were written to it.
     """
     merged, known = np.full((*grid, 2), EMPTY, "<u8"), np.zeros(grid, STATISTICS)
     offset, checksum = 0, 0
@@ -248,10 +292,10 @@ def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_ch
 
 
 def read_shard_index(file: Any, grid: Shape) -> Index:
-    """The offset and length of each chunk of a shard, (z, y, x, 2).
+    """Read the offset and length of each chunk of a shard, as an array (z, y, x, 2).
 
     Raises:
-        DamagedError: The index is not what was written, or points out of the file.
+        DamagedError: The index is not what was written, or points outside the file.
     """
     index, begins = _read_index(file, (*grid, 2), np.dtype("<u8"))
     offsets, lengths = (column[index[..., 1] != EMPTY] for column in (index[..., 0], index[..., 1]))
@@ -261,15 +305,15 @@ def read_shard_index(file: Any, grid: Shape) -> Index:
 
 
 TORN = re.compile(r"\..+\.[0-9a-f]{8}")
-"""How a DurableFile is named before it is whole; so it stays where its process is killed."""
+"""Temporary name of a DurableFile until it is complete. If its process is killed, the file remains under this name."""
 
 
 def statistics_of(voxels: npt.NDArray[Any], *, has_means: bool) -> npt.NDArray[np.void]:
-    """What is known of a chunk's voxels, see STATISTICS; mean and deviation only if that is wanted."""
+    """Compute the STATISTICS of a chunk's voxels; mean and standard deviation only if `has_means`."""
     known = np.zeros((), STATISTICS)
     known["nonzero"] = np.count_nonzero(voxels)
     if known["nonzero"] and has_means:
-        with np.errstate(all="ignore"):  # a computed variable may hold what has no mean
+        with np.errstate(all="ignore"):  # a computed variable may contain values without a mean
             values = voxels.reshape(-1).astype(np.float32)  # half the time of float64; numpy adds pairwise
             known["mean"] = mean = values.mean()
             values -= mean
@@ -295,7 +339,7 @@ def _read_chunk(file: Any, start: int, length: int) -> bytes:
 
 
 def _read_index(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
-    """The index at the end of a file, and where it begins."""
+    """Return the index at the end of a file, and the offset where it begins."""
     size = math.prod(shape) * dtype.itemsize + CRC_BYTES
     if file.seek(0, os.SEEK_END) < size:
         raise DamagedError("it is cut short")
@@ -313,12 +357,12 @@ def _with_checksum(index: npt.NDArray[Any]) -> bytes:
 
 
 def _crc32c(data: bytes) -> bytes:
-    """The CRC-32C of some bytes, as Zarr's codec puts it behind them."""
+    """Return the CRC-32C of some bytes in the form that Zarr's codec appends."""
     return google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
 
 
 def _checked(data: bytes) -> memoryview:
-    """What lies before the checksum at the end; DamagedError if that is not its checksum."""
+    """Return the bytes before the checksum at the end; raise DamagedError if the checksum does not match."""
     if len(data) <= CRC_BYTES or google_crc32c.value(data) != CRC_OF_CHECKED:
         raise DamagedError("a chunk is not as it was written: its checksum is wrong")
     return memoryview(data)[:-CRC_BYTES]

@@ -1,4 +1,4 @@
-"""Whether the files that a store was made of are still the ones that its source has."""
+"""Check whether the files that a store was made from are unchanged at the source."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from .record import MANIFEST
 from .worker import READERS, report_of
 
 MOST_COMPARED = 32
-"""Files of which the sizes tell whether an archive is the same at another address."""
+"""Maximum number of files whose sizes are compared to decide whether another address has the same archive."""
 
 OPENED_UNASKED = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "memory", "file")
-"""Protocols of addresses that are opened because a store names them; local folders, too."""
+"""Protocols of addresses that may be opened only because a store names them. Absolute local folders may be, too."""
 
 
 class RecordedFile(NamedTuple):
-    """A file that a store was made of: its path below the archive's root, and which version of it was read."""
+    """A file that a store was made from: its path below the archive's root, and the version that was read."""
 
     path: str
     version: FileVersion
@@ -33,12 +33,12 @@ class RecordedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """Whether some files of an archive are as they were.
+    """Check whether some files of an archive are unchanged.
 
     Attributes:
-        source: The archive.
-        files: What was recorded of them.
-        by_tag: Whether ETags can be compared, too: those of another address need not be the same.
+        source: The archive's address.
+        files: The recorded files.
+        by_tag: Whether to compare ETags, too. Another address may have other ETags for the same files.
     """
 
     source: Source
@@ -46,7 +46,7 @@ class SourceCheck:
     by_tag: bool
 
     def run(self, report: Callable[[Report], None]) -> dict[str, str]:
-        """By path, what is told of each file that is another; see Task.write."""
+        """Return a message for each file that has changed, by path; `report` is called as in `Task.write`."""
         with ContextPool(READERS) as pool:
             found = dict(zip(self.files, pool.map(self._change, self.files), strict=True))
         report(report_of(0))
@@ -68,10 +68,10 @@ class SourceCheck:
 
 
 def read_sources(store: Path, name: str) -> list[tuple[str, FileVersion]]:
-    """The URLs of the files that a variable was made of, and their versions.
+    """Return the URLs and the versions of the files that a variable was made from.
 
     Raises:
-        DamagedError: They are not there.
+        DamagedError: The manifest is missing or cannot be read.
     """
     path = store / name / MANIFEST
     try:
@@ -88,7 +88,16 @@ def plan_source_checks(
     readers: Collection[VolumeReader],
     wanted: Callable[[int], bool],
 ) -> dict[SourceCheck, None]:
-    """Checks of those recorded files that the readers read, of the slices of the volume that are wanted."""
+    """Plan the checks of those recorded files that the readers read.
+
+    Args:
+        sources: URLs and versions of the recorded files.
+        readers: Readers of the variable.
+        wanted: Returns whether to check the file of a slice (z) of the volume.
+
+    Returns:
+        The checks, as the keys of a dict, in order and without duplicates.
+    """
     files: dict[tuple[Source, bool], dict[RecordedFile, None]] = {}
     for url, version in sources:
         for reader in readers:
@@ -106,16 +115,18 @@ def plan_source_checks(
 def check_same_archive(
     store: Path, sources: Sequence[tuple[str, FileVersion]], readers: Collection[VolumeReader]
 ) -> None:
-    """Refuse a store of files that only have the same names: some that were read elsewhere are compared by size.
+    """Check that files at another address are the files of the store, and do not only have the same names.
+
+    The sizes of up to 32 of the files that were read at another address are compared.
 
     Args:
         store: The store, complete or not.
-        sources: The URLs of the files that it was made of, and their versions.
-        readers: What a call would make it of.
+        sources: URLs and versions of the files that the store was made from.
+        readers: Readers from which the current call would write the store.
 
     Raises:
-        StoreExistsError: A file has another size where it is now.
-        LiverDaskError: The files cannot be asked for.
+        StoreExistsError: A file has another size at the current address.
+        LiverDaskError: The files cannot be requested.
     """
     elsewhere = [source for source in sources if not any(is_file_of(reader.files, source[0]) for reader in readers)]
     some = elsewhere[:: max(1, -(-len(elsewhere) // MOST_COMPARED))]
@@ -127,10 +138,10 @@ def check_same_archive(
 
 
 def check_recorded_address(store: Path, record: Mapping[str, Any]) -> None:
-    """Refuse to open an address of a kind that only the caller may ask for.
+    """Check that the addresses in a store's record may be opened without the user naming them.
 
     Raises:
-        InvalidArgumentError: The store names such a one. (ValueError)
+        InvalidArgumentError: The store names an address that only the user may choose. (ValueError)
     """
     for variable in record["variables"].values():
         address = variable["voxels"]["source"] if isinstance(variable["voxels"], dict) else "/"

@@ -1,4 +1,4 @@
-"""How often the rows of the archive's files are read, counted before they are."""
+"""Count, before anything is read, how often an export reads the rows of the archive's files."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,13 +13,14 @@ from ..archive.lazy.leaves import Read
 
 
 class Extent(NamedTuple):
-    """What is read of the files of a variable, each row counted once.
+    """What is read from the files of a variable, with each row counted once.
 
     Attributes:
-        files: How many files.
-        rows: Rows of them all; where they are decoded from the top, those down to the last that is needed.
-        last_row: The last row of a file, plus one.
-        last_column: The last column, plus one.
+        files: Number of files.
+        rows: Rows in all files together. Files that are decoded from the first row count all rows down to the last one
+            needed.
+        last_row: The last row read in any file, plus one.
+        last_column: The last column read in any file, plus one.
     """
 
     files: int
@@ -29,7 +30,7 @@ class Extent(NamedTuple):
 
 
 def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
-    """By variable of the archive, all that is read of it."""
+    """Return the extent of all reads, by variable of the archive."""
     rows: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
     last: dict[str, tuple[int, int]] = {}
     for read in reads:
@@ -55,12 +56,14 @@ def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
 
 @dataclass
 class Tally:
-    """What jobs read of files, in rows; of files that are decoded from the top, all down to the last, once a job.
+    """Number of file rows that jobs read.
+
+    Files that are decoded from the first row count all rows down to the last one needed, once per job.
 
     Attributes:
         extents: What is read, by variable.
-        held: How many blocks a cluster holds already.
-        got: How many are got from there.
+        held: Number of blocks that a cluster already holds.
+        got: Number of times that such blocks are fetched from the cluster.
     """
 
     extents: Mapping[str, Extent]
@@ -70,16 +73,21 @@ class Tally:
 
     @property
     def times(self) -> dict[str, float]:
-        """How often each variable is read."""
+        """Average number of times that each variable is read."""
         return {variable: self._read[variable] / extent.rows for variable, extent in self.extents.items()}
 
     @property
     def most(self) -> float:
-        """How often that is read, or got from a cluster, which is most often."""
+        """Largest number of reads of any variable, or of fetches of the cluster's blocks; at least 1."""
         return max(*self.times.values(), self.got / self.held if self.held else 1.0, 1.0)
 
     def add(self, reads: Iterable[tuple[Read, int]], jobs: float = 1) -> None:
-        """Take note of what one job reads, or so many that are alike, and how often."""
+        """Add the reads of one job, or of several similar jobs.
+
+        Args:
+            reads: Each read, and how often the job does it.
+            jobs: Number of similar jobs.
+        """
         prefixes: dict[tuple[Any, int], int] = {}
         for read, times in reads:
             reader, (z, y, _) = _reader(read), read.window.selections
@@ -93,10 +101,10 @@ class Tally:
 
 
 def _reader(read: Read) -> Any:
-    """The archive's, of whose files a store is made."""
+    """Return the archive's reader of the files."""
     return read.lazy.read
 
 
 def _as_slice(rows: Selection) -> Any:
-    """A quicker index of the same rows, if there is one."""
+    """Return an index of the same rows: a slice if possible, because it is faster."""
     return slice(rows[0], rows[-1] + 1) if isinstance(rows, range) and rows.step == 1 else np.asarray(rows)

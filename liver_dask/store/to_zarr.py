@@ -1,4 +1,4 @@
-"""`to_zarr`: keep what a Dataset holds as a sharded Zarr v3 store, on threads of this process or over a cluster."""
+"""`to_zarr`: write a Dataset as a sharded Zarr v3 store, on threads of this process or on a cluster."""
 
 import os
 from collections.abc import Sequence
@@ -26,46 +26,48 @@ def to_zarr(
     pyramid: bool = False,
     progress: bool = True,
 ) -> str:
-    """Write a Dataset, or a box of it, as a sharded Zarr v3 store; `xr.open_zarr(path)` gives it back.
+    """Write a Dataset, or a box of it, as a sharded Zarr v3 store. `xr.open_zarr(path)` opens the result.
 
-    Every strip and every mask is fetched and decoded once, every chunk encoded once; for what is computed, more often
-    where its graph makes it so, which is logged, or refused. Memory is bounded by regions (8
-    slices of a band of rows), whatever the size of the box or of the shards. The store appears under `path` when it is
-    complete; until then it is `path` + `.partial`, and the same call goes on with what that holds, however the last one
-    ended. A store that is there already and was made by the same call is returned as it is, without a request.
+    Every strip and every mask is fetched and decoded once, and every chunk is encoded once. Computed variables may
+    need more fetches if their graph requires it; this is logged, or raises an error. Memory is bounded by the size of
+    regions (8 slices of a row block), whatever the size of the box or of the shards. The store appears at `path` when
+    it is complete. Until then it is at `path` + `.partial`, and the same call resumes it, however the last call ended.
+    If the same call has already written a complete store at `path`, its path is returned without any request.
 
     Args:
-        ds: What `open_human_liver_em` gave, cropped or changed lazily or not: variables of dims (z, y, x). Of voxels
-            that were computed before (`persist`, `compute`) nothing tells from which files they are: the store's
-            manifest lists none, and no change of them is noticed.
-        path: The store to write, on a file system that this process and all workers share. Missing folders above it
-            are made. Of a symbolic link it is made where that leads.
-        client: The cluster to work on, of whatever kind. All its processes together, and all calls that write on it at
-            once, have no more requests under way than `connections` of `open_human_liver_em` says. If None, it is the
-            one that dask itself would take: a `Client` that was made and is open, else threads of this process, which
-            `with dask.config.set(scheduler="threads"):` takes whatever there is. In a task of a cluster None is threads
-            of its worker: who hands out such tasks has shared out the work already; with `client=get_client()` it is
-            shared out once more, and the task leaves its place meanwhile.
-        bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each max exclusive; all
-            that `ds` holds if None.
-        chunks: Voxels (z, y, x) of an inner chunk, which is the least that a reader decodes.
-        shards: Voxels (z, y, x) of a shard, which is one file; clipped to the box.
-        on_error: `raise` stops at the first region that cannot be written; `continue` writes all others first. Either
-            way nothing is filled in, the store stays unfinished, and the same call tries the rest again.
-        pyramid: Whether to add smaller copies of all variables, and what makes the store an OME-Zarr image: see
-            `add_pyramid`, which can do so later, too.
+        ds: The Dataset of `open_human_liver_em`, cropped or changed lazily or not, with variables of dims (z, y, x).
+            For voxels that were computed before (`persist`, `compute`), the source files are unknown: the store's
+            manifest does not list them, and changes of these files are not noticed.
+        path: The store to write, on a file system that this process and all workers share. Missing parent folders are
+            created. If `path` is a symbolic link, the store is written at its target.
+        client: The dask cluster to work on, of any kind. All its processes together, including all calls that write on
+            it at the same time, have at most as many concurrent requests as the `connections` of
+            `open_human_liver_em`. None uses the scheduler that dask itself would use: an open `Client` if there is one,
+            otherwise threads of this process. `with dask.config.set(scheduler="threads"):` always selects threads.
+            Inside a dask task, None uses threads of the worker, because the code that submits such tasks has already
+            distributed the work. `client=get_client()` distributes it again, and the task secedes from its worker
+            in the meantime.
+        bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each maximum exclusive.
+            None writes all of `ds`.
+        chunks: Voxels (z, y, x) per inner chunk, which is the smallest unit that a reader decodes.
+        shards: Voxels (z, y, x) per shard, which is one file. Shards are clipped to the box.
+        on_error: `raise` stops at the first region that cannot be written. `continue` writes all other regions first.
+            In both cases nothing is filled in, the store stays unfinished, and the same call retries the rest.
+        pyramid: Whether to add pyramid levels of all variables and the metadata of an OME-Zarr image. `add_pyramid` can
+            also do this later.
         progress: Whether to report on standard error.
 
     Returns:
         The path of the store.
 
     Raises:
-        InvalidArgumentError: The box leaves the Dataset or is empty; shards are not whole chunks; there is not enough
-            disk, or memory for a worker; what is computed would fetch a file more than `liver-dask.most-refetches`
-            times (4) on average, or needs something large in all regions. (ValueError)
-        StoreExistsError: `path` holds something else than this call would write, or is being written. (FileExistsError)
+        InvalidArgumentError: The box is empty or exceeds the Dataset; a shard is not a whole number of chunks; there is
+            not enough disk space, or not enough memory for a worker; or computed variables would fetch a file more than
+            `liver-dask.most-refetches` times (4) on average, or need large results in all regions. (ValueError)
+        StoreExistsError: `path` holds something other than this call would write, or another process is writing it.
+            (FileExistsError)
         ExportError: Some regions could not be written; `.failures` lists them. (RuntimeError)
-        LiverDaskError: The source could not be read; the message names the file, the slice and the rows.
+        LiverDaskError: The source could not be read. The message names the file, the slice and the rows.
     """
     export = Export.plan(ds, path, bounding_box, chunks, shards)
     export.run(client, on_error, progress)

@@ -1,4 +1,4 @@
-"""`verify`: whether a store is what was written, and whether that is what the source has."""
+"""`verify`: check whether a store is as it was written, and whether its voxels are those of the source."""
 
 import logging
 import os
@@ -47,19 +47,18 @@ MOST_SHOWN = 20
 
 @dataclass
 class VerifyReport:
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes:
         path: The store.
-        shards: Shards whose bytes were all read and compared with their checksums.
-        bytes: Bytes of those.
-        voxels: Voxels that were compared with the source.
-        unchecked: Variables that could not be compared, because the store does not tell what they were computed of.
-        missing: Files that the source did not have, whose voxels are zeros in the store.
-        notes: What else there is to know, such as what an older version did not record, so that it cannot be checked.
-        changed: Files of the source that are no longer those that the store was made of, one sentence each. That alone
-            is nothing wrong with the store; where its voxels are not the source's any more, that is a problem, which
-            says so.
+        shards: Number of shards whose bytes were all read and compared with their checksums.
+        bytes: Bytes of these shards.
+        voxels: Number of voxels that were compared with the source.
+        unchecked: Variables that could not be compared, because the store does not record what they were computed from.
+        missing: Files that the source did not have. Their voxels are zeros in the store.
+        notes: Further information, such as what an older version did not record and thus cannot be checked.
+        changed: Files of the source that have changed since the store was written, one sentence each. A changed file is
+            not a problem of the store. If voxels differ from the source, that is a problem, which names the change.
         problems: What is wrong, one sentence each.
     """
 
@@ -75,7 +74,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     def __str__(self) -> str:
@@ -109,37 +108,41 @@ def verify(
     client: "Client | None" = None,
     progress: bool = True,
 ) -> VerifyReport:
-    """Compare a store with what was recorded when it was written, and with its source.
+    """Compare a store with the data recorded when it was written, and with its source.
 
-    The levels of its pyramid, if it has one, are compared with those they were made of in the same way.
+    If the store has a pyramid, each level is compared in the same way with the level that it was made from.
 
-    Always: the metadata of all arrays, their consolidated copy, the coordinates and the tables; that every shard is
-    there and no other, with the size and the CRC-32C that were recorded, an index that is sound, and a chunk that can
-    be decoded and is what the tables say. So a changed byte is found wherever it is; attributes, groups and arrays that
-    were added are nothing. Then voxels, as zarr-python reads them, against the source: by default rows of some slices
-    of every shard, the first and last of the store among them; or every voxel. Floats are the same if their bits are (0
-    is not -0), or if both are NaN.
+    These checks are always done, so that a changed byte is found wherever it is:
+
+    - The metadata of all arrays and their consolidated copy, the coordinates and the tables are compared with the
+      recorded ones. Added groups and arrays are accepted, and so are added attributes that do not change values.
+    - Every recorded shard must exist, and no other. Each must have the recorded size and CRC-32C, and a valid index.
+    - One chunk of each shard (with `full`, every chunk) is decoded and compared with the tables.
+
+    Then voxels, as zarr-python reads them, are compared with the source: by default, rows of some slices of every
+    shard, including the first and last slices and rows of the store; with `full`, every voxel. Floats are equal if
+    their bits are equal (0 is not -0), or if both are NaN.
 
     Args:
         path: A complete store.
-        ds: What the store was made of; if None it is opened anew from the source that the store recorded. Variables
-            that were computed are compared only if it is given.
-        source: Where the archive is, if not at the address that the store names: an address as that of
-            `open_human_liver_em`. If neither this nor `ds` is given, the address of the store is told before it is
-            asked, and opened only if it is http(s), a local folder or a common object storage.
-        full: Whether to decode every chunk and compare every voxel, which fetches all of the source again.
-        seed: Which slices and rows are looked at; another one looks at others.
-        client: The cluster to work on; if None, what `to_zarr` takes then.
+        ds: The Dataset that the store was made from. If it is None, the source that the store recorded is opened.
+            Computed variables are compared only if `ds` is given.
+        source: Address of the archive, as for `open_human_liver_em`, if it is not the address that the store names. If
+            neither `source` nor `ds` is given, the address in the store is reported before it is used, and it is opened
+            only if it is http(s), a local folder or a common object storage.
+        full: Whether to decode every chunk and to compare every voxel, which fetches all of the source again.
+        seed: Seed of the random selection of slices, rows and chunks.
+        client: The cluster to work on. None has the same meaning as in `to_zarr`.
         progress: Whether to report on standard error.
 
     Returns:
-        What was compared, and what is wrong.
+        A report of what was compared, and of all problems.
 
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
-        InvalidArgumentError: `ds` is not what the store was made of; both `ds` and `source` are given; or the store
-            names an address that is not opened unasked. (ValueError)
-        DamagedError: What the store says of itself cannot be. (OSError)
+        InvalidArgumentError: `ds` is not the Dataset that the store was made from; both `ds` and `source` are given; or
+            the store names an address that only the user may choose. (ValueError)
+        DamagedError: The record of the store has impossible values. (OSError)
         LiverDaskError: The source could not be read.
     """
     if ds is not None and source is not None:
@@ -147,7 +150,7 @@ def verify(
     store = Path(path).expanduser().absolute()
     report = VerifyReport(str(store))
     record = open_record(store)
-    with suppress(DamagedError):  # told with the checksums that the same files hold
+    with suppress(DamagedError):  # reported with the checksums, which are in the same files
         report.missing = missing_files(store, record["variables"])
     opened = _opened_again(store, record, source, "zeros" if report.missing else "raise") if ds is None else None
     if opened is not None:
@@ -169,10 +172,10 @@ def verify(
             plan, kind = what
             try:
                 result = future.result()
-            except DamagedError as error:  # of the level below, which has a problem of its own
+            except DamagedError as error:  # of the level below, which has its own problem
                 report.problems.append(f"{plan.where} cannot be compared with the level below ({error})")
                 return
-            except Exception as error:  # whatever a source or a lost worker raises: it is told as one of ours
+            except Exception as error:  # any error of a source or a lost worker becomes one of this package
                 raise picklable_error(error) from error
             if kind == "source":
                 plan.changed |= result
@@ -211,13 +214,13 @@ def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -
         where, ds = f"{level.path.relative_to(store)}/", None
         try:
             ds = downsampled(below, level.factors, store)
-        except Exception as error:  # whatever zarr makes of damaged metadata
+        except Exception as error:  # zarr raises arbitrary errors for damaged metadata
             report.problems.append(_cannot_compare(level.path, below.path, error))
         try:
             plan = _Plan(level.path, where, ds, None, seed, full, report)
             for group in (store, store / FOLDER):
                 plan.compare_consolidated_in(group)
-        except Exception as error:  # whatever zarr makes of damaged metadata
+        except Exception as error:  # zarr raises arbitrary errors for damaged metadata
             report.problems.append(_cannot_compare(level.path, below.path, error))
         else:
             yield plan
@@ -231,12 +234,15 @@ def _look_at_description(levels: Sequence[Level], report: VerifyReport) -> None:
             report.problems += [problem] if problem else []
         else:
             report.notes.append(f"the pyramid of {store} is not finished; `liver-dask pyramid {store}` goes on with it")
-    except Exception as error:  # whatever zarr makes of damaged metadata
+    except Exception as error:  # zarr raises arbitrary errors for damaged metadata
         report.problems.append(f"whether {store} describes its levels cannot be told ({reason_of(error)})")
 
 
 def _look_at_labels(levels: Sequence[Level], report: VerifyReport) -> None:
-    """Labels of our names that are no copies of the masks: a user's own, maybe, so no problem, but to be known."""
+    """Add a note for each label that should be a copy of a mask but differs.
+
+    It is not a problem, because a user may have written it.
+    """
     store = levels[0].path
     try:
         report.notes += [
@@ -244,7 +250,7 @@ def _look_at_labels(levels: Sequence[Level], report: VerifyReport) -> None:
             f"remove it, and `liver-dask pyramid {store}` makes it anew"
             for label in other_labels(levels)
         ]
-    except Exception as error:  # whatever zarr makes of damaged metadata
+    except Exception as error:  # zarr raises arbitrary errors for damaged metadata
         report.problems.append(f"whether {store / LABELS} holds the masks cannot be told ({reason_of(error)})")
 
 
@@ -253,16 +259,17 @@ def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
 
 
 class _Plan:
-    """What is to be looked at in a store, or in a level of its pyramid; its metadata are looked at here.
+    """The checks of a store, or of a level of its pyramid. The constructor checks the metadata.
 
     Args:
         store: The store.
-        where: How its problems begin.
-        given: What it is to be compared with.
-        opened: The same, if it was opened as the store itself says.
-        seed: Of what is looked at.
-        full: Whether all is.
-        report: Is told of what is wrong with the metadata.
+        where: Prefix of its problems.
+        given: The Dataset to compare with, given by the caller.
+        opened: The Dataset to compare with, opened from the source that the store records or the caller names. It is
+            used instead of `given`.
+        seed: Seed of the random selection.
+        full: Whether to check every chunk and every voxel.
+        report: The report that receives the problems of the metadata.
     """
 
     def __init__(
@@ -295,13 +302,13 @@ class _Plan:
             self._plan_comparisons(ds, given is not None, readable, np.random.default_rng(seed), full)
 
     def compare_consolidated_in(self, group: Path) -> None:
-        """Compare the copy of the metadata that a group above the store has."""
+        """Check the consolidated copy of the metadata in a group above the store."""
         known = len(self._metadata.problems)
         self._metadata.compare_consolidated_in(group)
         self._report(self._metadata.problems[known:])
 
     def explain(self, difference: Difference) -> str:
-        """A difference as a problem: it may be the source that is another."""
+        """Describe a difference as a problem, with the change of the source file if there was one."""
         variable = self._record["variables"][difference.name]
         origin = variable["voxels"]
         if isinstance(origin, dict):
@@ -365,7 +372,15 @@ class _Plan:
     def _source_checks(
         self, source: Source, groups: Sequence[Group], slices: set[int] | None, rng: np.random.Generator
     ) -> Iterator[SourceCheck]:
-        """Checks of the files of some slices, or of all: for a computed variable, of as many of its files."""
+        """Plan the checks of the source files.
+
+        Args:
+            source: The variables to compare with.
+            groups: Groups of the variables to check.
+            slices: Slices (z) of the store whose files are checked; None checks all files. For a computed variable,
+                random files are checked, as many as there are slices.
+            rng: Selects these files.
+        """
         checks: dict[SourceCheck, None] = {}
         for name in [name for group in groups for name in group.names]:
             origin, sources = self._record["variables"][name]["voxels"], self._sources(name)
@@ -391,7 +406,7 @@ class _Plan:
 def _opened_again(
     store: Path, record: Mapping[str, Any], source: str | os.PathLike[str] | None, missing: Missing
 ) -> xr.Dataset:
-    """The variables that were not computed, from the source that the store recorded, or from another address of it."""
+    """Open the variables that were not computed, from `source` or, if it is None, from the recorded source."""
     if source is None:
         check_recorded_address(store, record)
     variables = {}
@@ -409,7 +424,7 @@ def _opened_again(
 
 
 def _show_addresses(ds: xr.Dataset, shown: bool) -> None:
-    """Say which addresses will be asked because the store names them."""
+    """Report and log the addresses that are used because the store names them."""
     for url in sorted(
         {reader.source.url for variable in ds.data_vars.values() for reader in readers_of(variable.data)}
     ):

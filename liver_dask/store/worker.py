@@ -1,7 +1,7 @@
-"""What a worker does for an export: read regions, encode them, keep them as slabs; put slabs together.
+"""The work of an export: read regions, encode them, write them as slabs, and merge slabs into shards.
 
-The same runs on threads of this process and on the workers of a cluster. A task says what it did and what failed; it
-raises nothing, so that one bad slice costs its own regions alone.
+The same code runs on threads of this process and on the workers of a cluster. A task returns what it wrote and what
+failed. It raises no errors, so that a bad slice only affects its own regions.
 """
 
 from collections import deque
@@ -32,7 +32,8 @@ from .shards import Chunk, encode_chunk
 from .writer import Store
 
 READERS = 8
-"""Files of a region that are read side by side, on however few cores: far from the archive, most of them wait."""
+"""Number of files of a region that are read concurrently, on any number of cores: with a distant archive, most of them
+wait."""
 
 Encoded = dict[str, list[Chunk]]
 T = TypeVar("T")
@@ -42,10 +43,10 @@ class Failure(NamedTuple):
     """A region that could not be written.
 
     Attributes:
-        names: Its variables.
+        names: The variables of the region.
         region: The region.
-        error: Why.
-        is_transient: Whether another try may do better.
+        error: The reason.
+        is_transient: Whether a retry may succeed.
     """
 
     names: tuple[str, ...]
@@ -55,7 +56,7 @@ class Failure(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a run: the regions that are written, and those that are not."""
+    """Result of a batch: the regions that were written, and those that failed."""
 
     written: tuple[Region, ...]
     failures: tuple[Failure, ...]
@@ -63,15 +64,15 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """One run, as it is sent to a worker.
+    """One batch of regions, as it is sent to a worker.
 
     Attributes:
-        store: Where the regions are written.
-        run_name: The run of the store that the task belongs to.
-        part: What the run needs of the variables.
-        run: What to write.
-        threads: Threads that encode.
-        continue_on_error: Whether to go on with the next region after one that failed.
+        store: The store to write to.
+        run_name: Name of the run of the export that the task belongs to.
+        part: What the batch needs in order to read the variables.
+        run: The batch to write.
+        threads: Number of threads that encode.
+        continue_on_error: Whether to continue with the next region after a failed one.
     """
 
     store: Store
@@ -82,9 +83,10 @@ class Task:
     continue_on_error: bool
 
     def write(self, report: Callable[[Report], None]) -> Outcome:
-        """Write the regions, one after the other; while one is kept, the next is encoded, and the one after it read.
+        """Write the regions in order. While one is written, the next is encoded, and the one after that is read.
 
-        `report` is told of each region.
+        Args:
+            report: Called after each region that was written.
         """
         written: list[Region] = []
         failures: list[Failure] = []
@@ -92,7 +94,7 @@ class Task:
             for region, keeping in _ahead(self._begin(stack, files), 2):
                 try:
                     done = keeping.result()
-                except Exception as error:  # of whatever kind: the driver tells it, and goes on or stops
+                except Exception as error:  # any kind: the driver reports it, and continues or stops
                     failures.append(Failure(self.run.group.names, region, picklable_error(error), _is_transient(error)))
                     if not self.continue_on_error:
                         break
@@ -102,7 +104,7 @@ class Task:
         return Outcome(tuple(written), tuple(failures))
 
     def _begin(self, stack: ExitStack, files: Mapping[str, FileVersion]) -> Iterator[tuple[Region, Future[int]]]:
-        """Begin one region after the other; the voxels of two are held at a time."""
+        """Begin one region after the other, with the voxels of at most two regions in memory."""
         readers, encoders = (stack.enter_context(ContextPool(n)) for n in (READERS, self.threads))
         reader, encoder, writer = (stack.enter_context(ContextPool(1)) for _ in range(3))
         rows = self.part.rows(self.run, readers)
@@ -134,7 +136,7 @@ class Task:
         return list(encoders.map(lambda part: _encode(part, chunk, with_means), parts))
 
     def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, FileVersion]) -> int:
-        """Write the slabs of a region; how many bytes of voxels it has."""
+        """Write the slabs of a region, and return its number of bytes of voxels."""
         encoded = encoding.result()
         self.store.note_versions(files)
         for name, chunks in encoded.items():
@@ -143,11 +145,11 @@ class Task:
 
 
 def probe(windows: Iterable[LazyWindow], report: Callable[[Report], None]) -> Exception | None:
-    """Find out whether the first slice of each window is there and as expected; what is wrong, if anything."""
+    """Check that the first slice of each window exists and is as expected; return the error, or None."""
     try:
         for lazy in windows:
             lazy.read.probe(int(lazy.window.selections[0][0]))
-    except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
+    except Exception as error:  # any kind: jobs return errors, and the driver raises them
         return picklable_error(error)
     report(report_of(0))
     return None
@@ -155,12 +157,12 @@ def probe(windows: Iterable[LazyWindow], report: Callable[[Report], None]) -> Ex
 
 @dataclass(frozen=True)
 class Share:
-    """What is computed of a statistic in one place.
+    """The part of a statistic that one job computes.
 
     Attributes:
-        store: The store that it is for.
-        tasks: The tasks that are needed.
-        keys: Those whose results are.
+        store: The store that the statistic is needed for.
+        tasks: The tasks to compute.
+        keys: The keys of the results to return.
     """
 
     store: Store
@@ -168,22 +170,22 @@ class Share:
     keys: Sequence[Key]
 
     def compute(self, report: Callable[[Report], None]) -> dict[Key, Any] | Exception:
-        """The results; or what went wrong."""
+        """Return the results by key, or the error."""
         try:
             with read_ahead(self.tasks), noting_files() as files, ContextPool(READERS) as pool:
                 results = dask.threaded.get(got(self.tasks), list(self.keys), pool=pool)
             self.store.note_versions(files)
-        except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
+        except Exception as error:  # any kind: jobs return errors, and the driver raises them
             return picklable_error(error)
         report(report_of(0))
         return dict(zip(self.keys, results, strict=True))
 
 
 def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
-    """Put the slabs of a shard together; what went wrong, if anything."""
+    """Merge the slabs of a shard; return the error, or None."""
     try:
         store.merge(row, shard)
-    except Exception as error:  # of whatever kind: jobs raise nothing, the driver does
+    except Exception as error:  # any kind: jobs return errors, and the driver raises them
         return picklable_error(error)
     return None
 
@@ -194,7 +196,7 @@ def _encode(voxels: npt.NDArray[Any], chunk: Shape, with_means: bool) -> Chunk:
 
 
 def picklable_error(error: Exception) -> Exception:
-    """An error that any process can unpickle and any user can read."""
+    """Convert an error to one that any process can unpickle and any user can understand."""
     if isinstance(error, (LiverDaskError, OSError)):
         return error
     if isinstance(error, MemoryError):
@@ -203,7 +205,7 @@ def picklable_error(error: Exception) -> Exception:
 
 
 def report_of(voxel_bytes: int) -> Report:
-    """A report of so many bytes of voxels, and of what this process has fetched since the last one."""
+    """Report some bytes of voxels, and what this process has fetched since the last report."""
     fetched = traffic.take()
     return Report(voxel_bytes, fetched.get("bytes", 0), fetched.get("requests", 0))
 
@@ -213,7 +215,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _ahead(begun: Iterator[T], count: int) -> Iterator[T]:
-    """The same, when so many more have begun."""
+    """Yield the same items, each only when `count` further items have begun."""
     coming: deque[T] = deque()
     for item in begun:
         coming.append(item)
@@ -223,5 +225,5 @@ def _ahead(begun: Iterator[T], count: int) -> Iterator[T]:
 
 
 def _cut(voxels: npt.NDArray[Any], axis: int, step: int) -> list[npt.NDArray[Any]]:
-    """Parts of `step` along an axis, the last as long as there is."""
+    """Split voxels into parts of length `step` along an axis. The last part may be shorter."""
     return np.split(voxels, range(step, voxels.shape[axis], step), axis=axis)

@@ -1,23 +1,27 @@
-"""A store on disk while it is made: its record, its claim, its slabs and shards, and the step that completes it.
+"""Write a store on disk: its record, its lock, its slabs and shards, and the atomic rename that completes it.
 
-Until it is complete a store lies in the folder `NAME.partial`:
+Until a store is complete, its files are in the folder `NAME.partial`:
 
 =====================================  =========================================================================
-`lock`                                 held by the process that writes the store, and by no other
-`store/`                               the store itself: metadata and finished shards; `store.new/` while it is begun
-`progress/run`                         which run is at it; tasks of a run that ended see that and stop
-`progress/slabs/VARIABLE/Z-Y`          a region's encoded chunks: when the file is there, the region is written
-`progress/shards/VARIABLE/Z-Y-X.npy`   what is known of the voxels of a shard's chunks
-`progress/shards/VARIABLE/Z-Y-X.json`  size and checksum of a shard: when the file is there, the shard is finished
-`progress/sources/...`                 size and ETag of a source file, from before the first slab that was made of it
+`lock`                                 lock file, held only by the process that writes the store
+`store/`                               the store itself: metadata and finished shards; `store.new/` while it is created
+`progress/run`                         name of the current run of the export; tasks of earlier runs see it and stop
+`progress/slabs/VARIABLE/Z-Y`          encoded chunks of a region; if the file exists, the region is written
+`progress/shards/VARIABLE/Z-Y-X.npy`   statistics of the voxels of a shard's chunks
+`progress/shards/VARIABLE/Z-Y-X.json`  size and checksum of a shard; if the file exists, the shard is finished
+`progress/sources/...`                 size and ETag of a source file, written before the first slab made from it
 =====================================  =========================================================================
 
-Each file appears under its name when its bytes are on the disk, and where the disk does not tell what there is, nothing
-is removed. In the end `store/` gets the store's own name in one step. It carries a record of what it is, as attributes
-of its group `liver_dask`: only a store with the record of the same call is gone on with, or returned; beside each
-array's chunks the checksums of its shards (`manifest.json`); in the group `liver_dask/VARIABLE` arrays `nonzero`,
-`mean` and `std`, with a value for each inner chunk; and an inventory of all that is no shard. What `pyramid` adds are
-stores like it, below it.
+Each file gets its name only when its bytes are on the disk. If the disk does not tell what exists, nothing is removed.
+At the end, `store/` is renamed to the store's own name in one step. A store contains, besides its arrays:
+
+- A record of what the store is, as the attributes of its group `liver_dask`. Only a store whose record matches the call
+  is resumed or returned.
+- The checksums of the shards of each array, in `manifest.json` in the folder of the array.
+- Arrays `nonzero`, `mean` and `std` in the group `liver_dask/VARIABLE`, with one value per inner chunk.
+- An inventory of everything that is not a shard.
+
+The levels that `pyramid` adds are stores of the same kind, in a folder of the store.
 """
 
 import errno
@@ -72,16 +76,23 @@ from .shards import STATISTICS, Chunk, Slab, merge_slabs, write_slab
 log = logging.getLogger(__name__)
 
 _TORN = re.compile(r"\..+\.[0-9a-f]{8}|.+\.[0-9a-f]{32}\.partial")
-"""How a DurableFile, and one of zarr's, is named before it is whole."""
+"""Temporary names of files of DurableFile and of zarr, until the files are complete."""
 
 PARTS = ("slabs", "shards")
-"""The folders of `progress` that hold what is finished."""
+"""The folders of `progress` that contain finished work."""
 
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class _Moved(NamedTuple):
-    """The files of a variable that have another address than when the store was begun."""
+    """The files of a variable whose address has changed since the store was begun.
+
+    Attributes:
+        name: The variable.
+        files: URL patterns of the files.
+        now: The address of the current call.
+        then: The address in the record.
+    """
 
     name: str
     files: tuple[str, ...]
@@ -90,7 +101,7 @@ class _Moved(NamedTuple):
 
 
 def _moved(content: Mapping[str, Any], record: Mapping[str, Any]) -> list[_Moved]:
-    """The variables of a call that have another address than in a record of the same store."""
+    """Return the variables whose address in the call differs from that in the record of the same store."""
     found = []
     for name, variable in content["variables"].items():
         now, then = variable["voxels"], record["variables"][name]["voxels"]
@@ -100,26 +111,26 @@ def _moved(content: Mapping[str, Any], record: Mapping[str, Any]) -> list[_Moved
 
 
 class _Source(NamedTuple):
-    """A file that a store is made of, and which version of it."""
+    """A file that a store is made from, and its version."""
 
     url: str
     version: FileVersion
 
     def may_be(self, url: str, version: FileVersion) -> bool:
-        """Whether it may be the same version: another server has other ETags, and other dates."""
+        """Return whether it may be the same version. Another server has other ETags and dates, so sizes decide."""
         if self.url == url or MISSING in (version, self.version):
             return version == self.version
         return version.size == self.version.size
 
 
 class Store:
-    """The files of one store; small, and the same in every process that writes it.
+    """The files of one store; a small object, equal in every process that writes the store.
 
     Args:
-        target: Where the complete store is to be.
-        layout: Its grids.
-        content: What tells it from other stores: the same for the same voxels. Goes into its record.
-        allows_missing: Whether slices of files that do not exist may be zeros in it.
+        target: Path of the complete store.
+        layout: The grids of the store.
+        content: What identifies the store, equal for equal voxels. It is written to the record.
+        allows_missing: Whether slices whose files do not exist may be zeros in the store.
     """
 
     def __init__(self, target: Path, layout: Layout, content: dict[str, Any], allows_missing: bool = False) -> None:
@@ -128,7 +139,7 @@ class Store:
         self.content = content
         self.allows_missing = allows_missing
         self.partial = target.with_name(target.name + ".partial")
-        self._began = False  # whether the unfinished store is of this very run
+        self._began = False  # whether this run created the unfinished store
         self._moved: list[_Moved] = []
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
@@ -137,11 +148,15 @@ class Store:
 
     @property
     def names(self) -> list[str]:
-        """Its variables."""
+        """Names of the variables."""
         return list(self.content["variables"])
 
     def is_complete(self) -> bool:
-        """Whether the very store is there, complete; StoreExistsError if something else is."""
+        """Return whether exactly this store exists and is complete.
+
+        Raises:
+            StoreExistsError: Something else exists at its path, or a shard is missing or damaged.
+        """
         if not is_there(self.target) or is_empty_folder(self.target):
             return False
         found = read_record(self.target)
@@ -158,16 +173,16 @@ class Store:
 
     @contextmanager
     def locked(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:
-        """Begin the store, or go on with it, and keep others from it meanwhile.
+        """Create or resume the store, and hold its lock.
 
         Args:
-            write_metadata: Writes all of the store but its shards into a folder.
+            write_metadata: Writes everything in the store except its shards into a folder.
 
         Yields:
             The name of this run; empty if another process completed the store a moment ago.
 
         Raises:
-            StoreExistsError: Another process is at it, or it is the unfinished store of another call.
+            StoreExistsError: Another process writes the store, or the unfinished store belongs to another call.
             InvalidArgumentError: The folder cannot be written.
         """
         with self._file_lock():
@@ -190,28 +205,29 @@ class Store:
                 self._remove_leftovers()
 
     def is_current(self, run: str) -> bool:
-        """Whether `run` is still at it; a task of a run that was stopped, killed or followed by another is to end."""
+        """Return whether `run` is the current run. Tasks of a stopped, killed or superseded run must end."""
         try:
             return (self._progress / "run").read_text() == run
         except FileNotFoundError:
             return False
 
     def end_run(self) -> None:
-        """Let the tasks of this run see that it has ended; or let them go on, where that cannot be written."""
+        """Mark this run as ended, so that its tasks stop. If the disk does not allow it, they continue."""
         try:
             (self._progress / "run").unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s: its tasks may not see that the run has ended (%s)", self.target, error)
 
     def written(self) -> set[tuple[str, Region]]:
-        """By variable, the regions that are written: their slabs are there, or the shards that were made of them."""
+        """Return the written regions by variable: their slabs exist, or the shards that were merged from them."""
         found: set[tuple[str, Region]] = set()
         record = read_record(self._unfinished)
         if record is None or record["format"] != FORMAT or not self._is_of(record):
             return found
         for name in self.names:
             folder = self._progress / "slabs" / name
-            slabs = {path.name for path in files_in(folder)} if is_there(folder) else set()  # a kill may leave none
+            # after a kill the folder may be missing
+            slabs = {path.name for path in files_in(folder)} if is_there(folder) else set()
             found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
         for row in self.layout.shard_rows(self.names):
             if self.is_merged(row):
@@ -219,15 +235,15 @@ class Store:
         return found
 
     def note_versions(self, versions: Mapping[str, FileVersion]) -> None:
-        """Keep which versions of files were read for the store.
+        """Record which versions of files were read for the store.
 
         Args:
-            versions: By URL; those of files that it is made of, and of no others.
+            versions: Versions by URL, only of files that the store is made from.
 
         Raises:
-            SourceChangedError: Parts of the store, of this run or an earlier one, were made of another version.
+            SourceChangedError: This run or an earlier one has written parts of the store from another version.
         """
-        for url, version in list(versions.items()):  # readers may add to it meanwhile
+        for url, version in list(versions.items()):  # readers may add to it at the same time
             noted = self._note_once(url, version)
             known = noted.version
             if not noted.may_be(url, version):
@@ -238,35 +254,36 @@ class Store:
                 )
 
     def moved(self, record: Mapping[str, Any] | None) -> list[str]:
-        """The variables that have another address than in the record; without one, than when the store was begun."""
+        """Return variables whose address has changed since `record` or, if that is None, since the store was begun."""
         found = self._moved if record is None else _moved(self.content, record)
         return [moved.name for moved in found]
 
     def sources(self, name: str) -> list[tuple[str, FileVersion]]:
-        """The files of the unfinished store that a variable is made of, by URL, and their versions so far."""
+        """Return the URLs and versions of the files that a variable of the unfinished store is made from so far."""
         return [(file["url"], FileVersion(file["size"], file["tag"])) for file in self._sources_of(name)]
 
     def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
-        """Keep the encoded chunks of a region of a variable, row by row."""
+        """Write the encoded chunks of a region of a variable, row by row."""
         write_slab(self._slab_path(name, region), chunks)
 
     def is_merged(self, row: ShardRow) -> bool:
-        """Whether all shards of a row are finished."""
+        """Return whether all shards of a row are finished."""
         return all(is_there(self._checksum_path(row.name, shard)) for shard in self.layout.shards_of(row))
 
     def merge(self, row: ShardRow, shard: Shard) -> None:
-        """Make a shard of a row of its slabs; and remove those, if it is the last that is made of them."""
+        """Merge the slabs of one shard of a row. Remove the slabs when all shards of the row are finished."""
         try:
             self._merge(row, shard)
         except FileNotFoundError:
-            if not is_there(self._checksum_path(row.name, shard)):  # else a job of a run before has just made it
+            # if the checksum exists, a job of an earlier run has just written the shard
+            if not is_there(self._checksum_path(row.name, shard)):
                 raise
         if self.is_merged(row):
             for region in self.layout.regions_of(row):
                 self._slab_path(row.name, region).unlink(missing_ok=True)
 
     def complete(self) -> None:
-        """Record that all is there, and give the store its name."""
+        """Record that the store is complete, and rename it to its final path."""
         self._remove_torn()
         sources = self._sources()
         self._list_missing(missing_of(sources))
@@ -290,23 +307,26 @@ class Store:
         record |= {"complete": True, "inventory": checksum_of(inventory.read_bytes())}
         record["checksum"] = checksum_of_record(record)
         self._write_json(metadata, document)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification as yet ...
-            zarr.consolidate_metadata(self._unfinished)  # ... but xarray warns of stores without
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification yet ...
+            zarr.consolidate_metadata(self._unfinished)  # ... but xarray warns about stores without it
         _sync_metadata(self._unfinished, self.names)
         self._unfinished.replace(self.target)
         sync_folder(self.target.parent)
 
     def tidy_beside(self) -> None:
-        """Remove what lies beside the complete store, of a run that ended while it tidied up; if nobody is at it."""
+        """Remove the leftovers of a run that was killed during its cleanup, unless another process holds the lock."""
         with suppress(LiverDaskError, OSError):
             if is_there(self.partial):
                 with self._file_lock():
                     self._remove_leftovers()
 
     def tidy_after(self, error: BaseException) -> None:
-        """Leave nothing of what this run began where nothing was finished; else say what is kept.
+        """After an error, remove the store that this run began if nothing is finished; otherwise note what is kept.
 
-        Where a disk does not tell what is finished, all is kept.
+        If the disk does not tell what is finished, everything is kept.
+
+        Args:
+            error: The error; the note is added to it.
         """
         try:
             if not is_there(self._unfinished):
@@ -325,9 +345,9 @@ class Store:
             )
 
     def _withdraw(self) -> bool:
-        """Take back what this run began, unless something of it is finished; whether it did.
+        """Remove the store that this run began, unless a part of it is finished; return whether it was removed.
 
-        The system removes no folder that is not empty, so nothing goes that came a moment ago.
+        The system does not remove folders that are not empty, so a file that was written a moment ago is kept.
         """
         folders = [self._progress / kind / name for kind in PARTS for name in self.names]
         try:
@@ -337,17 +357,17 @@ class Store:
             for folder in folders:
                 folder.mkdir(exist_ok=True)
             return False
-        self._unfinished.replace(self._new)  # from here on it is what a run leaves that was killed while it began
+        self._unfinished.replace(self._new)  # as if this run had been killed at its beginning
         return True
 
     @contextmanager
     def _file_lock(self) -> Iterator[None]:
-        """Hold the store's lock, which the system gives back however this process ends."""
+        """Hold the store's lock. The system releases it, however this process ends."""
         path = self.partial / "lock"
         while True:
             descriptor = self._open_lock(path)
             try:
-                if _is_same_file(descriptor, path):  # not one that another process has just removed with the folder
+                if _is_same_file(descriptor, path):  # another process may just have removed the file with its folder
                     yield
                     return
             finally:
@@ -356,7 +376,7 @@ class Store:
     def _open_lock(self, path: Path) -> int:
         try:
             found = {entry.name for entry in files_in(self.partial)} if is_there(self.partial) else set()
-            if found - {self._new.name} and not is_there(path):  # threads of zarr write that after an error, too
+            if found - {self._new.name} and not is_there(path):  # after an error, zarr may still write `store.new`
                 raise StoreExistsError(f"{self.partial} is something that liver_dask did not write; remove it.")
             self.partial.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -377,7 +397,7 @@ class Store:
         return descriptor
 
     def _check_place(self) -> None:
-        """Refuse early what would keep the store, once it is complete, from getting its name."""
+        """Raise InvalidArgumentError early if the complete store could not be renamed to its final path."""
         if self.partial.stat().st_dev != self.target.parent.stat().st_dev:
             raise InvalidArgumentError(
                 f"{self.partial} is on another disk than {self.target.parent}; remove it, or choose another path."
@@ -398,7 +418,7 @@ class Store:
             ) from error
 
     def _begin(self, write_metadata: Callable[[Path], None]) -> str:
-        """Make the unfinished store, without a shard, unless this same call has left one."""
+        """Create the unfinished store without shards, or resume that of the same call; return the name of this run."""
         if not is_there(self._unfinished):
             self._remove_new()
             self._new.mkdir()
@@ -427,7 +447,7 @@ class Store:
             (self._progress / folder).mkdir(parents=True, exist_ok=True)
 
     def _check_unfinished(self) -> None:
-        """Refuse an unfinished store that this call cannot go on with."""
+        """Raise StoreExistsError if this call cannot resume the unfinished store."""
         record = read_record(self._unfinished)
         if record is None:
             raise StoreExistsError(
@@ -448,9 +468,9 @@ class Store:
         self._go_on_with(record)
 
     def _remove_new(self) -> None:
-        """Remove what a run left that was killed while it began, and what tells the progress of a store that is done.
+        """Remove what a run that was killed at its beginning left, and the progress files of a completed store.
 
-        Not to be called where there is an unfinished store.
+        Do not call this if there is an unfinished store.
         """
         for folder in (self._new, *(self._progress / name for name in ("sources", *PARTS))):
             if is_there(folder):
@@ -459,12 +479,12 @@ class Store:
             for path in files_in(self._progress):
                 if path.name == "run" or _TORN.fullmatch(path.name):
                     path.unlink()
-            self._progress.rmdir()  # unless somebody keeps something of his own in it
+            self._progress.rmdir()  # fails if it contains files of somebody else
 
     def _remove_leftovers(self) -> None:
-        """Remove what lies beside an unfinished store where there is none, or no more; nothing where that is not sure.
+        """Remove the files around the unfinished store if it certainly does not exist.
 
-        What is not ours stays, and the folder with it.
+        Files that this package did not write are kept, and so is the folder that contains them.
         """
         try:
             if not is_there(self._unfinished):
@@ -480,26 +500,26 @@ class Store:
         return record is not None and identity_of(record) == identity_of(self.content)
 
     def _go_on_with(self, record: Mapping[str, Any]) -> None:
-        """Take the record of the unfinished store for this call's: it may name the archive's address of that time."""
+        """Adopt the record of the unfinished store, which may name an earlier address of the archive."""
         self._moved = _moved(self.content, record)
         self.content = {key: record[key] for key in self.content}
 
     def _recorded_url(self, url: str) -> str:
-        """The URL that a file has at the address where the store was begun."""
+        """Return the URL of a file at the address from which the store was begun."""
         for moved in self._moved:
             if any(is_file_of(pattern, url) for pattern in moved.files):
                 return moved.then + url[len(moved.now) :]
         return url
 
     def _note_once(self, url: str, version: FileVersion) -> "_Source":
-        """What was noted first of a file, which is this version of it if there is nothing."""
+        """Record the version of a file unless one is recorded; return the recorded one."""
         path = self._version_path(url)
         if not path.exists():
             part = path.with_suffix(f".{secrets.token_hex(4)}")
             noted = {"url": url, "file": self._recorded_url(url), "size": version.size, "tag": version.etag}
             self._write_json(part, noted)
             try:
-                os.link(part, path)  # unlike a rename, it does not replace what another has just noted
+                os.link(part, path)  # unlike a rename, it does not replace the file of another process
             except FileExistsError:
                 pass
             finally:
@@ -509,7 +529,7 @@ class Store:
         return _Source(noted["url"], FileVersion(noted["size"], noted["tag"]))
 
     def _merge(self, row: ShardRow, shard: Shard) -> None:
-        """Make one shard of its slabs, unless it is there."""
+        """Merge the slabs of one shard, unless the shard is finished."""
         record = self._checksum_path(row.name, shard)
         if is_there(record):
             return
@@ -532,7 +552,7 @@ class Store:
         self._write_json(record, {"/".join(map(str, shard)): checksum})
 
     def _remove_torn(self) -> None:
-        """Remove what a process that was killed here, in `complete`, had not yet given its name."""
+        """Remove temporary files of a process that was killed in `complete`."""
         folders = [self._unfinished, *(self._unfinished / name for name in self.names)]
         files = [path for folder in folders for path in files_in(folder)]
         files += [Path(folder, name) for folder, _, names in walk(self._unfinished / RECORD) for name in names]
@@ -541,17 +561,17 @@ class Store:
                 path.unlink()
 
     def _sources(self) -> list[dict[str, Any]]:
-        """The files that were read for it so far, and their versions."""
+        """Return the files that were read for the store so far, and their versions."""
         return [json.loads(path.read_bytes()) for path in files_in(self._progress / "sources", ".json")]
 
     def _sources_of(self, name: str) -> list[dict[str, Any]]:
-        """Those that a variable is made of."""
+        """Return the files that a variable is made from, and their versions."""
         patterns = self.content["variables"][name]["files"]
         files = self._sources()
         return [file for file in files if any(is_file_of(of, file.get("file", file["url"])) for of in patterns)]
 
     def _check_missing(self, missing: Sequence[str]) -> None:
-        """Refuse zeros where a file was missing, if the caller does not want them."""
+        """Raise StoreExistsError if files were missing, and the caller does not accept zeros for them."""
         if missing and not self.allows_missing:
             raise StoreExistsError(
                 f"{self.target} has zeros where {len(missing)} files did not exist, {missing[0]} for one; open the "
@@ -559,7 +579,7 @@ class Store:
             )
 
     def _list_missing(self, missing: Sequence[str]) -> None:
-        """Let the store's attributes say which files do not exist, whose voxels are zeros."""
+        """List the files that do not exist, whose voxels are zeros, in the store's attributes."""
         if missing:
             metadata = self._unfinished / "zarr.json"
             document = json.loads(metadata.read_bytes())
@@ -567,7 +587,7 @@ class Store:
             self._write_json(metadata, document)
 
     def _write_statistics(self, name: str) -> None:
-        """Put together what is known of the chunks of a variable."""
+        """Combine the statistics of all chunks of a variable, and write them as arrays."""
         grid = self.layout.chunks_per_shard
         chunks = tuple(-(-length // chunk) for length, chunk in zip(self.layout.shape, self.layout.chunks, strict=True))
         known = np.zeros(chunks, STATISTICS)
@@ -584,7 +604,11 @@ class Store:
             )
 
     def _check_shards(self, name: str, shards: Mapping[str, Sequence[int]]) -> None:
-        """Nothing but this process and its workers should have touched them; but a store is made once, and kept."""
+        """Raise DamagedError if a shard does not have its recorded size.
+
+        Only this process and its workers should write shards. They are checked nevertheless, because a store is written
+        once and kept.
+        """
         for row in self.layout.shard_rows([name]):
             for shard in self.layout.shards_of(row):
                 path = shard_path(self._unfinished, name, shard)
@@ -620,12 +644,12 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def _sync_metadata(store: Path, names: Iterable[str]) -> None:
-    """Make all of a store but its shards durable: zarr and xarray write without."""
+    """Make everything in a store except its shards durable, because zarr and xarray do not."""
     shards = tuple(f"{store / name / 'c'}{os.sep}" for name in names)
     for folder, folders, files in walk(store):
         for name in files:
-            if not f"{folder}{os.sep}".startswith(shards):  # those were made durable one by one
+            if not f"{folder}{os.sep}".startswith(shards):  # shards were made durable one by one
                 with Path(folder, name).open("rb") as file:
                     os.fsync(file.fileno())
-        if folders or files:  # a folder of shards alone was made durable with each of them
+        if folders or files:  # a folder with only shards was made durable with each of them
             sync_folder(Path(folder))

@@ -1,4 +1,4 @@
-"""The metadata of Zarr groups that are there already: changed in one step, and on the disk when that is done."""
+"""Read and write the metadata of Zarr groups; a change is atomic and durable."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ METADATA = "zarr.json"
 
 
 def read_group(group: Path) -> dict[str, Any] | None:
-    """The attributes of a group; None if there is none, or its metadata cannot be read."""
+    """Return the attributes of a group; None if there is no group or its metadata cannot be read."""
     document = _read(group)
     if document is None or document.get("node_type") != "group":
         return None
@@ -28,19 +28,19 @@ def read_group(group: Path) -> dict[str, Any] | None:
 
 
 def is_consolidated(group: Path) -> bool:
-    """Whether the metadata of a group tell those of all that is in it."""
+    """Return whether the metadata of a group include those of its members (consolidated metadata)."""
     return bool((_read(group) or {}).get("consolidated_metadata"))
 
 
 def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool = False) -> None:
-    """Give a group attributes; made if it is not there.
+    """Set the attributes of a group, and create the group's metadata if they do not exist.
 
-    Zarr changes metadata in several steps: a kill in between would leave a store of which xarray warns.
+    Zarr itself changes metadata in several steps. A kill between them would leave a store for which xarray warns.
 
     Args:
-        group: The group's folder.
-        attributes: All of them.
-        consolidate: Whether to tell the metadata of all that is in it, too; those that tell them already go on to.
+        group: Folder of the group. It must exist.
+        attributes: All attributes of the group.
+        consolidate: Whether to consolidate the metadata of all members. Groups that are already consolidated stay so.
 
     Raises:
         DamagedError: The metadata are nested too deeply.
@@ -54,7 +54,7 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
         try:
             zarr.open_group(shadow, mode="a", use_consolidated=False).attrs.put(dict(attributes))
             if consolidate:
-                with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification as yet
+                with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification yet
                     zarr.consolidate_metadata(shadow)
         except RecursionError as error:
             what = f"The metadata of {group}, or of something in it, are nested too deeply for Zarr to write them."
@@ -62,14 +62,14 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
         content = Path(shadow, METADATA).read_bytes()
     for torn in [
         path for path in files_in(group) if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name)
-    ]:  # of a run that was killed here
+    ]:  # left by a run that was killed here
         torn.unlink()
     with DurableFile(group / METADATA) as file:
         file.write(content)
 
 
 def _read(node: Path) -> dict[str, Any] | None:
-    """The metadata of a group or array; None if there are none. A disk that cannot be read is an error."""
+    """Return the metadata of a group or array; None if there are none. Raise OSError if the disk cannot be read."""
     try:
         document = json.loads((node / METADATA).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -78,7 +78,7 @@ def _read(node: Path) -> dict[str, Any] | None:
 
 
 def _metadata_below(node: Path) -> Iterator[Path]:
-    """The metadata of a group, and of all groups and arrays in it."""
+    """Yield the paths of the metadata files of a group and of all groups and arrays in it."""
     document = _read(node)
     if document is None:
         return
