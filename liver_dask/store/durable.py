@@ -1,6 +1,7 @@
 """Files whose bytes are on the disk before they get their names."""
 
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,7 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+TORN = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Temporary name of a DurableFile until it is complete. If its process is killed, the file remains under this name."""

@@ -16,10 +16,10 @@ import zarr
 
 from ..core.disk import walk
 from ..core.errors import StoreExistsError
-from .durable import sync_folder
+from .durable import TORN, sync_folder
+from .group_metadata import read_group
 from .record import RECORD
-from .shards import TORN
-from .zarr_group import read_group, write_group
+from .zarr_group import write_group
 
 LABELS = "labels"
 METADATA = "zarr.json"

@@ -12,9 +12,9 @@ from ..core.documents import read_document
 from ..core.errors import DamagedError
 from ..core.geometry import DIMS, Shape, check_voxel_size
 from ..core.kinds import KINDS
+from .group_metadata import is_consolidated
 from .placement import Placement, placement_of
 from .record import layout_of, open_record, read_record
-from .zarr_group import is_consolidated
 
 if TYPE_CHECKING:
     pass

@@ -17,10 +17,11 @@ from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS, Shape
 from ..core.kinds import RAW, Kind, kind_of
 from . import label_group
+from .group_metadata import is_consolidated, read_group
 from .label_group import LABELS, add_labels, check_labels, labels_are_there
 from .levels import Level, open_variables
 from .record import open_record, read_statistics
-from .zarr_group import is_consolidated, read_group, write_group
+from .zarr_group import write_group
 
 VERSION = "0.5"
 

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from ..core.disk import files_in
 from ..core.errors import StoreExistsError
-from .durable import DurableFile
-from .shards import TORN
+from .durable import TORN, DurableFile
 from .writer import CANNOT_LOCK
 
 

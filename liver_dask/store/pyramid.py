@@ -18,12 +18,13 @@ from ..archive.lazy.arrays import LazyWindow, VolumeArray, Window
 from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS, Shape
 from ..core.kinds import kind_of
+from .group_metadata import read_group
 from .inventory import check_structure
 from .levels import Level, open_variables
 from .ome_zarr import check_names, is_described, write_ome_metadata
 from .plan import Export
 from .record import layout_of, open_record, read_record
-from .zarr_group import read_group, write_group
+from .zarr_group import write_group
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,10 +15,7 @@ Blosc blocks that contain it.
 
 import math
 import os
-import re
 import struct
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -29,7 +26,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
-from .durable import DurableFile
 
 EMPTY = np.iinfo(np.uint64).max
 
@@ -57,16 +53,9 @@ BLOSC_HEADER = 16
 Index = npt.NDArray[np.uint64]
 
 
-Table = npt.NDArray[np.void]
-
-
 STATISTICS = np.dtype([("nonzero", "<u4"), ("mean", "<f4"), ("std", "<f4")])
 """Statistics of the voxels of a chunk that lie within the array: number of nonzero voxels and, except for masks, mean
 and standard deviation."""
-
-
-IN_SLAB = np.dtype([("offset", "<u8"), ("length", "<u8"), ("statistics", STATISTICS), ("", "<u4")])
-"""Entry of a slab's index for each chunk; as long as four uint64."""
 
 
 MEMCPYED = 0x02
@@ -78,22 +67,6 @@ class Chunk(NamedTuple):
 
     data: bytes
     statistics: npt.NDArray[np.void]
-
-
-class Slab(NamedTuple):
-    """A file with a layer of encoded chunks, one chunk deep, across all of x.
-
-    Attributes:
-        path: The file.
-        z: Layer in the chunk grid of the shard.
-        y: First row in the chunk grid of the shard.
-        grid: Chunks (y, x) of the slab.
-    """
-
-    path: Path
-    z: int
-    y: int
-    grid: tuple[int, int]
 
 
 class Checksum(NamedTuple):
@@ -135,7 +108,7 @@ def encode_chunk(voxels: npt.NDArray[Any], chunk: Shape, *, has_means: bool = Tr
         typesize=little.itemsize,
         numthreads=1,
     )
-    return Chunk(data + _crc32c(data), statistics)
+    return Chunk(data + crc32c_of(data), statistics)
 
 
 def decode_chunk(data: bytes, dtype: np.dtype[Any], chunk: Shape, *, has_checksum: bool = True) -> npt.NDArray[Any]:
@@ -155,7 +128,7 @@ def decode_chunk(data: bytes, dtype: np.dtype[Any], chunk: Shape, *, has_checksu
     """
     if not data:
         return np.zeros(chunk, dtype.newbyteorder("<"))
-    return _decode_chunk(_checked(data) if has_checksum else data, dtype, chunk)
+    return _decode_chunk(checked(data) if has_checksum else data, dtype, chunk)
 
 
 def _decode_chunk(data: bytes | memoryview, dtype: np.dtype[Any], chunk: Shape) -> npt.NDArray[Any]:
@@ -195,7 +168,7 @@ def decode_planes(
     Raises:
         DamagedError: The bytes are not a chunk.
     """
-    content = _checked(data) if has_checksum else data
+    content = checked(data) if has_checksum else data
     plane = chunk[1] * chunk[2] * dtype.itemsize
     begin, end = planes.start * plane, planes.stop * plane
     try:
@@ -244,68 +217,17 @@ def _some_blocks(data: bytes | memoryview, whole: int, begin: int, end: int) -> 
     return first * block, b"".join((data[:4], sizes, moved.astype("<i4").tobytes(), blocks))
 
 
-def write_slab(path: Path, chunks: Sequence[Chunk]) -> None:
-    """Write encoded chunks, row by row, as a slab. The file appears only when it is complete and durable."""
-    index = np.zeros(len(chunks), IN_SLAB)
-    index["length"] = lengths = np.array([len(chunk.data) for chunk in chunks], np.uint64)
-    index["offset"] = np.cumsum(lengths) - lengths
-    index["statistics"] = [chunk.statistics for chunk in chunks]
-    with DurableFile(path) as file:
-        file.writelines(chunk.data for chunk in chunks)
-        file.write(_with_checksum(index))
-
-
-def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_chunks: slice) -> tuple[Checksum, Table]:
-    """Merge those chunks of some slabs that belong to one shard, and write the shard completely and durably.
-
-    Args:
-        path: The shard to write.
-        part: Temporary name of the file until it is complete.
-        grid: Chunks (z, y, x) per shard.
-        slabs: All slabs that contain chunks of the shard.
-        x_chunks: The chunks along x of the slabs that belong to the shard.
-
-    Returns:
-        Size and checksum of the shard, and the STATISTICS of each chunk of its grid.
-
-    Raises:
-        DamagedError: A slab does not contain the bytes that were written to it.
-    """
-    merged, known = np.full((*grid, 2), EMPTY, "<u8"), np.zeros(grid, STATISTICS)
-    offset, checksum = 0, 0
-    with DurableFile(path, part) as out:
-        for slab in slabs:
-            with slab.path.open("rb") as file:
-                for y, row in enumerate(_read_slab_index(file, slab.grid)[:, x_chunks], start=slab.y):
-                    known[slab.z, y, : len(row)] = row["statistics"]
-                    for x, (start, length, *_) in enumerate(row.tolist()):
-                        if not length:
-                            continue
-                        chunk = _read_chunk(file, start, length)
-                        out.write(chunk)
-                        checksum = google_crc32c.extend(checksum, chunk)
-                        merged[slab.z, y, x] = offset, length
-                        offset += length
-        end = _with_checksum(merged)
-        out.write(end)
-    return Checksum(offset + len(end), google_crc32c.extend(checksum, end)), known
-
-
 def read_shard_index(file: Any, grid: Shape) -> Index:
     """Read the offset and length of each chunk of a shard, as an array (z, y, x, 2).
 
     Raises:
         DamagedError: The index is not what was written, or points outside the file.
     """
-    index, begins = _read_index(file, (*grid, 2), np.dtype("<u8"))
+    index, begins = read_index(file, (*grid, 2), np.dtype("<u8"))
     offsets, lengths = (column[index[..., 1] != EMPTY] for column in (index[..., 0], index[..., 1]))
     if ((offsets > begins) | (lengths > begins) | (offsets + lengths > begins)).any():
         raise DamagedError("its index points out of the file")
     return index
-
-
-TORN = re.compile(r"\..+\.[0-9a-f]{8}")
-"""Temporary name of a DurableFile until it is complete. If its process is killed, the file remains under this name."""
 
 
 def statistics_of(voxels: npt.NDArray[Any], *, has_means: bool) -> npt.NDArray[np.void]:
@@ -321,24 +243,7 @@ def statistics_of(voxels: npt.NDArray[Any], *, has_means: bool) -> npt.NDArray[n
     return known
 
 
-def _read_slab_index(file: Any, grid: tuple[int, int]) -> Table:
-    try:
-        return _read_index(file, grid, IN_SLAB)[0]
-    except DamagedError as error:
-        raise DamagedError(f"{file.name} is damaged: {error}.") from error
-
-
-def _read_chunk(file: Any, start: int, length: int) -> bytes:
-    file.seek(start)
-    chunk: bytes = file.read(length)
-    try:
-        _checked(chunk)
-    except DamagedError as error:
-        raise DamagedError(f"{file.name} is damaged: {error}.") from error
-    return chunk
-
-
-def _read_index(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
+def read_index(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
     """Return the index at the end of a file, and the offset where it begins."""
     size = math.prod(shape) * dtype.itemsize + CRC_BYTES
     if file.seek(0, os.SEEK_END) < size:
@@ -346,22 +251,23 @@ def _read_index(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tupl
     begins = file.seek(-size, os.SEEK_END)
     tail = file.read()
     index = np.frombuffer(tail[:-CRC_BYTES], dtype).reshape(shape)
-    if _with_checksum(index) != tail:
+    if with_checksum(index) != tail:
         raise DamagedError("the checksum of its index is wrong")
     return index, begins
 
 
-def _with_checksum(index: npt.NDArray[Any]) -> bytes:
+def with_checksum(index: npt.NDArray[Any]) -> bytes:
+    """Return the bytes of an index, followed by their checksum."""
     data = index.tobytes()
-    return data + _crc32c(data)
+    return data + crc32c_of(data)
 
 
-def _crc32c(data: bytes) -> bytes:
+def crc32c_of(data: bytes) -> bytes:
     """Return the CRC-32C of some bytes in the form that Zarr's codec appends."""
     return google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
 
 
-def _checked(data: bytes) -> memoryview:
+def checked(data: bytes) -> memoryview:
     """Return the bytes before the checksum at the end; raise DamagedError if the checksum does not match."""
     if len(data) <= CRC_BYTES or google_crc32c.value(data) != CRC_OF_CHECKED:
         raise DamagedError("a chunk is not as it was written: its checksum is wrong")

@@ -71,7 +71,8 @@ from .record import (
     what_is_at,
 )
 from .record_checks import explain_difference
-from .shards import STATISTICS, Chunk, Slab, merge_slabs, write_slab
+from .shards import STATISTICS, Chunk
+from .slabs import Slab, merge_slabs, write_slab
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Read and write the metadata of Zarr groups; a change is atomic and durable."""
 
-import json
 import shutil
 import tempfile
 import warnings
@@ -12,24 +11,8 @@ import zarr
 
 from ..core.disk import files_in
 from ..core.errors import DamagedError
-from .durable import DurableFile
-from .shards import TORN
-
-METADATA = "zarr.json"
-
-
-def read_group(group: Path) -> dict[str, Any] | None:
-    """Return the attributes of a group; None if there is no group or its metadata cannot be read."""
-    document = _read(group)
-    if document is None or document.get("node_type") != "group":
-        return None
-    attributes = document.get("attributes", {})
-    return attributes if isinstance(attributes, dict) else None
-
-
-def is_consolidated(group: Path) -> bool:
-    """Return whether the metadata of a group include those of its members (consolidated metadata)."""
-    return bool((_read(group) or {}).get("consolidated_metadata"))
+from .durable import TORN, DurableFile
+from .group_metadata import METADATA, is_consolidated, read_metadata
 
 
 def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool = False) -> None:
@@ -68,18 +51,9 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
         file.write(content)
 
 
-def _read(node: Path) -> dict[str, Any] | None:
-    """Return the metadata of a group or array; None if there are none. Raise OSError if the disk cannot be read."""
-    try:
-        document = json.loads((node / METADATA).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _metadata_below(node: Path) -> Iterator[Path]:
     """Yield the paths of the metadata files of a group and of all groups and arrays in it."""
-    document = _read(node)
+    document = read_metadata(node)
     if document is None:
         return
     yield node / METADATA

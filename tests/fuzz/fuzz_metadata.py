@@ -9,8 +9,8 @@ from pathlib import Path
 
 from spoilt_store import Choices, attempt, check, instead, made, opened, spoilt, tiny
 
+from liver_dask.store import group_metadata
 from liver_dask.store import levels as store_levels
-from liver_dask.store import zarr_group
 from liver_dask.store.array import StoredArray
 from liver_dask.store.inventory import Metadata
 from liver_dask.store.ome_zarr import has_description
@@ -44,8 +44,8 @@ def read_groups(store: Path) -> None:
     """As what adds a pyramid looks at what there is."""
     has_description(store)
     for group in (store, store / store_levels.FOLDER, store / store_levels.FOLDER / "s1"):
-        zarr_group.read_group(group)
-        zarr_group.is_consolidated(group)
+        group_metadata.read_group(group)
+        group_metadata.is_consolidated(group)
 
 
 def is_complete(store: Path) -> None:

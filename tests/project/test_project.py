@@ -146,6 +146,20 @@ def is_allowed(package: str, other: str) -> bool:
     return package == other or other in PACKAGES_BELOW[package]
 
 
+@pytest.mark.parametrize("reader", ["store.array", "store.record", "store.levels", "viewing.figures"])
+def test_who_reads_a_store_does_not_import_what_writes_one(reader: str) -> None:
+    """Locks, fsync and the whole export would have to work wherever somebody only reads."""
+    found, left = set(), [f"liver_dask.{reader}"]
+    while left:
+        new = imports_of(left.pop()) - found
+        found |= new
+        left += new
+    assert "liver_dask.core.errors" in found, "else nothing was found"
+    assert not found & {
+        f"liver_dask.store.{name}" for name in ("writer", "durable", "slabs", "plan", "driver", "worker")
+    }
+
+
 def test_modules_import_each_other_in_no_ring() -> None:
     """What is in a ring can only be understood, tested and changed as a whole."""
     imported_by = {name: imports_of(name) - {name} for name in NAMES}

@@ -18,7 +18,7 @@ from helpers.kills import killed_at
 from helpers.stores import BOX, SMALL, assert_same_files, check_store, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive, serve
-from liver_dask.store import shards as slabs
+from liver_dask.store import slabs
 from liver_dask.store import writer as store
 from liver_dask.store.layout import Group, Region, plan_batches, plan_layout
 from liver_dask.store.shards import encode_chunk
