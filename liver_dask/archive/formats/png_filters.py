@@ -46,7 +46,7 @@ STRETCH = np.uint64(32)
 
 ZERO, SAME = np.uint64(0), np.uint8(0)
 # All indexes of the loops are unsigned. For signed indexes, numba checks whether they count from the end, and then no
-# loop is vectorized.
+# loop is vectorised.
 
 
 def _loop(rows: Bytes2D, above: Bytes1D, plain: Bytes2D) -> None:

@@ -58,7 +58,7 @@ FEW_ROWS = 8
 
 
 LARGE_INDEX = 32 << 10
-"""Smallest strip index (bytes) that is fetched only in part if at most FEW_ROWS rows of many slices are read."""
+"""A strip index of at least LARGE_INDEX bytes is fetched only in part for at most FEW_ROWS rows of many slices."""
 
 
 @dataclass(frozen=True)

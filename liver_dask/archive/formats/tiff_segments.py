@@ -186,7 +186,7 @@ class Segments:
         """Raise FormatError unless all samples are voxels and the samples of each pixel are equal."""
         assert self._page.dtype is not None  # otherwise nothing would have been decoded
         largest = np.iinfo(self._dtype).max
-        if not np.can_cast(samples.dtype, self._page.dtype, "safe"):  # with trust in the tags, the voxels would differ
+        if not np.can_cast(samples.dtype, self._page.dtype, "safe"):  # a reader that trusts the tags differs
             raise FormatError(
                 f"{self.url}: its tags say {self._page.bitspersample} bits a sample ({self._page.dtype}), and its "
                 f"image has other samples ({samples.dtype}); the file is damaged."
