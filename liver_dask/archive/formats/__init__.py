@@ -1,1 +1,1 @@
-"""The formats of slices: which bytes hold which pixels, and how they are decoded."""
+"""File formats of slices: which bytes hold which pixels, and how to decode them."""

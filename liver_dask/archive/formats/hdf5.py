@@ -1,7 +1,8 @@
-"""Slices that are HDF5 files with a two-dimensional dataset of integers each.
+"""Reads slices that are HDF5 files, each with a two-dimensional dataset of integers.
 
-h5py parses the metadata alone. Chunks are fetched by their places, side by side, and decoded here, since h5py lets one
-thread at a time into its library. What is not decoded here (other filters, a dataset in its header) is read by h5py.
+h5py only parses the metadata. This module fetches the chunks in parallel, by their positions in the file, and decodes
+them, because h5py allows only one thread at a time in its library. h5py reads what this module cannot decode: chunks
+with other filters, and a dataset that is stored in its header.
 """
 
 import io
@@ -25,12 +26,16 @@ from .slices import Rows, SliceReader
 from .tiff import plan_pieces
 
 BLOCK = 64 << 10
-"""Bytes. Metadata are fetched by such parts of the file, more at once the more of them are needed."""
+"""Bytes. Metadata are fetched in blocks of this size; the more blocks are needed, the more are fetched at once."""
 
 MOST_AT_ONCE = 4 << 20
+"""Bytes of metadata that are fetched with one request at most."""
+
 MOST_PARSES = 1000
+"""How often the metadata of a file are parsed at most."""
+
 SMALLEST_LIMIT = 64 << 20
-"""Bytes that a chunk may take in any case; more only if the slice takes about as much."""
+"""Bytes that a chunk may always take. A chunk may be larger only if it takes at most four times the slice's bytes."""
 
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 CHECKSUM_BYTES = 4
@@ -38,16 +43,16 @@ CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True)
 class ChunkIndex:
-    """Where the chunks of a dataset lie and how they are coded.
+    """The positions of the chunks of a dataset, and how they are encoded.
 
     Attributes:
-        offsets: First byte of each chunk in the file, (down, across); -1 of a chunk that is not there.
-        sizes: Bytes of each.
-        masks: Which filters were left out, one bit each, of each.
-        shape: Rows and columns of a chunk. Of a contiguous dataset a chunk is one row.
-        dtype: Of the values in the file.
-        filters: Their numbers, in the order in which they were applied; None if they are not decoded here.
-        fill: The value of what is not there.
+        offsets: First byte of each chunk in the file, (down, across); -1 for a chunk that is not in the file.
+        sizes: Bytes of each chunk, (down, across).
+        masks: Filters that were skipped for each chunk, one bit per filter, (down, across).
+        shape: Rows and columns of a chunk. In a contiguous dataset, each row is a chunk.
+        dtype: Dtype of the values in the file.
+        filters: Numbers of the filters in the order in which they were applied; None if this module cannot decode them.
+        fill: Value of the pixels that are not in the file.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -60,17 +65,17 @@ class ChunkIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """Size of the arrays in bytes."""
         return self.offsets.nbytes + self.sizes.nbytes + self.masks.nbytes
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether rows lie in the file as they are, so that a part of one can be read."""
+        """Whether rows are stored without encoding, so that a part of a row can be read."""
         return self.filters == () and self.offsets.shape[1] == 1 and self.shape[0] == 1
 
 
 class Hdf5Slice(SliceReader):
-    """One slice of labels, or of raw; keeps the places of its chunks."""
+    """One slice of labels or of raw; keeps the positions of its chunks in memory."""
 
     BYTES_PER_PIXEL = 0.1
 
@@ -84,26 +89,26 @@ class Hdf5Slice(SliceReader):
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept: of the index, and of the file where the server sends nothing less."""
+        """Memory in use, in bytes: index and metadata, and the whole file if the server sends nothing less."""
         index = self._index.nbytes if self._index else 0
         return index + self._metadata.nbytes + self._file.nbytes
 
     def probe(self) -> None:
-        """Find out whether the file is there and has the dataset, as expected."""
+        """Check that the file exists and holds the expected dataset."""
         self._open()
 
     def prepare(self, start: int, stop: int) -> ChunkIndex:
-        """The places of all chunks."""
+        """Return the positions of all chunks; `start` and `stop` are ignored."""
         del start, stop
         return self._open()
 
     def adopt(self, prepared: ChunkIndex) -> None:
-        """Take over an index that another process has read of the same version of the file."""
+        """Use an index that another process has read from the same version of the file."""
         with self._lock:
             self._index = self._index or prepared
 
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
-        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
+        """Read a window of pixels, see `SliceReader.read`."""
         index = self._open()
         if index.filters is None:
             self._read_by_h5py(rows, columns, out)
@@ -122,7 +127,7 @@ class Hdf5Slice(SliceReader):
             return self._index
 
     def _read_index(self, h5: Any) -> ChunkIndex:
-        """The places of the chunks; reads no voxel."""
+        """Return the positions of the chunks, without reading a voxel."""
         dataset = self._find(h5)
         dtype, plist = dataset.dtype, dataset.id.get_create_plist()
         if dtype.kind not in "ui":
@@ -144,7 +149,7 @@ class Hdf5Slice(SliceReader):
         return ChunkIndex(nothing, nothing, masks[:0], (1, self._width), dtype, None, fill)
 
     def _find(self, h5: Any) -> Any:
-        """The dataset, without following a link to another place or file, which a hostile file might have."""
+        """Return the dataset. Soft and external links, which a hostile file might contain, are not followed."""
         group, parts = h5, [part for part in self._dataset.split("/") if part]
         for i, part in enumerate(parts):
             kind = group.get(part, getlink=True) if isinstance(group, _h5py().Group) else None
@@ -182,7 +187,7 @@ class Hdf5Slice(SliceReader):
         return ChunkIndex(offsets, sizes, masks, (height, width), dataset.dtype, filters, fill)
 
     def _check_places(self, index: ChunkIndex) -> None:
-        """See to it that all chunks are within the file."""
+        """Raise FormatError if a chunk is not within the file."""
         assert self._file.version is not None
         there = index.offsets >= 0
         beyond = there & ((index.sizes <= 0) | (index.sizes > self._file.version.size - index.offsets))
@@ -197,7 +202,7 @@ class Hdf5Slice(SliceReader):
         sizes: npt.NDArray[np.int64],
         decode: Callable[[int, memoryview], None],
     ) -> None:
-        """Fetch some ranges; `decode(i, part)` gets each, on any thread."""
+        """Fetch byte ranges in parallel; `decode(i, part)` is called for each, on any thread."""
         order = np.argsort(offsets, kind="stable")
         offsets, sizes = offsets[order], sizes[order]
         ranges = list(map(ByteRange, offsets.tolist(), (offsets + sizes).tolist()))
@@ -211,7 +216,7 @@ class Hdf5Slice(SliceReader):
         self._file.fetch_each([ranges[piece] for piece in pieces], decode_piece)
 
     def _read_rows(self, index: ChunkIndex, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
-        """Read parts of rows that lie in the file as they are."""
+        """Read parts of rows that are stored without encoding."""
         if index.offsets[0, 0] < 0:
             out[...] = self._fitting(np.full(1, index.fill, index.dtype), 0, 0)
             return
@@ -251,7 +256,7 @@ class Hdf5Slice(SliceReader):
             )
 
     def _decode(self, index: ChunkIndex, place: tuple[int, int], data: bytes | memoryview) -> npt.NDArray[Any]:
-        """The values of a chunk."""
+        """Return the values of a chunk, (rows, columns)."""
         expected = math.prod(index.shape) * index.dtype.itemsize
         assert index.filters is not None
         try:
@@ -268,7 +273,7 @@ class Hdf5Slice(SliceReader):
         return np.frombuffer(data, index.dtype).reshape(index.shape)
 
     def _read_by_h5py(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
-        """Read what is not decoded here: slower, and one thread after the other."""
+        """Read with h5py what this module cannot decode: this is slower, and only one thread at a time can read."""
         first, stop = int(rows[0]), int(rows[-1]) + 1
 
         def read(h5: Any) -> npt.NDArray[Any]:
@@ -280,7 +285,7 @@ class Hdf5Slice(SliceReader):
         out[...] = self._fitting(values[rows - first], rows, columns.start)
 
     def _fitting(self, values: npt.NDArray[Any], rows: Any, first_column: int) -> npt.NDArray[Any]:
-        """The values in the dtype of the voxels; FormatError where one does not fit."""
+        """Convert values to the dtype of the voxels; raise FormatError if a value does not fit."""
         if not np.can_cast(values.dtype, self._dtype, "safe") and values.size:
             wrong = (values < 0) | (values > np.iinfo(self._dtype).max)
             if wrong.any():
@@ -307,11 +312,11 @@ def _undo(code: int, data: bytes | memoryview, expected: int, itemsize: int) -> 
             raise ValueError("its checksum is wrong")
         return bytes(data[:-CHECKSUM_BYTES])
     if code == SHUFFLE:
-        whole = len(data) // itemsize * itemsize  # what is left over was not shuffled
+        whole = len(data) // itemsize * itemsize  # the remaining bytes were not shuffled
         planes = np.frombuffer(data, np.uint8, whole).reshape(itemsize, -1)
         return planes.T.tobytes() + bytes(data[whole:])
     inflater = zlib_ng.decompressobj()
-    most = expected + CHECKSUM_BYTES  # a checksum may have been added before
+    most = expected + CHECKSUM_BYTES  # a checksum may have been added before the compression
     inflated = inflater.decompress(data, most + 1)
     if len(inflated) > most or not inflater.eof:
         raise ValueError("it inflates to more or less than a chunk has")
@@ -319,7 +324,10 @@ def _undo(code: int, data: bytes | memoryview, expected: int, itemsize: int) -> 
 
 
 def fletcher32(data: bytes | memoryview) -> bytes:
-    """The checksum of HDF5's filter of that name, as it lies behind the data: sums of big-endian words of 16 bits."""
+    """Return the checksum of HDF5's filter of that name, in the form in which it follows the data.
+
+    It consists of sums of big-endian words of 16 bits.
+    """
     padded = bytes(data) + b"\0" * (len(data) % 2)
     words = np.frombuffer(padded, ">u2").astype(np.uint64)
     count = len(words)
@@ -330,14 +338,15 @@ def fletcher32(data: bytes | memoryview) -> bytes:
 
 
 def _folded(total: int) -> int:
-    """A sum of 16-bit words modulo 65535, where a sum that is not 0 never becomes 0."""
+    """Return a sum of 16-bit words modulo 65535, in the range 1 to 65535 unless the sum is 0."""
     return (total - 1) % 65535 + 1 if total else 0
 
 
 class _Metadata:
-    """What was fetched of a file for h5py. A read that lacks something ends the parse; it is fetched, and parsed anew.
+    """The blocks of a file that were fetched for h5py.
 
-    So nothing waits for the network while it holds h5py's lock, and what goes wrong in fetching is raised as it is.
+    If h5py reads a block that is not there, the parse ends. The block is fetched, and the file is parsed again. So no
+    thread waits for the network while it holds the lock of h5py, and errors of a fetch are raised unchanged.
     """
 
     def __init__(self, file: RemoteFile) -> None:
@@ -346,22 +355,22 @@ class _Metadata:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what was fetched."""
+        """Memory of the fetched blocks, in bytes."""
         return len(self._blocks) * BLOCK
 
     def forget(self) -> None:
-        """Nothing of it is needed any more."""
+        """Drop all blocks, because they are no longer needed."""
         self._blocks.clear()
 
     def forget_data(self) -> None:
-        """Keep no more than what may be metadata, at both ends."""
+        """Drop the blocks beyond the first MOST_AT_ONCE bytes of the file; the others may hold metadata."""
         self._blocks = {number: data for number, data in self._blocks.items() if number < MOST_AT_ONCE // BLOCK}
 
     def parse(self, read: Callable[[Any], Any]) -> Any:
-        """What `read` makes of the file, opened by h5py.
+        """Open the file with h5py, and return what `read` returns for it.
 
         Raises:
-            FormatError: It is no HDF5 that can be read.
+            FormatError: The file is not a readable HDF5 file.
             MissingExtraError: h5py is not installed.
         """
         h5py = _h5py()
@@ -375,7 +384,7 @@ class _Metadata:
             except FormatError:
                 if not view.lacking:
                     raise
-            except Exception as error:  # of as many kinds as h5py has
+            except Exception as error:  # h5py raises many types
                 if not view.lacking:
                     reason = " ".join(str(error).split())[:200]
                     message = f"{self._file.url}: is no HDF5 that can be read, or is cut short ({reason})."
@@ -391,7 +400,7 @@ class _Metadata:
         return self._file.version.size
 
     def _fetch(self, number: int, known: int) -> None:
-        """Fetch a block, and some behind it: the more the more there are already."""
+        """Fetch a block and some after it: the more blocks are known, the more are fetched."""
         count = max(1, min(known // 2, MOST_AT_ONCE // BLOCK))
         data = self._file.fetch(number * BLOCK, (number + count) * BLOCK)
         for i in range(0, len(data), BLOCK):
@@ -399,11 +408,11 @@ class _Metadata:
 
 
 class _LackingError(Exception):
-    """More of the file is needed."""
+    """A read needs bytes that are not fetched yet."""
 
 
 class _View(io.RawIOBase):
-    """The file as h5py wants it, as far as it was fetched."""
+    """A file object for h5py, of which only the fetched blocks can be read."""
 
     def __init__(self, blocks: dict[int, bytes], size: int) -> None:
         self._blocks, self._size, self._position = blocks, size, 0
@@ -423,7 +432,7 @@ class _View(io.RawIOBase):
         return self._position
 
     def truncate(self, size: int | None = None) -> int:
-        """Nothing is written; h5py asks all the same."""
+        """Do nothing, because nothing is written; h5py calls this method anyway."""
         return self._size if size is None else size
 
     def readinto(self, buffer: Any) -> int:
@@ -433,7 +442,7 @@ class _View(io.RawIOBase):
         needed = range(start // BLOCK, -(-stop // BLOCK)) if stop > start else range(0)
         lacking = [number for number in needed if number not in self._blocks]
         self.lacking = self.lacking or lacking
-        if self.lacking:  # and h5py may go on reading, to close what it has opened
+        if self.lacking:  # later reads fail, too: h5py may read on while it closes its objects
             raise _LackingError
         for number in needed:
             block = self._blocks[number]

@@ -1,11 +1,11 @@
-"""TIFF's LZW, of strips that may be cut anywhere or damaged: every code is checked before it is used.
+"""A decoder of TIFF's LZW for strips that may be cut anywhere or damaged: it checks every code before it uses it.
 
-Other decoders expect whole strips of a known writer: they guess the last code of a cut one, or read outside their
-tables where a code cannot be. Here a code counts only if all of its bits are there, and decoding stops where the target
-is full.
+Other decoders expect complete strips of a known writer. They guess the last code of a cut strip, or read outside their
+tables at an invalid code. This decoder uses a code only if all of its bits are available, and stops when the target is
+full.
 
-A code that is not a byte itself stands for what some earlier code stood for, and one byte more. Both follow each other
-in the output, so a table of places in the output is all that is needed.
+A code that is not a single byte stands for the bytes of an earlier code and one more byte. These bytes follow each
+other in the output, so a table of positions in the output is sufficient.
 """
 
 import math
@@ -24,20 +24,20 @@ class End(IntEnum):
     """Why decoding stopped."""
 
     FULL = 0  # the target is full
-    OVERFULL = 1  # the target is full, and the last code stood for more
-    CUT = 2  # no further code is there with all of its bits
-    EARLY = 3  # the data end, by their own code, and the target is not full
-    INVALID = 4  # a code that cannot be
+    OVERFULL = 1  # the target is full, and the last code stands for more bytes
+    CUT = 2  # the next code is incomplete or missing
+    EARLY = 3  # the end-of-data code comes before the target is full
+    INVALID = 4  # a code is invalid
 
 
 class Decoded(NamedTuple):
-    """What came of a strip.
+    """The result of decoding a strip.
 
     Attributes:
-        length: How many bytes of the target are surely right; the others are as they were.
-        end: Why there are no more.
-        bits: How many of the strip were used.
-        width: Bits of the code that would follow.
+        length: Number of bytes of the target that are certainly right; the other bytes are unchanged.
+        end: Why decoding stopped.
+        bits: Number of bits of the strip that were used.
+        width: Number of bits of the code that would follow.
     """
 
     length: int
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 
 
 def decode(strip: bytes | memoryview, target: Bytes1D) -> Decoded:
-    """Decode a strip, or the first bytes of one, as far as it goes or the target is full."""
+    """Decode a strip, or its first bytes, as far as possible or until the target is full."""
     coded = np.frombuffer(strip, np.uint8)
     coded.flags.writeable = False
     length, end, bits, width = _decode(coded, target)
@@ -55,10 +55,10 @@ def decode(strip: bytes | memoryview, target: Bytes1D) -> Decoded:
 
 
 def holds_more(strip: bytes | memoryview, decoded: Decoded) -> bool:
-    """Whether a whole strip holds more than the target that it filled.
+    """Return whether a complete strip holds more than the target that it filled.
 
-    Some writers leave out the code that ends the data, some write it too narrow, and some fill up to an even number of
-    bytes.
+    Some writers omit the end-of-data code, some write it with too few bits, and some pad the strip to an even number of
+    bytes. None of this counts as more data.
     """
     if decoded.end != End.FULL:
         return decoded.end == End.OVERFULL
@@ -70,20 +70,23 @@ def holds_more(strip: bytes | memoryview, decoded: Decoded) -> bool:
 
 
 CLEAR, END_OF_DATA = map(np.uint64, (256, 257))
-"""The codes that are no bytes, and stand for none."""
+"""Control codes, which stand for no bytes."""
 
 MOST = np.uint64(5120)
-"""Entries of a table, the last 1024 of which no code can ask for: a writer that goes on without a Clear is followed as
-far as libtiff and imagecodecs do, which take such strips for damaged from then on."""
+"""Entries of a table. No code can refer to the last 1024 of them.
+
+If a writer continues without a Clear code, this decoder continues as far as libtiff and imagecodecs do. They treat such
+strips as damaged from there on.
+"""
 
 NARROWEST, WIDEST, NARROWEST_MASK = map(np.uint64, (9, 12, 511))
-"""Bits of a code."""
+"""Smallest and largest number of bits of a code, and the mask of the smallest."""
 
 PLACE, LENGTH = np.uint64(13), np.uint64((1 << 13) - 1)
-"""A table's entry: from which bit on it says where the bytes are, and the bits below, which say how many they are."""
+"""Layout of a table entry: the bits from PLACE on give the position of the bytes, the bits of LENGTH their number."""
 
 ZERO, ONE, TWO, THREE, FOUR, BYTE, WORD = map(np.uint64, (0, 1, 2, 3, 4, 8, 32))
-# All numbers of the loop are unsigned, and of one kind: numba asks of signed ones whether they count from the end,
+# All numbers of the loop are of one unsigned type. For signed indexes, numba checks whether they count from the end,
 # which takes as long as all the rest.
 
 FULL, OVERFULL, CUT, EARLY, INVALID = map(int, End)
@@ -96,7 +99,7 @@ def _loop(strip: Bytes1D, target: Bytes1D) -> tuple[Any, int, Any, Any]:
     width, mask, free = NARROWEST, NARROWEST_MASK, END_OF_DATA
     end = FULL
     if strip_bytes >= TWO and (strip[0] != 0x80 or strip[1] >= 0x80):
-        return 0, INVALID, 0, 9  # does not begin with a Clear
+        return 0, INVALID, 0, 9  # the strip does not begin with a Clear code
     while out < size:
         if window_bits < width:
             if at + FOUR <= strip_bytes:
@@ -114,7 +117,7 @@ def _loop(strip: Bytes1D, target: Bytes1D) -> tuple[Any, int, Any, Any]:
         window_bits -= width
         code = (window >> window_bits) & mask
         if code < CLEAR:
-            table[free] = entry + ONE  # what the code before stood for, and this byte
+            table[free] = entry + ONE  # the bytes of the previous code, and this byte
             entry = out << PLACE | ONE
             target[out] = code
             out += ONE
@@ -131,7 +134,7 @@ def _loop(strip: Bytes1D, target: Bytes1D) -> tuple[Any, int, Any, Any]:
                 out += ONE
                 place += ONE
         elif code == CLEAR:
-            width, mask, free = NARROWEST, NARROWEST_MASK, END_OF_DATA  # with the next code a place that no code has
+            width, mask, free = NARROWEST, NARROWEST_MASK, END_OF_DATA  # the next code fills an entry that no code uses
             continue
         else:
             end = EARLY

@@ -1,4 +1,4 @@
-"""Decoded rows of a mask, kept compressed: a bit a pixel."""
+"""Decoded rows of a mask, kept in memory as compressed blocks of one bit per pixel."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ...core.concurrency import cores
 from .slices import PreparedRows
 
 BLOCK_ROWS = 256
-"""Rows that are compressed together."""
+"""Number of rows that are compressed together."""
 
 ZSTD_LEVEL = 1
 
@@ -20,12 +20,12 @@ Bytes2D = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class MaskRows(PreparedRows):
-    """Decoded rows of a mask, compressed: small enough to be kept, and to be sent to other processes.
+    """Compressed rows of a mask, small enough to keep in memory and to send to other processes.
 
     Attributes:
-        width: Columns.
-        first: The number of the first block.
-        blocks: Each has BLOCK_ROWS rows, the last as many as were decoded; a bit a pixel.
+        width: Number of columns.
+        first: Number of the first block.
+        blocks: Compressed blocks of BLOCK_ROWS rows, one bit per pixel; the last has as many rows as were decoded.
     """
 
     width: int
@@ -34,13 +34,16 @@ class MaskRows(PreparedRows):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the blocks."""
+        """Size of the blocks in bytes."""
         return sum(map(len, self.blocks))
 
     def read(self, rows: npt.NDArray[np.intp], columns: slice, out: Bytes2D) -> None:
-        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns).
+        """Read a window of pixels, which are 0 or 255.
 
-        They are 0 or 255.
+        Args:
+            rows: Row numbers, ascending and distinct.
+            columns: Columns `start` to `stop` (exclusive).
+            out: Array (rows, columns) to fill.
         """
         used = slice(columns.start // 8, -(-columns.stop // 8))
         skipped = columns.start - 8 * used.start
@@ -60,10 +63,10 @@ class MaskRows(PreparedRows):
 
 
 def compress(packed: Bytes2D) -> bytes:
-    """Rows, a bit a pixel, as they are kept."""
+    """Compress rows of one bit per pixel, (rows, bytes of a row)."""
     return bytes(imagecodecs.zstd_encode(packed, ZSTD_LEVEL))
 
 
 def decompress(block: bytes, width: int) -> Bytes2D:
-    """Undo `compress`."""
+    """Return the rows that `compress` got, (rows, bytes of a row)."""
     return np.frombuffer(imagecodecs.zstd_decode(block), np.uint8).reshape(-1, (width + 7) // 8)

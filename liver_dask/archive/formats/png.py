@@ -1,8 +1,8 @@
-"""Rows of one PNG mask: only the file's prefix up to the last row is fetched and inflated, and no row twice.
+"""Reads rows of one PNG mask: it fetches and inflates only the file's prefix up to the last row, and no row twice.
 
-A PNG has no random access, but it has prefixes: what is below the rows that were decoded is decoded from there on. What
-is decoded is kept compressed, a bit a pixel: all of a mask takes about a megabyte, whatever is read of it and in
-whatever order. An interlaced PNG has not even prefixes: it is fetched and decoded whole.
+A PNG has no random access, but its rows can be decoded from a prefix of the file, and decoding can continue from there
+later. Decoded rows are kept compressed, with one bit per pixel: a whole mask takes about a megabyte, whatever is read
+of it and in whatever order. An interlaced PNG cannot be decoded from a prefix: it is fetched and decoded whole.
 """
 
 import math
@@ -24,20 +24,26 @@ from .slices import Reading, Rows, SliceReader
 
 MARGIN = 16 << 10
 MARGIN_LIMIT = 128 << 10
-"""Bytes fetched beyond what rows are guessed to take: some, and up to the end of a chunk unless chunks are long."""
+"""Bytes that are fetched beyond the estimate for the rows.
+
+These are MARGIN bytes, and as many as the longest chunk has, but at most MARGIN_LIMIT, to reach the end of a chunk.
+"""
 
 PRIOR_ROWS = 512
 DENSER = 1.04
-"""How much of a file some rows take is guessed from the rows so far and this many average ones, or from what is left of
-the file and its rows, whichever is more, and a little is added: a further request costs more than some bytes."""
+"""Parameters of the estimate of the bytes that some rows take.
+
+The estimate is based on the rows so far and PRIOR_ROWS average rows, or on the rest of the file and its rows, whichever
+gives more. It is multiplied by DENSER, because one more request costs more than some bytes.
+"""
 
 
 class PngSlice(SliceReader):
-    """One slice of a label; keeps what it fetched of the file, and what it decoded."""
+    """One slice of a label; keeps the fetched part of the file and the decoded rows in memory."""
 
     FROM_THE_TOP = True
     HAS_MASKS = True
-    BYTES_PER_PIXEL = 0.006  # masks of real EM, 20000 x 20000 pixels, are files of 0.5 to 4.8 MB
+    BYTES_PER_PIXEL = 0.006  # masks of real EM data, 20000 x 20000 pixels, are files of 0.5 to 4.8 MB
 
     def __init__(
         self, file: RemoteFile, height: int, width: int, dtype: np.dtype[Any], dataset: str, folder: FolderCache | None
@@ -48,32 +54,32 @@ class PngSlice(SliceReader):
         self._begin(0)
 
     def _begin(self, row_bytes: int) -> None:
-        """Nothing is decoded."""
+        """Start again, with no decoded rows."""
         self._decoder = RowDecoder(self._png, row_bytes)
         self._has_begun = row_bytes > 0
         self._blocks: list[bytes] = []
-        self._starts = [0]  # of blocks, in the compressed stream
-        self._below = np.empty((0, (self._width + 7) // 8), np.uint8)  # rows that are no whole block yet
+        self._starts = [0]  # where each block starts in the compressed stream
+        self._below = np.empty((0, (self._width + 7) // 8), np.uint8)  # rows that do not fill a block yet
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept: of the file, and of what was decoded."""
+        """Memory in use, in bytes: the fetched part of the file and the decoded rows."""
         return self._png.nbytes + sum(map(len, self._blocks)) + self._below.nbytes + self._width + INFLATER_BYTES
 
     def probe(self) -> None:
-        """Find out whether the file is there and as expected, by its header."""
+        """Check that the file exists and that its header is as expected."""
         with self._lock:
             self._png.layout()
 
     def read(self, rows: Rows, columns: slice, out: Bytes2D) -> None:
-        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
+        """Read a window of pixels, see `SliceReader.read`."""
         self.prepare(int(rows[0]), int(rows[-1]) + 1).read(rows, columns, out)
 
     def prepare(self, start: int, stop: int) -> MaskRows:
-        """Rows `start` to `stop`, and some around them."""
+        """Return rows `start` to `stop`, and some rows around them."""
         with self._lock:
             layout = self._png.layout()
-            if self._decoder.is_torn or not self._has_begun:  # what an interrupt has left is begun anew
+            if self._decoder.is_torn or not self._has_begun:  # the first time, or after an interrupt
                 self._begin(layout.row_bytes)
             if layout.is_interlaced:
                 self._decode_interlaced(layout)
@@ -86,7 +92,7 @@ class PngSlice(SliceReader):
 
     @classmethod
     def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
-        """The file down to the last row, at once."""
+        """Estimate the traffic: the file's prefix down to the last row, fetched in one step."""
         prefix = reading.bytes_per_pixel * reading.width * reading.last_row
         return 1 + min(math.ceil(prefix / SMALLEST_REQUEST), reading.connections), prefix
 
@@ -94,7 +100,7 @@ class PngSlice(SliceReader):
         return min(len(self._blocks) * BLOCK_ROWS + len(self._below), self._height)
 
     def _decode_some(self, layout: Layout, stop: int) -> None:
-        """Decode the next rows, not beyond a block's end or `stop`."""
+        """Decode the next rows, but not beyond the end of a block or row `stop`."""
         block_end = min(BLOCK_ROWS * (len(self._blocks) + 1), self._height)
         plain = self._decoder.next_rows(
             layout, min(block_end, stop), lambda position, rows_done: self._fetch_more(position, rows_done, stop)
@@ -112,19 +118,19 @@ class PngSlice(SliceReader):
                 self._below = below[:0]
 
     def _fetch_more(self, position: int, rows_done: int, stop: int) -> bool:
-        """Fetch about as much as the rows up to `stop` will take; False where the image has ended."""
+        """Fetch about as many bytes as the rows up to `stop` take; return False if the image has ended."""
         size = self._png.size
         rate = (position + PRIOR_ROWS * size / self._height) / (rows_done + PRIOR_ROWS)
         rate = max(rate, (size - position) / max(self._height - rows_done, 1))
         block = min(rows_done // BLOCK_ROWS, len(self._starts)) - 1
-        if block >= 0:  # below the margin without tissue the latest rows tell more than all
+        if block >= 0:  # below the empty margin, the latest rows predict better than all rows
             rate = max(rate, (position - self._starts[block]) / (rows_done - block * BLOCK_ROWS))
         expected_bytes = int((max(stop, self.read_ahead_until) - rows_done) * rate * DENSER)
         expected_bytes += MARGIN + min(self._png.chunks.longest, MARGIN_LIMIT)
         return self._png.fetch(max(expected_bytes, self._png.chunks.lacking))
 
     def _decode_interlaced(self, layout: Layout) -> None:
-        """Decode all of an interlaced mask, the first time."""
+        """Decode a whole interlaced mask, unless it is already decoded."""
         if self._blocks:
             return
         while self._png.fetch(self._png.size):
@@ -146,7 +152,7 @@ class PngSlice(SliceReader):
             decoder.begin(of_pass.row_bytes)
             packed = np.empty((rows, (columns + 7) // 8), np.uint8)
             while columns and decoder.row < rows:
-                plain = decoder.next_rows(of_pass, rows, lambda position, rows_done: False)  # all has been fetched
+                plain = decoder.next_rows(of_pass, rows, lambda position, rows_done: False)  # all bytes are here
                 packed[decoder.row : decoder.row + len(plain)] = np.packbits(
                     of_pass.to_bits(plain, slice(0, columns)), axis=1
                 )
@@ -156,4 +162,4 @@ class PngSlice(SliceReader):
 
 
 one_interlaced = ConcurrencyLimit(1)
-"""To decode an interlaced mask takes a bit a pixel of all of it: not many at the same time."""
+"""Limits how many interlaced masks are decoded at once: each takes memory of one bit per pixel of the whole mask."""

@@ -1,4 +1,4 @@
-"""The beginning of a PNG file, as far as it was fetched: ranges over several connections, and what a folder caches."""
+"""The fetched prefix of a PNG file: it is fetched over several connections, and cached in a folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from .png_stream import Chunks, Layout, layout_of
 
 FIRST_REQUEST = 128 << 10
 SMALLEST_REQUEST = 128 << 10
-"""What follows the first request is split over the connections, but into no smaller ranges (bytes)."""
+"""Smallest byte range into which the bytes after the first request are split over the connections."""
 
 
 class PngFile:
-    """A PNG of which only a prefix is fetched. One thread uses it at a time.
+    """A PNG file of which only a prefix is fetched. Only one thread may use it at a time.
 
     Args:
         file: The file.
-        height: Rows that it is to have.
-        width: Columns that it is to have.
-        folder: Caches the prefix between processes, if there is one.
+        height: Expected number of rows.
+        width: Expected number of columns.
+        folder: Folder that caches the prefix between processes, or None.
     """
 
     def __init__(self, file: RemoteFile, height: int, width: int, folder: FolderCache | None) -> None:
@@ -35,20 +35,22 @@ class PngFile:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it keeps."""
+        """Memory in use, in bytes."""
         return self._file.nbytes + len(self.chunks.prefix)
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file, known once something was fetched."""
+        """Size of the whole file in bytes, known after the first fetch."""
         assert self._file.version is not None
         return self._file.version.size
 
     def layout(self) -> Layout:
-        """How the pixels are stored; fetches the beginning, the first time, and parses it anew after an interrupt.
+        """Return how the pixels are stored.
+
+        The first call fetches the beginning of the file. After an interrupt, the fetched bytes are parsed again.
 
         Raises:
-            FormatError: It is no PNG of the expected size, or holds no image.
+            FormatError: The file is not a PNG of the expected size, or holds no image.
         """
         if self._is_torn:
             self.chunks = self.chunks.read_anew()
@@ -63,7 +65,7 @@ class PngFile:
         return self._layout
 
     def fetch(self, count: int) -> bool:
-        """Fetch the next `count` bytes of the file, over several connections; False where the image has ended."""
+        """Fetch the next `count` bytes over several connections; return False if the image has ended."""
         first = len(self.chunks.prefix)
         count = min(count, self.size - first)
         if count <= 0 or self.chunks.ended:
@@ -76,7 +78,7 @@ class PngFile:
         return True
 
     def store_in_folder(self) -> None:
-        """Cache what was fetched: at first, at the end, and whenever it has grown by half."""
+        """Cache the prefix in the folder: the first time, at the end, and whenever it has grown by half."""
         prefix = self.chunks.prefix
         if not (self._folder and self._file.version and self._file.version.etag) or len(prefix) == self._stored:
             return
@@ -85,7 +87,7 @@ class PngFile:
             self._stored = len(prefix)
 
     def damaged(self, problem: str) -> FormatError:
-        """The error that says so."""
+        """Return a FormatError that says what is wrong with the file."""
         return FormatError(f"{self._file.url}: {problem}; the file is damaged or cut short at its source.")
 
     def _load_beginning(self) -> None:
@@ -102,7 +104,7 @@ class PngFile:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Meanwhile the chunks do not fit together; so it stays after an interrupt."""
+        """Mark the chunks as inconsistent during a change; the mark remains if the change is interrupted."""
         self._is_torn = True
         yield
         self._is_torn = False

@@ -1,7 +1,7 @@
-"""Undoing PNG's row filters, which write each byte as its difference from what bytes to the left and above foretell.
+"""Undoes PNG's row filters, which store each byte as its difference from a prediction by bytes to the left and above.
 
-A mask's bytes are alike for long stretches. Where nothing changes along one, it is filled at once: so the loops run at
-some GB/s, and inflating is what a mask costs.
+The bytes of a mask are equal over long stretches. A stretch without a change is filled at once. Therefore the loops run
+at some GB/s, and most of the time for a mask is spent on inflating.
 """
 
 import numpy as np
@@ -17,12 +17,12 @@ Bytes2D = npt.NDArray[np.uint8]
 
 
 def unfilter(rows: Bytes2D, above: Bytes1D, step: int) -> Bytes2D:
-    """The bytes of filtered rows.
+    """Return the unfiltered bytes of rows, (rows, bytes of a row).
 
     Args:
-        rows: (rows, 1 + bytes of a row): first in each row is the number of its filter.
-        above: The bytes of the row above the first.
-        step: How many bytes before a byte is the one that filters take as left of it; divides the bytes of a row.
+        rows: Filtered rows, (rows, 1 + bytes of a row); the first byte of each row is the number of its filter.
+        above: The unfiltered bytes of the row above the first one.
+        step: Distance in bytes from a byte to its left neighbour in the filters; it divides the bytes of a row.
     """
     if not rows[:, 0].any():
         return rows[:, 1:]
@@ -35,22 +35,22 @@ def unfilter(rows: Bytes2D, above: Bytes1D, step: int) -> Bytes2D:
 
 
 def _read_only(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """As the loops are compiled for."""
+    """Return a contiguous read-only view, for which the loops are compiled."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
 
 
 STRETCH = np.uint64(32)
-"""Bytes that are looked at together; long enough for the processor's widest registers."""
+"""Number of bytes that are compared together; enough for the widest registers of the processor."""
 
 ZERO, SAME = np.uint64(0), np.uint8(0)
-# All indexes of the loops are unsigned: numba asks of signed ones whether they count from the end, and then no loop
-# becomes one of the processor's vectors.
+# All indexes of the loops are unsigned. For signed indexes, numba checks whether they count from the end, and then no
+# loop is vectorised.
 
 
 def _loop(rows: Bytes2D, above: Bytes1D, plain: Bytes2D) -> None:
-    """Undo the filters of rows with a byte a pixel."""
+    """Undo the filters of rows with one byte per pixel."""
     width = np.uint64(plain.shape[1])
     for number in range(plain.shape[0]):
         kind, row, out = rows[number, 0], rows[number, 1:], plain[number]
@@ -102,7 +102,7 @@ def _loop(rows: Bytes2D, above: Bytes1D, plain: Bytes2D) -> None:
 
 
 def _loop_of_pixels(rows: Bytes2D, above: Bytes1D, step: np.uint64, plain: Bytes2D) -> None:
-    """Undo the filters of rows with several bytes a pixel."""
+    """Undo the filters of rows with several bytes per pixel."""
     width = np.uint64(plain.shape[1])
     for number in range(plain.shape[0]):
         kind, row, out = rows[number, 0], rows[number, 1:], plain[number]

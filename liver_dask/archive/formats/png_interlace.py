@@ -1,4 +1,4 @@
-"""Adam7, PNG's way of interlacing: seven small images, each of some columns of some rows."""
+"""Adam7, the interlacing of PNG: seven passes, each a small image of some columns of some rows."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,26 @@ import numpy as np
 import numpy.typing as npt
 
 PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-"""Of each pass the first row and column, and the steps to the next ones."""
+"""First row, first column, row step and column step of each pass."""
 
 Bytes2D = npt.NDArray[np.uint8]
 
 
 def pass_shapes(height: int, width: int) -> list[tuple[int, int]]:
-    """Rows and columns of each pass; one without pixels is not in the file, not even with its filters."""
+    """Return the rows and columns of each pass.
+
+    A pass without pixels is not in the file; its filter bytes are missing, too.
+    """
     return [(len(range(y, height, down)), len(range(x, width, right))) for y, x, down, right in PASSES]
 
 
 def weave(passes: Sequence[Bytes2D], first: int, rows: int, width: int) -> Bytes2D:
-    """Some rows of the image as 0 / 1.
+    """Return some rows of the image as 0 or 1, (rows, columns).
 
     Args:
-        passes: The pixels of each pass, a bit a pixel.
+        passes: The pixels of each pass, (rows, bytes of a row), one bit per pixel.
         first: The first row, a multiple of 8.
-        rows: How many.
+        rows: Number of rows.
         width: Columns of the image.
     """
     bits = np.empty((rows, width), np.uint8)

@@ -1,7 +1,7 @@
-"""What a PNG is made of, as far as its prefix was fetched: its chunks, of which some are one stream, and its layout.
+"""Parses the fetched prefix of a PNG: its chunks, some of which form one compressed stream, and its pixel layout.
 
-The data of a chunk count when they have been compared with its checksum, which is behind them: a byte that changed on
-its way gives no pixel.
+The data of a chunk are used only after they match the checksum that follows them. Therefore a byte that changed during
+the transfer never becomes a pixel.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from ...core.errors import GIVE_SHAPE, FormatError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 PIECE = 64 << 10
-"""Compressed bytes handed to the inflater at once; what it leaves over is copied."""
+"""Number of compressed bytes passed to the inflater at once; the bytes that it does not consume are copied."""
 
 CHUNK_OVERHEAD = 12
 
@@ -30,14 +30,14 @@ Bytes2D = npt.NDArray[np.uint8]
 
 @dataclass
 class Layout:
-    """How the pixels of a mask are stored, from its IHDR and PLTE."""
+    """How the pixels of a mask are stored, from its IHDR and PLTE chunks."""
 
     width: int
     bits: int
     colour: int
-    coloured_entries: npt.NDArray[np.bool_] | None = None  # of a palette: which of its 256 are not black
+    coloured_entries: npt.NDArray[np.bool_] | None = None  # for a palette: which of its 256 entries are not black
     is_interlaced: bool = False
-    of_what: str = ""  # follows the rows in messages, where they are not those of the image
+    of_what: str = ""  # follows the row numbers in messages, if they are not rows of the image
 
     @property
     def samples(self) -> int:
@@ -49,11 +49,14 @@ class Layout:
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes from a pixel to what filters take as left of it."""
+        """Distance in bytes from a byte to its left neighbour in the filters."""
         return max(self.samples * self.bits // 8, 1)
 
     def to_bits(self, rows: Bytes2D, columns: slice) -> Bytes2D:
-        """Columns `start` to `stop` of unfiltered rows as 0 / 1: foreground is whatever has a colour but black."""
+        """Return columns `start` to `stop` of unfiltered rows as 0 or 1, (rows, columns).
+
+        Every colour except black is foreground.
+        """
         if self.bits < 8:
             per_byte = 8 // self.bits
             first, last = columns.start // per_byte, -(-columns.stop // per_byte)
@@ -71,29 +74,29 @@ class Layout:
 
 
 class Chunks:
-    """The chunks of a PNG as far as its prefix was fetched; the data of its IDAT chunks are one stream."""
+    """The chunks in the fetched prefix of a PNG; the data of its IDAT chunks form one stream."""
 
     def __init__(self, url: str) -> None:
         self.prefix = bytearray()
         self.ended = False
         self.headers: dict[bytes, bytes] = {}
         self.reached_image = False
-        self.lacking = 0  # bytes of the last chunk that are still to come, as far as it says
-        self.longest = 0  # bytes of the longest chunk of the image so far
-        self._idat_starts: list[int] = []  # where the data of each whole IDAT begin in the stream ...
+        self.lacking = 0  # missing bytes of the last chunk, according to its length field
+        self.longest = 0  # bytes of the longest IDAT chunk so far
+        self._idat_starts: list[int] = []  # start of the data of each complete IDAT in the stream ...
         self._idat_places: list[tuple[int, int]] = []  # ... and in the file: start, stop
         self.url = url
         self._next = len(SIGNATURE)
 
     def read_anew(self) -> "Chunks":
-        """The same, from the same bytes."""
+        """Return new Chunks, parsed from the same bytes."""
         chunks = Chunks(self.url)
         if self.prefix:
             chunks.append(self.prefix)
         return chunks
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        """Add what follows in the file."""
+        """Add the next bytes of the file, and parse them."""
         self.prefix += data
         if not self.prefix.startswith(SIGNATURE):
             raise FormatError(f"{self.url}: is not a PNG: it begins with {bytes(self.prefix[:8])!r}.")
@@ -101,9 +104,9 @@ class Chunks:
             pass
 
     def compressed(self, position: int) -> bytes:
-        """Some of the stream from `position` on; empty where no more has come of which the checksum is right.
+        """Return some bytes of the stream from `position` on; empty if no more bytes with a right checksum are there.
 
-        So what is decoded is what was written, and what turns out to be damaged has given no pixel to anybody.
+        Therefore the decoded pixels are those that were written, and damaged data never become pixels.
         """
         i = bisect.bisect_right(self._idat_starts, position) - 1
         if i < 0:
@@ -113,7 +116,7 @@ class Chunks:
         return bytes(self.prefix[start : min(stop, start + PIECE)])
 
     def _parse_chunk(self) -> bool:
-        """Take note of the next chunk; False if it is not all there."""
+        """Parse the next chunk; return False if it is incomplete."""
         if len(self.prefix) < self._next + 8:
             return False
         length, kind = struct.unpack_from(">I4s", self.prefix, self._next)
@@ -137,7 +140,7 @@ class Chunks:
         return True
 
     def _last_idat(self) -> tuple[int, int]:
-        """Start in the stream and length of the last IDAT chunk."""
+        """Return the start in the stream and the length of the last IDAT chunk, in bytes."""
         if not self._idat_starts:
             return 0, 0
         start, stop = self._idat_places[-1]
@@ -145,7 +148,11 @@ class Chunks:
 
 
 def layout_of(chunks: Chunks, height: int, width: int) -> Layout:
-    """Read IHDR and PLTE, or say what of them is not as expected."""
+    """Return the layout from the IHDR and PLTE chunks.
+
+    Raises:
+        FormatError: They are missing or damaged, or the image is not `height` x `width` pixels.
+    """
     header = chunks.headers.get(b"IHDR", b"")
     if len(header) != 13:
         raise FormatError(f"{chunks.url}: has no header.")

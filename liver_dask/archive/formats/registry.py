@@ -1,4 +1,4 @@
-"""The formats of slices, by name and by suffix."""
+"""The slice formats by name, and the format of each file name suffix."""
 
 from .hdf5 import Hdf5Slice
 from .png import PngSlice

@@ -1,6 +1,6 @@
-"""What every format of slices implements: a reader of one file that holds one slice.
+"""The interface of every slice format: a reader of one file that holds one slice.
 
-To add a format, write a module with a subclass of `SliceReader`, and name it in `registry`.
+To add a format, write a module with a subclass of `SliceReader` and add it to `registry`.
 """
 
 import math
@@ -17,53 +17,57 @@ from ..remote.files import RemoteFile
 Rows = npt.NDArray[np.intp]
 
 BYTES_OF_ROWS = 32 << 20
-"""Bytes of pixels that are in memory while points are picked out of rows."""
+"""Bytes of pixels that are in memory at once while `SliceReader.read_points` picks points out of rows."""
 
 
 class Prepared(Protocol):
-    """What one process found out about a file, for others: it pickles, and they read with it what they would fetch."""
+    """What one process learned about a file, for use in other processes.
+
+    It is picklable. Other processes use it instead of fetching the same bytes again.
+    """
 
     @property
     def nbytes(self) -> int:
-        """Bytes, about."""
+        """Approximate size in bytes."""
 
 
 class PreparedRows(ABC):
-    """Decoded rows, which take the place of the file."""
+    """Decoded rows, which are read instead of the file."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes, about."""
+        """Approximate size in bytes."""
 
     @abstractmethod
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
-        """As `SliceReader.read`, of the rows that were prepared."""
+        """Read pixels of the prepared rows, see `SliceReader.read`."""
 
 
 class SliceReader(ABC):
-    """Reads the pixels of one file, and keeps in memory what it learnt of it.
+    """Reads the pixels of one file and keeps in memory what it has learned about the file.
 
-    One is used by many threads. It fetches by `RemoteFile` alone, whose errors it lets pass; a file that is not as
-    expected is a FormatError that tells the URL, and the rows and columns if not all are concerned.
+    Many threads share one instance. It fetches only through `RemoteFile` and does not catch the errors of `RemoteFile`.
+    If the file is not as expected, it raises a FormatError. The message gives the URL, and the rows and columns if only
+    a part of the slice is affected.
 
     Args:
         file: The file.
-        height: Rows.
-        width: Columns.
-        dtype: Of the voxels: unsigned, little-endian.
-        dataset: Which array of the file, where a file can have several.
-        folder: Keeps what is worth it between processes, if there is one.
+        height: Number of rows.
+        width: Number of columns.
+        dtype: Dtype of the voxels: unsigned, little-endian.
+        dataset: Name of the array in the file, for formats that can hold several arrays.
+        folder: Cache folder for data that is worth keeping between processes, or None.
     """
 
     FROM_THE_TOP: ClassVar[bool] = False
-    """Whether rows can only be decoded from the first on."""
+    """Whether rows can only be decoded in order from the first row."""
 
     HAS_MASKS: ClassVar[bool] = False
-    """Whether it reads masks only, whose voxels are 0 or 255."""
+    """Whether the format holds only masks, with voxels 0 or 255."""
 
     BYTES_PER_PIXEL: ClassVar[float]
-    """About, for estimates, if the archive's description does not say."""
+    """Approximate bytes of a file per pixel, for estimates if the archive's description gives no number."""
 
     def __init__(
         self, file: RemoteFile, height: int, width: int, dtype: np.dtype[Any], dataset: str, folder: FolderCache | None
@@ -74,28 +78,43 @@ class SliceReader(ABC):
         self._dataset = dataset
         self._folder = folder
         self.read_ahead_until = 0
-        """Rows up to this one will be read, with other slices: more may be fetched at once, on fewer connections."""
+        """Row up to which (exclusive) this slice will be read, together with other slices; 0 if that is not known.
+
+        If it is known, a request may fetch more, and fewer connections are used for each slice.
+        """
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of memory that it keeps."""
+        """Memory in use, in bytes."""
 
     @abstractmethod
     def probe(self) -> None:
-        """Find out whether the file is there and as expected, reading no pixel."""
+        """Check that the file exists and is as expected, without reading pixels."""
 
     @abstractmethod
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
-        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
+        """Read a window of pixels.
+
+        Args:
+            rows: Row numbers, ascending and distinct.
+            columns: Columns `start` to `stop` (exclusive).
+            out: Array (rows, columns) to fill.
+        """
 
     def read_points(self, y: Rows, x: Rows, out: npt.NDArray[Any]) -> None:
-        """Read single pixels, in any order and repeated or not, into `out`, (points,)."""
+        """Read single pixels, in any order. Points may repeat.
+
+        Args:
+            y: Row of each point.
+            x: Column of each point.
+            out: Array (points,) to fill.
+        """
         rows, row_of_point = np.unique(y, return_inverse=True)
         columns = slice(int(x.min()), int(x.max()) + 1)
         width = columns.stop - columns.start
         at_once = max(BYTES_OF_ROWS // (width * out.itemsize), 1)
-        for first in range(0, len(rows), at_once):  # from the top
+        for first in range(0, len(rows), at_once):  # ascending, because some formats decode from the first row
             some = rows[first : first + at_once]
             pixels = np.empty((len(some), width), out.dtype)
             self.read(some, columns, pixels)
@@ -103,20 +122,26 @@ class SliceReader(ABC):
             out[here] = pixels[row_of_point[here] - first, x[here] - columns.start]
 
     def prepare(self, start: int, stop: int) -> Prepared | PreparedRows | None:
-        """What other processes need to read rows `start` to `stop`, if anything can be shared."""
+        """Return what other processes need to read rows `start` to `stop`, or None if nothing can be shared."""
         self.probe()
         return None
 
     def adopt(self, prepared: Any) -> None:  # noqa: B027  # most formats prepare nothing to adopt
-        """Take over what `prepare` gave in another process, for the same version of the file; no PreparedRows."""
+        """Use what `prepare` returned in another process for the same version of the file.
+
+        It is never PreparedRows, which are read without a SliceReader.
+        """
 
     @classmethod
     def traffic(cls, reading: "Reading", row_blocks: int) -> tuple[float, float]:
-        """Requests and bytes that reading one file takes, about.
+        """Estimate the requests and bytes that reading one file takes.
 
         Args:
-            reading: What of it is read.
-            row_blocks: In how many steps its rows are read.
+            reading: The part of the file that is read.
+            row_blocks: Number of steps in which the rows are read.
+
+        Returns:
+            Number of requests, and number of bytes.
         """
         fetched = reading.bytes_per_pixel * reading.rows * reading.width
         return 1 + row_blocks * math.ceil(fetched / row_blocks / (1 << 20)), fetched
@@ -124,16 +149,16 @@ class SliceReader(ABC):
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a file, for estimates.
+    """The part of a file that is read, for estimates.
 
     Attributes:
-        rows: Rows that are read.
-        last_row: Rows down to the last that is read.
-        last_column: Columns up to the last that is read.
+        rows: Number of rows that are read.
+        last_row: Number of rows down to the last row that is read.
+        last_column: Number of columns up to the last column that is read.
         height: Rows of the file.
         width: Columns of the file.
-        connections: How many ranges are asked for side by side.
-        bytes_per_pixel: Of the file.
+        connections: Number of parallel requests.
+        bytes_per_pixel: Bytes of the file per pixel.
     """
 
     rows: int

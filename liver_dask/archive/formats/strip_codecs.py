@@ -1,4 +1,7 @@
-"""Decoding a TIFF's strips, of which only the first bytes may be there: a decoder gives no byte that may be wrong."""
+"""Decoders of TIFF strips, of which only the first bytes may be available.
+
+A decoder returns no byte that may be wrong.
+"""
 
 import zlib
 from collections.abc import Callable
@@ -10,20 +13,20 @@ from zlib_ng import zlib_ng
 from . import lzw
 
 UNCOMPRESSED, LZW, DEFLATE, OLD_DEFLATE = 1, 5, 8, 32946
-"""What TIFF calls them."""
+"""TIFF codes of the compressions."""
 
 Bytes1D = npt.NDArray[np.uint8]
 
 Decoder = Callable[[memoryview, Bytes1D, bool], int]
-"""Fills the target from the first bytes of a strip, and returns how many bytes there were.
+"""Decodes the first bytes of a strip into the target and returns the number of decoded bytes.
 
-With the third argument the strip is whole, and holds the target and nothing else: it is an error if it holds more, or
-if its checksum is wrong. That it holds less, the caller sees.
+If the third argument is true, the strip is complete and must hold exactly the target. The decoder raises StripError if
+the strip holds more or if its checksum is wrong. The caller checks whether the strip holds less.
 """
 
 
 class StripError(ValueError):
-    """What of a strip is wrong: the end of a sentence."""
+    """A strip is damaged. The message is the end of a sentence that starts with the name of the strip."""
 
 
 def _decode_lzw(strip: memoryview, target: Bytes1D, is_all: bool) -> int:
@@ -38,7 +41,7 @@ def _decode_lzw(strip: memoryview, target: Bytes1D, is_all: bool) -> int:
 def _decode_deflate(strip: memoryview, target: Bytes1D, is_all: bool) -> int:
     inflater = zlib_ng.decompressobj()
     try:
-        plain = inflater.decompress(strip, len(target) + is_all)  # with one byte of room it goes on to the checksum
+        plain = inflater.decompress(strip, len(target) + is_all)  # with one spare byte, zlib goes on to the checksum
     except (zlib.error, zlib_ng.error) as error:
         raise StripError(f"cannot be decoded ({error})") from error
     if is_all and len(plain) > len(target):

@@ -1,8 +1,8 @@
-"""How many bytes of a strip its first columns take, learnt from strips that were decoded.
+"""Estimates how many bytes of a strip hold its first columns, from strips that were decoded before.
 
-LZW and deflate run from left to right, so a window needs of each strip only the first bytes; how many, no index says.
-Rows of one archive are alike in that (an empty margin, then tissue), so that after the first strips it is known within
-some per cent. What is fetched too little is fetched after.
+LZW and deflate decode from left to right, so a window needs only the first bytes of each strip. No index gives their
+number. The rows of one archive are similar (an empty margin, then tissue), so the number is known within a few per cent
+after the first strips. If too few bytes were fetched, the rest is fetched later.
 """
 
 import math
@@ -12,17 +12,24 @@ import numpy.typing as npt
 
 MARGIN_BYTES = 48
 MARGIN_SHARE = 1.015
-"""What is fetched beyond the most that strips took so far, lest every request has a strip that lacks some bytes."""
+"""Margins that are fetched beyond the largest share of the strips so far.
+
+Without them, every request would contain a strip that lacks some bytes.
+"""
 
 WHOLE_FROM = 0.85
-"""The share of a strip from which on it is fetched whole: then neighbours are one range."""
+"""Share of a strip from which the strip is fetched whole: neighbouring strips then form one byte range."""
 
 REMEMBERED = 64
 PLACES = 256
+"""Number of shares remembered for a column, and number of columns remembered for an archive."""
 
 
 class PrefixShares:
-    """Shares of strips' bytes, by archive and column; what threads overwrite is learnt again."""
+    """Shares of strips' bytes, per archive and column.
+
+    There is no lock. If one thread overwrites the entries of another, the shares are learned again.
+    """
 
     def __init__(self) -> None:
         self._clear()
@@ -30,13 +37,20 @@ class PrefixShares:
     def bytes_wanted(
         self, archive: str, width: int, x_stops: npt.NDArray[np.intp], counts: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """How many bytes to fetch of strips of `counts` bytes, each for the columns up to one of `x_stops`."""
+        """Return how many bytes of each strip to fetch.
+
+        Args:
+            archive: Address of the archive.
+            width: Columns of a slice.
+            x_stops: Column up to which (exclusive) each strip is needed, (strips,).
+            counts: Bytes of each strip, (strips,).
+        """
         shares = self._shares(archive, width, x_stops)
         some = np.minimum(counts, np.ceil(counts * shares * MARGIN_SHARE).astype(np.int64) + MARGIN_BYTES)
         return np.where(shares >= WHOLE_FROM, counts, some)
 
     def learn(self, archive: str, width: int, x_stop: int, share: float) -> None:
-        """Take note of the share of a strip's bytes that its columns up to `x_stop` took."""
+        """Record the share of a strip's bytes that its columns up to `x_stop` took."""
         places = self._seen.setdefault((archive, width), {})
         places[x_stop] = (*places.get(x_stop, ()), share)[-REMEMBERED:]
         if len(places) > PLACES:
@@ -52,5 +66,12 @@ class PrefixShares:
 
 
 def bytes_for(count: int, part: int, decoded: int, wanted: int) -> int:
-    """How many of a strip's `count` bytes to have, where `part` of them gave `decoded` of the `wanted` bytes."""
+    """Return how many bytes of a strip are needed in total, with a margin.
+
+    Args:
+        count: Bytes of the whole strip.
+        part: Bytes of the strip that were decoded.
+        decoded: Decoded bytes that they gave.
+        wanted: Decoded bytes that are needed.
+    """
     return min(count, math.ceil(part * wanted / max(decoded, 1) * MARGIN_SHARE) + MARGIN_BYTES)

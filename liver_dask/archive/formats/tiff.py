@@ -1,7 +1,8 @@
-"""Rows of one TIFF slice: the strip index is read once, then only the strips that hold the rows.
+"""Reads rows of one TIFF slice: it reads the strip index once, then only the strips that hold the rows.
 
-Read right: the directory first or last, little and big endian, classic and BigTIFF, LZW, deflate or none, predictor 1
-or 2, one or many rows a strip with a short last strip. Anything else is slower, see tiff_segments.
+This module supports a directory at the beginning or at the end, little and big endian, classic TIFF and BigTIFF, LZW,
+deflate or no compression, predictor 1 or 2, and one or many rows per strip with a short last strip. All other files are
+read by tiff_segments, which is slower.
 """
 
 import logging
@@ -46,18 +47,18 @@ SMALLEST_REQUEST = 256 << 10
 
 
 LARGEST_REQUEST = 4 << 20
-"""A window is split over the connections, but into no smaller and no larger ranges than these (bytes)."""
+"""A window is split over the connections, into byte ranges of SMALLEST_REQUEST to LARGEST_REQUEST bytes."""
 
 
 ROWS_LIMIT = 96 << 20
-"""Bytes of what was looked at that are kept for whoever comes back to a place."""
+"""Bytes of pixels from small windows that stay cached, for a user who returns to the same place."""
 
 
 FEW_ROWS = 8
 
 
 LARGE_INDEX = 32 << 10
-"""Rows, and bytes of a strip index: of a larger one not all is fetched for fewer rows of many slices."""
+"""A strip index of at least LARGE_INDEX bytes is fetched only in part for at most FEW_ROWS rows of many slices."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class _Stretch:
 
 
 class TiffSlice(SliceReader):
-    """One slice of raw, or of labels; keeps its strip index."""
+    """One slice of raw or of labels; keeps its strip index in memory."""
 
     BYTES_PER_PIXEL = 1.0
 
@@ -84,23 +85,23 @@ class TiffSlice(SliceReader):
         if file.source.cache_dir and file.source.cache_raw_bytes:
             file.range_cache = RangeCache(file.source.cache_dir, file.source.cache_raw_bytes)
         self._index: StripIndex | None = None
-        self._segments: Segments | None = None  # instead of an index, of a file of another kind
+        self._segments: Segments | None = None  # replaces the index if the file is of another kind
         self._lock = threading.Lock()
         self._opening = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept: of the strip index, and of the file where the server sends nothing less."""
+        """Memory in use, in bytes: strip index or segments, and the whole file if the server sends nothing less."""
         index = 0 if self._index is None else self._index.nbytes
         segments = 0 if self._segments is None else self._segments.nbytes
         return index + segments + self._file.nbytes
 
     def probe(self) -> None:
-        """Find out whether the file is there and as expected, by its directory."""
+        """Check that the file exists and that its directory is as expected."""
         self._open(np.arange(self._height))
 
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
-        """Read pixels of ascending, distinct rows and of columns `start` to `stop` into `out`, (rows, columns)."""
+        """Read a window of pixels, see `SliceReader.read`."""
         index = self._open(rows)
         if self.read_ahead_until or out.nbytes > INTERACTIVE_BYTES or not self._may_cache():
             self._read_pixels(index, rows, columns, out)
@@ -114,18 +115,21 @@ class TiffSlice(SliceReader):
                 cached_rows.put(self._key(row), _Stretch(columns.start, cached.copy()))
 
     def prepare(self, start: int, stop: int) -> StripIndex | None:
-        """The strip index, with the entries of some rows; None of a file that has none."""
+        """Return the strip index with at least the entries of these rows; None if the file is read by segments."""
         index = self._open(np.arange(start, stop))
         return index if isinstance(index, StripIndex) else None
 
     def adopt(self, index: StripIndex) -> None:
-        """Take over a strip index that another process has loaded of the same version of the file."""
+        """Use a strip index that another process has loaded from the same version of the file."""
         with self._lock:
             if self._index is None:
                 self._index = index
 
     def read_points(self, y: Rows, x: Rows, out: npt.NDArray[Any]) -> None:
-        """Read single pixels, in any order and repeated or not, into `out`, (points,): of each row up to the last."""
+        """Read single pixels, see `SliceReader.read_points`.
+
+        Each row is read from its first column to the last point in it.
+        """
         rows, row_of_point = np.unique(y, return_inverse=True)
         index = self._open(rows)
         if isinstance(index, Segments):
@@ -146,7 +150,7 @@ class TiffSlice(SliceReader):
             self._read_row_beginnings(index, rows[~is_kept], stops[~is_kept], take)
 
     def _pick_cached(self, row: int, points: Rows, x: Rows, out: npt.NDArray[Any]) -> bool:
-        """Fill in the points of a row that was looked at before; False if not all of them are kept."""
+        """Fill `out` with the points of a row from the cache; return False if not all of them are cached."""
         cached = cached_rows.get(self._key(row))
         columns = x[points]
         if cached is None or columns.min() < cached.start or columns.max() >= cached.start + len(cached.pixels):
@@ -163,7 +167,7 @@ class TiffSlice(SliceReader):
 
     @classmethod
     def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
-        """The strip index, and the strips of the rows, up to the last column."""
+        """Estimate the traffic: the strip index, and the strips of the rows up to the last column."""
         is_whole = reading.last_column / reading.width >= WHOLE_FROM
         strip = reading.bytes_per_pixel * (reading.width if is_whole else reading.last_column)
         index = INDEX_BYTES_PER_ROW * reading.height
@@ -176,7 +180,7 @@ class TiffSlice(SliceReader):
         return bool(self._file.version and self._file.version.etag)
 
     def _copy_cached(self, row: int, columns: slice, out: npt.NDArray[Any]) -> bool:
-        """Fill `out` with columns of a row that was looked at before; False if they are not kept."""
+        """Fill `out` with columns of a row from the cache; return False if they are not cached."""
         cached = cached_rows.get(self._key(row))
         if cached is None or columns.start < cached.start or columns.stop > cached.start + len(cached.pixels):
             return False
@@ -184,7 +188,10 @@ class TiffSlice(SliceReader):
         return True
 
     def _open(self, rows: Rows) -> StripIndex | Segments:
-        """Load the directory, the first time, and of the strip index what some rows need."""
+        """Return the strip index with at least the entries of these rows, or the segments.
+
+        The first call loads the directory.
+        """
         with self._opening:
             if self._segments is None:
                 try:
@@ -204,11 +211,11 @@ class TiffSlice(SliceReader):
     def _read_segments(
         self, segments: Segments, numbers: Rows, rows: Rows, columns: slice, out: npt.NDArray[Any]
     ) -> None:
-        """Read the pixels that some segments, all of one plane, hold of rows and columns."""
+        """Read the pixels of rows and columns that are in some segments of one plane."""
         self._decode_segments(segments, numbers, lambda number, part: segments.decode(number, part, rows, columns, out))
 
     def _decode_segments(self, segments: Segments, numbers: Rows, decode: Callable[[int, memoryview], None]) -> None:
-        """Fetch some segments; `decode(number, part)` gets each, on any thread."""
+        """Fetch segments; `decode(number, part)` is called for each, on any thread."""
         ranges, pieces = self._plan(segments.offsets[numbers], segments.counts[numbers])
 
         def decode_piece(i: int, parts: list[memoryview]) -> None:
@@ -219,7 +226,7 @@ class TiffSlice(SliceReader):
         self._file.fetch_each([ranges[piece] for piece in pieces], decode_piece)
 
     def _read_points_of_segments(self, segments: Segments, y: Rows, x: Rows, out: npt.NDArray[Any]) -> None:
-        """Read single pixels of strips or tiles, each of which is fetched and decoded once."""
+        """Read single pixels of strips or tiles; each strip or tile is fetched and decoded once."""
         of_plane = math.prod(segments.grid)
         numbers, segment_of_point = np.unique(
             y // segments.height * segments.grid[1] + x // segments.width, return_inverse=True
@@ -242,7 +249,7 @@ class TiffSlice(SliceReader):
     def _plan(
         self, offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
     ) -> tuple[list[ByteRange], list[slice]]:
-        """Ranges that are needed, each from its offset on, and which of them a request is for."""
+        """Return the byte ranges, each from its offset on, and the slice of them that each request fetches."""
         ranges = list(map(ByteRange, offsets.tolist(), (offsets + wanted).tolist()))
         return ranges, plan_pieces(offsets, wanted, 1 if self.read_ahead_until else self._file.connections)
 
@@ -256,7 +263,7 @@ class TiffSlice(SliceReader):
             here = slice(*np.searchsorted(strip_of_row, (pieces[i].start, pieces[i].stop)))
             row_in_strip = rows[here] % index.rows_per_strip
             deep = int(row_in_strip.max()) + 1
-            wide = columns.stop if deep == 1 else self._width  # nothing right of it is decoded in the last row needed
+            wide = columns.stop if deep == 1 else self._width  # the last row needed is decoded only up to there
             shape = len(parts), deep, wide
             block = out[here].reshape(shape) if straight else np.empty(shape, self._dtype)
             self._decode(index, strips[pieces[i]], parts, stops[pieces[i]], block)
@@ -269,7 +276,7 @@ class TiffSlice(SliceReader):
     def _read_row_beginnings(
         self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[Any]], None]
     ) -> None:
-        """Read rows, each up to a column of its own; `take(row, pixels)` gets them, in any order, on any thread."""
+        """Read each row up to its own column; `take(row, pixels)` is called for each, in any order, on any thread."""
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         stops_of_strips = np.zeros(len(strips), np.intp)
         np.maximum.at(stops_of_strips, strip_of_row, stops)
@@ -288,7 +295,10 @@ class TiffSlice(SliceReader):
         self._file.fetch_each([ranges[piece] for piece in pieces], decode_piece)
 
     def _bytes_wanted(self, index: StripIndex, strips: Rows, stops: Rows) -> npt.NDArray[np.int64]:
-        """How many bytes to fetch of each strip; all of a deep one, whose rows' places are not learnt."""
+        """Return how many bytes of each strip to fetch.
+
+        A strip with several rows is fetched whole, because the positions of its rows are not learned.
+        """
         counts = index.counts[strips]
         if index.rows_per_strip > 1:
             return counts
@@ -297,10 +307,10 @@ class TiffSlice(SliceReader):
     def _decode(
         self, index: StripIndex, strips: Rows, parts: list[memoryview], stops: Rows, block: npt.NDArray[Any]
     ) -> None:
-        """Decode strips into `block`: (strips, rows of a strip, columns); below and right of what is needed, anything.
+        """Decode strips into `block`, (strips, rows of a strip, columns).
 
-        `parts` are the first bytes of each strip; where they are too few for the columns up to its own one of `stops`,
-        more are fetched.
+        The values below and to the right of the needed pixels are undefined. `parts` holds the first bytes of each
+        strip. If they are too few for the columns up to the strip's entry in `stops`, more bytes are fetched.
         """
         _, deep, wide = block.shape
         there = np.minimum(deep, self._height - strips * index.rows_per_strip)  # the last strip may be short
@@ -329,7 +339,7 @@ class TiffSlice(SliceReader):
         decoded: list[int],
         short: list[int],
     ) -> None:
-        """Fetch more of the strips of which too little was fetched, and decode them again."""
+        """Fetch more bytes of the strips in `short`, of which too few were fetched, and decode these strips again."""
         ranges = []
         for i in short:
             start, count = int(index.offsets[strips[i]]), int(index.counts[strips[i]])
@@ -342,17 +352,20 @@ class TiffSlice(SliceReader):
                 decoded[i] = self._decode_strip(index, int(strips[i]), parts[i], targets[i])
 
     def _learn(self, index: StripIndex, strip: int, part: memoryview, x_stop: int) -> None:
-        """Find out how far the first bytes of a strip go, and so how many its columns up to `x_stop` take."""
+        """Learn how many bytes of a strip its columns up to `x_stop` take, from how far its first bytes decode."""
         row = np.empty(self._width, self._dtype).view(np.uint8)
-        with suppress(StripError):  # beyond what is needed
+        with suppress(StripError):  # the error is beyond the needed pixels
             decoded = DECODER_OF_COMPRESSION[index.compression](part, row, False)
             needed = len(part) * x_stop * self._dtype.itemsize / decoded
             prefix_shares.learn(self._file.source.url, self._width, x_stop, needed / int(index.counts[strip]))
 
     def _decode_strip(self, index: StripIndex, number: int, part: memoryview, target: npt.NDArray[np.uint8]) -> int:
-        """Decode the first bytes of a strip; how many of the target they gave, all of them if the strip is whole."""
+        """Decode the first bytes of a strip, and return how many bytes of the target they gave.
+
+        A complete strip must give all bytes of the target, otherwise FormatError is raised.
+        """
         is_whole = len(part) == index.counts[number]
-        # some writers fill up the last strip, where it is short
+        # some writers pad the last strip if it is short
         is_all = is_whole and len(target) == index.rows_per_strip * self._width * self._dtype.itemsize
         try:
             count = DECODER_OF_COMPRESSION[index.compression](part, target, is_all)
@@ -369,7 +382,7 @@ class TiffSlice(SliceReader):
         )
 
     def _load_index(self, rows: Rows) -> StripIndex:
-        """The strip index, with the entries of some rows at least."""
+        """Return the strip index with at least the entries of these rows."""
         with self._lock:
             if self._index is None:
                 self._index = self._load_cached_index() or self._fetch_entries(rows)
@@ -378,10 +391,10 @@ class TiffSlice(SliceReader):
             return self._index
 
     def _fetch_entries(self, rows: Rows) -> StripIndex | None:
-        """The strip index with what it has of some rows and their neighbours; None where to have all is better.
+        """Return the strip index with the entries of these rows and their neighbours, or None.
 
-        That takes a round trip less. So only a few rows of many slices are read without; who then asks for others gets
-        all of it.
+        It returns None if it is better to fetch the whole index, which takes one round trip less. So a part of the
+        index is fetched only for a few rows of many slices. The whole index is fetched if other rows are read later.
         """
         known = known_directories.get(self._kind)
         is_thin = len(rows) <= FEW_ROWS and slices_across() > self._file.source.connections
@@ -403,7 +416,7 @@ class TiffSlice(SliceReader):
             return None
         index = StripIndex.from_bytes(cached[1])
         if (index.height, index.width, index.itemsize) != (self._height, self._width, self._dtype.itemsize):
-            return None  # one of them is wrong: the file says which
+            return None  # the cached or the expected numbers are wrong: the file shows which
         return index
 
     def _fetch_index(self) -> StripIndex:
@@ -414,20 +427,20 @@ class TiffSlice(SliceReader):
 
 
 def _points_by(group: Rows) -> list[Rows]:
-    """The numbers of the points that are of each group; every group has one."""
+    """Return the numbers of the points in each group; every group has at least one point."""
     return np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
 
 
 def plan_pieces(offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], connections: int) -> list[slice]:
-    """Group strips into requests, about one a connection, and no more ranges than a request may ask for.
+    """Group strips into requests: about one per connection, and at most MOST_OF_A_REQUEST byte ranges in each.
 
     Args:
         offsets: First byte of each strip that is needed, in the order of the rows.
-        wanted: Bytes of each that are needed.
-        connections: How many requests are made side by side.
+        wanted: Number of bytes of each strip that are needed.
+        connections: Number of parallel requests.
 
     Returns:
-        Which strips each request is for: neighbours, ascending in the file; together they hold every strip once.
+        The strips of each request: neighbours, ascending in the file. Together they contain every strip once.
     """
     share = request_bytes(int(wanted.sum()), connections)
     pieces: list[slice] = []
@@ -443,7 +456,7 @@ def plan_pieces(offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], c
 
 
 def request_bytes(total: int, connections: int) -> int:
-    """The most bytes of one range, where `total` bytes of a file are needed."""
+    """Return the largest number of bytes of one request, if `total` bytes of a file are needed."""
     return min(max(-(-total // connections), SMALLEST_REQUEST), LARGEST_REQUEST)
 
 

@@ -1,7 +1,8 @@
-"""Directories of TIFFs that are written alike: what one says of its strips, the next need not tell again.
+"""Directories of TIFF files that were written in the same way, and parts of their strip indexes.
 
-Of such a file a few entries of the strip index do where a few rows are read. They are fetched along with the directory,
-which is then compared with the known one, byte for byte but for where it lies.
+If the directory of one such file is known, a few entries of the strip index are enough to read a few rows of another
+one. They are fetched together with the directory of that file. This directory is then compared with the known one, byte
+for byte, except for its position in the file.
 """
 
 import itertools
@@ -17,10 +18,13 @@ from ..remote.files import RemoteFile
 from ..remote.ranges import ByteRange
 
 HEADER = 16
-"""Bytes of a file that say where its directory is."""
+"""Number of bytes at the beginning of a file that give the position of its directory."""
 
 NEIGHBOURS = 256
-"""So many strips' entries on either side are fetched along: few bytes, and who looks at a row looks at the next."""
+"""Number of strips on either side whose entries are fetched, too.
+
+They take few bytes, and a user who views a row usually views the next row as well.
+"""
 
 STRIP_OFFSETS, STRIP_BYTE_COUNTS = 273, 279
 BYTES_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -32,9 +36,9 @@ class Entries(NamedTuple):
     """One of the two arrays of a strip index.
 
     Attributes:
-        place: Bytes from the beginning of the directory to that of the array; negative where it lies before.
-        dtype: Of an entry, byte order included.
-        length: How many entries there are.
+        place: Bytes from the beginning of the directory to that of the array; negative if the array is before it.
+        dtype: Dtype of an entry, including the byte order.
+        length: Number of entries.
     """
 
     place: int
@@ -42,21 +46,21 @@ class Entries(NamedTuple):
     length: int
 
     def byte_range(self, directory: int, first: int, stop: int) -> ByteRange:
-        """Where some entries are in a file whose directory begins at a place."""
+        """Return the byte range of entries `first` to `stop` in a file whose directory begins at byte `directory`."""
         start = directory + self.place
         return ByteRange(start + first * self.dtype.itemsize, start + stop * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory as files that are written alike share it.
+    """The part of a directory that is the same in all files that were written in the same way.
 
     Attributes:
-        header: What their first bytes say of the format.
-        length: Bytes that it takes.
-        fields: Its fields, the places of what does not fit into them counted from its own beginning.
-        offsets: Of the strips.
-        counts: Of the strips' bytes.
+        header: First bytes of the files, which describe the format.
+        length: Bytes of the directory.
+        fields: The fields. Positions of values that do not fit in a field are relative to the directory's beginning.
+        offsets: The array of the strips' offsets.
+        counts: The array of the strips' byte counts.
     """
 
     header: bytes
@@ -67,7 +71,7 @@ class Directory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole strip index."""
+        """Size of the whole strip index in bytes."""
         return sum(entries.length * entries.dtype.itemsize for entries in (self.offsets, self.counts))
 
 
@@ -92,20 +96,20 @@ def _format_of(header: bytes) -> _Format | None:
 
 
 def place_of_directory(header: bytes) -> int:
-    """Where the first directory of a file begins, by its first bytes; 0 where they do not say so."""
+    """Return the position of the first directory, according to the file's first bytes; 0 if they do not give one."""
     form = _format_of(header)
     return form.place.unpack_from(header, form.place_in_header)[0] if form else 0
 
 
 def read_directory(header: bytes, data: bytes) -> Directory | None:
-    """What files that are written alike share of a directory.
+    """Return the part of a directory that is the same in all files that were written in the same way.
 
     Args:
         header: The first bytes of the file.
-        data: The directory; what follows its fields is not looked at.
+        data: The directory; bytes after its fields are ignored.
 
     Returns:
-        None where it is not all there, or has no strip index in arrays.
+        The directory; None if it is incomplete or does not store the strip index in arrays.
     """
     form = _format_of(header)
     if form is None or len(data) < form.number.size:
@@ -131,11 +135,16 @@ Numbers = npt.NDArray[np.int64]
 
 
 def fetch_entries(file: RemoteFile, like: Directory, strips: Iterable[int]) -> tuple[Numbers, Numbers] | None:
-    """Fetch what a file's strip index has of some strips and their neighbours, in two requests.
+    """Fetch the entries of some strips and their neighbours from a file's strip index, in two requests.
+
+    Args:
+        file: The file.
+        like: The expected directory.
+        strips: Numbers of the strips.
 
     Returns:
-        Offsets and counts of all strips, 0 where they were not fetched; None if the directory is not as it was thought,
-        or any of them cannot be.
+        Offsets and byte counts of all strips, 0 where they were not fetched. None if the directory is not as expected,
+        or if the position of the directory or of an entry is impossible.
     """
     header = bytes(file.fetch(0, HEADER))
     begins = place_of_directory(header)
@@ -162,7 +171,7 @@ def fetch_entries(file: RemoteFile, like: Directory, strips: Iterable[int]) -> t
 
 
 def _with_neighbours(strips: Iterable[int], length: int) -> list[tuple[int, int]]:
-    """Start and stop of the entries to fetch, none of them twice."""
+    """Return the start and stop of each block of entries to fetch; no entry is in two blocks."""
     blocks: list[tuple[int, int]] = []
     for strip in sorted(strips):
         first, stop = max(strip - NEIGHBOURS, 0), min(strip + NEIGHBOURS + 1, length)

@@ -1,4 +1,4 @@
-"""The strip index of a TIFF: where each strip lies and how it is coded, read from few bytes of the file."""
+"""The strip index of a TIFF: the position and encoding of each strip, read from few bytes of the file."""
 
 import io
 import struct
@@ -18,25 +18,27 @@ from .tiff_directory import HEADER, Directory, read_directory
 from .tiff_segments import Segments
 
 HEAD = 512
-"""Bytes read first: they hold the place of the directory, and the directory itself where it comes first."""
+"""Number of bytes that are read first: they give the position of the directory, or hold it if it comes first."""
 
 
 BOTH_ENDS_FROM = 1 << 22
-"""Pixels. Of a slice of so many, beginning and end are fetched at once; of a small file they might be all of it, and
-more, which servers refuse."""
+"""Pixels of a slice from which on the beginning and the end of the file are fetched with one request.
+
+In a small file, these two byte ranges might cover the whole file or more, which servers refuse.
+"""
 
 
 INDEX_BYTES_PER_ROW = 8
-"""What a strip index takes in a classic TIFF of one row a strip: an offset and a count of 4 bytes."""
+"""Bytes of the strip index per row, in a classic TIFF with one row per strip: an offset and a count of 4 bytes each."""
 
 
 @dataclass(frozen=True)
 class StripIndex:
-    """Where the strips of one slice lie and how they are coded.
+    """The positions of the strips of one slice, and how they are encoded.
 
     Attributes:
         offsets: First byte of each strip in the file.
-        counts: Bytes of each strip.
+        counts: Number of bytes of each strip.
         height: Rows of the slice.
         width: Columns of the slice.
         rows_per_strip: Rows of a strip; the last may have fewer.
@@ -54,51 +56,53 @@ class StripIndex:
     compression: int
     predictor: int
     big_endian: bool
-    itemsize: int = 2  # in what is cached by versions that knew no other
+    itemsize: int = 2  # for cached indexes of older versions, which supported only this size
 
     @property
     def needed(self) -> int:
-        """How many strips all rows take."""
+        """Number of strips that hold all rows."""
         return -(-self.height // self.rows_per_strip)
 
     def row_of(self, strip: int) -> int:
-        """The first row of a strip."""
+        """Return the first row of a strip."""
         return strip * self.rows_per_strip
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """Size of the arrays in bytes."""
         return self.offsets.nbytes + self.counts.nbytes
 
     def knows(self, rows: Rows) -> bool:
-        """Whether it has the places of some rows; of strips that were not asked for it may have none."""
+        """Return whether the index has the positions of these rows; a partial index lacks those of other strips."""
         return bool((self.offsets[rows // self.rows_per_strip] > 0).all())
 
     def to_bytes(self) -> bytes:
-        """As one npz file."""
+        """Return the index as one npz file."""
         out = io.BytesIO()
         np.savez(out, **asdict(self))
         return out.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "StripIndex":
-        """What `to_bytes` gave."""
+        """Return the index that `to_bytes` has written."""
         with np.load(io.BytesIO(data), allow_pickle=False) as saved:
             scalars = {name: saved[name].item() for name in saved.files if saved[name].ndim == 0}
             return cls(offsets=saved["offsets"], counts=saved["counts"], **scalars)
 
 
 Kind = tuple[str, int, int, int]
-"""Where an archive is, and rows, columns and bytes a pixel of its slices."""
+"""Address of an archive, and the rows, columns and bytes per pixel of its slices."""
 
 
 known_directories: dict[Kind, tuple[Directory, StripIndex] | None] = {}
-"""By archive and size of a slice, what the next directory will be like, and an index without entries; None where it was
-not so."""
+"""The expected directory of a slice and a strip index without entries, per archive and slice size.
+
+The value is None if a directory was not as expected.
+"""
 
 
 class OtherKindError(FormatError):
-    """The file is not of the kind that a StripIndex is for; `segments` can be read."""
+    """A StripIndex cannot describe the file; `segments` can be read instead."""
 
     def __init__(self, message: str, segments: Segments) -> None:
         super().__init__(message)
@@ -106,11 +110,11 @@ class OtherKindError(FormatError):
 
 
 def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[Any]) -> StripIndex:
-    """Parse the directory of a TIFF, fetching only the bytes that hold it (two or three requests).
+    """Parse the directory of a TIFF; fetch only the bytes that hold it (two or three requests).
 
     Raises:
-        FormatError: The file is no TIFF, is cut short, or is not one page of `height` x `width` grey pixels of `dtype`
-            in strips.
+        FormatError: The file is not a TIFF, is cut short, or is not one page of `height` x `width` grey pixels of
+            `dtype` in strips. It is an OtherKindError if the pixels can be read in another way.
     """
     sparse = _Sparse(file, height, width)
     try:
@@ -144,13 +148,13 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
     except LiverDaskError:
         raise
     except (struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
-        if sparse.failure:  # not the file is damaged: tifffile takes any failing read for that
+        if sparse.failure:  # the file is not damaged: tifffile treats every failed read as damage
             raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
 
 
 def _by_rows(index: StripIndex) -> StripIndex:
-    """The same with a strip for each row, where rows of a strip need not be decoded to be told apart."""
+    """Return the index with one strip per row if the strips are complete and uncompressed, otherwise unchanged."""
     row_bytes = index.width * index.itemsize
     rows = np.arange(index.height)
     strips, row_in_strip = np.divmod(rows, index.rows_per_strip)
@@ -162,7 +166,7 @@ def _by_rows(index: StripIndex) -> StripIndex:
 
 
 def _learn_directory(directory: Directory | None, index: StripIndex, file: RemoteFile) -> None:
-    """Take note of what the directories of other slices will be like."""
+    """Record what to expect of the directories of other slices."""
     kind = file.source.url, index.height, index.width, index.itemsize
     if directory and directory.offsets.length == directory.counts.length == index.needed:
         nothing = np.zeros(0, np.int64)
@@ -170,7 +174,7 @@ def _learn_directory(directory: Directory | None, index: StripIndex, file: Remot
 
 
 def _difference(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> str:
-    """What of the page is not as a StripIndex has it; empty if all is."""
+    """Return what a StripIndex does not support in the page; empty if it supports everything."""
     found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
         ("samples a pixel", page.samplesperpixel, [1]),
         ("bits a sample", page.bitspersample, [8 * dtype.itemsize]),
@@ -188,7 +192,7 @@ def _difference(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> str:
 
 
 def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
-    """See to it that all strips or tiles are there, and within the file."""
+    """Raise FormatError if a strip or tile is missing or not within the file."""
     if not len(index.offsets) == len(index.counts) == index.needed:
         raise FormatError(f"{file.url}: has {len(index.offsets)} strips or tiles where {index.needed} are needed.")
     wrong = np.flatnonzero(beyond(index, file))
@@ -199,18 +203,18 @@ def _check_places(index: StripIndex | Segments, file: RemoteFile) -> None:
 
 
 def beyond(index: StripIndex | Segments, file: RemoteFile) -> npt.NDArray[np.bool_]:
-    """Which strips or tiles are not within the file."""
+    """Return which strips or tiles are not within the file, as one bool for each."""
     assert file.version is not None
     return (index.offsets <= 0) | (index.counts <= 0) | (index.counts > file.version.size - index.offsets)
 
 
 class _Sparse(io.RawIOBase):
-    """The file as tifffile wants it, fetching only what is looked at, with the bytes likely to be looked at next."""
+    """A file object for tifffile that fetches only the bytes that are read, and those likely to be read next."""
 
     def __init__(self, file: RemoteFile, height: int, width: int) -> None:
         self._file = file
-        self._near_end = 32 * height + (64 << 10)  # no directory of so many strips takes more
-        self._longest = self._near_end + height * width // 8 + (1 << 20)  # nor of the smallest tiles
+        self._near_end = 32 * height + (64 << 10)  # a directory of that many strips is not larger
+        self._longest = self._near_end + height * width // 8 + (1 << 20)  # neither is one of the smallest tiles
         large = height * width >= BOTH_ENDS_FROM
         self._fetched = dict(file.fetch_ends(HEAD, INDEX_BYTES_PER_ROW * height + HEAD)) if large else {}
         if 0 not in self._fetched:
@@ -221,7 +225,7 @@ class _Sparse(io.RawIOBase):
         self.failure: LiverDaskError | None = None
 
     def read(self, size: int = -1) -> bytes:
-        """No more memory is taken than the file has bytes, whatever a damaged directory says."""
+        """Read at most the rest of the file, so that a damaged directory cannot cause a larger allocation."""
         left = max(self._size - self._position, 0)
         return super().read(left if size < 0 else min(size, left)) or b""
 
@@ -254,7 +258,7 @@ class _Sparse(io.RawIOBase):
         return len(data)
 
     def directory(self, begins: int) -> Directory | None:
-        """What it will share with those of files that are written alike, as far as it was looked at."""
+        """Return the directory at `begins` as `read_directory` does; None if it was not read."""
         parts = [data[begins - first :] for first, data in self._fetched.items() if first <= begins < first + len(data)]
         return read_directory(self._fetched[0][:HEADER], parts[0]) if parts else None
 
@@ -262,7 +266,7 @@ class _Sparse(io.RawIOBase):
         for first, data in self._fetched.items():
             if first <= start and stop <= first + len(data):
                 return data[start - first : stop - first]
-        ahead = 2 * (stop - start) + 4096  # the two arrays of a directory are alike and follow each other
+        ahead = 2 * (stop - start) + 4096  # the two arrays of a directory have similar sizes and are adjacent
         if self._size - start <= self._near_end:
             ahead = self._size - start
         try:

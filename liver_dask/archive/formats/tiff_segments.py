@@ -1,7 +1,7 @@
-"""TIFFs of other kinds than the archive's: any strips or tiles, planes, codecs and samples that tifffile can decode.
+"""TIFF files of other kinds: all strips, tiles, planes, codecs and samples that tifffile can decode.
 
-A strip or tile that is touched is decoded whole, which is slower than what `tiff` does. A sample that is no whole
-number within the range of the voxels is an error, and so is a pixel of several samples that are not all equal.
+A strip or tile is decoded whole if any of its pixels is read, which is slower than the module `tiff`. A sample that is
+not a whole number in the range of the voxels is an error. A pixel whose samples are not all equal is an error, too.
 """
 
 import math
@@ -18,10 +18,10 @@ from . import lzw
 from .strip_codecs import LZW
 
 SMALLEST_LIMIT = 64 << 20
-"""Bytes that a segment may take in any case; more only if the slice takes about as much."""
+"""Bytes that a segment may always take. It may be larger only if it takes at most four times the slice's bytes."""
 
 JPEGS = (6, 7, 34892, 33007)
-"""Compressions whose segments share tables, which lie in the directory."""
+"""Compressions whose segments share tables that are stored in the directory."""
 
 MSB_FIRST = 1
 PALETTE = 3
@@ -29,16 +29,16 @@ PALETTE = 3
 
 @dataclass
 class Segments:
-    """Where the strips or tiles of one slice lie, and what decodes them.
+    """The positions of the segments (strips or tiles) of one slice, and their decoder.
 
     Attributes:
-        url: The file, for messages.
-        offsets: First byte of each segment in the file: of one plane after the other, row by row.
-        counts: Bytes of each.
+        url: URL of the file, for messages.
+        offsets: First byte of each segment in the file: plane by plane, and row by row in a plane.
+        counts: Number of bytes of each segment.
         height: Rows of a segment; the last may have fewer.
         width: Columns of a segment.
-        grid: Segments of a plane: (down, across).
-        planes: How many planes there are, each with one sample of all pixels.
+        grid: Number of segments of a plane, (down, across).
+        planes: Number of planes. If there are several, each has one sample of every pixel.
     """
 
     url: str
@@ -56,15 +56,15 @@ class Segments:
 
     @classmethod
     def of(cls, page: tifffile.TiffPage, url: str, dtype: np.dtype[Any]) -> "Segments":
-        """Read from a page all that decoding takes, while its file is open.
+        """Read from a page everything that decoding needs, while its file is open.
 
         Args:
             page: The page.
-            url: Of its file, for messages.
-            dtype: Of the voxels.
+            url: URL of its file, for messages.
+            dtype: Dtype of the voxels.
 
         Raises:
-            FormatError: Its pixels are no voxels, or tifffile cannot decode them.
+            FormatError: The pixels are not voxels, or tifffile cannot decode them.
         """
         if int(page.photometric) == PALETTE:
             raise FormatError(f"{url}: its pixels are colours of a palette, expected grey.")
@@ -83,10 +83,10 @@ class Segments:
             raise FormatError(f"{url}: its tiles of {height} x {width} pixels are larger than the slice.")
         is_lzw = int(page.compression) == LZW
         is_reversed = is_lzw and int(page.fillorder) != MSB_FIRST
-        if is_lzw:  # which is decoded here: imagecodecs' decoder reads outside its tables where a strip is damaged
+        if is_lzw:  # decoded by `lzw`: imagecodecs' decoder reads outside its tables if a strip is damaged
             page.compression, page.fillorder = tifffile.COMPRESSION.NONE, tifffile.FILLORDER.MSB2LSB
         try:
-            page.decode  # noqa: B018  # it is made when it is first looked at, which is not safe on many threads
+            page.decode  # noqa: B018  # the first access creates it, which is not thread-safe
         except (NotImplementedError, ValueError) as error:
             raise FormatError(f"{url}: cannot be decoded ({_one_line(error)}).") from error
         is_jpeg = int(page.compression) in JPEGS
@@ -107,20 +107,20 @@ class Segments:
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept, the page's own numbers included."""
+        """Memory in use, in bytes, including the numbers that the page holds."""
         return 10 * (self.offsets.nbytes + self.counts.nbytes)
 
     @property
     def needed(self) -> int:
-        """How many segments all planes take."""
+        """Number of segments of all planes."""
         return self.planes * math.prod(self.grid)
 
     def row_of(self, number: int) -> int:
-        """The first row of a segment."""
+        """Return the first row of a segment."""
         return number % math.prod(self.grid) // self.grid[1] * self.height
 
     def touched(self, rows: npt.NDArray[np.intp], columns: slice, plane: int) -> npt.NDArray[np.intp]:
-        """The numbers of the segments of a plane that hold pixels of some rows and columns."""
+        """Return the numbers of the segments of a plane that hold pixels of these rows and columns."""
         down, across = self.grid
         of_rows = np.unique(rows // self.height)
         of_columns = np.arange(columns.start // self.width, (columns.stop - 1) // self.width + 1)
@@ -129,9 +129,19 @@ class Segments:
     def decode(
         self, number: int, data: bytes | memoryview, rows: npt.NDArray[np.intp], columns: slice, out: npt.NDArray[Any]
     ) -> None:
-        """Decode one segment, and put those of its pixels into `out` that are of some ascending rows, and of columns.
+        """Decode one segment, and copy its pixels of some rows and columns into `out`.
 
-        Of all planes but the first they are compared with what is there.
+        Only the first plane is copied. The samples of the other planes are compared with the values in `out`.
+
+        Args:
+            number: Number of the segment.
+            data: Its encoded bytes.
+            rows: Row numbers, ascending.
+            columns: Columns `start` to `stop` (exclusive).
+            out: Array (rows, columns).
+
+        Raises:
+            FormatError: The segment is damaged, a sample is not a voxel, or the samples of a pixel differ.
         """
         top, left = self.row_of(number), number % self.grid[1] * self.width
         is_first_plane = number < math.prod(self.grid)
@@ -150,13 +160,13 @@ class Segments:
             here[:] = samples[..., 0]
 
     def _decode(self, number: int, data: bytes | memoryview, top: int, left: int) -> npt.NDArray[Any]:
-        """The samples of a segment: (rows, columns, samples of this plane)."""
+        """Return the samples of a segment, (rows, columns, samples of this plane)."""
         try:
             plain = self._decode_lzw(data) if self._is_lzw else bytes(data)
             decoded, _, _ = self._page.decode(plain, number, **self._options)
             assert decoded is not None
             return decoded[0]
-        except Exception as error:  # of as many kinds as there are codecs
+        except Exception as error:  # each codec raises other types
             raise self._damaged(top, left, _one_line(error)) from error
 
     def _decode_lzw(self, data: bytes | memoryview) -> bytes:
@@ -173,16 +183,16 @@ class Segments:
     def _check(
         self, samples: npt.NDArray[Any], grey: npt.NDArray[Any], rows: npt.NDArray[np.intp], first_column: int
     ) -> None:
-        """See to it that all samples are voxels, and all samples of a pixel are equal."""
-        assert self._page.dtype is not None  # else nothing would have been decoded
+        """Raise FormatError unless all samples are voxels and the samples of each pixel are equal."""
+        assert self._page.dtype is not None  # otherwise nothing would have been decoded
         largest = np.iinfo(self._dtype).max
-        if not np.can_cast(samples.dtype, self._page.dtype, "safe"):  # whoever trusts the tags gets other voxels
+        if not np.can_cast(samples.dtype, self._page.dtype, "safe"):  # a reader that trusts the tags differs
             raise FormatError(
                 f"{self.url}: its tags say {self._page.bitspersample} bits a sample ({self._page.dtype}), and its "
                 f"image has other samples ({samples.dtype}); the file is damaged."
             )
         if samples.dtype.kind == "f":
-            samples = samples.astype(np.float64)  # floats of 16 bits end at 65504, those of 32 have gaps below 2**32
+            samples = samples.astype(np.float64)  # float16 ends at 65504, and float32 has gaps below 2**32
             wrong = ~((samples >= 0) & (samples <= largest) & (samples == np.floor(samples)))
         else:
             wrong = (samples < 0) | (samples > largest)
@@ -207,7 +217,7 @@ class Segments:
 
 
 def _first(condition: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-    """Where a condition is first true; empty if it is nowhere."""
+    """Return the index where a condition is first true; empty if it is true nowhere."""
     if not condition.any():
         return ()
     return tuple(map(int, np.unravel_index(int(condition.argmax()), condition.shape)))

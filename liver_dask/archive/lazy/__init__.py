@@ -1,1 +1,1 @@
-"""Lazy arrays over dask and NumPy, and the questions asked of their graphs."""
+"""Lazy arrays of voxels, built on dask and NumPy, and the analysis of their graphs."""

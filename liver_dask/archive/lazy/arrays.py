@@ -1,8 +1,9 @@
-"""What part of the volume an array stands for, however often it was indexed, and the dask array that knows it.
+"""Dask arrays that know which part of the volume they stand for, even after several indexing steps.
 
-dask hands one indexing step down to the reader, but not two, nor a negative step, nor a list of rows: those would fetch
-whole blocks and throw most of them away. A `VolumeArray` composes its indexes itself, so that any chain of them fetches
-only what the last one asks for. Whatever else is done with it (arithmetic, rechunking) gives a plain dask array.
+dask passes one indexing step down to the reader, but not two steps, a negative step, or a list of rows. Such indexes
+would fetch whole blocks and discard most of their voxels. A `VolumeArray` composes its indexes itself, so that any
+chain of indexes fetches only what the last one selects. All other operations (arithmetic, rechunking) return a plain
+dask array.
 """
 
 import hashlib
@@ -34,15 +35,19 @@ from .points import LazyPoints, PointReader
 from .slice_graph import sliced_graph
 
 INTERACTIVE_BYTES = 24 << 20
-"""Bytes of voxels. What is not more is a look: all of it is read at once, and kept for whoever comes back."""
+"""Bytes of voxels up to which an array is a viewport.
+
+All of a viewport is read at once, and stays cached for a user who returns to it.
+"""
 
 READS_OF_A_LOOK = 16
+"""Number of blocks of a viewport that are read in parallel."""
 
 LARGEST_BLOCK = 64 << 20
-"""Bytes. What is read at points is one block, in the order in which it was asked for, unless it would be larger."""
+"""Bytes up to which voxels at points are one block, in the order in which the points were given."""
 
 Selection = range | npt.NDArray[np.intp]
-"""Indexes along one axis of the volume: a range where they are one (it pickles in a few bytes), else an array."""
+"""Indexes along one axis of the volume: a range if possible (it pickles to a few bytes), otherwise an array."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +55,8 @@ class Window:
     """An outer-indexed part of a volume.
 
     Attributes:
-        selections: Which indexes of z, y and x.
-        kept: Which of the three axes are still there; the others were indexed by a number.
+        selections: Selected indexes along z, y and x.
+        kept: The axes (0, 1, 2 for z, y, x) that remain; the others were indexed by a number.
     """
 
     selections: tuple[Selection, Selection, Selection]
@@ -59,27 +64,30 @@ class Window:
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> "Window":
-        """All of a volume of (z, y, x) voxels."""
+        """Return the window of a whole volume of (z, y, x) voxels."""
         z, y, x = map(range, shape)
         return cls((z, y, x))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Lengths of the axes that are kept."""
+        """Lengths of the remaining axes."""
         return tuple(len(self.selections[axis]) for axis in self.kept)
 
     def __getitem__(self, key: tuple[Any, ...]) -> "Window":
-        """Index every kept axis by an int, a slice or a 1-d list or array of ints or bools, each on its own (outer).
+        """Index each remaining axis independently (outer indexing).
+
+        Args:
+            key: One entry per remaining axis: an int, a slice, or a 1-d list or array of ints or bools.
 
         Raises:
-            NotImplementedError: `key` is of another kind.
+            NotImplementedError: An entry is of another kind.
             IndexError: An index is out of bounds.
         """
         selections: list[Selection] = list(self.selections)
         kept = []
         for axis, index in zip(self.kept, key, strict=True):
             if _is_number(index):
-                number = range(len(selections[axis]))[index]  # as numpy: IndexError beyond the ends
+                number = range(len(selections[axis]))[index]  # IndexError if out of bounds, as in numpy
                 selections[axis] = selections[axis][number : number + 1]
                 continue
             kept.append(axis)
@@ -100,7 +108,7 @@ def _is_list(index: Any) -> bool:
 
 
 def _without_0d(index: Any) -> Any:
-    """An array of one number, as numpy's own functions return, is a number."""
+    """Return the number in a 0-d array, which numpy's own functions return; return other indexes unchanged."""
     return index[()] if isinstance(index, np.ndarray) and index.ndim == 0 else index
 
 
@@ -118,34 +126,34 @@ class Reader(Protocol):
 
     @property
     def slices_at_once(self) -> int:
-        """How many slices are best read with one call."""
+        """Number of slices that one call should read."""
 
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
-        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
+        """Read voxels at the given indexes, none of them empty, into `out`, (len(z), len(y), len(x))."""
 
     def describe(self) -> str:
-        """Which variable of which source, the same in every process."""
+        """Return which variable of which source this is; the text is the same in every process."""
 
     @property
     def variant(self) -> str:
-        """How readers may differ that read the same voxels: what they do where there are none."""
+        """How this reader may differ from others that read the same voxels: what it does where voxels are missing."""
 
     def origin(self) -> dict[str, Any] | None:
-        """The same, as JSON from which it can be opened again; None if it cannot."""
+        """Return the variable and source as JSON from which they can be opened again; None if that is impossible."""
 
     def probe(self, z: int) -> None:
-        """Find out whether a slice is there and as expected, without reading it."""
+        """Check that a slice exists and is as expected, without reading it."""
 
     def read_ahead(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
-        """Meanwhile all of this will be read, a part at a time."""
+        """Announce that all these rows will be read within the context, one part after the other."""
 
 
 @runtime_checkable
 class SlicedReader(Reader, Protocol):
-    """Reads slice by slice; what reading parts of a slice takes can be prepared once, for all processes."""
+    """Reads slice by slice; what is needed to read parts of a slice can be prepared once for all processes."""
 
     def prepare(self, z: int, start: int, stop: int) -> Any:
-        """Of rows `start` to `stop` of a slice; picklable, and small."""
+        """Return what is needed to read rows `start` to `stop` of a slice; it is picklable and small."""
 
     def __call__(
         self,
@@ -155,12 +163,12 @@ class SlicedReader(Reader, Protocol):
         out: npt.NDArray[Any],
         prepared: Sequence[Any] = (),
     ) -> None:
-        """As any reader, with what was prepared of each slice, or nothing."""
+        """Read voxels, see Reader; `prepared` holds what was prepared for each slice, or nothing."""
 
 
 @dataclass(frozen=True)
 class LazyWindow:
-    """A window with its reader: what a dask task indexes to get voxels."""
+    """A window with its reader. A dask task indexes this object to get voxels."""
 
     read: Reader
     window: Window
@@ -178,7 +186,7 @@ class LazyWindow:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its voxels."""
+        """Size of all voxels in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
@@ -186,13 +194,13 @@ class LazyWindow:
         return self._read(self.window[key])
 
     def prepare(self, z: int) -> Any:
-        """What reading rows of a slice of this window takes, of a reader that reads slice by slice."""
+        """Return what is needed to read rows of slice `z` of this window; the reader must be a SlicedReader."""
         assert isinstance(self.read, SlicedReader)
         zs, ys, _ = self.window.selections
         return self.read.prepare(int(zs[z]), int(min(ys)), int(max(ys)) + 1)
 
     def read_prepared(self, key: tuple[slice, ...], prepared: Sequence[Any]) -> npt.NDArray[Any]:
-        """Read what `key` selects, with what was prepared of each slice of it, or nothing."""
+        """Read what `key` selects; `prepared` holds what was prepared for each of its slices, or nothing."""
         return self._read(self.window[key], *([prepared] if prepared else []))
 
     def _read(self, window: Window, *prepared: Sequence[Any]) -> npt.NDArray[Any]:
@@ -203,7 +211,7 @@ class LazyWindow:
         return out.reshape(window.shape)
 
     def read_side_by_side(self, key: tuple[Any, ...]) -> npt.NDArray[Any]:
-        """Read what `key` selects, see Window, several slices at once."""
+        """Read what `key` selects, see Window, with several slices in parallel."""
         part = LazyWindow(self.read, self.window[key], self.dtype)
         out = np.empty([len(selection) for selection in part.window.selections], self.dtype)
         if out.size:
@@ -213,7 +221,7 @@ class LazyWindow:
         return out.reshape(part.shape)
 
     def read_slices(self, rows: slice, pool: Executor, out: npt.NDArray[Any]) -> None:
-        """Read some rows of all slices, side by side, into `out`, (z, y, x); of a window that keeps all axes."""
+        """Read some rows of all slices in parallel into `out`, (z, y, x); the window must have all three axes."""
         z, y, x = self.window.selections
         count = self.read.slices_at_once
         for _ in pool.map(
@@ -222,7 +230,7 @@ class LazyWindow:
             pass
 
     def describe(self) -> str:
-        """Which voxels these are: the same text for the same voxels of the same source, in every process."""
+        """Return a text that identifies the voxels: it is the same for the same voxels of a source in every process."""
         selections = (
             f"{s.start}:{s.stop}:{s.step}" if isinstance(s, range) else hashlib.sha256(s.tobytes()).hexdigest()[:16]
             for s in self.window.selections
@@ -230,7 +238,10 @@ class LazyWindow:
         return f"{self.read.describe()} [{', '.join(selections)}]"
 
     def origin(self) -> dict[str, Any] | None:
-        """Which voxels these are, as JSON from which they can be opened again; None of a list of indexes."""
+        """Return JSON from which these voxels can be opened again.
+
+        It is None for lists of indexes, or if the source cannot be opened again.
+        """
         ranges = [selection for selection in self.window.selections if isinstance(selection, range)]
         source = self.read.origin()
         if len(ranges) < 3 or source is None:
@@ -239,20 +250,21 @@ class LazyWindow:
         return source | at
 
     def __dask_tokenize__(self) -> Any:
-        """One name for the same voxels."""
+        """Return the same token for the same voxels."""
         return self.describe(), self.window.kept, self.read.variant
 
 
 def _reads_at_once(size: int) -> int:
-    """How many blocks are best read side by side, of so many bytes."""
+    """Return how many blocks to read in parallel, for voxels of `size` bytes in total."""
     return READS_OF_A_LOOK if size <= INTERACTIVE_BYTES else CPU_COUNT
 
 
 class _LookAtOnce:
-    """Dask's threads; more of them for a look, whose blocks wait for the archive and not for a core.
+    """The threaded scheduler of dask, with more threads for a viewport.
 
-    With a thread a core, raw and masks of a window would wait for each other. Who says how many threads dask has is
-    obeyed. It is equal to dask's own scheduler, or dask would refuse to compute these arrays together with others.
+    The blocks of a viewport wait for the archive and not for a core. With one thread per core, raw and masks of a
+    window would wait for each other. An explicit num_workers or pool takes precedence. The object is equal to dask's
+    own scheduler, because dask otherwise refuses to compute these arrays together with others.
     """
 
     def __call__(self, dsk: Any, keys: Any, **options: Any) -> Any:
@@ -263,7 +275,7 @@ class _LookAtOnce:
         with _threads_of(given, count or _reads_at_once(size)) as pool:
             try:
                 return dask.threaded.get(graph, keys, pool=pool, **options)
-            except BaseException:  # of whatever kind: nobody will look at the rest
+            except BaseException:  # of any type: the other results are not needed
                 pool.give_up()
                 raise
 
@@ -276,9 +288,9 @@ class _LookAtOnce:
 
 @contextmanager
 def _threads_of(given: Any, count: int) -> Iterator[ContextPool | BorrowedPool]:
-    """Those that were given, or so many that end with the work: dask's own would not survive a fork.
+    """Yield the given threads, or `count` new threads that end with the work.
 
-    Either way what they read can be given up.
+    The default threads of dask would not survive a fork. In both cases, the reads of the threads can be cancelled.
     """
     if isinstance(given, multiprocessing.pool.ThreadPool):
         given = MultiprocessingPoolExecutor(given)
@@ -290,10 +302,10 @@ def _threads_of(given: Any, count: int) -> Iterator[ContextPool | BorrowedPool]:
 
 
 class _AsDaskArray(type(da.Array)):  # type: ignore[misc]  # dask's Array has no types
-    """Makes a subclass equal to dask's own class.
+    """Makes a subclass compare equal to dask's own class.
 
-    Xarray refuses to put arrays of two chunked types into one operation, and compares the types: to it, and to all but
-    an index, a VolumeArray is a dask array.
+    xarray compares the types of chunked arrays, and refuses an operation on two different types. For xarray, and for
+    everything except indexing, a VolumeArray is a dask array.
     """
 
     def __eq__(cls, other: object) -> bool:
@@ -304,7 +316,7 @@ class _AsDaskArray(type(da.Array)):  # type: ignore[misc]  # dask's Array has no
 
 
 class VolumeArray(da.Array, metaclass=_AsDaskArray):
-    """A dask array that composes further indexing with its own window, see the module's text."""
+    """A dask array that composes further indexing with its own window, see the docstring of the module."""
 
     __slots__ = ()
     __dask_scheduler__ = _LookAtOnce()
@@ -312,7 +324,11 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
 
     @classmethod
     def of(cls, lazy: LazyWindow, chunks: tuple[tuple[int, ...], ...]) -> "VolumeArray":
-        """The array of a lazy window, in the given chunks; InvalidArgumentError with another kind of dask arrays."""
+        """Return the array of a lazy window, in the given chunks.
+
+        Raises:
+            InvalidArgumentError: dask's query planning for arrays is on.
+        """
         check_kind_of_arrays()
         plain = _blocks_of(lazy, chunks)
         array = cls(plain.dask, plain.name, plain.chunks, meta=plain._meta)
@@ -321,12 +337,12 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
 
     @property
     def lazy(self) -> LazyWindow | None:
-        """The window it stands for; None once it was assigned to, which dask does by changing the graph in place."""
+        """The window of the array; None after an assignment to the array, for which dask changes the graph in place."""
         name, lazy = self._of_window
         return lazy if self.name == name else None
 
     def __getitem__(self, index: Any) -> da.Array:
-        """As dask's; the result knows its window where the index is of a kind that Window takes."""
+        """Index as in dask; the result has a window if Window supports this kind of index."""
         if self.lazy is None:
             return super().__getitem__(index)  # type: ignore[no-untyped-call]  # dask's has no types
         try:
@@ -339,7 +355,7 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
         return VolumeArray.of(LazyWindow(self.lazy.read, window, self.lazy.dtype), chunks)
 
     def _vindex(self, key: Any) -> da.Array:
-        """What dask's `vindex` calls, with all that it was given: it reads no more than the points take."""
+        """Read only what the points need; the `vindex` of dask calls this method with its whole key."""
         try:
             full_key = _one_an_axis(key, self.ndim)
         except NotImplementedError:
@@ -361,17 +377,17 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
         return VolumeArray.of, (self.lazy, self.chunks)
 
     def plain(self) -> da.Array:
-        """The same blocks without the window, as any further indexing sees them that is not ours."""
+        """Return a dask array of the same blocks without the window, so that dask does any further indexing."""
         return da.Array(self.dask, self.name, self.chunks, meta=self._meta)
 
     def copy(self) -> da.Array:
-        """Another array of the same voxels."""
+        """Return another array of the same voxels."""
         make, arguments = self.__reduce__()
         return make(*arguments)
 
 
 def check_kind_of_arrays() -> None:
-    """InvalidArgumentError where dask makes arrays of expressions, which know no graph that could be looked at."""
+    """Raise InvalidArgumentError if dask makes arrays of expressions, which have no graph that can be analysed."""
     if getattr(da, "ARRAY_EXPR_ENABLED", False):  # older versions of dask have none
         raise InvalidArgumentError(
             "dask's query planning for arrays is on, which liver_dask cannot use: leave array.query-planning "
@@ -380,7 +396,7 @@ def check_kind_of_arrays() -> None:
 
 
 def _blocks_of(lazy: LazyWindow | LazyPoints, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
-    """A dask array whose blocks are read of `lazy`."""
+    """Return a dask array whose blocks are read from `lazy`."""
     name, meta = f"liver-{tokenize(lazy, chunks)}", np.empty((0,) * lazy.ndim, lazy.dtype)
     if isinstance(lazy, LazyWindow) and isinstance(lazy.read, SlicedReader):
         return da.Array(sliced_graph(name, lazy, chunks, has_z=0 in lazy.window.kept), name, chunks, meta=meta)
@@ -388,19 +404,23 @@ def _blocks_of(lazy: LazyWindow | LazyPoints, chunks: tuple[tuple[int, ...], ...
 
 
 def _one_an_axis(index: Any, ndim: int) -> tuple[Any, ...]:
-    """`index` with one entry an axis, its numbers ints; NotImplementedError for new axes and masks of several dims."""
+    """Return `index` with one entry per axis, and with whole numbers as ints.
+
+    Raises:
+        NotImplementedError: `index` has new axes, several ellipses or too many entries.
+    """
     key = tuple(map(_with_ints, index if isinstance(index, tuple) else (index,)))
     if any(entry is None for entry in key) or sum(entry is Ellipsis for entry in key) > 1:
         raise NotImplementedError
     at = next((i for i, entry in enumerate(key) if entry is Ellipsis), len(key))
     filled = (*key[:at], *(slice(None),) * (ndim - len(key) + (at < len(key))), *key[at + 1 :])
     if len(filled) != ndim:
-        raise NotImplementedError  # dask says what is wrong
+        raise NotImplementedError  # dask reports what is wrong
     return filled
 
 
 def _with_ints(entry: Any) -> Any:
-    """Whole numbers as ints, whatever they are: dask itself slices with floats (`x[0.0:1.0]`)."""
+    """Return whole numbers of any type as ints; dask itself slices with floats (`x[0.0:1.0]`)."""
     entry = _without_0d(entry)
     is_float = _is_list(entry) and len(entry) > 0 and np.asarray(entry).dtype.kind == "f"
     if isinstance(entry, slice) or (isinstance(entry, Number) and not isinstance(entry, bool)) or is_float:
@@ -409,17 +429,17 @@ def _with_ints(entry: Any) -> Any:
 
 
 def _full_key(index: Any, ndim: int) -> tuple[Any, ...]:
-    """`index` with one entry an axis, of which no more than one is a list."""
+    """Return `index` with one entry per axis, at most one of which is a list."""
     key = _one_an_axis(index, ndim)
     if sum(not (_is_number(entry) or isinstance(entry, slice)) for entry in key) > 1:
-        raise NotImplementedError  # dask says what is wrong
+        raise NotImplementedError  # dask reports what is wrong
     return key
 
 
 def _chunks_of(chunks: tuple[int, ...], index: Any, length: int) -> tuple[int, ...]:
-    """Cut the result where the indexed array was cut, so that a block of it reads no two blocks' files.
+    """Return chunks that are cut where the indexed array was cut, so that no block reads the files of two blocks.
 
-    Along a list the cuts fall wherever the block changes from one entry to the next.
+    Along a list of indexes, there is a cut wherever two consecutive entries are in different blocks.
     """
     if length == 0:
         return (0,)
@@ -431,23 +451,26 @@ def _chunks_of(chunks: tuple[int, ...], index: Any, length: int) -> tuple[int, .
 
 
 class _PointArray(da.Array, metaclass=_AsDaskArray):
-    """A dask array of voxels at points; more of its blocks are read at once than the machine has cores."""
+    """A dask array of voxels at points, computed by the same scheduler as a VolumeArray.
+
+    If it has the size of a viewport, more of its blocks may be read in parallel than the machine has cores.
+    """
 
     __slots__ = ()
     __dask_scheduler__ = _LookAtOnce()
 
     @classmethod
     def of(cls, array: da.Array) -> "_PointArray":
-        """The same array."""
+        """Return the same array as a _PointArray."""
         return cls(array.dask, array.name, array.chunks, meta=array._meta)
 
     def transpose(self, *axes: Any) -> da.Array:
-        """As dask's; xarray moves the points' axes to where they belong."""
+        """Transpose as dask does; xarray uses this to move the axes of the points to their places."""
         return _PointArray.of(super().transpose(*axes))  # type: ignore[no-untyped-call]  # dask's has no types
 
 
 def _points_of(lazy: LazyWindow, key: tuple[Any, ...]) -> tuple[LazyPoints, tuple[int, ...]] | None:
-    """The points that `vindex` with a full key is of, and their shape; None where dask is to say what is wrong."""
+    """Return the points that a full key of `vindex` selects, and their shape; None if dask must report an error."""
     z, y, x = lazy.window.selections
     axes: list[Any] = [z, y, x]
     of_points = {axis: axes[axis][0] for axis in range(3) if axis not in lazy.window.kept}
@@ -473,7 +496,12 @@ def _points_of(lazy: LazyWindow, key: tuple[Any, ...]) -> tuple[LazyPoints, tupl
 
 
 def _array_of_points(points: LazyPoints, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
-    """Read at points, slice by slice, then put into their order; `chunks` are those of the axes behind the points'."""
+    """Return an array that reads points slice by slice, then puts them into their original order.
+
+    Args:
+        points: The points.
+        chunks: Chunks of the axes after the axis of the points.
+    """
     order, counts = points.by_slice()
     largest = math.prod(max(of_axis) for of_axis in chunks) * points.dtype.itemsize
     most = max(LARGEST_BLOCK // largest, 1)

@@ -1,4 +1,7 @@
-"""Of how many slices the same is read: for one, round trips are what it costs, and for hundreds it is bytes."""
+"""The number of slices from which the same part is read.
+
+For one slice, the round trips determine the cost. For hundreds of slices, the number of bytes does.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +12,7 @@ _slices: ContextVar[int] = ContextVar("slices", default=1)
 
 @contextmanager
 def across(slices: int) -> Iterator[None]:
-    """Meanwhile what this thread reads of a slice is a part of what is read of so many."""
+    """Within the context, what this thread reads from a slice is read from this number of slices."""
     token = _slices.set(slices)
     try:
         yield
@@ -18,5 +21,5 @@ def across(slices: int) -> Iterator[None]:
 
 
 def slices_across() -> int:
-    """Of how many slices the same is read as this thread reads now; 1 where nobody said."""
+    """Return from how many slices the same part is read as this thread reads now; 1 outside of `across`."""
     return _slices.get()

@@ -1,6 +1,6 @@
-"""Blocks that a cluster holds already (`ds.persist()` with a client), got from its workers where they are used.
+"""Gets blocks that a cluster already holds (`ds.persist()` with a client) from its workers, where they are used.
 
-A dask graph has such blocks as futures, of which dask's threads can make nothing.
+A dask graph contains such blocks as futures. The threaded scheduler of dask cannot compute with futures.
 """
 
 import sys
@@ -13,32 +13,36 @@ from dask.highlevelgraph import MaterializedLayer
 from ...core.errors import ExportError
 
 LONGEST_WAIT = 60.0
-"""Seconds in a worker for blocks that were there when the work began."""
+"""Seconds that a worker waits for blocks that existed when the work began."""
 
 
 def held_by_a_cluster(array: Any) -> Iterator[Any]:
-    """The futures that a dask array is made of; only layers that are written out can have any."""
+    """Return the futures in the graph of a dask array; only materialized layers can contain futures."""
     layers = [layer for layer in array.dask.layers.values() if isinstance(layer, MaterializedLayer)]
     return (value for layer in layers for value in layer.values() if is_held(value))
 
 
 def wait_for(futures: Sequence[Any]) -> None:
-    """Wait until they are computed: jobs that wait for them might leave no thread to compute them on."""
+    """Wait until the futures are computed; jobs that wait for them might leave no thread to compute them."""
     for future in futures:
         future.exception()
 
 
 def got(tasks: Mapping[Any, GraphNode]) -> dict[Any, GraphNode]:
-    """The same tasks, which dask's threads can compute: what a cluster holds of them is got from there now."""
+    """Return the tasks in a form that dask's threads can compute: blocks that a cluster holds are fetched now."""
     futures = {key: task.value for key, task in tasks.items() if isinstance(task, DataNode) and is_held(task.value)}
     results = _gather(list(futures.values())) if futures else []
     return dict(tasks) | {key: DataNode(key, result) for key, result in zip(futures, results, strict=True)}
 
 
 def _gather(futures: Sequence[Any]) -> Any:
-    """Their results; in a worker, where they were sent to, they have no client yet, and no client hears of them.
+    """Return the results of the futures.
 
-    What was lost meanwhile is computed anew, but not while all threads wait for it.
+    Futures that were sent to a worker have no client there, and no client gets messages about them. A block that was
+    lost is computed again, but not while all threads wait for it. Therefore a worker waits for at most LONGEST_WAIT.
+
+    Raises:
+        ExportError: The cluster has lost blocks.
     """
     from distributed import Future, get_client
 
@@ -59,6 +63,6 @@ def _gather(futures: Sequence[Any]) -> Any:
 
 
 def is_held(value: Any) -> bool:
-    """Whether it is a future of a cluster."""
+    """Return whether a value is a future of a cluster."""
     distributed = sys.modules.get("distributed")
     return distributed is not None and isinstance(value, distributed.Future)

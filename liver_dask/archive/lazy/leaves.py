@@ -1,6 +1,7 @@
-"""What tasks of dask read of the archive, found in their graphs without computing anything.
+"""Finds in dask graphs what the tasks read from the archive, without computing anything.
 
-A graph may be as it was made (layers), or as dask has optimised it: then what reads may be a task within a task.
+A graph may have its original layers, or dask may have optimised it. In an optimised graph, a task may contain the task
+that reads.
 """
 
 import math
@@ -34,26 +35,26 @@ _OF_XARRAY = indexing.ExplicitlyIndexed, indexing.ImplicitToExplicitIndexingAdap
 
 @dataclass(frozen=True)
 class Read:
-    """A part of a window, as a task reads it."""
+    """A part of a window that a task reads."""
 
     lazy: LazyWindow
     window: Window
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its voxels."""
+        """Size of the voxels in bytes."""
         return math.prod(map(len, self.window.selections)) * self.lazy.dtype.itemsize
 
     @property
     def ends(self) -> tuple[int, int, int]:
-        """The last index along z, y and x, plus one; of one that is not empty."""
+        """The last index along z, y and x, plus one. The part must not be empty."""
         z, y, x = (
             max(int(of[0]), int(of[-1]), 0 if isinstance(of, range) else int(of.max())) for of in self.window.selections
         )
         return z + 1, y + 1, x + 1
 
     def of(self, index: Any) -> "Read":
-        """The part of it that is indexed; all of it, where the index is not understood."""
+        """Return the indexed part; the whole part if the index is not understood."""
         try:
             return Read(self.lazy, self.window[index]) if isinstance(index, tuple) else self
         except (NotImplementedError, ValueError, IndexError, TypeError):
@@ -61,19 +62,26 @@ class Read:
 
 
 def tasks_of(array: da.Array) -> Tasks:
-    """All tasks of an array; of windows those that read, which find out themselves what they share in a process."""
+    """Return all tasks of an array.
+
+    For windows, these are only the tasks that read. Within a process, they share what is known about a slice, without
+    the tasks that prepare it.
+    """
     written_out: dict[Any, Any] = {}
     for layer in array.dask.layers.values():
         written_out |= layer.reading if isinstance(layer, SliceLayer) else layer
     held = {key: DataNode(key, value) for key, value in written_out.items() if is_held(value)}
-    return convert_legacy_graph(written_out) | held  # which would leave out what a cluster holds
+    return convert_legacy_graph(written_out) | held  # convert_legacy_graph leaves out what a cluster holds
 
 
 def leaves_in(array: da.Array) -> list[LazyWindow | LazyPoints]:
-    """What a dask array reads of; of voxels that were computed before (`persist`) nothing tells."""
+    """Return the windows and points that a dask array reads.
+
+    The graph does not show the source of voxels that were computed before (`persist`).
+    """
     found: dict[int, LazyWindow | LazyPoints] = {}
     for name, layer in array.dask.layers.items():
-        if isinstance(layer, Blockwise):  # not written out yet: it is made of other layers, or literals
+        if isinstance(layer, Blockwise):  # not materialized yet: it consists of other layers or literals
             found |= {id(leaf): leaf for leaf in _leaves_among([layer.task, *(of for of, _ in layer.indices)])}
         elif not array.dask.dependencies[name]:
             found |= {id(leaf): leaf for leaf in _leaves_among(layer.values())}
@@ -95,7 +103,7 @@ def _leaves_among(nodes: Iterable[Any]) -> Iterator[LazyWindow | LazyPoints]:
 
 
 def window_of(leaf: Any) -> Read | None:
-    """The part of a window that an array stands for, however xarray has wrapped it; None of any other array."""
+    """Return the part of a window that an array stands for, even if xarray has wrapped it; None for other arrays."""
     keys = []
     while leaf is not None and not isinstance(leaf, LazyWindow):
         inner = getattr(leaf, "lazy", None)
@@ -112,11 +120,11 @@ def window_of(leaf: Any) -> Read | None:
 
 
 def reads_of(task: Any, known: Mapping[Any, Any]) -> Iterator[Read]:
-    """What one task reads itself.
+    """Yield what one task itself reads.
 
     Args:
         task: The task.
-        known: What names stand for that it refers to, as far as that is a Read or an index.
+        known: The values of the names that the task refers to, as far as they are a Read or an index.
     """
     if not isinstance(task, Task) or task.func is prepare:
         return

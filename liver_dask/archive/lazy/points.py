@@ -1,7 +1,7 @@
-"""Voxels at points: indexes of several axes that go together, one of each a point, as `vindex` and xarray have them.
+"""Reads voxels at points, which have one index for each of several axes, as in `vindex` and in xarray.
 
-An outer index would read every row of every slice for each of them. Here a slice is read for its own points, and each
-of its strips once.
+An outer index would read every row of every slice for all points. This module reads a slice only for its own points,
+and each strip of the slice only once.
 """
 
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ class PointReader(Protocol):
     """A reader of one variable that can also read single voxels."""
 
     def __call__(self, z: Indexes, y: Indexes, x: Indexes, out: npt.NDArray[Any]) -> None:
-        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x))."""
+        """Read voxels at the given indexes, none of them empty, into `out`, (len(z), len(y), len(x))."""
 
     def read_points(self, z: int, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]) -> None:
-        """Read voxels of one slice, in any order and repeated or not, into `out`: (points,)."""
+        """Read voxels of one slice into `out`, (points,). The points may be in any order, and may repeat."""
 
     def describe(self) -> str:
-        """Which variable of which source, the same in every process."""
+        """Return which variable of which source this is; the text is the same in every process."""
 
     @property
     def variant(self) -> str:
-        """How readers may differ that read the same voxels."""
+        """How this reader may differ from others that read the same voxels."""
 
 
 @dataclass(frozen=True, eq=False)
 class LazyPoints:
-    """Points of a volume with their reader: what a dask task indexes to get voxels.
+    """Points of a volume with their reader. A dask task indexes this object to get voxels.
 
     Attributes:
-        read: Reads the variable.
-        axes: Of z, y and x: an index for each point, or those indexes that are read at every point.
-        pointed: Which of the three have an index for each point, ascending.
-        dtype: Of the voxels.
+        read: Reader of the variable.
+        axes: For each of z, y and x: one index per point, or the indexes that are read at every point.
+        pointed: Which of the three axes have one index per point, ascending.
+        dtype: Dtype of the voxels.
     """
 
     read: PointReader
@@ -53,12 +53,12 @@ class LazyPoints:
 
     @property
     def others(self) -> tuple[int, ...]:
-        """Which axes are read at every point."""
+        """The axes whose indexes are read at every point."""
         return tuple(axis for axis in range(3) if axis not in self.pointed)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How many points, then the lengths of the other axes."""
+        """The number of points, then the lengths of the other axes."""
         return tuple(len(self.axes[axis]) for axis in (self.pointed[0], *self.others))
 
     @property
@@ -68,17 +68,20 @@ class LazyPoints:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its voxels."""
+        """Size of all voxels in bytes."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def take(self, which: slice | npt.NDArray[np.intp], *of_others: slice) -> "LazyPoints":
-        """Some of the points, in any order; and of each what slices along the other axes select."""
+        """Return some of the points, in any order, with what slices select along the other axes."""
         keys = dict.fromkeys(self.pointed, which) | dict(zip(self.others, of_others, strict=False))
         z, y, x = (_chosen(indexes, keys.get(axis, slice(None))) for axis, indexes in enumerate(self.axes))
         return LazyPoints(self.read, (z, y, x), self.pointed, self.dtype)
 
     def by_slice(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """The order of the points by slice and row, and how many are of each slice; all, where they are of none."""
+        """Return the order of the points by slice and row, and the number of points in each slice.
+
+        If the points have no index along z, all of them count as one slice.
+        """
         keys = [np.asarray(self.axes[axis]) for axis in (1, 0) if axis in self.pointed]
         order = np.lexsort(keys) if keys else np.arange(self.shape[0])
         counts = np.unique(self.axes[0], return_counts=True)[1] if 0 in self.pointed else np.array([self.shape[0]])
@@ -86,11 +89,11 @@ class LazyPoints:
 
     @cached_property
     def slices(self) -> int:
-        """In how many slices the points are."""
+        """The number of slices from which voxels are read."""
         return len(np.unique(self.axes[0]))
 
     def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Read some neighbouring points, and of each what slices along the other axes select."""
+        """Read some neighbouring points, with what slices select along the other axes."""
         part = self.take(*key)
         out = np.empty(part.shape, self.dtype)
         with across(self.slices):
@@ -105,7 +108,10 @@ class LazyPoints:
         return out
 
     def _read_slice(self, z: int, which: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-        """Of some points that are in one slice: (points, and what the other axes but z have)."""
+        """Read some points of one slice, (points, lengths of the other axes except z).
+
+        If the points have an index only along z, the first axis has length 1.
+        """
         _, y, x = self.axes
         if {1, 2} <= set(self.pointed):
             voxels = np.empty(len(np.asarray(y)[which]), self.dtype)
@@ -122,7 +128,7 @@ class LazyPoints:
         return pixels[0].T[column_of_point] if column_of_point is not None else pixels
 
     def __dask_tokenize__(self) -> Any:
-        """One name for the same voxels."""
+        """Return the same token for the same voxels."""
         return self.read.describe(), self.read.variant, [np.asarray(indexes) for indexes in self.axes], self.pointed
 
 

@@ -1,8 +1,8 @@
-"""The dask tasks of a window that is read slice by slice: what blocks of a slice share is found out by one task.
+"""The dask tasks of a window that is read slice by slice: one task prepares what the blocks of a slice share.
 
-Of a mask that is decoding it from the top, of raw its strip index. Were it left to the tasks of the blocks, each worker
-of a cluster would do it anew. Within one process it is left to them: they share what is known of a slice anyway, and so
-no more is done than the blocks need that are wanted after all.
+For a mask, this is the decoding from the first row. For raw, it is the strip index. If the tasks of the blocks did this
+themselves, each worker of a cluster would repeat it. Within one process, the tasks of the blocks do it themselves: they
+share what is known about a slice anyway, and nothing is done for blocks that are not needed in the end.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,23 +21,29 @@ from ...core.threads import is_in_task
 Chunks = tuple[tuple[int, ...], ...]
 
 Block = tuple[int, ...]
-"""The number of a block on each axis that a window has kept."""
+"""The number of a block along each remaining axis of a window."""
 
 
 class SlicedWindow(Protocol):
     """A window of a volume that is read slice by slice."""
 
     def prepare(self, z: int) -> Any:
-        """What reading parts of a slice takes beside reading them; picklable, and small."""
+        """Return what is needed to read parts of a slice; it is picklable and small."""
 
     def read_prepared(self, key: tuple[slice, ...], prepared: Sequence[Any]) -> npt.NDArray[Any]:
-        """The voxels that `key` selects, with what was prepared of each slice of it, or nothing."""
+        """Return the voxels that `key` selects; `prepared` holds what was prepared for each slice, or nothing."""
 
 
 def sliced_graph(name: str, window: SlicedWindow, chunks: Chunks, *, has_z: bool) -> HighLevelGraph:
-    """The graph of a dask array `name` of all blocks of a window; with `has_z` its first axis is z, else it has none.
+    """Return the graph of a dask array of all blocks of a window.
 
-    The window is a value of the graph, as dask's own arrays have what they are cut from.
+    The window is a value of the graph, like the source of dask's own arrays.
+
+    Args:
+        name: Name of the dask array.
+        window: The window.
+        chunks: Chunks of the array.
+        has_z: Whether the first axis is z; otherwise the array has no z axis.
     """
     of_window = f"window-{name}"
     layers: dict[str, Layer] = {
@@ -48,7 +54,7 @@ def sliced_graph(name: str, window: SlicedWindow, chunks: Chunks, *, has_z: bool
 
 
 class SliceLayer(Layer):
-    """The tasks of some blocks of a window, and those that prepare their slices; made when they are looked at."""
+    """The tasks of some blocks of a window, and the tasks that prepare their slices; created at first access."""
 
     def __init__(
         self,
@@ -59,7 +65,16 @@ class SliceLayer(Layer):
         blocks: frozenset[Block] | None = None,
         annotations: Mapping[str, Any] | None = None,
     ) -> None:
-        """`window` is the key of the window, a SlicedWindow; without `blocks` it is all of them."""
+        """Create a layer.
+
+        Args:
+            name: Name of the dask array.
+            window: Key of the window, which is a SlicedWindow.
+            chunks: Chunks of the array.
+            has_z: Whether the first axis is z.
+            blocks: Numbers of the blocks; None for all blocks.
+            annotations: Annotations of the layer, see Layer.
+        """
         super().__init__(annotations)
         self._name, self._window, self._chunks, self._has_z, self._chosen = name, window, chunks, has_z, blocks
 
@@ -70,21 +85,25 @@ class SliceLayer(Layer):
         return self._chosen
 
     def is_materialized(self) -> bool:
-        """Whether the tasks are made."""
+        """Return whether the tasks were created."""
         return "_tasks" in self.__dict__
 
     def get_output_keys(self) -> set[Any]:
-        """The keys of the blocks."""
+        """Return the keys of the blocks."""
         return {(self._name, *block) for block in self._blocks}
 
     def cull(self, keys: set[Any], all_hlg_keys: Collection[Any]) -> tuple[Layer, Mapping[Any, set[Any]]]:
-        """Only the blocks that are wanted, and their slices."""
+        """Return a layer of only the wanted blocks and their slices, and the dependencies of the blocks."""
         wanted = frozenset(key[1:] for key in keys) & self._blocks
         layer = SliceLayer(self._name, self._window, self._chunks, self._has_z, wanted, self.annotations)
         return layer, {(self._name, *block): {self._window} for block in wanted}
 
     def clone(self, keys: set[Any], seed: Any, bind_to: Any = None) -> tuple[Layer, bool]:
-        """See Layer; dask's own looks for keys in tuples, and not in tasks. What is to be waited for, the window is."""
+        """Clone the layer, see Layer.
+
+        The method of dask looks for keys in tuples, but not in tasks. `bind_to` is not used, because the layer depends
+        on the window, which is bound instead.
+        """
         if self._window not in keys:
             return self, False
         name, window = clone_key(self._name, seed), clone_key(self._window, seed)
@@ -104,7 +123,7 @@ class SliceLayer(Layer):
 
     @property
     def reading(self) -> dict[Any, Task]:
-        """The tasks of the blocks alone, for those who compute all of them in one process."""
+        """The tasks of the blocks alone, for callers that compute all of them in one process."""
         return self._made(is_shared=False)
 
     @cached_property
@@ -126,7 +145,7 @@ class SliceLayer(Layer):
 
 
 def prepare(window: SlicedWindow, z: int) -> Any:
-    """What blocks of a slice share, where they may be read in several processes."""
+    """Return what the blocks of a slice share; None if they are not read in several processes."""
     if not is_in_task():
         return None
     keep_memory_of_worker()
@@ -134,6 +153,6 @@ def prepare(window: SlicedWindow, z: int) -> Any:
 
 
 def read(window: SlicedWindow, key: tuple[slice, ...], *prepared: Any) -> npt.NDArray[Any]:
-    """The voxels of a block, with what was prepared of its slices."""
+    """Return the voxels of a block; `prepared` holds what was prepared for its slices."""
     keep_memory_of_worker()
     return window.read_prepared(key, [part for part in prepared if part is not None])
