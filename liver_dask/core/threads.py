@@ -47,7 +47,7 @@ _is_wanted: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar(
 
 @contextmanager
 def cancel_unless(is_wanted: Callable[[], bool]) -> Iterator[None]:
-    """Meanwhile what this thread reads is given up as soon as `is_wanted()` is false: AbandonedError is raised.
+    """Meanwhile what this thread reads is given up as soon as `is_wanted()` is false: ReadCancelledError is raised.
 
     It is asked a few times a second, on whatever thread. What came before is kept as ever.
     """
@@ -66,13 +66,13 @@ def asked_whether_wanted() -> Callable[[], bool]:
 
 
 def check_cancelled(what: str) -> None:
-    """AbandonedError if what this thread reads is no longer wanted."""
+    """ReadCancelledError if what this thread reads is no longer wanted."""
     if not asked_whether_wanted()():
         raise ReadCancelledError(f"{what} is no longer wanted")
 
 
 def pause(seconds: float) -> None:
-    """Wait, unless what waits is no longer wanted: AbandonedError."""
+    """Wait, unless what waits is no longer wanted: ReadCancelledError."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         check_cancelled("What waits")

@@ -64,7 +64,10 @@ def run():
 """
 
 READ = """
-from liver_dask.store.array import StoredArray
+try:
+    from liver_dask.store.array import StoredArray
+except ImportError:  # a checkout from before modules had packages
+    from liver_dask.stored import StoredArray
 def run():
     arrays = [StoredArray(Path({out!r}, "band.zarr"), name) for name in ("raw", "mito")]
     places = np.random.default_rng(0).integers(1200, 18000, (400, 2)) % [[{rows} - 256, 18000]]

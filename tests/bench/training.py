@@ -32,9 +32,9 @@ import liver_dask as ld
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.kinds import RAW
 from liver_dask.demo import serve
+from liver_dask.store.layout import Shard
 from liver_dask.store.record import layout_of, open_record, shard_path
 from liver_dask.store.shards import EMPTY, read_shard_index
-from liver_dask.store.writer import Shard
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.build_archive import LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP, MASK_OF_LABEL

@@ -28,7 +28,7 @@ SCRIPT = """
 import json, sys, time
 import liver_dask as ld
 from liver_dask.viewing.figures import Levels
-from liver_dask.viewing.progressive import Look, ProgressiveReader
+from liver_dask.viewing.progressive import ProgressiveReader, Viewport
 from liver_dask.viewing.view import open_target
 
 levels = Levels(open_target({target!r}, shape={shape}))
@@ -39,7 +39,7 @@ for what, z, y, x in {looks}:
     came.clear()
     with ld.trace() as cost:
         began = time.monotonic()
-        reader.see(Look(z, y, x, {size}, ("raw", "mito", "er", "nucleus")))
+        reader.see(Viewport(z, y, x, {size}, ("raw", "mito", "er", "nucleus")))
         assert reader.idle.wait(600)
     coarse = came[0][0]
     assert [name for _, name in came].count("raw") == 2
