@@ -59,7 +59,7 @@ else:
 """
 CALLS = {
     "a look": "ds.isel(z=0).compute()",
-    "a large computation": "window.LARGEST_LOOK = 0; ds.compute()",
+    "a large computation": "window.INTERACTIVE_BYTES = 0; ds.compute()",
     "threads as told": "ds.isel(z=0).compute(num_workers=3)",
     "a given pool": "ds.isel(z=0).compute(pool=ThreadPoolExecutor(3))",
     "a given pool of the other kind": "ds.isel(z=0).compute(pool=ThreadPool(3))",

@@ -122,7 +122,9 @@ class Hdf5Slice(SliceReader):
             if self._index is None:
                 self._index = self._metadata.parse(self._read_index)
                 self._check_places(self._index)
-                if self._index.filters is not None:
+                if self._index.filters is None:
+                    self._metadata.mark_as_metadata()  # which h5py parses again for every read
+                else:
                     self._metadata.forget()
             return self._index
 
@@ -352,6 +354,7 @@ class _Metadata:
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
         self._blocks: dict[int, bytes] = {}
+        self._of_metadata: set[int] = set()
 
     @property
     def nbytes(self) -> int:
@@ -363,8 +366,12 @@ class _Metadata:
         self._blocks.clear()
 
     def forget_data(self) -> None:
-        """Drop the blocks beyond the first MOST_AT_ONCE bytes of the file; the others may hold metadata."""
-        self._blocks = {number: data for number, data in self._blocks.items() if number < MOST_AT_ONCE // BLOCK}
+        """Drop the blocks that were fetched after `mark_as_metadata`."""
+        self._blocks = {number: data for number, data in self._blocks.items() if number in self._of_metadata}
+
+    def mark_as_metadata(self) -> None:
+        """Keep the present blocks in `forget_data`."""
+        self._of_metadata = set(self._blocks)
 
     def parse(self, read: Callable[[Any], Any]) -> Any:
         """Open the file with h5py, and return what `read` returns for it.

@@ -109,7 +109,7 @@ class _Answer(NamedTuple):
         return self.response.headers.get(name, "")
 
     def blocks(self, most: int) -> Iterator[bytes]:
-        """The body as it comes, no more than `most` bytes of it; TryAgainError if hardly anything comes."""
+        """The body as it comes, no more than `most` bytes of it; TransientError if hardly anything comes."""
         since, count, total = monotonic(), 0, 0
         while True:
             self.watch.allow(self.read_timeout)  # also the lines between the chunks of a body

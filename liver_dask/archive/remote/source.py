@@ -65,7 +65,7 @@ class OneRangeOnlyError(RemoteError):
 
 
 class Transport(Protocol):
-    """Asks for ranges, once; a fault that may pass is a TryAgainError.
+    """Asks for ranges, once; a fault that may pass is a TransientError.
 
     Attributes:
         supports_multirange: Whether a request may be for several ranges, as far as is known; whoever gets a

@@ -68,7 +68,7 @@ class Watch:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # TLS would first forget its own state
 
     def check_cancelled(self) -> None:
-        """AbandonedError if nobody wants it."""
+        """ReadCancelledError if nobody wants it."""
         if self.ended == "unwanted" or not self._is_wanted():
             raise ReadCancelledError("What was asked for is no longer wanted")
 
