@@ -189,3 +189,15 @@ def test_style_and_types(command: list[str]) -> None:
         pytest.fail(f"{command[0]} is not installed; install the extra `test`")
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_map_of_modules_is_complete() -> None:
+    """A newcomer would look for a behaviour where it is no longer."""
+    expected = []
+    for name, path in NAMES.items():
+        if path.name != "__init__.py":
+            summary = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+            expected.append(f"- `{name.removeprefix('liver_dask.').replace('.', '/')}`: {summary}")
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    found = [line for line in text.splitlines() if line.startswith("- `")]
+    assert found == expected, "the list should be:\n" + "\n".join(expected)
