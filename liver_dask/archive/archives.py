@@ -36,6 +36,11 @@ def find_archive(archive: Archive | str | os.PathLike[str]) -> Archive:
         InvalidArgumentError: There is no such archive, or its description makes no sense. (ValueError)
     """
     if isinstance(archive, Archive):
+        known = _built_in().get(archive.name)
+        if known and known.variables != archive.variables:
+            raise InvalidArgumentError(
+                f"{archive.name} is the name of another archive, which is built in; choose another."
+            )
         return archive
     try:
         text = os.fspath(archive)
@@ -44,8 +49,10 @@ def find_archive(archive: Archive | str | os.PathLike[str]) -> Archive:
     found = _built_in().get(text)
     if found:
         return found
+    if "://" in text:  # which may hold a password
+        raise InvalidArgumentError("An address was given instead of an archive; give it as the source.")
     if text.endswith(".toml"):
-        return Archive.from_toml(text)
+        return find_archive(Archive.from_toml(text))
     raise InvalidArgumentError(
         f"There is no archive {text!r}; give one of {', '.join(_built_in())}, or a file .toml that describes it."
     )

@@ -19,9 +19,10 @@ from ..core.kinds import FOREGROUND, KINDS, RAW, RESERVED_NAMES, Kind
 from .formats.registry import FORMAT_OF_SUFFIX, FORMATS
 
 DTYPES = ("uint8", "uint16", "uint32")
+LONGEST_NAME = 240
 
 COLOR = re.compile("#[0-9a-fA-F]{6}")
-NUMBER = re.compile(r"(0?[1-9]?[0-9])?d")
+NUMBER = re.compile(r"(0[1-9])?d")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ class Variable:
         for field in fields(self):
             self._check_type(field.name, field.type)
         is_free = self.name not in (*DIMS, *RESERVED_NAMES)
-        self._check("name", self.name.isidentifier() and is_free, "is no name of a variable")
+        is_short = len(self.name.encode()) <= LONGEST_NAME
+        self._check("name", self.name.isidentifier() and is_free and is_short, "is no name of a variable")
         self._check_files()
         if not self.format:
             suffix = self.files.rpartition(".")[2].lower()
@@ -97,6 +99,11 @@ class Variable:
         """The same as plain JSON, without what is as usual; see `of`."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {name: value for name, (value, usual) in values.items() if name != "name" and value != usual}
+
+    @property
+    def places(self) -> tuple[str, int, str, str]:
+        """What decides where voxels are in which file; the rest only says what they are."""
+        return self.files, self.first, self.format, self.dataset
 
     @property
     def folder(self) -> str:
@@ -151,7 +158,7 @@ class Variable:
         self._check(
             "files",
             "://" not in literal
-            and not set(literal) & set("\\?#{}\0")
+            and not set(literal) & set("\\?#%{}\0")
             and all(part not in ("", ".", "..") for part in folders),
             "must be a path below the archive's root",
         )
@@ -211,7 +218,7 @@ class Archive:
             raise InvalidArgumentError(f"name = {short(self.name)} is no name of an archive: letters, digits, -._/.")
         set_once = object.__setattr__
         set_once(self, "shape", check_shape(self.shape))
-        if not all(isinstance(variable, Variable) for variable in self.variables):
+        if not isinstance(self.variables, Sequence) or not all(isinstance(of, Variable) for of in self.variables):
             raise InvalidArgumentError(f"{self.name}: variables must be a tuple of liver_dask.Variable.")
         set_once(self, "variables", tuple(self.variables))
         names = [variable.name for variable in self.variables]
@@ -236,7 +243,7 @@ class Archive:
             found = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidArgumentError(f"Cannot read {path}: {error.strerror or error}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"{path} is no TOML ({error}).") from error
         try:
             return cls._of(found)

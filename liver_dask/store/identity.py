@@ -11,6 +11,7 @@ from typing import Any
 from ..archive.archives import EMPIAR_13356, archives
 from ..archive.description import Variable
 from ..core.documents import as_object
+from ..core.kinds import RAW
 
 OF_OLD_STORES = EMPIAR_13356
 """The archive of stores whose records name none."""
@@ -26,7 +27,13 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
 def _of_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
     voxels = variable.get("voxels")
     if isinstance(voxels, dict):
-        voxels = {"archive": OF_OLD_STORES.name, **{key: of for key, of in voxels.items() if key != "source"}}
+        kind = as_object(variable.get("description")).get("kind", "mask")
+        kind = "image" if "description" not in variable and voxels.get("variable") == RAW else kind
+        voxels = {
+            "archive": OF_OLD_STORES.name,
+            "kind": kind,
+            **{key: of for key, of in voxels.items() if key != "source"},
+        }
     return {"dtype": variable.get("dtype"), "voxels": voxels}
 
 
@@ -44,6 +51,17 @@ def described(variable: Mapping[str, Any]) -> Variable:
     if known or "description" not in variable:
         return (known or OF_OLD_STORES)[origin["variable"]]
     return Variable.of(origin["variable"], variable["description"])
+
+
+def recorded(variable: Mapping[str, Any]) -> Variable:
+    """The same as it was described when the store was begun.
+
+    Raises:
+        InvalidArgumentError: It is described wrongly. (ValueError)
+    """
+    if "description" in variable:
+        return Variable.of(variable["voxels"]["variable"], variable["description"])
+    return described(variable)
 
 
 def is_file_of(pattern: str, url: str) -> bool:

@@ -62,7 +62,7 @@ class Source:
             if work and set(run.group.names) <= set(group.names):
                 return work.part(run)
         z = slice(run.regions[0].z_start, run.regions[0].z_stop), slice(None), slice(None)
-        lazies = {name: self.ds[name].data.lazy for name in run.group.names}
+        lazies = {name: self._blocks[name].data.lazy for name in run.group.names}
         return WindowPart({name: LazyWindow(one.read, one.window[z], one.dtype) for name, one in lazies.items()})
 
     def files_read(self) -> dict[Group, list[FilesRead]]:

@@ -34,6 +34,7 @@ from .progress import show_progress
 from .record import read_record
 from .shards import codecs_of
 from .source_checks import check_same_archive, read_sources
+from .spot_check import check_same_voxels
 from .writer import Store
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Export:
             sources = read_sources(target, name) if complete else self.store.sources(name)
             try:
                 check_same_archive(target, sources, self.source.readers[name])
+                check_same_voxels(self.store, self.source, name, complete=complete)
             except RemoteError as error:
                 if not complete:
                     raise

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
 from .durable import DurableFile
-from .shards import EMPTY, STATISTICS, Checksum, Chunk, checked, read_index, with_checksum
+from .shards import EMPTY, STATISTICS, Checksum, Chunk, checked, decode_chunk, read_index, with_checksum
 
 Table = npt.NDArray[np.void]
 
@@ -81,6 +81,22 @@ def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_ch
         end = with_checksum(merged)
         out.write(end)
     return Checksum(offset + len(end), google_crc32c.extend(checksum, end)), known
+
+
+def read_first_row(path: Path, grid: tuple[int, int], dtype: np.dtype[Any], chunk: Shape) -> npt.NDArray[Any]:
+    """Decode the first row of a slab, of its first slice; as long as its chunks are wide together.
+
+    Raises:
+        DamagedError: The slab is damaged.
+    """
+    row = np.zeros(grid[1] * chunk[2], dtype)
+    with path.open("rb") as file:
+        index = _read_slab_index(file, grid)[0]
+        for i, (offset, length) in enumerate(zip(index["offset"].tolist(), index["length"].tolist(), strict=True)):
+            if length:
+                file.seek(offset)
+                row[i * chunk[2] : (i + 1) * chunk[2]] = decode_chunk(file.read(length), dtype, chunk)[0, 0]
+    return row
 
 
 def _read_slab_index(file: Any, grid: tuple[int, int]) -> Table:

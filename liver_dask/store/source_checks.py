@@ -100,7 +100,7 @@ def plan_source_checks(
     """
     files: dict[tuple[Source, bool], dict[RecordedFile, None]] = {}
     for url, version in sources:
-        for reader in readers:
+        for reader in [of for of in readers if is_file_of(of.files, url)] or readers:
             z = reader.variable.slice_of(url)
             if z is not None and wanted(z):
                 of_source = files.setdefault((reader.source, is_file_of(reader.files, url)), {})

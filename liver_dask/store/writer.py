@@ -40,9 +40,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from ..archive.description import Variable
 from ..archive.remote.versions import MISSING, FileVersion
 from ..core.disk import files_in, is_empty_folder, is_there, size_of, walk
 from ..core.errors import (
@@ -54,7 +56,7 @@ from ..core.errors import (
 )
 from ..core.geometry import DIMS
 from .durable import DurableFile, sync_folder
-from .identity import identity_of, is_file_of
+from .identity import identity_of, is_file_of, recorded
 from .inventory import FILE as INVENTORY
 from .inventory import checksum_of, checksum_of_record, take_inventory
 from .layout import Layout, Region, Shard, ShardRow
@@ -70,9 +72,9 @@ from .record import (
     shard_path,
     what_is_at,
 )
-from .record_checks import explain_difference
+from .record_checks import explain_difference, record_problem
 from .shards import STATISTICS, Chunk
-from .slabs import Slab, merge_slabs, write_slab
+from .slabs import Slab, merge_slabs, read_first_row, write_slab
 
 log = logging.getLogger(__name__)
 
@@ -86,28 +88,35 @@ CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class _Moved(NamedTuple):
-    """The files of a variable whose address has changed since the store was begun.
+    """A variable whose files have another address, or are described otherwise, than when the store was begun.
 
     Attributes:
-        name: The variable.
-        files: URL patterns of the files.
-        now: The address of the current call.
-        then: The address in the record.
+        name: The variable of the store.
+        now: Address of the archive in the current call, and its variable.
+        then: The same in the record.
     """
 
     name: str
-    files: tuple[str, ...]
-    now: str
-    then: str
+    now: tuple[str, Variable]
+    then: tuple[str, Variable]
+
+    def recorded_url(self, url: str) -> str | None:
+        """Return the URL that a file had when the store was begun; None if it is no file of the variable."""
+        (root, variable), (recorded_root, recorded_variable) = self.now, self.then
+        z = variable.slice_of(url)
+        if z is None or url != f"{root}/{variable.path(z)}":
+            return None
+        return f"{recorded_root}/{recorded_variable.path(z)}"
 
 
 def _moved(content: Mapping[str, Any], record: Mapping[str, Any]) -> list[_Moved]:
-    """Return the variables whose address in the call differs from that in the record of the same store."""
+    """Return the variables whose files in the call are not those in the record of the same store."""
     found = []
     for name, variable in content["variables"].items():
-        now, then = variable["voxels"], record["variables"][name]["voxels"]
-        if isinstance(now, dict) and now["source"] != then["source"]:
-            found.append(_Moved(name, tuple(variable["files"]), now["source"], then["source"]))
+        if isinstance(variable["voxels"], dict):
+            now, then = ((of["voxels"]["source"], recorded(of)) for of in (variable, record["variables"][name]))
+            if now[0] != then[0] or now[1].places != then[1].places:
+                found.append(_Moved(name, now, then))
     return found
 
 
@@ -262,6 +271,16 @@ class Store:
     def sources(self, name: str) -> list[tuple[str, FileVersion]]:
         """Return the URLs and versions of the files that a variable of the unfinished store is made from so far."""
         return [(file["url"], FileVersion(file["size"], file["tag"])) for file in self._sources_of(name)]
+
+    def first_row(self, name: str, region: Region, *, complete: bool) -> npt.NDArray[Any]:
+        """Return the first row of a region that is written, of its first slice."""
+        z, y = region.z_start, region.y_start
+        slab = self._slab_path(name, region)
+        if complete or not is_there(slab):
+            folder = self.target if complete else self._unfinished
+            return np.asarray(zarr.open_array(folder / name, mode="r")[z, y])
+        dtype = np.dtype(self.content["variables"][name]["dtype"])
+        return read_first_row(slab, self.layout.slab_grid(region), dtype, self.layout.chunks)[: self.layout.shape[2]]
 
     def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
         """Write the encoded chunks of a region of a variable, row by row."""
@@ -460,6 +479,11 @@ class Store:
                 f"began; this one, of format {FORMAT}, cannot go on with it: finish it with that version, or remove it "
                 "to begin anew."
             )
+        problem = record_problem(record)
+        if problem:
+            raise StoreExistsError(
+                f"{self.partial} is an unfinished store whose record is damaged ({problem}); remove it to begin anew."
+            )
         if not self._is_of(record):
             raise StoreExistsError(
                 f"{self.partial} is the unfinished store of another call (another box, archive or layout); "
@@ -507,10 +531,8 @@ class Store:
 
     def _recorded_url(self, url: str) -> str:
         """Return the URL of a file at the address from which the store was begun."""
-        for moved in self._moved:
-            if any(is_file_of(pattern, url) for pattern in moved.files):
-                return moved.then + url[len(moved.now) :]
-        return url
+        found = (moved.recorded_url(url) for moved in self._moved)
+        return next((recorded for recorded in found if recorded), url)
 
     def _note_once(self, url: str, version: FileVersion) -> "_Source":
         """Record the version of a file unless one is recorded; return the recorded one."""

@@ -11,6 +11,7 @@ from ..archive.dataset import open_archive
 from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError, NotDownloadedError
 from ..core.geometry import BoundingBox
+from ..core.kinds import RAW
 from ..store.plan import Export
 from ..store.to_zarr import to_zarr
 
@@ -149,7 +150,7 @@ def _store(
     """Keep a box as a store, or find it there; its name is torch_em's, unless more tells it from others."""
     names = archive.check_labels(labels)
     parts = [] if archive.name == EMPIAR_13356.name else [archive.name.replace("/", "-")]
-    parts += [] if names == archive.labels else names
+    parts += [] if names == archive.labels else names or [RAW]
     store = folder / f"{'-'.join([*parts, name])}.zarr"
     ds = open_archive(archive, source, labels=names)
     if download:

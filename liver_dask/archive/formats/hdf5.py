@@ -37,6 +37,9 @@ MOST_PARSES = 1000
 SMALLEST_LIMIT = 64 << 20
 """Bytes that a chunk may always take. A chunk may be larger only if it takes at most four times the slice's bytes."""
 
+INDEX_BYTES = 20
+"""Bytes of the index for each chunk."""
+
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 CHECKSUM_BYTES = 4
 
@@ -53,6 +56,7 @@ class ChunkIndex:
         dtype: Dtype of the values in the file.
         filters: Numbers of the filters in the order in which they were applied; None if this module cannot decode them.
         fill: Value of the pixels that are not in the file.
+        is_contiguous: Whether the rows lie in the file one after the other, so that parts of them can be read.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -62,16 +66,12 @@ class ChunkIndex:
     dtype: np.dtype[Any]
     filters: tuple[int, ...] | None
     fill: int
+    is_contiguous: bool = False
 
     @property
     def nbytes(self) -> int:
         """Size of the arrays in bytes."""
         return self.offsets.nbytes + self.sizes.nbytes + self.masks.nbytes
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether rows are stored without encoding, so that a part of a row can be read."""
-        return self.filters == () and self.offsets.shape[1] == 1 and self.shape[0] == 1
 
 
 class Hdf5Slice(SliceReader):
@@ -84,7 +84,7 @@ class Hdf5Slice(SliceReader):
     ) -> None:
         super().__init__(file, height, width, dtype, dataset, folder)
         self._index: ChunkIndex | None = None
-        self._metadata = _Metadata(file)
+        self._metadata = _Metadata(file, max(4 * height * width * dtype.itemsize, SMALLEST_LIMIT))
         self._lock = threading.Lock()
 
     @property
@@ -134,19 +134,21 @@ class Hdf5Slice(SliceReader):
         dtype, plist = dataset.dtype, dataset.id.get_create_plist()
         if dtype.kind not in "ui":
             raise self._error(f"the values of {self._dataset} are {dtype}, expected whole numbers")
-        fill = int(np.asarray(dataset.fillvalue))
+        fill = int(np.asarray(dataset.fillvalue)) if _has_fill_value(plist) else 0
         filters = tuple(int(plist.get_filter(i)[0]) for i in range(plist.get_nfilters()))
-        is_plain = h5.userblock_size == 0 and set(filters) <= {DEFLATE, SHUFFLE, FLETCHER32}
+        is_plain = h5.userblock_size == 0 and set(filters) <= {DEFLATE, SHUFFLE, FLETCHER32} and _is_whole(dataset)
         layout = plist.get_layout()
-        if is_plain and layout == _h5py().h5d.CHUNKED:
-            return self._index_of_chunks(dataset, filters, fill)
+        if layout == _h5py().h5d.CHUNKED:
+            self._check_chunks(dataset)
+            if is_plain:
+                return self._index_of_chunks(dataset, filters, fill)
         offset = dataset.id.get_offset() if layout == _h5py().h5d.CONTIGUOUS else None
         row = dtype.itemsize * self._width
         shape = self._height, 1
         sizes, masks = np.full(shape, row, np.int64), np.zeros(shape, np.uint32)
         if is_plain and layout == _h5py().h5d.CONTIGUOUS:
             offsets = np.full(shape, -1) if offset is None else offset + row * np.arange(self._height)[:, None]
-            return ChunkIndex(offsets.astype(np.int64), sizes, masks, (1, self._width), dtype, (), fill)
+            return ChunkIndex(offsets.astype(np.int64), sizes, masks, (1, self._width), dtype, (), fill, True)
         nothing = np.zeros((0, 0), np.int64)
         return ChunkIndex(nothing, nothing, masks[:0], (1, self._width), dtype, None, fill)
 
@@ -173,9 +175,6 @@ class Hdf5Slice(SliceReader):
 
     def _index_of_chunks(self, dataset: Any, filters: tuple[int, ...], fill: int) -> ChunkIndex:
         height, width = dataset.chunks
-        limit = max(4 * self._height * self._width * dataset.dtype.itemsize, SMALLEST_LIMIT)
-        if height * width * dataset.dtype.itemsize > limit:
-            raise self._error(f"its chunks of {height} x {width} pixels are larger than the slice")
         grid = math.ceil(self._height / height), math.ceil(self._width / width)
         offsets, sizes = np.full(grid, -1, np.int64), np.zeros(grid, np.int64)
         masks = np.zeros(grid, np.uint32)
@@ -187,6 +186,17 @@ class Hdf5Slice(SliceReader):
 
         dataset.id.chunk_iter(note)
         return ChunkIndex(offsets, sizes, masks, (height, width), dataset.dtype, filters, fill)
+
+    def _check_chunks(self, dataset: Any) -> None:
+        """Raise FormatError if the chunks, or their index, would take more memory than the slice."""
+        height, width = dataset.chunks
+        slice_bytes = self._height * self._width * dataset.dtype.itemsize
+        limit = max(4 * slice_bytes, SMALLEST_LIMIT)
+        if height * width * dataset.dtype.itemsize > limit:
+            raise self._error(f"its chunks of {height} x {width} pixels are larger than the slice")
+        chunks = math.ceil(self._height / height) * math.ceil(self._width / width)
+        if chunks * INDEX_BYTES > max(slice_bytes, SMALLEST_LIMIT):
+            raise self._error(f"its chunks of {height} x {width} pixels are too small: their index would take more")
 
     def _check_places(self, index: ChunkIndex) -> None:
         """Raise FormatError if a chunk is not within the file."""
@@ -303,6 +313,17 @@ class Hdf5Slice(SliceReader):
         return FormatError(f"{self._file.url}: {problem}.")
 
 
+def _has_fill_value(plist: Any) -> bool:
+    """Whether a fill value is defined. Reading one that is damaged would crash HDF5's library; asking for it raises."""
+    return bool(plist.fill_value_defined() != _h5py().h5d.FILL_VALUE_UNDEFINED)
+
+
+def _is_whole(dataset: Any) -> bool:
+    """Whether the values of a dataset use all bits of their bytes, so that the bytes are the values."""
+    kind = dataset.id.get_type()
+    return bool(kind.get_precision() == 8 * kind.get_size() and kind.get_offset() == 0)
+
+
 def _undo(code: int, data: bytes | memoryview, expected: int, itemsize: int) -> bytes:
     """Undo one filter.
 
@@ -351,8 +372,9 @@ class _Metadata:
     thread waits for the network while it holds the lock of h5py, and errors of a fetch are raised unchanged.
     """
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteFile, limit: int) -> None:
         self._file = file
+        self._limit = limit  # bytes that may be fetched for h5py
         self._blocks: dict[int, bytes] = {}
         self._of_metadata: set[int] = set()
 
@@ -396,6 +418,8 @@ class _Metadata:
                     reason = " ".join(str(error).split())[:200]
                     message = f"{self._file.url}: is no HDF5 that can be read, or is cut short ({reason})."
                     raise FormatError(message) from error
+            if len(self._blocks) * BLOCK > self._limit:
+                break
             for number in view.lacking:
                 if number not in self._blocks:
                     self._fetch(number, len(self._blocks))

@@ -177,6 +177,7 @@ def _difference(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> str:
     """Return what a StripIndex does not support in the page; empty if it supports everything."""
     found_and_expected: list[tuple[str, Any, Sequence[Any]]] = [
         ("samples a pixel", page.samplesperpixel, [1]),
+        ("photometric interpretation (0 and 1 are grey)", int(page.photometric), [0, 1]),
         ("bits a sample", page.bitspersample, [8 * dtype.itemsize]),
         ("sample format (1 is unsigned)", int(page.sampleformat), [1]),
         ("layout", "tiles" if page.is_tiled else "strips", ["strips"]),

@@ -460,7 +460,7 @@ class _FolderLinks(HTMLParser):
         super().__init__()
         self.folders: list[str] = []
 
-    def handle_starttag(self, etag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         target = dict(attrs).get("href") or ""
-        if etag == "a" and target.endswith("/") and not target.startswith(("/", ".", "?", "http")):
+        if tag == "a" and target.endswith("/") and not target.startswith(("/", ".", "?", "http")):
             self.folders.append(unquote(target.rstrip("/")))
