@@ -27,7 +27,7 @@ def keep_memory() -> None:
 
 @functools.cache
 def keep_memory_of_worker() -> None:
-    """Do the same, once, in a worker that dask started, that is, with MALLOC_TRIM_THRESHOLD_=65536.
+    """Call `keep_memory`, once, in a worker that dask started: such a worker has MALLOC_TRIM_THRESHOLD_=65536.
 
     With that setting, glibc requests the memory for every array and every compressor context from the system, page by
     page. zstd then runs at a quarter of its rate, and an export at less than half.
