@@ -203,8 +203,8 @@ class HttpTransport:
     def _authorization(self, address: str) -> str:
         """Return the Authorization header for an address.
 
-        The secret of the source is sent only to the source's own server. For other servers, and for a source without a
-        secret, the user's .netrc is used.
+        The user and password of the source are sent only to its own server, over https too. For other servers, and for
+        a source without a user, the user's .netrc is used.
         """
         origin = _origin_of(address)
         if self._secret.user and (origin == self._origin or origin == self._origin.secured()):
@@ -322,7 +322,7 @@ class HttpTransport:
             return TransientError(f"no connection to {host} ({fault.args[-1]})")
         if isinstance(fault, faults.TimeoutError):
             message = f"silent for {read_timeout:g} s"
-            return TransientError(message, wait=0, is_stall=True)  # a new request may be answered
+            return TransientError(message, wait=0, is_stall=True)  # it stays silent; a new request may be answered
         if isinstance(fault, faults.SSLError) and isinstance(fault.args[0], ssl.SSLCertVerificationError):
             return RemoteError(f"{url}: the server's certificate is not trusted ({fault.args[0]}).")
         return TransientError(self._secret.hidden(_short(fault)))
@@ -376,7 +376,7 @@ class HttpTransport:
                 while True:
                     taken.append(idle.get_nowait())
                     if taken[-1]:
-                        taken[-1].close()  # close it at once, before another is opened in addition
+                        taken[-1].close()  # close at once, before another is opened in addition; it reopens if needed
             for connection in taken:
                 idle.put_nowait(connection)
 
