@@ -95,7 +95,7 @@ class LiverBackend(BackendEntrypoint):
 _OF_XARRAY = indexing.ExplicitlyIndexed, indexing.ImplicitToExplicitIndexingAdapter
 
 
-@normalize_token.register(_OF_XARRAY)  # type: ignore[untyped-decorator]  # dask's has no types
+@normalize_token.register(_OF_XARRAY)  # type: ignore[untyped-decorator]  # dask's decorator has no types
 def _token(adapter: Any) -> Any:
     """Return the dask token of a variable of the engine: the same wherever and whenever it is opened.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 _compiling = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a fork waits: numba's locks would stay locked in the child for ever
+if hasattr(os, "register_at_fork"):  # a fork waits: numba's locks would stay locked in the child forever
     os.register_at_fork(
         before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
     )

@@ -72,7 +72,7 @@ def check_cancelled(what: str) -> None:
 
 
 def pause(seconds: float) -> None:
-    """Wait; raise ReadCancelledError if the result is no longer wanted meanwhile."""
+    """Wait, and raise ReadCancelledError if the result is no longer wanted."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         check_cancelled("What waits")

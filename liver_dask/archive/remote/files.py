@@ -154,7 +154,7 @@ class RemoteFile:
                 transport.get(self.url, [ByteRange(0, head), ByteRange(-tail, 0)], self.source.timeout, receive)
             except OneRangeOnlyError:
                 transport.supports_multirange = False
-            except TransientError as fault:  # missing bytes are requested later as any others
+            except TransientError as fault:  # missing bytes are requested later in the usual way
                 log.info("%s: %s", self.url, fault)
                 traffic.add(stalls=int(fault.is_stall))
         parts = zip(ends, received.cut(ends), strict=True)

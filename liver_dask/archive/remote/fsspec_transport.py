@@ -40,7 +40,7 @@ class FsspecTransport:
                 use_listings_cache=False,  # a listing may be older than the file
                 skip_instance_cache=True,
             )
-        except Exception as error:  # any exception of the file system's package
+        except Exception as error:  # the file system's package may raise any exception
             fault = RemoteError(f"{source.url} cannot be opened ({self._secret.hidden(error)}).")
         if fault:
             raise fault  # raised here, so that its context does not hold the package's error, which may show the secret
