@@ -76,7 +76,7 @@ class _Visit:
         """Whether no message can arrive: the worker is ending, or its event loop waits for a read of this process.
 
         A loop that other code blocks, or that runs on an overloaded machine, will continue. Until then reads wait,
-        because other workers use the connections meanwhile.
+        because other workers may use the connections.
         """
         silent = monotonic() - self.seen
         return (
