@@ -1,1 +1,1 @@
-"""An archive of slices as a lazy Dataset: remote files, formats, lazy arrays. Imports `core` only."""
+"""An archive of slices as a lazy Dataset: remote files, formats and lazy arrays. It imports `core` only."""

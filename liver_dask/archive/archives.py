@@ -1,4 +1,4 @@
-"""The archives that are built in, each a description in `descriptions/`."""
+"""The built-in archives; each is a description in `descriptions/`."""
 
 import os
 from functools import cache
@@ -10,7 +10,7 @@ from ..core.errors import InvalidArgumentError
 from .description import COLOR, Archive
 
 OTHER_COLOR = "#a05adc"
-"""Of a label that has none of its own."""
+"""The colour of labels that have no colour of their own."""
 
 
 @cache
@@ -21,19 +21,19 @@ def _built_in() -> dict[str, Archive]:
 
 
 def archives() -> dict[str, Archive]:
-    """The archives that are built in, by name: each is a description that `open_archive` takes."""
+    """Return the built-in archives by name; each is a description that `open_archive` accepts."""
     return dict(_built_in())
 
 
 EMPIAR_13356 = _built_in()["EMPIAR-13356"]
-"""Human liver: raw and masks of mitochondria, endoplasmic reticulum, nuclei and more."""
+"""Human liver: raw, and masks of mitochondria, endoplasmic reticulum, nuclei and more."""
 
 
 def find_archive(archive: Archive | str | os.PathLike[str]) -> Archive:
-    """An archive: itself, one that is built in, by its name, or one that a TOML file describes.
+    """Return an archive, given as itself, as the name of a built-in one, or as the path of a TOML file.
 
     Raises:
-        InvalidArgumentError: There is no such archive, or its description makes no sense. (ValueError)
+        InvalidArgumentError: There is no such archive, or its description is not valid. (ValueError)
     """
     if isinstance(archive, Archive):
         known = _built_in().get(archive.name)
@@ -59,7 +59,10 @@ def find_archive(archive: Archive | str | os.PathLike[str]) -> Archive:
 
 
 def color_of(variable: xr.DataArray) -> str:
-    """The colour of a label wherever it is shown, as #rrggbb: its attribute `color`, or that of a label of its name."""
+    """Return the colour of a label in all views, as #rrggbb.
+
+    The attribute `color` takes precedence, then the colour of a label of the same name in a built-in archive.
+    """
     color = variable.attrs.get("color")
     if isinstance(color, str) and COLOR.fullmatch(color):
         return color

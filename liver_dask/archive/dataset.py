@@ -1,6 +1,6 @@
 """`open_archive` and `open_human_liver_em`: an archive as one lazy, labelled Dataset.
 
-Nothing is asked of the archive until voxels are needed.
+No request is sent to the archive until voxels are needed.
 """
 
 import operator
@@ -38,39 +38,41 @@ def open_human_liver_em(
     voxel_size_nm: Sequence[float] | None = None,
     missing: Missing = "raise",
 ) -> xr.Dataset:
-    """Open the human-liver EM volume EMPIAR-13356, or an archive laid out like it, without asking it for anything.
+    """Open the human-liver EM volume EMPIAR-13356, or an archive with the same layout, without any request.
 
-    Voxels are fetched where they are needed, and only the files' parts that hold them: a window of raw costs the strip
-    index of its slice (once) and the strips of its rows; a window of a mask costs the file up to its last row. Indexing
-    composes: `ds.raw[290][1493:1621, 2219:4267]` fetches no more than the same in one step.
+    Voxels are fetched when they are needed, and only the parts of the files that hold them. A window of raw costs the
+    strip index of its slice (once) and the strips of its rows. A window of a mask costs the file from its start to the
+    last row of the window. Indexing steps are combined: `ds.raw[290][1493:1621, 2219:4267]` fetches no more than the
+    same selection in one step.
 
     Args:
-        source: The archive's root: an http(s) URL, any other fsspec URL (`s3://...`), or a local folder. What is secret
-            of a URL (`user:password@`, and behind a `?` a signature or token) goes with each request to its host, and
-            is shown and kept nowhere; without, `~/.netrc` is looked at.
-        shape: Voxels (z, y, x) of the whole volume. A file of another size is an error when it is read.
+        source: The archive's root: an http(s) URL, any other fsspec URL (`s3://...`), or a local folder. Secret parts
+            of a URL (`user:password@`, and a signature or token after a `?`) are sent with each request to its host;
+            they are never shown or stored. Without them, `~/.netrc` is used.
+        shape: Voxels (z, y, x) of the whole volume. Reading a file of another size is an error.
         labels: The masks to open. `mito`, `er` and `nucleus` are known to exist; `bile_duct`, `cell_boundary`,
-            `cholangiocyte`, `endothelial`, `hepatocyte` and `sinusoid` are said to.
-        chunk_rows: Rows of a dask block, which is (1, chunk_rows, width); 1024 unless dask's configuration says
-            otherwise (`liver-dask.chunk-rows`).
-        connections: The most requests under way at once, from a process or from all workers of a dask cluster together;
-            16, or `liver-dask.connections`.
-        cache_dir: Folder that keeps strip indexes and masks between processes, or None; `liver-dask.cache-dir`. Once a
-            process, the source is asked by one byte whether what is kept of a file is of its present version.
-        cache_raw_gb: GB (10^9 bytes) of disk that `cache_dir` may take for strips of raw, those used longest ago going
-            first; 0, or `liver-dask.cache-raw-gb`.
+            `cholangiocyte`, `endothelial`, `hepatocyte` and `sinusoid` are reported to exist.
+        chunk_rows: Rows of a dask chunk, which has the shape (1, chunk_rows, width); the default is 1024, or
+            `liver-dask.chunk-rows` in dask's configuration.
+        connections: The maximum number of concurrent requests, from one process or from all workers of a dask cluster
+            together; the default is 16, or `liver-dask.connections`.
+        cache_dir: Folder that caches strip indexes and masks between processes, or None; the default is
+            `liver-dask.cache-dir`. Once per process, a one-byte request checks whether the cached data of a file
+            belongs to its current version.
+        cache_raw_gb: Disk space in GB (10^9 bytes) that `cache_dir` may use for strips of raw; the least recently used
+            strips are removed first. The default is 0, or `liver-dask.cache-raw-gb`.
         voxel_size_nm: Size of a voxel (z, y, x) in nm, recorded in the attributes. The size in z is disputed, so there
             is no default; `ds.attrs["voxel_size_source"]` says what is known.
-        missing: What becomes of a slice whose file does not exist, though its folder does: `raise` is an error, `zeros`
-            gives zeros, logs a warning for each file, and has stores list them (`attrs["missing_files"]`).
+        missing: How to treat a slice whose file does not exist although its folder exists. `raise` raises an error.
+            `zeros` returns zeros and logs a warning for each file; stores list these files (`attrs["missing_files"]`).
 
     Returns:
-        A Dataset of dims (z, y, x) with `raw` (uint16) and one variable a label (uint8, 0 or 255), integer index
-        coordinates that keep their values in a crop, and attributes with source, licence and citation.
+        A Dataset of dims (z, y, x) with `raw` (uint16) and one variable per label (uint8, 0 or 255). It has integer
+        index coordinates, which keep their values in a crop, and attributes with source, licence and citation.
 
     Raises:
-        InvalidArgumentError: A label that does not exist, a shape or number that makes no sense; `source` is a Zarr
-            store. (ValueError)
+        InvalidArgumentError: A label does not exist, a shape or number is not valid, or `source` is a Zarr store.
+            (ValueError)
         SliceNotFoundError: `source` is a local folder that does not exist. (FileNotFoundError)
     """
     return open_archive(
@@ -100,27 +102,27 @@ def open_archive(
     voxel_size_nm: Sequence[float] | None = None,
     missing: Missing = "raise",
 ) -> xr.Dataset:
-    """Open an archive of slices without asking it for anything; see `open_human_liver_em`, which opens EMPIAR-13356.
+    """Open an archive of slices without any request; see `open_human_liver_em`, which opens EMPIAR-13356.
 
     Args:
-        archive: Its description, or the name of one that is built in (see `archives`), or the path of a file .toml that
-            describes it.
-        source: Where it is, if not at the address of its description: a mirror, or the folder that it was copied to.
-        shape: Voxels (z, y, x) of the whole volume, if they are other than described.
-        labels: The labels to open; by default those that its description says.
-        chunk_rows: Rows of a dask block, see `open_human_liver_em`.
-        connections: The most requests under way at once, see `open_human_liver_em`.
-        cache_dir: Folder that keeps parts of files between processes, see `open_human_liver_em`.
-        cache_raw_gb: GB of disk that `cache_dir` may take for raw, see `open_human_liver_em`.
-        voxel_size_nm: Size of a voxel (z, y, x) in nm, if it is another than described.
-        missing: What becomes of a slice whose file does not exist, see `open_human_liver_em`.
+        archive: The description of the archive, the name of a built-in one (see `archives`), or the path of a .toml
+            file that describes it.
+        source: Where the archive is, if not at the address in its description: a mirror, or a folder with a copy.
+        shape: Voxels (z, y, x) of the whole volume, if the shape differs from the description.
+        labels: The labels to open; the default is those that the description selects.
+        chunk_rows: Rows of a dask chunk, see `open_human_liver_em`.
+        connections: The maximum number of concurrent requests, see `open_human_liver_em`.
+        cache_dir: Folder that caches parts of files between processes, see `open_human_liver_em`.
+        cache_raw_gb: Disk space in GB that `cache_dir` may use for raw, see `open_human_liver_em`.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm, if it differs from the description.
+        missing: How to treat a slice whose file does not exist, see `open_human_liver_em`.
 
     Returns:
-        A Dataset of dims (z, y, x) with `raw` and the labels, of the dtypes that the description has.
+        A Dataset of dims (z, y, x) with `raw` and the labels, with the dtypes of the description.
 
     Raises:
-        InvalidArgumentError: There is no such archive, its description makes no sense, or as `open_human_liver_em`.
-            (ValueError)
+        InvalidArgumentError: There is no such archive, its description is not valid, or an error as in
+            `open_human_liver_em`. (ValueError)
         SliceNotFoundError: `source` is a local folder that does not exist. (FileNotFoundError)
     """
     opened = prepare(
@@ -146,13 +148,13 @@ def open_archive(
 def open_origin(
     origin: Mapping[str, Any], variable: Variable, source: str | os.PathLike[str], missing: Missing
 ) -> xr.DataArray:
-    """Open again the voxels that `LazyWindow.origin` told.
+    """Open again the voxels that `LazyWindow.origin` describes.
 
     Args:
-        origin: What it told.
+        origin: The result of `LazyWindow.origin`.
         variable: The description of the variable.
         source: Where the archive is now.
-        missing: What becomes of slices that do not exist.
+        missing: How to treat slices that do not exist.
     """
     shape = check_shape(origin["shape"])
     archive = origin.get("archive", EMPIAR_13356.name)
@@ -166,12 +168,12 @@ def open_origin(
 
 @dataclass(frozen=True)
 class Opened:
-    """An archive as it was asked for.
+    """An opened archive, with all arguments checked.
 
     Attributes:
-        archive: Its description, with the shape that was asked for.
+        archive: The description, with the requested shape.
         windows: The whole volume of each variable.
-        block: Voxels (z, y, x) of a dask block.
+        block: Voxels (z, y, x) of a dask chunk.
         attrs: Attributes of the Dataset.
     """
 
@@ -182,7 +184,7 @@ class Opened:
 
     @property
     def coordinates(self) -> dict[str, pd.RangeIndex]:
-        """Those of the Dataset: the indexes themselves."""
+        """The index coordinates of the Dataset."""
         return {dim: pd.RangeIndex(length) for dim, length in zip(DIMS, self.archive.shape, strict=True)}
 
 
@@ -199,7 +201,7 @@ def prepare(
     voxel_size_nm: Sequence[float] | None,
     missing: Missing,
 ) -> Opened:
-    """Check every argument of `open_archive`."""
+    """Check all arguments of `open_archive`."""
     check_kind_of_arrays()
     archive = archive.of_shape(shape)
     if missing not in get_args(Missing):
@@ -237,7 +239,7 @@ def _source(
 
 
 def _block(shape: Shape, chunk_rows: int | None) -> Shape:
-    """Voxels of a dask block."""
+    """Return the voxels (z, y, x) of a dask chunk."""
     _, height, width = shape
     return 1, min(_at_least_one("chunk_rows", setting("chunk-rows", chunk_rows)), height), width
 

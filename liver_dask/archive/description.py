@@ -1,7 +1,7 @@
 """The description of an archive: which file holds which slice of which variable, and what its voxels are.
 
-Nothing here touches the archive. A description is checked when it is made; what the files do not have after all is an
-error where the first of them is read.
+Nothing in this module accesses the archive. A description is checked when it is created. If the files do not match it,
+the error is raised when the first of them is read.
 """
 
 import re
@@ -27,24 +27,24 @@ NUMBER = re.compile(r"(0[1-9])?d")
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
-    """One variable of an archive, and the files that hold its slices, one each.
+    """One variable of an archive, and the files that hold its slices, one slice per file.
 
     Attributes:
-        name: Its name in the Dataset.
-        files: The path of a file below the archive's root, with the number of the slice as `{z}`, `{z:03d}`, ...
-        first: The number in the name of the first file.
-        format: `tiff`, `png` (masks only) or `hdf5`; by the suffix of `files` if empty.
-        dataset: Of HDF5, the path of the array in a file.
+        name: Name in the Dataset.
+        files: Path of a file below the archive's root, with the number of the slice as `{z}`, `{z:03d}`, ...
+        first: Number in the name of the first file.
+        format: `tiff`, `png` (masks only) or `hdf5`; if empty, the suffix of `files` decides.
+        dataset: For HDF5, the path of the array in a file.
         kind: `image`, `mask` (0 and any other value, which becomes 255) or `instances` (0, or the number of an object).
-        dtype: Of the voxels: `uint8` (a mask always), `uint16` or `uint32`. The files must have it.
-        meaning: What a label marks, one word, such as `mitochondrion`; its name if empty.
-        long_name: What it is, in some words, if these do not follow from kind and meaning.
-        color: In pictures and viewers, as #rrggbb; a common one if empty.
-        default: Whether the variable is opened when no labels are named.
-        bytes_per_pixel: Of a file, about, for estimates; what is usual for the format if None.
+        dtype: Dtype of the voxels: `uint8` (always for a mask), `uint16` or `uint32`. The files must have this dtype.
+        meaning: What a label marks, as one word, such as `mitochondrion`; if empty, the name.
+        long_name: A short description; if empty, it is derived from kind and meaning.
+        color: Colour in pictures and viewers, as #rrggbb; if empty, a common one.
+        default: Whether the variable is opened when the caller names no labels.
+        bytes_per_pixel: Approximate bytes of a file per pixel, for estimates; if None, the usual value of the format.
 
     Raises:
-        InvalidArgumentError: It makes no sense; the message names the attribute. (ValueError)
+        InvalidArgumentError: A value is not valid; the message names the attribute. (ValueError)
     """
 
     name: str
@@ -83,10 +83,10 @@ class Variable:
 
     @classmethod
     def of(cls, name: str, described: Any) -> "Variable":
-        """The variable that a table of TOML, or an object of JSON, describes.
+        """Return the variable that a TOML table or a JSON object describes.
 
         Raises:
-            InvalidArgumentError: It has unknown keys, or values that make no sense. (ValueError)
+            InvalidArgumentError: There are unknown keys, or values that are not valid. (ValueError)
         """
         if not isinstance(described, Mapping):
             raise InvalidArgumentError(f"The variable {short(name)} is described by {short(described)}.")
@@ -96,7 +96,7 @@ class Variable:
         return cls(name=name, **described)
 
     def described(self) -> dict[str, Any]:
-        """The same as plain JSON, without what is as usual; see `of`."""
+        """Return the variable as plain JSON, without default values; see `of`."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {name: value for name, (value, usual) in values.items() if name != "name" and value != usual}
 
@@ -111,11 +111,11 @@ class Variable:
         return self.files.rpartition("/")[0]
 
     def path(self, z: int) -> str:
-        """The path of the file of a slice below the archive's root."""
+        """Return the path of the file of a slice, below the archive's root."""
         return self.files.format(z=z + self.first)
 
     def slice_of(self, address: str) -> int | None:
-        """The slice that a file holds, by its path or URL; None if it is no file of this variable."""
+        """Return the slice that a file holds, from its path or URL; None if it is not a file of this variable."""
         before, after = (re.escape(part) for part in re.split(r"\{z[^}]*\}", self.files))
         match = re.search(f"(?:^|/){before}([0-9]{{1,10}}){after}$", address)
         z = int(match[1]) - self.first if match else -1
@@ -123,7 +123,7 @@ class Variable:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """CF attributes, such as the meaning of a mask's two values; besides the colour, and the kind of instances."""
+        """CF attributes, such as the meaning of a mask's two values; also the colour, and the kind of instances."""
         meaning = self.meaning or self.name
         words = meaning.replace("_", " ")
         usual: dict[Kind, str] = {
@@ -178,24 +178,24 @@ class Variable:
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """An archive of slices: everything that is asked about it is asked of this.
+    """An archive of slices: the source of all information about it.
 
     Attributes:
-        name: Its name, which with the variable and the voxels is a store's identity: the same archive at another
-            address has the same name.
-        url: Where it is.
+        name: Its name. Together with the variable and the voxels it identifies the content of a store: the same archive
+            at another address has the same name.
+        url: The address of the archive.
         shape: Voxels (z, y, x).
-        variables: What it holds: `raw`, which is the image, and labels.
-        title: One line.
-        license: By its SPDX identifier.
-        citation: Who is to be cited.
-        references: Where it is described.
-        tissue_box: Outside of it the image is empty; None if that is not known.
+        variables: Its variables: `raw`, which is the image, and labels.
+        title: A title of one line.
+        license: SPDX identifier of the licence.
+        citation: The publication to cite.
+        references: Where the archive is described.
+        tissue_box: Box outside of which the image is empty; None if it is not known.
         voxel_size_nm: Size of a voxel (z, y, x) in nm; None if it is not known.
-        voxel_size_source: Who says so, or why it is not known.
+        voxel_size_source: The origin of the voxel size, or why the size is not known.
 
     Raises:
-        InvalidArgumentError: It makes no sense; the message names the attribute. (ValueError)
+        InvalidArgumentError: A value is not valid; the message names the attribute. (ValueError)
     """
 
     name: str
@@ -234,10 +234,13 @@ class Archive:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Archive":
-        """The archive that a TOML file describes: the attributes by name, and a table `variables.NAME` for each.
+        """Return the archive that a TOML file describes.
+
+        The file has the attributes by name, and a table `variables.NAME` for each variable.
 
         Raises:
-            InvalidArgumentError: It cannot be read, is no TOML, has an unknown key, or makes no sense. (ValueError)
+            InvalidArgumentError: The file cannot be read, is not TOML, has an unknown key, or has a value that is not
+                valid. (ValueError)
         """
         try:
             found = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
@@ -262,7 +265,11 @@ class Archive:
         return cls(**found | {"variables": tuple(Variable.of(name, table) for name, table in tables.items())})
 
     def __getitem__(self, name: str) -> Variable:
-        """A variable by its name."""
+        """Return a variable by its name.
+
+        Raises:
+            InvalidArgumentError: There is no such variable; the message lists all variables. (ValueError)
+        """
         for variable in self.variables:
             if variable.name == name:
                 return variable
@@ -271,14 +278,14 @@ class Archive:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that are opened when none are named."""
+        """The labels that are opened when the caller names none."""
         return tuple(variable.name for variable in self.variables if variable.name != RAW and variable.default)
 
     def check_labels(self, labels: str | Iterable[str] | None) -> tuple[str, ...]:
-        """Labels as a tuple without repeats: those that are opened if None.
+        """Return labels as a tuple without duplicates; None gives the default labels.
 
         Raises:
-            InvalidArgumentError: One does not exist; the message names those that do. (ValueError)
+            InvalidArgumentError: A label does not exist; the message lists those that exist. (ValueError)
         """
         if labels is None:
             return self.labels
@@ -295,13 +302,13 @@ class Archive:
         return names
 
     def of_shape(self, shape: Sequence[int] | None) -> "Archive":
-        """The same archive, but for its size: of another shape nothing tells where the tissue is."""
+        """Return the same archive with another shape; where its tissue lies is then unknown."""
         checked = self.shape if shape is None else check_shape(shape)
         return self if checked == self.shape else replace(self, shape=checked, tissue_box=None)
 
     @property
     def full_box(self) -> BoundingBox:
-        """What a full volume holds: the tissue, or everything where that is not known."""
+        """The box of a full export: the tissue, or the whole volume if the tissue box is not known."""
         return self.tissue_box or self._whole
 
     @property
@@ -310,19 +317,19 @@ class Archive:
         return BoundingBox(0, x, 0, y, 0, z)
 
     def check_bounding_box(self, bounding_box: Sequence[int]) -> BoundingBox:
-        """A box as a BoundingBox, which is not empty and lies in the volume.
+        """Return a box as a BoundingBox that is not empty and lies in the volume.
 
         Raises:
-            InvalidArgumentError: It is empty, or leaves the volume. (ValueError)
+            InvalidArgumentError: The box is empty, or extends beyond the volume. (ValueError)
         """
         return check_bounding_box(bounding_box, self._whole)
 
     def path(self, variable: str, z: int) -> str:
-        """The path of the file of a slice below the archive's root."""
+        """Return the path of the file of a slice, below the archive's root."""
         return self[variable].path(z)
 
     def attributes(self, source: str, voxel_size_nm: Sequence[float] | None) -> dict[str, Any]:
-        """Attributes of the Dataset: what it is, where it is from, and who to cite. All are plain JSON."""
+        """Return the attributes of the Dataset: title, source, licence, citation and voxel size. All are plain JSON."""
         known: dict[str, Any] = {
             "title": self.title or self.name,
             "source": source,

@@ -1,4 +1,4 @@
-"""The engine `liver_dask` of xarray: `xr.open_dataset(url, engine="liver_dask", chunks={})`."""
+"""The xarray engine `liver_dask`: `xr.open_dataset(url, engine="liver_dask", chunks={})`."""
 
 import math
 import os
@@ -22,11 +22,11 @@ from .reader import Missing
 
 
 class LiverBackend(BackendEntrypoint):
-    """The engine `liver_dask`: `xr.open_dataset(url, engine="liver_dask", chunks={})`.
+    """The xarray engine `liver_dask`: `xr.open_dataset(url, engine="liver_dask", chunks={})`.
 
-    Takes the arguments of `open_archive`; the archive is EMPIAR-13356 if none is named. With `chunks={}` the variables
-    are the dask arrays that it gives; without `chunks` they are lazy and without dask. Either way any number of
-    indexing steps, and points, are composed.
+    It takes the arguments of `open_archive`; the default archive is EMPIAR-13356. With `chunks={}` the variables are
+    the same dask arrays as those of `open_archive`. Without `chunks` they are lazy arrays without dask. In both cases
+    any number of indexing steps, also with points, is combined into one read.
     """
 
     description = "Open EMPIAR-13356, or another described archive of slices"
@@ -88,30 +88,30 @@ class LiverBackend(BackendEntrypoint):
         return dataset.drop_vars(dropped or [], errors="ignore")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Only EMPIAR-13356 at its own URL; any other must be opened with `engine="liver_dask"`."""
+        """Accept only EMPIAR-13356 at its own URL; any other archive needs `engine="liver_dask"`."""
         return isinstance(filename_or_obj, str) and filename_or_obj.rstrip("/") == EMPIAR_13356.url
 
 
 _OF_XARRAY = indexing.ExplicitlyIndexed, indexing.ImplicitToExplicitIndexingAdapter
 
 
-@normalize_token.register(_OF_XARRAY)  # type: ignore[untyped-decorator]  # dask's has no types
+@normalize_token.register(_OF_XARRAY)  # type: ignore[untyped-decorator]  # dask's decorator has no types
 def _token(adapter: Any) -> Any:
-    """What dask calls a variable of the engine: the same wherever and whenever it is opened.
+    """Return the dask token of a variable of the engine: the same wherever and whenever it is opened.
 
-    Else dask takes the pickle for its name, which has what is known of the files' versions.
+    By default dask derives the token from the pickle, which contains the known versions of the files.
     """
     keys, leaf = [], adapter
     while leaf is not None and not isinstance(leaf, LazyWindow):
         keys.append(getattr(getattr(leaf, "key", None), "tuple", None))
         leaf = getattr(leaf, "lazy" if isinstance(leaf, _BackendWindow) else "array", None)
     if leaf is None:
-        return normalize_token.dispatch(object)(adapter)  # somebody else's
+        return normalize_token.dispatch(object)(adapter)  # a lazy array of another backend
     return leaf.__dask_tokenize__(), normalize_token(keys)
 
 
 class _BackendWindow(BackendArray):
-    """A lazy window of the whole volume as xarray's backends want it, and how it is cut where dask has it."""
+    """A lazy window of the whole volume with the interface of xarray's backends, and its chunks for dask."""
 
     def __init__(self, lazy: LazyWindow, block: tuple[int, int, int]) -> None:
         self.lazy = lazy
@@ -121,7 +121,7 @@ class _BackendWindow(BackendArray):
 
     @property
     def chunked(self) -> VolumeArray:
-        """The same as `open_archive` has it."""
+        """The same dask array as that of `open_archive`."""
         return VolumeArray.of(self.lazy, normalize_chunks(self._block, self.shape))
 
     def __dask_tokenize__(self) -> Any:
@@ -135,22 +135,22 @@ class _BackendWindow(BackendArray):
 
 
 def _is_sparse(indexes: tuple[npt.NDArray[np.intp], ...]) -> bool:
-    """Whether reading all that is at one of the indexes of each axis would be much more than the points are."""
+    """Return whether outer indexing would read more than twice as many voxels as there are points."""
     return math.prod(len(np.unique(index)) for index in indexes) > 2 * math.prod(
         np.broadcast_shapes(*map(np.shape, indexes))
     )
 
 
 class _EngineVariable(xr.Variable):
-    """A variable of the engine; made a dask array, it is the one that `open_human_liver_em` gives, indexed alike.
+    """A variable of the engine; `chunk` gives the dask array of `open_human_liver_em`, with the same indexing.
 
-    Of any other lazy array xarray makes a dask array that hands down one indexing step, and no points.
+    For any other lazy array, xarray makes a dask array that passes on one indexing step only, and no points.
     """
 
     __slots__ = ()
 
     def chunk(self, *args: Any, **options: Any) -> Any:
-        """See `xarray.Variable.chunk`; where nothing is said of an axis, blocks are those of the archive's files."""
+        """See `xarray.Variable.chunk`; axes without explicit chunks get chunks that match the archive's files."""
         lazy = self._data
         while isinstance(lazy, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
             lazy = lazy.array

@@ -1,4 +1,4 @@
-"""Reads voxels of an archive: which file holds them, which versions are read, and what is kept of a file."""
+"""Reading of voxels of an archive: which file holds them, which version is read, and what is cached."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -30,37 +30,37 @@ Missing = Literal["raise", "zeros"]
 T = TypeVar("T")
 
 MEMORY_LIMIT = 256 << 20
-"""Bytes of strip indexes, mask files and checkpoints that a process keeps."""
+"""Bytes of strip indexes, mask files and checkpoints that a process caches."""
 
 
 @dataclass(frozen=True)
 class SlicePart:
-    """What one process found out about a slice, for others: so that it is fetched and decoded once.
+    """Information that one process has about a slice and shares, so that the slice is fetched and decoded once.
 
     Attributes:
-        version: Of its file.
-        content: Decoded rows, or where they are in the file; nothing of a slice that does not exist, or of which the
-            file tells nothing that is worth sharing.
+        version: Version of the file.
+        content: Decoded rows, or their positions in the file. None if the slice does not exist, or if the file has
+            nothing that is worth sharing.
     """
 
     version: FileVersion
     content: Prepared | PreparedRows | None
 
     def __sizeof__(self) -> int:
-        """Bytes, as dask asks for them."""
+        """Return the size in bytes, which dask asks for."""
         return object.__sizeof__(self) + (self.content.nbytes if self.content else 0)
 
 
 @dataclass(frozen=True)
 class VolumeReader:
-    """Reads voxels of one variable; small, picklable, equal for equal voxels.
+    """Reader of the voxels of one variable; small, picklable, and equal to readers of the same voxels.
 
     Attributes:
         source: Where the archive is.
-        archive: Its name.
-        variable: What is read of it.
+        archive: Name of the archive.
+        variable: The variable to read.
         shape: Voxels (z, y, x) of the whole volume.
-        missing: `raise`, or `zeros` where slices whose files do not exist are to be empty.
+        missing: `raise`, or `zeros` if slices whose files do not exist count as empty.
     """
 
     source: Source
@@ -69,7 +69,7 @@ class VolumeReader:
     shape: Shape
     missing: Missing = "raise"
 
-    slices_at_once = 1  # each is a file
+    slices_at_once = 1  # each slice is one file
 
     def __call__(
         self,
@@ -79,14 +79,14 @@ class VolumeReader:
         out: npt.NDArray[Any],
         prepared: Sequence[SlicePart] = (),
     ) -> None:
-        """Read voxels of the given indexes, none of them empty, into `out`: (len(z), len(y), len(x)).
+        """Read the voxels at the given indexes, none of them empty, into `out` of shape (len(z), len(y), len(x)).
 
         Args:
             z: Slices.
             y: Rows.
             x: Columns.
-            out: Is filled.
-            prepared: What `prepare` gave for each slice, or nothing.
+            out: Array to fill.
+            prepared: The result of `prepare` for each slice, or nothing.
         """
         if _is_run(y) and _is_run(x):
             rows, columns = np.arange(y[0], y[-1] + 1), slice(int(x[0]), int(x[-1]) + 1)
@@ -102,7 +102,7 @@ class VolumeReader:
             out[i] = pixels[picked]
 
     def prepare(self, z: int, start: int, stop: int) -> SlicePart:
-        """What reading rows `start` to `stop` of a slice takes, for any process."""
+        """Return what any process needs to read rows `start` to `stop` of slice `z`."""
         rows = np.arange(start, stop)
         part = self._use_slice(z, rows, lambda item: item.prepare(start, stop), lambda: None)
         version = self.source.versions.get(self._url(z))
@@ -110,7 +110,7 @@ class VolumeReader:
         return SlicePart(version, part)
 
     def read_points(self, z: int, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]) -> None:
-        """Read voxels of one slice, in any order and repeated or not, into `out`: (points,)."""
+        """Read voxels of one slice into `out` of shape (points,); points may have any order and may repeat."""
         rows = np.unique(y)
 
         def read(item: SliceReader) -> None:
@@ -145,7 +145,7 @@ class VolumeReader:
         self._read_slice(z, rows, read, out)
 
     def _unify(self, out: npt.NDArray[Any]) -> None:
-        """Whatever a format has for a labelled voxel, a mask has 255."""
+        """Set all labelled voxels of a mask to 255, whatever value the format has for them."""
         if self.variable.kind == "mask" and not FORMATS[self.variable.format].HAS_MASKS:
             out[out != 0] = FOREGROUND
 
@@ -156,23 +156,23 @@ class VolumeReader:
 
     @property
     def is_from_the_top(self) -> bool:
-        """Whether rows of its files can only be decoded from the first on."""
+        """Whether the rows of its files can be decoded only from the first row on."""
         return FORMATS[self.variable.format].FROM_THE_TOP
 
     def describe(self) -> str:
-        """Which variable of which source; how the source is asked does not change its voxels."""
+        """Return a text that identifies the variable and its source; how the source is accessed has no influence."""
         text = f"{self.variable.name} of {self.shape} at {self.source.url}"
-        if self.variable in EMPIAR_13356.variables:  # as in the stores of versions that knew no other archive
+        if self.variable in EMPIAR_13356.variables:  # as in stores of versions that had no other archive
             return text
         return f"{text}: {sorted(self.variable.described().items())}"
 
     @property
     def variant(self) -> str:
-        """What becomes of slices that do not exist; where they do, it is the same volume."""
+        """How missing slices are treated; it does not change the voxels of existing slices."""
         return self.missing
 
     def origin(self) -> dict[str, Any]:
-        """The same, as JSON; see `open_origin`."""
+        """Return the variable and its source as JSON; see `open_origin`."""
         variable = self.variable.name
         return {"archive": self.archive, "source": self.source.url, "shape": list(self.shape), "variable": variable}
 
@@ -183,11 +183,11 @@ class VolumeReader:
 
     @property
     def _folder(self) -> str:
-        """The folder of the slices; ends with a slash."""
+        """The folder of the slices; it ends with a slash."""
         return self.files.rpartition("/")[0] + "/"
 
     def probe(self, z: int) -> None:
-        """Find out whether the file of a slice is there and as expected, without reading a pixel."""
+        """Check that the file of a slice exists and is as expected, without reading a pixel."""
         try:
             self._item(z).probe()
         except LiverDaskError as error:
@@ -196,9 +196,9 @@ class VolumeReader:
 
     @contextmanager
     def read_ahead(self, z: Selection, y: Selection) -> Iterator[None]:
-        """Meanwhile these rows of these slices will be read, all slices side by side, a part at a time.
+        """Prepare to read these rows of these slices within this context: all slices side by side, part by part.
 
-        So more is fetched with a request, and nothing that is known of the files is forgotten in between.
+        Each request then fetches more, and information about the files stays in memory between the parts.
         """
         items = [self._item(int(number)) for number in z]
         for item in items:
@@ -225,7 +225,7 @@ class VolumeReader:
         read: Callable[[SliceReader], None],
         out: npt.NDArray[Any],
     ) -> None:
-        """Have `read` fill `out` with what it wants of some ascending rows, or fill it with zeros."""
+        """Call `read` to fill `out` from some ascending rows, or fill `out` with zeros if the slice counts as empty."""
         self._use_slice(z, rows, read, lambda: out.fill(0))
 
     def _use_slice(
@@ -237,7 +237,10 @@ class VolumeReader:
         *,
         anew: bool = False,
     ) -> T:
-        """What is made of some rows of a slice, or of one that does not exist and is to be empty."""
+        """Return `use` of some rows of a slice, or `use_nothing()` if the slice does not exist and counts as empty.
+
+        A file that fails may be fetched once more; `anew` is True in that second attempt.
+        """
         try:
             if self.source.versions.get(self._url(z)) == MISSING:
                 note_file(self._url(z), MISSING)
@@ -245,7 +248,7 @@ class VolumeReader:
             item = self._item(z)
             used = use(item)
         except LiverDaskError as error:
-            _memory.drop(self._key(z))  # what was kept of a file that failed or changed is not used again
+            _memory.drop(self._key(z))  # do not reuse cached data of a file that failed or changed
             if self._is_missing(z, error):
                 note_file(self._url(z), MISSING)
                 return use_nothing()
@@ -254,29 +257,29 @@ class VolumeReader:
             raise self._located(error, z, rows) from error
         _memory.put(self._key(z), item)
         version = self.source.versions.get(self._url(z))
-        assert version  # or nothing was read
+        assert version  # every read notes the version
         note_file(self._url(z), version)
         return used
 
     def _may_pass(self, error: LiverDaskError, z: int) -> bool:
-        """Evict a file that cannot be decoded from the caches; whether it may be read when fetched anew."""
+        """Evict a file that cannot be decoded from the folder cache; return whether one full re-fetch may succeed."""
         if isinstance(error, SliceNotFoundError):
             return self.missing == "zeros" and self._exists(z)
         if not isinstance(error, FormatError):
             return False
         if self.source.cache_dir:
             FolderCache(self.source.cache_dir).drop(self._url(z))
-        return self.source.is_http  # the line, or something on it, may have changed a byte
+        return self.source.is_http  # the network may have changed a byte
 
     def _is_missing(self, z: int, error: LiverDaskError) -> bool:
-        """Whether an error means that a slice is to be taken for zeros: there is no such file, but there is its folder.
+        """Return whether an error means that a slice counts as zeros: its file does not exist, but its folder does.
 
-        A wrong address must not give a volume of zeros, nor one wrong answer a slice of zeros: so the folder has to be
-        seen, and the file is asked for once more.
+        A wrong address must not give a volume of zeros, and one wrong answer must not give a slice of zeros. So the
+        folder must be found, and the file is requested a second time.
         """
         if self.missing != "zeros" or not isinstance(error, SliceNotFoundError):
             return False
-        if self.source.versions.get(self._url(z)) == MISSING:  # another thread has found out
+        if self.source.versions.get(self._url(z)) == MISSING:  # another thread has detected it
             return True
         if not self._folder_was_seen(z) or self._exists(z):
             return False
@@ -285,7 +288,7 @@ class VolumeReader:
         return True
 
     def _folder_was_seen(self, z: int) -> bool:
-        """Whether the folder is listed, or holds another slice: not every server lists its folders."""
+        """Return whether the folder is listed or holds another slice: not every server lists its folders."""
         if self.source.versions.has_read_below(self._folder) or folder_exists(self.source, self._folder):
             return True
         others = {0, z - 1, z + 1, self.shape[0] - 1} & set(range(self.shape[0])) - {z}
@@ -305,7 +308,7 @@ class VolumeReader:
         return kind(file, *self.shape[1:], np.dtype(variable.dtype), variable.dataset, folder)
 
     def _located(self, error: LiverDaskError, z: int, rows: npt.NDArray[np.intp]) -> LiverDaskError:
-        """The same error, saying which slice and rows it cost, and for a missing class which ones there are."""
+        """Return the same error with the affected slice and rows; for a missing class, also with all folders."""
         text = f"{self.variable.name}, slice {z}, rows {rows[0]}-{rows[-1]}: {error}"
         if isinstance(error, SliceNotFoundError):
             there = list_folders(self.source)
@@ -325,16 +328,16 @@ class VolumeReader:
 
 
 def readers_of(array: Any) -> set[VolumeReader]:
-    """The variables of the archive that a dask array is made of, as far as its graph shows them.
+    """Return the readers of the archive's variables that a dask array uses, as far as its graph shows them.
 
-    Of voxels that were computed before (`persist`, `compute`) nothing tells where they are from.
+    The origin of voxels that are already computed (`persist`, `compute`) is not known.
     """
     leaves = [array.lazy] if isinstance(array, VolumeArray) and array.lazy else leaves_in(array)
     return {leaf.read for leaf in leaves if isinstance(leaf.read, VolumeReader)}
 
 
 def _is_run(selection: Selection) -> bool:
-    """Whether the indexes ascend one by one."""
+    """Return whether the indexes are consecutive and ascending."""
     if isinstance(selection, range):
         return selection.step == 1 or len(selection) == 1
     return bool((np.diff(selection) == 1).all())

@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, configuration, geometry, threads and metrics. Imports none of them."""
+"""The base of all other packages: errors, configuration, geometry, threads and metrics. It imports none of them."""

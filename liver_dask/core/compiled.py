@@ -1,4 +1,4 @@
-"""Loops that numba compiles when they are first needed, and keeps on disk where it can."""
+"""Loops that numba compiles at their first call and caches on disk where possible."""
 
 import os
 import threading
@@ -6,26 +6,32 @@ from collections.abc import Callable
 from typing import Any
 
 _compiling = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a fork waits: it would take along numba's locks, and nobody to release them
+if hasattr(os, "register_at_fork"):  # a fork waits: numba's locks would stay locked in the child forever
     os.register_at_fork(
         before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
     )
 
 
 class Compiled:
-    """A function of numbers and arrays as machine code, which lets other threads run meanwhile.
+    """A function of numbers and arrays that runs as machine code and releases Python's lock (the GIL).
 
-    The code is kept beside the module, or in the user's cache, for processes to come. Until the first call nothing is
-    imported: numba takes a fifth of a second, and not every process needs it.
+    The machine code is cached beside the module, or in the user's cache folder, for later processes. Nothing is
+    imported before the first call: importing numba takes a fifth of a second, and not every process needs it.
     """
 
     def __init__(self, signature: str, loop: Callable[..., Any]) -> None:
-        """`signature` as numba writes types: one for all calls, so that none compiles anew."""
+        """Store the loop; nothing is compiled yet.
+
+        Args:
+            signature: Types of the arguments and of the result, as numba writes them. One signature serves all calls,
+                so that no call compiles again.
+            loop: The Python function to compile.
+        """
         self._signature, self._loop = signature, loop
         self._machine_code: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call it; the first time, compile it or load what was kept."""
+        """Call the function; the first call compiles it or loads it from the cache."""
         machine_code = self._compile() if self._machine_code is None else self._machine_code
         return machine_code(*arguments)
 
@@ -36,7 +42,7 @@ class Compiled:
 
                 try:
                     self._machine_code = numba.njit(self._signature, nogil=True, cache=True)(self._loop)
-                except Exception:  # no folder can be written, a full disk, a damaged file: each is of another kind
+                except Exception:  # read-only folder, full disk, damaged file: the exception types differ
                     self._machine_code = numba.njit(self._signature, nogil=True)(self._loop)
             assert self._machine_code is not None
             return self._machine_code

@@ -1,4 +1,4 @@
-"""How many threads of this process may do something at once, where processes share a machine or an archive."""
+"""Limits on how many threads of this process do something at once; processes share a machine or an archive."""
 
 import os
 import threading
@@ -9,21 +9,21 @@ from .threads import SECONDS_BETWEEN_LOOKS, check_cancelled
 
 
 class ConcurrencyLimit:
-    """A limit that jobs bring along: `with allowance:` waits for a turn.
+    """A limit on concurrent threads that running jobs set: `with limit:` waits for a free slot.
 
     Args:
-        otherwise: The limit while no job has brought one; 0 for none.
+        otherwise: The limit while no job has set one; 0 means no limit.
     """
 
     def __init__(self, otherwise: int = 0) -> None:
         self._otherwise = otherwise
         self._forget()
-        if hasattr(os, "register_at_fork"):  # the parent's threads have their turns in the parent
+        if hasattr(os, "register_at_fork"):  # slots taken by the parent's threads do not count in the child
             os.register_at_fork(after_in_child=self._forget)
 
     @contextmanager
     def of(self, more: int) -> Iterator[None]:
-        """Let so many more threads have a turn, and at the end so many fewer."""
+        """Raise the limit by `more` threads within this context."""
         self._allow(more)
         try:
             yield
@@ -56,5 +56,6 @@ class ConcurrencyLimit:
 
 
 cores = ConcurrencyLimit(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Decoding and encoding. Requests that wait cost nothing and may be many; but with more threads at work than cores, the
-one that has Python's lock waits for a core, and all others for it: 16 decoders on two cores take 1.7 times as long."""
+"""Limits decoding and encoding. Waiting requests cost nothing, so there may be many of them. But with more working
+threads than cores, the thread that holds Python's lock waits for a core, and all other threads wait for that thread: 16
+decoders on two cores take 1.7 times as long."""

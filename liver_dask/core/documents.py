@@ -1,4 +1,7 @@
-"""JSON of a store, which may have been damaged, or written by somebody else: read and compared, and never trusted."""
+"""Read and compare the JSON documents of a store.
+
+A document may be damaged or written by other software, so nothing in it is trusted.
+"""
 
 import json
 import math
@@ -17,10 +20,11 @@ LARGEST_DOCUMENT = 64 << 20
 LONGEST_REASON = 300
 
 DECODED_ATTRIBUTES = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned"}
-"""By these, readers that know the CF conventions give other values than there are."""
+"""Attributes that make readers with CF decoding return other values than the stored ones."""
 
 CHANGING_ATTRIBUTES = DECODED_ATTRIBUTES | {"dtype", "_Encoding", "units"}
-"""By these, xarray does: a time's `units` make dates of numbers."""
+"""Attributes that make xarray return other values than the stored ones. For example, `units` of time turn numbers into
+dates."""
 
 TIMES = ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds")
 
@@ -28,14 +32,14 @@ Document = Mapping[str, Any]
 
 
 def read_document(path: Path, what: str) -> Any:
-    """What a JSON file holds.
+    """Return the parsed content of a JSON file.
 
     Args:
         path: The file.
-        what: What it is for, to be told where it cannot be read.
+        what: What the file is for; it completes the error message "PATH, which WHAT, cannot be read".
 
     Raises:
-        DamagedError: It is no JSON, or not there, or names a key twice.
+        DamagedError: The file is missing, not a regular file, too large or not JSON, or it has a duplicate key.
     """
     try:
         if path.exists() and not path.is_file():
@@ -57,17 +61,17 @@ def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def as_object(value: Any) -> Document:
-    """A JSON object, or what is there instead as an empty one."""
+    """Return `value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it, however long it is."""
+    """Format a value for a message, with a limited length."""
     return _short.repr(value)
 
 
 def reason_of(error: Exception) -> str:
-    """What another library's error says, in one line that is not too long: it may quote what it was given."""
+    """Return the message of another library's error as one line of limited length; it may quote its input."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
 
 
@@ -76,9 +80,9 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are the same to a reader: 1 is 1.0, but not true; NaN is NaN."""
+    """Return whether two JSON values are the same to a reader: 1 equals 1.0, but not true; NaN equals NaN."""
     pairs = [(one, other)]
-    while pairs:  # a call for each level would end where Python's stack does: JSON may be nested as deep
+    while pairs:  # a loop: recursion may exceed Python's stack limit on deeply nested JSON
         one, other = pairs.pop()
         if isinstance(one, bool) or isinstance(other, bool):
             same = one is other
@@ -100,7 +104,11 @@ def is_same(one: Any, other: Any) -> bool:
 def array_problems(
     document: Any, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], dims: Sequence[str]
 ) -> Iterator[str]:
-    """What of an array's metadata is not as it must be: "NAME is VALUE, and was written as VALUE"."""
+    """Yield the differences between an array's metadata and the expected metadata.
+
+    Yields:
+        Texts of the form "NAME is VALUE, and was written as VALUE".
+    """
     expected = {
         "zarr_format": 3,
         "node_type": "array",
@@ -121,7 +129,7 @@ def array_problems(
 
 
 def sharding_problems(document: Any, chunks: Sequence[int]) -> Iterator[str]:
-    """What of the codecs of an array of voxels is not as this package writes it, in any version."""
+    """Yield the differences between the codecs of a voxel array and those that any version of this package writes."""
     codecs = as_object(document).get("codecs")
     codec = as_object(codecs[0]) if isinstance(codecs, list) and len(codecs) == 1 else {}
     sharding = as_object(codec.get("configuration"))
@@ -140,7 +148,7 @@ def sharding_problems(document: Any, chunks: Sequence[int]) -> Iterator[str]:
 
 
 def changing_attributes(attributes: Any) -> set[str]:
-    """Those by which a reader would give other values than there are."""
+    """Return those of the attributes that make a reader return other values than the stored ones."""
     if attributes is None:
         return set()
     if not isinstance(attributes, dict):

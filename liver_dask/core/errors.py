@@ -1,20 +1,20 @@
-"""What can go wrong, and how to catch it.
+"""Errors of this package, and how to catch them.
 
-Every error says in one sentence what failed, where (URL, slice, rows) and what to do next. Each is also the builtin
-that a caller would catch without knowing this package::
+Every error message says in one sentence what failed, where (URL, slice, rows) and what to do next. Each error is also
+a subclass of the builtin exception that a caller would catch without knowing this package::
 
     LiverDaskError
-    ├── InvalidArgumentError    ValueError         a box, label, shape or option that makes no sense
+    ├── InvalidArgumentError    ValueError         a box, label, shape or option is not valid
     ├── SliceNotFoundError      FileNotFoundError  the source has no such file
-    ├── FormatError             ValueError         a TIFF or PNG that is damaged, or not as the archive's are
-    ├── RemoteError             OSError            the source does not answer, or not rightly, after all tries
+    ├── FormatError             ValueError         a TIFF or PNG is damaged, or differs from those of the archive
+    ├── RemoteError             OSError            the source does not answer correctly after all retries
     │   ├── RangeNotSupportedError                 the server would send a whole large file for a few rows
-    │   └── SourceChangedError                     a file is not the one that was read before
+    │   └── SourceChangedError                     a file is not the version that was read before
     ├── StoreExistsError        FileExistsError    the output path holds something else
-    ├── DamagedError            OSError            what was written is not on the disk any more as it was
-    ├── ExportError             RuntimeError       parts of a store could not be written; says which
-    ├── NotDownloadedError      RuntimeError       no complete store is there and none was asked for
-    └── MissingExtraError       ImportError        packages that only this part needs are not installed
+    ├── DamagedError            OSError            data on the disk differs from what was written
+    ├── ExportError             RuntimeError       parts of a store could not be written; the error lists them
+    ├── NotDownloadedError      RuntimeError       there is no complete store, and no download was requested
+    └── MissingExtraError       ImportError        packages that only one feature needs are not installed
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from typing import Any
 
 
 class LiverDaskError(Exception):
-    """Any error that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class InvalidArgumentError(LiverDaskError, ValueError):
-    """A box, label, shape or option that makes no sense."""
+    """A box, label, shape or option is not valid."""
 
 
 class SliceNotFoundError(LiverDaskError, FileNotFoundError):
@@ -34,19 +34,19 @@ class SliceNotFoundError(LiverDaskError, FileNotFoundError):
 
 
 class FormatError(LiverDaskError, ValueError):
-    """A TIFF or PNG that is truncated, corrupt, or of another kind or size than the archive's."""
+    """A TIFF or PNG is truncated or corrupt, or its kind or size differs from the archive's."""
 
 
 class RemoteError(LiverDaskError, OSError):
-    """The source does not answer, or not rightly, after all tries."""
+    """The source does not answer, or does not answer correctly, after all retries."""
 
 
 class RangeNotSupportedError(RemoteError):
-    """The server ignores byte ranges, and the file is too large to be fetched for a part of it."""
+    """The server ignores byte ranges, and the file is too large to be fetched whole for a part of it."""
 
 
 class SourceChangedError(RemoteError):
-    """A file's size, ETag or date is not what it was at the first read; voxels of the two would be mixed."""
+    """The size, ETag or date of a file has changed since the first read, so voxels of two versions would be mixed."""
 
 
 class StoreExistsError(LiverDaskError, FileExistsError):
@@ -54,14 +54,14 @@ class StoreExistsError(LiverDaskError, FileExistsError):
 
 
 class DamagedError(LiverDaskError, OSError):
-    """What was written is not on the disk any more as it was: a bad disk, or something else wrote to it."""
+    """Data on the disk differs from what was written: the disk is faulty, or another program wrote to it."""
 
 
 class ExportError(LiverDaskError, RuntimeError):
-    """Parts of a store could not be written. All others are kept, and the same call goes on from them.
+    """Parts of a store could not be written. All other parts are kept, and the same call resumes from them.
 
     Attributes:
-        failures: What could not be written, one text a part.
+        failures: The parts that could not be written, one text for each.
     """
 
     def __init__(self, message: str, failures: Sequence[str] = ()) -> None:
@@ -73,12 +73,12 @@ class ExportError(LiverDaskError, RuntimeError):
 
 
 class NotDownloadedError(LiverDaskError, RuntimeError):
-    """No complete store is there, and `download=True` was not given."""
+    """There is no complete store, and `download=True` was not given."""
 
 
 class MissingExtraError(LiverDaskError, ImportError):
-    """Packages that only a part of this package needs are not installed; says which extra brings them."""
+    """Packages that only one feature needs are not installed; the message names the extra that installs them."""
 
 
 GIVE_SHAPE = "say how large the volume is by shape=(z, y, x), or --shape"
-"""What to do about a slice of another size than expected."""
+"""Advice in the error message for a slice whose size is not the expected one."""

@@ -1,4 +1,4 @@
-"""Axes, shapes and boxes of voxels, and what makes sense of them."""
+"""Axes, shapes and boxes of voxels, and checks of their values."""
 
 import operator
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]
 
 
 class BoundingBox(NamedTuple):
-    """A box of voxels in the order torch_em uses; each `max` is exclusive."""
+    """A box of voxels in the order that torch_em uses; each `max` is exclusive."""
 
     x_min: int
     x_max: int
@@ -39,7 +39,7 @@ def check_shape(shape: Sequence[int]) -> Shape:
 
 
 def check_lengths(name: str, lengths: Sequence[int]) -> Shape:
-    """Return three positive integers (z, y, x), or raise InvalidArgumentError naming the argument."""
+    """Return three positive integers (z, y, x), or raise InvalidArgumentError that names the argument."""
     z, y, x = numbers = _integers(name, lengths, 3, "(z, y, x)")
     if min(numbers) < 1 or max(numbers) > LONGEST_AXIS:
         raise InvalidArgumentError(f"{name}={tuple(numbers)} has an axis without voxels, or one that is too long.")
@@ -78,15 +78,16 @@ def check_voxel_size(voxel_size_nm: Sequence[float]) -> tuple[float, float, floa
 
 
 def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
-    """The part of a Dataset that a box of the volume holds, lazily.
+    """Return the part of a Dataset inside a bounding box of the volume, lazily.
 
     Args:
-        ds: What `open_human_liver_em` gave, or a store, or a part of either: dims (z, y, x), with coordinates.
-        bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each max exclusive; all
-            of `ds` if None.
+        ds: The result of `open_human_liver_em`, a store, or a part of either: dims (z, y, x), with coordinates.
+        bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each max exclusive; None
+            selects all of `ds`.
 
     Raises:
-        InvalidArgumentError: The box leaves `ds` or is empty, or coordinates do not run one by one. (ValueError)
+        InvalidArgumentError: The box is empty or extends beyond `ds`, `ds` holds no voxels, or its coordinates are not
+            consecutive integers. (ValueError)
     """
     _check_size(ds)
     if bounding_box is None:
@@ -101,7 +102,11 @@ def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:
 
 
 def held_box(ds: xr.Dataset) -> BoundingBox:
-    """The box of the volume that a Dataset holds, by its coordinates, which must run one by one."""
+    """Return the box of the volume that a Dataset covers, from its coordinates.
+
+    Raises:
+        InvalidArgumentError: The Dataset holds no voxels, or its coordinates are not consecutive integers. (ValueError)
+    """
     _check_size(ds)
     bounds = {}
     for dim in DIMS:

@@ -1,7 +1,8 @@
-"""Ctrl-C, taken note of: an interrupt that Python raises where nothing can be raised is not lost.
+"""Recording of Ctrl-C, so that an interrupt is not lost where Python cannot raise it.
 
-It comes between any two steps of the main thread. If that is in a `__del__`, or in a callback of the garbage collector
-or of a weak reference, of which a cluster's client has many, Python prints it and goes on as if nothing had happened.
+An interrupt can come between any two steps of the main thread. If it comes in a `__del__`, or in a callback of the
+garbage collector or of a weak reference, Python prints it and continues as if nothing had happened. The client of a
+cluster has many such callbacks.
 """
 
 import signal
@@ -19,7 +20,11 @@ class _Interrupts:
 
 @contextmanager
 def interrupts_noted() -> Iterator[None]:
-    """Meanwhile `check_interrupted` tells, on the main thread; elsewhere, and where others see to Ctrl-C, nothing."""
+    """Record Ctrl-C within this context, so that `check_interrupted` can raise it.
+
+    This works on the main thread only. On other threads, and where another handler of SIGINT is installed, it does
+    nothing.
+    """
     hook, handler = sys.unraisablehook, signal.default_int_handler
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not handler:
         yield
@@ -46,6 +51,6 @@ def interrupts_noted() -> Iterator[None]:
 
 
 def check_interrupted() -> None:
-    """KeyboardInterrupt if there was one, whatever became of it."""
+    """Raise KeyboardInterrupt if Ctrl-C was pressed, even if Python has already discarded that interrupt."""
     if _Interrupts.is_noted and _Interrupts.came and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt

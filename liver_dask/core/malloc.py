@@ -1,7 +1,7 @@
-"""How the C library's malloc keeps memory, for processes in which many threads ask for large arrays.
+"""Settings of the C library's malloc for processes in which many threads allocate large arrays.
 
-A user's own process is not changed unless that is configured (`liver-dask.tune-malloc`): what is done here is for the
-command line, for workers that dask started, and for those of a loader.
+A user's own process is not changed unless the configuration allows it (`liver-dask.tune-malloc`). These functions are
+for the command line, for workers that dask started, and for worker processes of a data loader.
 """
 
 import ctypes
@@ -10,27 +10,28 @@ import multiprocessing
 import os
 
 KEEP = {-3: 32 << 20, -1: 512 << 20}
-"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: blocks up to the first are reused, and so much is kept for that."""
+"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD. Freed blocks up to the first size are reused, and up to the second
+size of freed memory is kept for that."""
 
 FEW_ARENAS = {-8: 4}
-"""glibc's M_ARENA_MAX. Else there are up to eight a core, and each keeps what threads of ended jobs left in it: with
-hundreds of jobs a process grows to twice of what it uses."""
+"""glibc's M_ARENA_MAX. By default there are up to eight arenas per core, and each keeps what the threads of finished
+jobs left in it: over hundreds of jobs a process grows to twice the memory that it uses."""
 
 
 def keep_memory() -> None:
-    """Do not give back to the system what this process will need again; without glibc, nothing happens.
+    """Keep freed memory for reuse instead of returning it to the system. Without glibc, this does nothing.
 
-    Else each large array is fresh memory, of which every page is a fault, and is zeroed first.
+    By default each large array is new memory: the system zeroes it first, and every page causes a page fault.
     """
     _set(KEEP | FEW_ARENAS)
 
 
 @functools.cache
 def keep_memory_of_worker() -> None:
-    """The same, once, in a worker that dask started: that is with MALLOC_TRIM_THRESHOLD_=65536.
+    """Call `keep_memory`, once, in a worker that dask started: such a worker has MALLOC_TRIM_THRESHOLD_=65536.
 
-    By that glibc asks the system for every array and every context of the compressor, page by page: zstd then runs at a
-    quarter of its rate, and an export at less than half.
+    With that setting, glibc requests the memory for every array and every compressor context from the system, page by
+    page. zstd then runs at a quarter of its rate, and an export at less than half.
     """
     is_child = (
         multiprocessing.parent_process() is not None
@@ -40,7 +41,7 @@ def keep_memory_of_worker() -> None:
 
 
 def share_memory() -> None:
-    """Let all threads of this process reuse the same freed memory; without glibc, nothing happens."""
+    """Let all threads of this process reuse the same freed memory. Without glibc, this does nothing."""
     _set(FEW_ARENAS)
 
 

@@ -1,4 +1,4 @@
-"""What this process asked the archive for, and what came: counted, and told of a part of a program."""
+"""Counters of the requests of this process and the bytes received, and a trace of one part of a program."""
 
 import logging
 import os
@@ -23,25 +23,25 @@ class Traffic:
         self._lock = threading.Lock()
 
     def take(self) -> dict[str, int]:
-        """What was counted since the last call, whoever made it."""
+        """Return the counts added since the last call of this method by any caller."""
         with self._lock:
             new = self._counts - self._taken
             self._taken = self._counts.copy()
             return dict(new)
 
     def add(self, **counts: int) -> None:
-        """Count requests, or what they brought."""
+        """Add to the counts of requests and of their results."""
         with self._lock:
             self._counts.update(counts)
 
     def so_far(self) -> Counter[str]:
-        """All counts since the process started."""
+        """Return all counts since the process started."""
         with self._lock:
             return self._counts.copy()
 
     def forget(self) -> None:
-        """Start anew, in a fork: the lock may be held by a thread of the parent's."""
-        self.__init__()  # type: ignore[misc]  # as new, and the same object: others hold it
+        """Reset the counts and the lock in a fork: a thread of the parent may hold the lock."""
+        self.__init__()  # type: ignore[misc]  # reset in place: other modules hold this object
 
     @property
     def requests(self) -> int:
@@ -62,14 +62,14 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class Trace:
-    """What was asked of archives while it was traced.
+    """Requests to archives during a trace.
 
     Attributes:
         requests: Requests made.
-        bytes: Bytes of files received, those that were thrown away included.
-        retries: Requests of these that asked again for what another had not brought.
-        stalls: Requests that were given up because the server was silent, or nearly so.
-        seconds: How long it took.
+        bytes: Bytes of files received, including those that were discarded.
+        retries: How many of these requests repeated a request that had failed or was incomplete.
+        stalls: Requests that were cancelled because the server sent nothing, or almost nothing.
+        seconds: Duration of the trace.
     """
 
     requests: int = 0
@@ -85,10 +85,10 @@ class Trace:
 
 @contextmanager
 def trace() -> Iterator[Trace]:
-    """Trace what this process asks of archives: `with ld.trace() as told: ds.raw[0, :9].compute()`, `print(told)`.
+    """Trace this process's requests to archives: `with ld.trace() as t: ds.raw[0, :9].compute()`, then `print(t)`.
 
-    Whatever threads read meanwhile is counted, what other processes read (workers of a cluster) is not. The same is
-    logged at INFO when it ends.
+    Reads of all threads of this process are counted during the trace; reads of other processes (workers of a cluster)
+    are not. The counts are also logged at INFO level when the trace ends.
 
     Yields:
         The counts, complete when the context ends.

@@ -1,4 +1,4 @@
-"""Threads that know for whom they work: what a caller no longer wants is given up on whatever thread reads it."""
+"""Threads that know whether their work is still wanted, so that a read can be cancelled on any thread."""
 
 import contextvars
 import sys
@@ -12,28 +12,28 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LOOKS = 0.2
-"""So often it is asked whether what waits is still wanted."""
+"""Interval at which waiting threads check whether their work is still wanted."""
 
 
 class ReadCancelledError(Exception):
-    """What was asked for is no longer wanted; nobody needs to be told, so it is not one of this package's errors."""
+    """The result of a read is no longer wanted. No caller has to handle this, so it is not a LiverDaskError."""
 
 
 class _Process:
-    """Whether this process goes on, or ends by Ctrl-C, or as a dask worker: then nobody is left who wants anything."""
+    """Whether this process ends, by Ctrl-C or as a dask worker; then no result is wanted any more."""
 
     def __init__(self) -> None:
         self.is_ending = self._is_watched = False
 
     def is_wanted(self) -> bool:
-        """Whether anything is still wanted."""
+        """Return whether results are still wanted."""
         return not self.is_ending and not _is_ending_worker()
 
     def watch(self) -> None:
-        """Take note when it ends: before it waits for the threads of all pools, dask's own among them."""
+        """Detect the end of the process before it waits for the threads of all pools, including those of dask."""
         if not self._is_watched:
             self._is_watched = True
-            with suppress(AttributeError, RuntimeError):  # private as it is; else its end waits for what they read
+            with suppress(AttributeError, RuntimeError):  # private API; without it, the exit waits for pending reads
                 threading._register_atexit(self._end)  # type: ignore[attr-defined]
 
     def _end(self) -> None:
@@ -47,9 +47,9 @@ _is_wanted: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar(
 
 @contextmanager
 def cancel_unless(is_wanted: Callable[[], bool]) -> Iterator[None]:
-    """Meanwhile what this thread reads is given up as soon as `is_wanted()` is false: ReadCancelledError is raised.
+    """Cancel this thread's reads once `is_wanted()` returns False: they raise ReadCancelledError.
 
-    It is asked a few times a second, on whatever thread. What came before is kept as ever.
+    `is_wanted` is called a few times a second, on any thread. Received bytes stay cached.
     """
     outer = _is_wanted.get()
     token = _is_wanted.set(lambda: is_wanted() and outer())
@@ -60,19 +60,19 @@ def cancel_unless(is_wanted: Callable[[], bool]) -> Iterator[None]:
 
 
 def asked_whether_wanted() -> Callable[[], bool]:
-    """Tells, on whatever thread, whether what this thread reads now is still wanted."""
+    """Return a function that says, on any thread, whether the current reads of this thread are still wanted."""
     _process.watch()
     return _is_wanted.get()
 
 
 def check_cancelled(what: str) -> None:
-    """ReadCancelledError if what this thread reads is no longer wanted."""
+    """Raise ReadCancelledError if this thread's reads are no longer wanted."""
     if not asked_whether_wanted()():
         raise ReadCancelledError(f"{what} is no longer wanted")
 
 
 def pause(seconds: float) -> None:
-    """Wait, unless what waits is no longer wanted: ReadCancelledError."""
+    """Wait, and raise ReadCancelledError if the result is no longer wanted."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         check_cancelled("What waits")
@@ -80,16 +80,18 @@ def pause(seconds: float) -> None:
 
 
 def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], object]) -> T:
-    """Call what cannot be given up, on a thread of its own that nobody waits for: not even the interpreter's end.
+    """Call a function that cannot be cancelled, on its own daemon thread.
+
+    Nothing waits for that thread after a cancellation or timeout, not even the interpreter when it exits.
 
     Args:
-        call: What to call.
-        seconds: How long to wait for it.
-        discard: Gets what it returns after all, when nobody waits for it any more.
+        call: The function to call.
+        seconds: How long to wait for the result.
+        discard: Called with a result that arrives when nothing waits for it any more.
 
     Raises:
-        ReadCancelledError: It is no longer wanted.
-        TimeoutError: It took too long.
+        ReadCancelledError: The result is no longer wanted.
+        TimeoutError: The call took too long.
     """
     check_cancelled("What is called")
     outcome: Future[T] = Future()
@@ -97,7 +99,7 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
     def run() -> None:
         try:
             outcome.set_result(call())
-        except BaseException as error:  # whoever waits gets it
+        except BaseException as error:  # the waiting thread raises it
             outcome.set_exception(error)
 
     until = time.monotonic() + seconds
@@ -114,22 +116,22 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
 
 
 def _is_ending_worker() -> bool:
-    """Whether this process is a worker that its cluster has given up: its nanny ends it, and others do its tasks."""
+    """Return whether this process is a closing dask worker: its nanny ends it, and other workers do its tasks."""
     module = sys.modules.get("distributed.worker")
     workers = list(module.Worker._instances) if module else []
     return any(worker.nanny and worker.status.name in ("closing", "closed", "failed") for worker in workers)
 
 
 def is_in_task() -> bool:
-    """Whether this thread does a task of a dask cluster, of which other tasks may run elsewhere."""
+    """Return whether this thread runs a task of a dask cluster, whose other tasks may run elsewhere."""
     worker = sys.modules.get("distributed.worker")
     return worker is not None and bool(getattr(worker.thread_state, "key", None))
 
 
 class ContextPool(ThreadPoolExecutor):
-    """Threads that run each call in the context in which it was submitted, so that `cancel_unless` reaches it.
+    """A thread pool that runs each call in the context in which it was submitted, so that `cancel_unless` applies.
 
-    Who leaves `with pool:` by an interrupt leaves at once: what its threads are reading is no longer wanted.
+    An interrupt inside `with pool:` leaves the block at once and cancels the reads of its threads.
     """
 
     _is_given_up = False
@@ -140,7 +142,7 @@ class ContextPool(ThreadPoolExecutor):
             return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
     def give_up(self) -> None:
-        """Nothing of what it has, or gets, is wanted any more."""
+        """Cancel all current and future calls of the pool."""
         self._is_given_up = True
         self.shutdown(wait=False, cancel_futures=True)
 
@@ -149,17 +151,17 @@ class ContextPool(ThreadPoolExecutor):
             self.give_up()
         try:
             return super().__exit__(kind, *rest)
-        except BaseException:  # an interrupt, while threads are waited for
+        except BaseException:  # an interrupt while waiting for the threads
             self.give_up()
             raise
 
 
 class BorrowedPool(Executor):
-    """Somebody else's threads, used as a ContextPool uses its own."""
+    """A wrapper that uses another owner's threads as a ContextPool uses its own."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._max_workers: int = pool._max_workers  # dask looks at it
+        self._max_workers: int = pool._max_workers  # dask reads it
         self._is_given_up = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -168,5 +170,5 @@ class BorrowedPool(Executor):
             return self._pool.submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
     def give_up(self) -> None:
-        """Nothing of what it has, or gets, is wanted any more; the threads themselves go on."""
+        """Cancel all current and future calls; the threads themselves keep running."""
         self._is_given_up = True

@@ -1,1 +1,1 @@
-"""Files of an archive, by ranges of bytes: transport, retries, caches, versions."""
+"""Files of an archive by byte ranges: transport, retries, caches and versions."""

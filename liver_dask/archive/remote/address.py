@@ -1,4 +1,4 @@
-"""The address of an archive, checked: what of it is secret, and what is no archive."""
+"""Checks of an archive's address: which parts are secret, and what is not an archive."""
 
 import os
 from pathlib import Path
@@ -10,16 +10,17 @@ from ...core.errors import InvalidArgumentError, SliceNotFoundError
 from .credentials import Secret, split_secret
 
 ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
-"""One of these files is in the folder of every Zarr store."""
+"""The folder of every Zarr store contains one of these files."""
 
 
 def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
-    """The archive's root as a URL or absolute folder, no slash at the end; and what of the address is secret.
+    """Return the archive's root as a URL or an absolute folder without a final slash, and the secret parts.
 
-    Looks at a local folder, at nothing else.
+    This checks a local folder on the disk, and accesses nothing else.
 
     Raises:
-        InvalidArgumentError: fsspec knows no such protocol, or lacks a package for it.
+        InvalidArgumentError: The source is neither a URL nor a folder, is a chain of URLs or names no host, or fsspec
+            does not know the protocol or lacks a package for it.
         SliceNotFoundError: There is no such local folder.
     """
     try:
@@ -27,7 +28,7 @@ def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
         text, secret = split_secret(address)
         protocol, separator, path = text.partition("://")
     except (TypeError, ValueError, AttributeError) as error:
-        shown = f"source={source!r}" if "@" not in str(source) else "The source"  # it may be a torn password
+        shown = f"source={source!r}" if "@" not in str(source) else "The source"  # it may contain a part of a password
         raise InvalidArgumentError(f"{shown} is neither a URL nor a folder ({error}).") from None
     if separator and "::" in text:
         raise InvalidArgumentError("The source is a chain of URLs (::); give one.")
@@ -47,7 +48,7 @@ def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
 
 
 def _check_web_address(text: str, address: str) -> None:
-    """Refuse what names no server, without showing what may be a password's part."""
+    """Refuse an address that names no server, without showing any part of a possible password."""
     parts = urlsplit(text)
     try:
         named = bool(parts.hostname) and (parts.port or True)
@@ -62,10 +63,10 @@ def _check_web_address(text: str, address: str) -> None:
 
 
 def archive_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
-    """As `resolve_url`, but a Zarr store is refused, as far as that is seen without a request.
+    """Do the same as `resolve_url`, but refuse a Zarr store if it can be recognized without a request.
 
     Raises:
-        InvalidArgumentError: It is a Zarr store, or as `resolve_url`.
+        InvalidArgumentError: The source is a Zarr store, or an error as in `resolve_url`.
         SliceNotFoundError: There is no such local folder.
     """
     url, secret = resolve_url(source)
@@ -79,5 +80,5 @@ def archive_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
 
 
 def zarr_message(url: str) -> str:
-    """What is said of a Zarr store that was given as an archive."""
+    """Return the error text for a Zarr store that was given as an archive."""
     return f"is a Zarr store, and no archive of slices; open it with xr.open_zarr({url!r})."

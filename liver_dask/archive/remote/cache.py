@@ -1,7 +1,8 @@
-"""What is kept of a file once it was read: in memory (bounded, least recently used out), and in a folder if asked.
+"""Caches of file contents: in memory (bounded, least recently used), and optionally in a folder.
 
-A folder's entry is one file, written whole under another name and then renamed, so that processes may share it and a
-kill leaves either the old entry or the new. No database: such folders lie on cluster file systems without locks.
+An entry of a folder is one file. It is written completely under another name and then renamed, so that processes can
+share it, and a kill leaves either the old or the new entry. There is no database, because such folders are often on
+cluster file systems without locks.
 """
 
 import hashlib
@@ -29,49 +30,49 @@ log = logging.getLogger(__name__)
 
 RAW = "raw"
 WHAT_IS_KEPT = {"strips": "strip indexes", "masks": "masks, as far as they were fetched", RAW: "strips of raw"}
-"""By kind, what a folder keeps; the last only if it was asked for."""
+"""What a folder caches, by kind; the last kind only on request."""
 
 BLOCK_BYTES = 4 << 20
-"""Ranges that begin in the same part of so many bytes of a file are one entry."""
+"""Ranges that begin in the same block of this many bytes of a file form one entry."""
 
 TEMPORARY = ".part-"
 BEGINS = b'{"url": '
 _NAME_OF_ENTRY = re.compile(rf"(strips|masks)/([0-9a-f]{{32}}|{TEMPORARY}\w+)|raw/[0-9a-f]{{32}}/(\d+|{TEMPORARY}\w+)")
 
 SPARE = 16
-"""Oldest entries are dropped when all but this part of the limit is taken."""
+"""Once less than 1/SPARE of the limit is free, the least recently used entries are evicted until 2/SPARE is free."""
 
 
 class Sized(Protocol):
-    """Anything that knows how many bytes of memory it takes, which may grow."""
+    """An object that knows its size in memory, which may grow."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Bytes in memory now."""
 
 
 T = TypeVar("T", bound=Sized)
 
 
 class MemoryCache(Generic[T]):
-    """Items by key, as many as fit into `limit` bytes; the least recently used goes first. A fork starts with none.
+    """Items by key, up to `limit` bytes; the least recently used is evicted first. A fork starts with an empty cache.
 
-    An item that somebody holds is found all the same: it takes no more memory for that.
+    An evicted item is still found while other code holds a reference to it, because this takes no additional memory.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._clear()
-        if hasattr(os, "register_at_fork"):  # the parent's threads may hold locks that nobody would release
+        if hasattr(os, "register_at_fork"):  # the child lacks the threads that may hold locks
             os.register_at_fork(after_in_child=self._clear)
 
     def get(self, key: Hashable) -> T | None:
-        """The item, or None."""
+        """Return the item, or None."""
         with self._lock:
             return self._find(key)
 
     def get_or_make(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The item, or else what `make` returns; `make` must be quick, it runs under the lock."""
+        """Return the item, or else the result of `make`, which must be fast because it runs under the lock."""
         with self._lock:
             item = self._find(key)
             if item is None:
@@ -80,13 +81,13 @@ class MemoryCache(Generic[T]):
             return item
 
     def put(self, key: Hashable, item: T) -> None:
-        """Keep an item, or measure one anew that has grown."""
+        """Cache an item, or update the size of an item that has grown."""
         with self._lock:
             self._kept.pop(key, None)
             self._put(key, item)
 
     def drop(self, key: Hashable) -> None:
-        """Forget one item."""
+        """Evict one item."""
         with self._lock:
             self._kept.pop(key, None)
             self._held.pop(key, None)
@@ -97,7 +98,7 @@ class MemoryCache(Generic[T]):
 
     def _put(self, key: Hashable, item: T) -> None:
         self._held[key] = item
-        if item.nbytes <= self._limit:  # a larger one is used and not kept
+        if item.nbytes <= self._limit:  # a larger item is used but not cached
             self._kept[key] = item
 
     def _clear(self) -> None:
@@ -107,16 +108,17 @@ class MemoryCache(Generic[T]):
 
 
 class FolderCache:
-    """Entries by kind and URL; each says of which version of the file it is, and is checked when it is read.
+    """Entries by kind and URL; each records the version of its file and has a checksum, verified at each read.
 
-    Nothing else in the folder is touched: what is removed has the place and the name of an entry, and begins like one.
+    Other files in the folder are never touched: a file is removed only if its place, its name and its first bytes are
+    those of an entry.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder).expanduser()
 
     def load(self, kind: str, url: str, part: str = "") -> tuple[FileVersion, bytes] | None:
-        """The entry, or None where there is none or it is damaged."""
+        """Return the entry, or None if it is missing or damaged."""
         try:
             header, _, payload = self._path(kind, url, part).read_bytes().partition(b"\n")
             entry = json.loads(header)
@@ -127,9 +129,9 @@ class FolderCache:
         return (version, payload) if is_whole else None
 
     def store(self, kind: str, url: str, version: FileVersion, payload: bytes, part: str = "") -> None:
-        """Write the entry in one step; another process's entry for the same file is replaced.
+        """Write the entry atomically; it replaces another process's entry for the same file.
 
-        A folder that cannot be written is logged, and no error: the voxels are there without it.
+        If the folder cannot be written, this is logged and is not an error: the voxels are available without the cache.
         """
         path = self._path(kind, url, part)
         crc = _checksum(url, version, payload)
@@ -149,29 +151,29 @@ class FolderCache:
             self._tell(f"{url} cannot be kept in {self._folder}: {error}")
 
     def drop(self, url: str) -> None:
-        """Forget all of one file."""
+        """Remove all entries of one file."""
         for kind in WHAT_IS_KEPT:
             path = self._path(kind, url)
             for entry in path.glob("*") if kind == RAW else [path]:
                 self.remove(entry)
 
     def touch(self, kind: str, url: str, part: str) -> None:
-        """Take note that an entry was used."""
+        """Record that an entry was used."""
         with suppress(OSError):
             os.utime(self._path(kind, url, part))
 
     def entries(self, kind: str) -> list[tuple[float, int, Path]]:
-        """When each entry was used, its bytes and its file; what a killed process left counts as one."""
+        """Return time of last use, bytes and path of each entry; remains of a killed process count as entries."""
         found = []
         for folder, _, names in os.walk(self._folder / kind):
             for path in [Path(folder, name) for name in names]:
                 if _NAME_OF_ENTRY.fullmatch(path.relative_to(self._folder).as_posix()):
-                    with suppress(OSError):  # another process may have dropped it
+                    with suppress(OSError):  # another process may have removed it
                         found.append((path.stat().st_mtime, path.stat().st_size, path))
         return found
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         for kind in WHAT_IS_KEPT:
             for _, _, path in self.entries(kind):
                 self.remove(path)
@@ -179,7 +181,7 @@ class FolderCache:
                 (self._folder / kind).rmdir()
 
     def remove(self, path: Path) -> bool:
-        """Remove an entry, and its folder with the last of them; False for what is none, or cannot be removed."""
+        """Remove an entry, and its folder if then empty; return False if it is not an entry or cannot be removed."""
         try:
             with path.open("rb") as file:
                 if not file.read(len(BEGINS)).startswith(BEGINS):
@@ -196,9 +198,9 @@ class FolderCache:
         return True
 
     def _tell(self, problem: str) -> None:
-        """Log what is wrong with the folder: the first time as a warning, then as a detail."""
+        """Log a problem with the folder: the first time as a warning, then at INFO level."""
         token = object()
-        is_first = _told.setdefault(self._folder, token) is token  # in one step: threads may tell the same
+        is_first = _told.setdefault(self._folder, token) is token  # atomic: several threads may report the same problem
         log.log(logging.WARNING if is_first else logging.INFO, "%s", problem)
 
     def _path(self, kind: str, url: str, part: str = "") -> Path:
@@ -210,18 +212,18 @@ def _checksum(url: str, version: FileVersion, payload: bytes) -> int:
 
 
 _told: dict[Path, object] = {}
-"""Folders of which this process has told that something is wrong with them."""
+"""Folders for which this process has already logged a warning."""
 
 
 class RangeCache:
-    """Ranges of files, in a folder, up to `limit` bytes of disk; those used longest ago go first."""
+    """Ranges of files in a folder, up to `limit` bytes of disk; the least recently used are evicted first."""
 
     def __init__(self, folder: str, limit: int) -> None:
         self._folder = FolderCache(folder)
         self._limit = limit
 
     def find(self, url: str, version: FileVersion, ranges: Sequence[ByteRange]) -> list[memoryview | None]:
-        """The bytes of each range of this version of a file; None for those that are not kept."""
+        """Return the bytes of each range of this version of a file; None for ranges that are not cached."""
         blocks = {
             number: self._load(url, version, number) for number in {_block_of(byte_range) for byte_range in ranges}
         }
@@ -238,7 +240,10 @@ class RangeCache:
         return found
 
     def keep(self, url: str, version: FileVersion, ranges: Sequence[ByteRange], parts: Sequence[memoryview]) -> None:
-        """Keep ranges; what another process keeps of the same part of the file at the same moment may be lost."""
+        """Cache ranges.
+
+        If another process writes to the same block of the file at the same time, its ranges may be lost.
+        """
         new: defaultdict[str, dict[int, memoryview]] = defaultdict(dict)
         for byte_range, part in zip(ranges, parts, strict=True):
             new[_block_of(byte_range)][byte_range.start] = part
@@ -280,7 +285,7 @@ def _new_lock() -> None:
     _keeping = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # the parent's thread that holds it is not there to release it
+if hasattr(os, "register_at_fork"):  # the child lacks the thread that may hold the lock
     os.register_at_fork(after_in_child=_new_lock)
 
 

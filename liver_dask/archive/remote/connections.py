@@ -1,7 +1,7 @@
-"""Connections to web servers: urllib3's, but watched from their first moment, through the proxy that is set up.
+"""Connections to web servers: those of urllib3, but watched from their first step, and through the configured proxy.
 
-Proxies and certificates are those that users of `requests` know: `http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`,
-`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, and `SSL_CERT_FILE`, which OpenSSL itself looks at.
+Proxies and certificates are configured as for `requests`: with `http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`,
+`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, and with `SSL_CERT_FILE`, which OpenSSL itself reads.
 """
 
 import ipaddress
@@ -25,17 +25,17 @@ from .credentials import basic
 from .watchdog import Watch
 
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-"""Variables that name a file, or a folder, of certificates to trust; the first that is set counts."""
+"""Variables that name a file or a folder of trusted certificates; the first one that is set is used."""
 
 
 class Exchange(NamedTuple):
-    """One request on its way, as its connection has to know it.
+    """One request in progress, with the values that its connection needs.
 
     Attributes:
-        watch: Ends it.
-        read_timeout: Seconds for each of its steps: name and line, proxy and TLS, all headers.
-        query: Goes behind the path, and nowhere else: not into errors and logs, as the address does.
-        authorization: The value of the header, or nothing.
+        watch: Can end the request.
+        read_timeout: Seconds for each of the steps: name lookup and connection, proxy and TLS handshakes, all headers.
+        query: Appended to the path of the request only; unlike the address, it never appears in errors and logs.
+        authorization: Value of the Authorization header, or empty.
     """
 
     watch: Watch
@@ -49,7 +49,7 @@ _exchange: ContextVar[Exchange] = ContextVar("exchange")
 
 @contextmanager
 def exchanging(exchange: Exchange) -> Iterator[None]:
-    """What this thread sends meanwhile is of this exchange."""
+    """Use this exchange for all requests that this thread sends within the context."""
     token = _exchange.set(exchange)
     try:
         yield
@@ -58,20 +58,20 @@ def exchanging(exchange: Exchange) -> Iterator[None]:
 
 
 class _Watched:
-    """Of a connection: its exchange can be ended at any step, and brings what is secret."""
+    """Mixin for a connection: its exchange can be ended at any step, and supplies the secret parts of the request."""
 
     sock: Any
     _line: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
-        """Look the name up and connect; neither can be ended from outside, so nobody waits for them."""
+        """Look up the name and connect; neither step can be ended from outside, so both run on a separate thread."""
         exchange = _exchange.get()
         try:
             connect = super()._new_conn  # type: ignore[misc]  # it is a mixin
             sock: socket.socket = call_aside(connect, exchange.read_timeout, socket.socket.close)
         except TimeoutError as error:
             raise ConnectTimeoutError(self, "There was no connection in time.") from error
-        self._line = sock.dup()  # TLS takes the socket over, and has none to show before it has shaken hands
+        self._line = sock.dup()  # TLS takes over the socket, and exposes none before its handshake is complete
         exchange.watch.uses(self._line)
         exchange.watch.allow(exchange.read_timeout)
         return sock
@@ -114,11 +114,11 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 
 
 def open_pool(url: str, connections: int, headers: Mapping[str, str]) -> urllib3.PoolManager:
-    """Connections to the server of a URL, no more at once than told; a further request waits for one.
+    """Return a pool of at most `connections` connections to the server of a URL; further requests wait for a free one.
 
     Raises:
-        InvalidArgumentError: The proxy's address makes no sense.
-        MissingExtraError: The proxy speaks SOCKS, and PySocks is not installed.
+        InvalidArgumentError: The proxy's address is not valid.
+        MissingExtraError: The proxy uses SOCKS, and PySocks is not installed.
     """
     options: dict[str, Any] = {"maxsize": connections, "block": True, "headers": headers}
     bundle = _certificates()[1]
@@ -136,7 +136,7 @@ def open_pool(url: str, connections: int, headers: Mapping[str, str]) -> urllib3
 
 
 def check_certificates() -> None:
-    """InvalidArgumentError if the environment names certificates that are not there."""
+    """Raise InvalidArgumentError if the environment names certificates that do not exist."""
     variable, bundle = _certificates()
     if bundle and not os.path.exists(bundle):
         raise InvalidArgumentError(f"{variable}={bundle} names no file of certificates; correct it, or unset it.")
@@ -147,7 +147,7 @@ def _certificates() -> tuple[str, str]:
 
 
 def _proxy_of(url: str) -> str:
-    """The proxy's address, with its scheme; nothing if there is none for this URL."""
+    """Return the proxy's address with its scheme; empty if there is no proxy for this URL."""
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -157,7 +157,7 @@ def _proxy_of(url: str) -> str:
 
 
 def _is_in_excepted_network(host: str) -> bool:
-    """Whether `no_proxy` has a network (10.0.0.0/8) that an address is in, which Python's own look at it ignores."""
+    """Return whether a network in `no_proxy` (10.0.0.0/8) contains the host; Python's own check ignores networks."""
     excepted = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").replace(" ", "").split(",")
     try:
         address = ipaddress.ip_address(host)
@@ -184,7 +184,7 @@ def _proxy_pool(proxy: str, options: dict[str, Any]) -> urllib3.PoolManager:
 def _socks_pool(proxy: str, options: dict[str, Any]) -> urllib3.PoolManager:
     user, host = _split_proxy(proxy)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what the error says, too
+        with warnings.catch_warnings(action="ignore"):  # the warning repeats the error
             from urllib3.contrib import socks
     except ImportError as error:
         raise MissingExtraError(f"The proxy {host} speaks SOCKS ({error}): pip install PySocks.") from error
@@ -211,7 +211,7 @@ def _socks_pool(proxy: str, options: dict[str, Any]) -> urllib3.PoolManager:
 
 
 def _split_proxy(proxy: str) -> tuple[str, str]:
-    """The user of a proxy's address, and the address without."""
+    """Return the user of a proxy's address, and the address without the user."""
     scheme, _, rest = proxy.partition("://")
     user, _, host = rest.rstrip("/").rpartition("@")
     return user, f"{scheme.lower()}://{host}"

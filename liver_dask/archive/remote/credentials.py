@@ -1,4 +1,4 @@
-"""What of an address is secret: kept apart from it, sent to its own host alone, never shown and never stored."""
+"""Secret parts of an address: kept separate from it, sent to its own host only, never shown and never stored."""
 
 import base64
 import netrc
@@ -8,19 +8,20 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 OF_A_USER = {"ftp", "sftp", "ssh", "smb"}
-"""Protocols whose addresses name a user; in those of others what stands before an `@` may be a folder's name."""
+"""Protocols whose addresses name a user. In addresses of other protocols, text before an `@` may belong to a folder's
+name."""
 
 UNQUOTED = "!$%&'()*+,/:;=?@[]~"
-"""Stays in a query as it is; all else that is not a letter, a digit or one of `_.-` is escaped."""
+"""Characters that stay unchanged in a query; all others except letters, digits and `_.-` are escaped."""
 
 
 @dataclass(frozen=True)
 class Secret:
-    """What opens an archive.
+    """Credentials for an archive.
 
     Attributes:
-        user: `user:password` of the address, as it stood there.
-        query: What stood behind the question mark.
+        user: `user:password` of the address, exactly as written there.
+        query: The text after the question mark.
     """
 
     user: str = field(default="", repr=False)
@@ -28,15 +29,15 @@ class Secret:
 
     @property
     def authorization(self) -> str:
-        """The value of a request's header, or nothing."""
+        """The value of a request's Authorization header, or empty."""
         return basic(*(unquote(part) for part in self.user.partition(":")[::2])) if self.user else ""
 
     def into(self, url: str) -> str:
-        """The address with its user again, as file systems want it."""
+        """Return the address with its user inserted again, as file systems need it."""
         return url.replace("://", f"://{self.user}@", 1) if self.user else url
 
     def hidden(self, text: object) -> str:
-        """The text without the secret, should it hold it."""
+        """Return the text with all parts of the secret masked."""
         shown = str(text)
         password = self.user.partition(":")[2]
         for part in sorted(
@@ -47,15 +48,15 @@ class Secret:
 
 
 def basic(user: str, password: str) -> str:
-    """HTTP's simplest way to say who asks."""
+    """Return the value of a header for HTTP Basic authentication."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def split_secret(address: str) -> tuple[str, Secret]:
-    """An address without what is secret of it, and that.
+    """Return an address without its secret parts, and the secret parts.
 
     Raises:
-        ValueError: It is no address at all.
+        ValueError: The address is not valid.
     """
     parts = urlsplit(address)
     if parts.scheme in ("http", "https"):
@@ -67,13 +68,13 @@ def split_secret(address: str) -> tuple[str, Secret]:
 
 
 def netrc_authorization(host: str) -> str:
-    """What the user's `.netrc` (or the file that NETRC names) has for a host, as a request's header; or nothing."""
+    """Return the Authorization header for a host from the user's `.netrc` (or the file NETRC), or empty."""
     candidates = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     try:
         path = next(path for path in (Path(name).expanduser() for name in candidates) if path.is_file())
         user, account, password = netrc.netrc(path).authenticators(host) or ("", "", "")
     except (StopIteration, RuntimeError, OSError, netrc.NetrcParseError, UnicodeError):
-        return ""  # as `requests`: a file that cannot be read is none
+        return ""  # as in `requests`: an unreadable file counts as missing
     return basic(user or account or "", password or "") if user or account or password else ""
 
 

@@ -1,4 +1,4 @@
-"""Files of an archive below any URL: their byte ranges verified, retried, several at once, capped, counted."""
+"""Files of an archive below any URL: byte ranges are verified, retried, fetched in parallel, limited and counted."""
 
 import logging
 import os
@@ -28,26 +28,31 @@ log = logging.getLogger(__name__)
 
 
 MOST_OF_A_TIMEOUT = 4
-"""With each try a byte is waited for twice as long, lest a server under load is never heard, up to so many times the
-first patience: waiting longer does not help where requests hang."""
+"""The read timeout doubles with each retry, up to 4 x, so that a slow server can answer. A longer timeout does not help
+where requests hang."""
 
 
 LARGEST_RANGE = 4 << 20
 
 
 GAP = 512
-"""Bytes between two ranges that are fetched along: a further range in the same answer takes some 150."""
+"""Maximum number of unneeded bytes between two ranges that are fetched as one: an additional range in the same answer
+takes about 150 bytes."""
 
 
 WIDE_GAP = 256 << 10
-"""The same where each range takes a request: from far away the archive would send as much meanwhile."""
+"""The same limit where each range takes its own request: in the time of a request, a distant archive would send about
+as many bytes."""
 
 
 class RemoteFile:
-    """One file of the archive; all its ranges are of the same version of it, or SourceChangedError is raised."""
+    """One file of the archive; all its ranges belong to one version of it, or SourceChangedError is raised."""
 
     def __init__(self, source: Source, path: str) -> None:
-        """`range_cache`, if it is set, has ranges that were fetched with `fetch_ranges`, of this process and others."""
+        """Fetch nothing yet.
+
+        If `range_cache` is set, it caches the ranges of `fetch_ranges`, for this process and for others.
+        """
         self.source = source
         self.url = f"{source.url}/{path}"
         self.range_cache: RangeCache | None = None
@@ -55,43 +60,45 @@ class RemoteFile:
 
     @property
     def version(self) -> FileVersion | None:
-        """Which version of it is read; None before anything was."""
+        """The version of the file that is read; None before the first read, and for a missing file."""
         version = self.source.versions.get(self.url)
         return None if version == MISSING else version
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it, as one Dataset reads it, from all other files in this process."""
+        """Identifies the file, as one Dataset reads it, among all files in this process."""
         return self.source.versions.id, self.url
 
     def is_current(self, version: FileVersion) -> bool:
-        """Whether this is the version that is read; the source is asked, for one byte, unless that is known."""
+        """Return whether this version is the one that is read; if that is unknown, one byte is requested."""
         if self.version is None:
             self.fetch(0, 1)
         return self.version == version
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept of it, because the server sends nothing less than all."""
+        """Bytes of the file that are kept in memory, because the server sends only whole files."""
         return len(self._whole)
 
     @property
     def connections(self) -> int:
-        """Into how many requests a read is best split now: in a worker of a cluster fewer than `source.connections`."""
+        """Best number of parallel requests for a read; in a worker of a cluster, less than `source.connections`."""
         return _process.transport(self.source).connections
 
     def fetch(self, start: int, stop: int) -> memoryview:
-        """Bytes `start` to `stop`, fewer only where the file ends; errors are those of `fetch_ranges`."""
+        """Return the bytes `start` to `stop`, fewer only at the end of the file; errors are those of `fetch_ranges`."""
         return self._fetch_ranges([ByteRange(start, stop)])[0]
 
     def fetch_ranges(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
-        """Ranges, ascending and none of them empty: all in one request where the server takes that, else in few.
+        """Return the bytes of ascending, non-empty ranges.
+
+        All ranges are fetched in one request if the server supports that, otherwise in few requests.
 
         Raises:
             SliceNotFoundError: There is no such file.
-            SourceChangedError: The file is not the one that was read before.
+            SourceChangedError: The file is not the version that was read before.
             RangeNotSupportedError: The server would send all of a large file.
-            RemoteError: The source did not answer rightly in `source.attempts` tries.
+            RemoteError: The source did not answer correctly in `source.attempts` tries.
         """
         if self.range_cache is None or self.version is None or not self.version.etag:
             return self._fetch_ranges(ranges)
@@ -114,7 +121,7 @@ class RemoteFile:
         return self._fetch_merged(ranges, coalesce_ranges(ranges, WIDE_GAP, LARGEST_RANGE), 1)
 
     def _fetch_merged(self, ranges: Sequence[ByteRange], merged: Sequence[ByteRange], most: int) -> list[memoryview]:
-        """Fetch the merged ranges, up to `most` with a request, and cut those asked for out of them."""
+        """Fetch the merged ranges, up to `most` per request, and cut the needed ranges out of them."""
         found: list[memoryview] = []
         for i in range(0, len(merged), most):
             asked = merged[i : i + most]
@@ -126,14 +133,14 @@ class RemoteFile:
         return found
 
     def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
-        """Bytes at the beginning and at the end, with where they begin, as far as one request brings them."""
+        """Return bytes at the beginning and end of the file, each with its offset, as far as one request gives them."""
         ends: list[ByteRange] = []
         received = Received([])
 
         def receive(version: FileVersion, start: int, data: bytes) -> None:
             nonlocal received
             self.receive(version, start, data)
-            if not ends:  # their places are known with the size of the file
+            if not ends:  # their positions depend on the size of the file
                 first = min(head, version.size)
                 ends.extend([ByteRange(0, first), ByteRange(max(version.size - tail, first), version.size)])
                 received = Received(ends)
@@ -147,14 +154,14 @@ class RemoteFile:
                 transport.get(self.url, [ByteRange(0, head), ByteRange(-tail, 0)], self.source.timeout, receive)
             except OneRangeOnlyError:
                 transport.supports_multirange = False
-            except TransientError as fault:  # what lacks is asked for as anything else
+            except TransientError as fault:  # missing bytes are requested later in the usual way
                 log.info("%s: %s", self.url, fault)
                 traffic.add(stalls=int(fault.is_stall))
         parts = zip(ends, received.cut(ends), strict=True)
         return [(byte_range.start, bytes(part)) for byte_range, part in parts if part]
 
     def receive(self, version: FileVersion, start: int, data: bytes) -> None:
-        """Take note of what came of it; SourceChangedError if that is of another version of the file."""
+        """Record received bytes; raise SourceChangedError if they belong to another version of the file."""
         traffic.add(bytes=len(data))
         self.source.versions.note(self.url, version)
         if start == 0 and len(data) == version.size:
@@ -163,9 +170,9 @@ class RemoteFile:
     def fetch_each(
         self, requests: Sequence[Sequence[ByteRange]], consume: Callable[[int, list[memoryview]], None]
     ) -> None:
-        """Fetch side by side; call `consume(i, parts)` when the ranges of `requests[i]` came, on their thread.
+        """Fetch in parallel; call `consume(i, parts)` on the fetching thread when the ranges of `requests[i]` arrive.
 
-        The first error cancels what has not begun, and is raised.
+        The first error cancels all requests that have not begun, and is raised.
         """
         if len(requests) == 1:  # no other thread can help
             consume(0, self.fetch_ranges(requests[0]))
@@ -190,7 +197,7 @@ class RemoteFile:
 
 
 class _Request:
-    """Ranges that are asked for until all of them have come: what came before a fault is not asked for again."""
+    """Ranges that are requested until all have arrived; bytes received before a fault are not requested again."""
 
     def __init__(self, file: RemoteFile, ranges: Sequence[ByteRange]) -> None:
         self._file = file
@@ -239,7 +246,7 @@ class _Request:
 
 
 def list_folders(source: Source) -> list[str]:
-    """Names of the archive's folders; empty where the source does not list them."""
+    """Return the names of the archive's folders; empty if the source does not list them."""
     try:
         return sorted(_process.transport(source).folders(source.url))
     except (LiverDaskError, OSError, urllib3.exceptions.HTTPError):
@@ -247,7 +254,7 @@ def list_folders(source: Source) -> list[str]:
 
 
 def folder_exists(source: Source, url: str) -> bool:
-    """Whether a folder of the archive is there, as far as the source tells; `url` ends with a slash."""
+    """Return whether a folder of the archive exists, as far as the source says; `url` ends with a slash."""
     try:
         return _process.transport(source).folder_exists(url)
     except (LiverDaskError, OSError):
@@ -255,7 +262,7 @@ def folder_exists(source: Source, url: str) -> bool:
 
 
 def is_zarr(source: Source) -> bool:
-    """Whether there is a Zarr store in place of an archive; asks for its metadata."""
+    """Return whether there is a Zarr store instead of an archive; this requests its metadata."""
     try:
         RemoteFile(source, ZARR_METADATA[0]).fetch(0, 1)
     except (LiverDaskError, OSError):
@@ -265,7 +272,7 @@ def is_zarr(source: Source) -> bool:
 
 @dataclass
 class _Process:
-    """Connections and threads of this process, shared by all that is open in it; a fork starts with none."""
+    """Connections and threads of this process, shared by all open archives; a fork starts without any."""
 
     transports: dict[Source, Transport] = field(default_factory=dict)
     executors: dict[int, ContextPool] = field(default_factory=dict)
@@ -279,7 +286,7 @@ class _Process:
             transport.close_idle()
 
     def transport(self, source: Source) -> Transport:
-        """One pool of connections a web server, one fsspec file system a source."""
+        """Return the transport: one pool of connections per web server, one fsspec file system per source."""
         parts = urlsplit(source.url)
         url = f"{parts.scheme}://{parts.netloc}" if source.is_http else source.url
         key = replace(source, url=url, cache_dir=None, cache_raw_bytes=0)
@@ -289,15 +296,15 @@ class _Process:
             return self.transports[key]
 
     def threads(self, count: int) -> ContextPool:
-        """As many threads as connections: a fetch that waits holds up no other."""
+        """Return a pool with as many threads as connections, so that a waiting fetch blocks no other."""
         with self.lock:
             if count not in self.executors:
                 self.executors[count] = ContextPool(count, thread_name_prefix="liver_dask-fetch")
             return self.executors[count]
 
     def forget(self) -> None:
-        """Start anew, in a fork that has none of the parent's threads and must not share its sockets."""
-        self.__init__()  # type: ignore[misc]  # as new, and the same object: others hold it
+        """Reset in a fork, which has none of the parent's threads and must not share its sockets."""
+        self.__init__()  # type: ignore[misc]  # reset in place: other code holds this object
 
 
 _process = _Process()

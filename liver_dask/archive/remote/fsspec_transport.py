@@ -1,4 +1,4 @@
-"""Byte ranges of one file, asked for once, by fsspec: of local folders, s3 and all that is no web server."""
+"""One attempt to fetch byte ranges of a file through fsspec: local folders, s3 and everything except web servers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class FsspecTransport:
-    """Ranges of anything else that fsspec opens: folders, memory, s3, ..."""
+    """Ranges of all other sources that fsspec can open: folders, memory, s3, ..."""
 
     supports_multirange = False
 
@@ -37,13 +37,13 @@ class FsspecTransport:
         try:
             self._fs, _ = fsspec.url_to_fs(
                 source.secret.into(source.url),
-                use_listings_cache=False,  # what a file was when its folder was listed is not what it is
+                use_listings_cache=False,  # a listing may be older than the file
                 skip_instance_cache=True,
             )
-        except Exception as error:  # whatever the file system's package raises where it cannot connect
+        except Exception as error:  # the file system's package may raise any exception
             fault = RemoteError(f"{source.url} cannot be opened ({self._secret.hidden(error)}).")
         if fault:
-            raise fault  # here, so that no context holds what the package's error may tell
+            raise fault  # raised here, so that its context does not hold the package's error, which may show the secret
 
     @property
     def connections(self) -> int:
@@ -51,7 +51,7 @@ class FsspecTransport:
         return self._share.now if self._share else self._connections
 
     def get(self, url: str, ranges: Sequence[ByteRange], read_timeout: float, receive: Receive) -> None:
-        """See Transport; the file system has its own patience."""
+        """See Transport; the file system has its own timeouts, so `read_timeout` is ignored."""
         (start, stop), *_ = ranges
         with self._share or nullcontext():
             found = self._call(lambda: self._read(url, start, stop))
@@ -60,7 +60,7 @@ class FsspecTransport:
         receive(found[0], start, found[1])
 
     def _call(self, call: Callable[[], T]) -> T:
-        """Call a file system; one that is far away may be silent, and does not let itself be ended."""
+        """Call a file system; a remote one may hang and cannot be cancelled, so its call runs on its own thread."""
         return call() if self._is_near else call_aside(call, math.inf, lambda _: None)
 
     def _read(self, url: str, start: int, stop: int) -> tuple[FileVersion, bytes] | LiverDaskError:
@@ -95,11 +95,11 @@ class FsspecTransport:
         return bool(self._call(lambda: self._fs.isdir(path)))
 
     def close_idle(self) -> None:
-        """See Transport; fsspec keeps its own connections, and has no way to close the idle ones."""
+        """See Transport; fsspec manages its own connections, and cannot close the idle ones."""
 
 
 def _identity_of(info: Mapping[str, Any]) -> FileVersion:
-    """Which version of a file a file system tells of."""
+    """Return the version of a file from a file system's information about it."""
     names = ("ETag", "etag", "LastModified", "mtime", "modify", "created")
     etag = next((str(info[name]) for name in names if name in info), "")
     mtime = info.get("mtime")

@@ -1,4 +1,4 @@
-"""Byte ranges of one file, asked for once: by urllib3 over http(s), by fsspec over anything else.
+"""One attempt to fetch byte ranges of a file over http(s), with urllib3; `fsspec_transport` serves all other sources.
 
 urllib3 was chosen by measurement (`tests/bench/transport.py`: nginx on loopback, 16 threads, two cores):
 
@@ -13,9 +13,10 @@ httpx      197 MB/s      27 MB/s       4.6 s
 requests   143 MB/s      21 MB/s       6.1 s
 ========  ============  =============  =========================
 
-Requests are large: small ranges are asked for many at once. So urllib3 costs no more than obstore; it shows status and
-headers before the body (so a server that ignores ranges is refused before it sends 880 MB), and the body as it comes
-(so one that breaks off is continued); and it has no event loop or runtime thread that a fork would lose.
+Requests are large, because many small ranges are combined in one request. So urllib3 costs no more than obstore. It
+gives status and headers before the body, so that a server that ignores ranges is refused before it sends 880 MB. It
+gives the body as it arrives, so that an interrupted answer is continued. It has no event loop or runtime thread that
+would be lost in a fork.
 """
 
 import math
@@ -65,11 +66,12 @@ BLOCK = 256 << 10
 
 
 SLOWEST = 20_000
-"""Bytes a second. The archive sends a connection 1.5 MB/s; what is slower than this for seconds will not recover."""
+"""Bytes per second. The archive sends 1.5 MB/s per connection; a connection that is slower than this limit for seconds
+does not recover."""
 
 
 OVERHEAD = 8 << 10
-"""Bytes that an answer may have more than was asked for, for each of several ranges: its header, and a gap."""
+"""Extra bytes that an answer may contain for each of several ranges: its part header, and a gap."""
 
 
 MOST_OF_A_LISTING = 4 << 20
@@ -83,12 +85,13 @@ MOST_REDIRECTS = 5
 
 HEADERS = {
     "User-Agent": f"liver_dask/{version('liver_dask')}",
-    "Accept-Encoding": "identity",  # a range of a compressed answer would not be a range of the file
+    "Accept-Encoding": "identity",  # a range of a compressed answer is not a range of the file
 }
 
 
 REFUSALS_OF_SEVERAL = {200, 400, 413, 414, 416, 431, 501}
-"""How servers answer that take one range a request: all of the file, a complaint about the header, or about a range."""
+"""Status codes of servers that accept only one range per request: the whole file, or an error about the header or a
+range."""
 
 
 class _Answer(NamedTuple):
@@ -96,8 +99,8 @@ class _Answer(NamedTuple):
 
     Attributes:
         response: Its status and headers.
-        watch: Ends it.
-        read_timeout: Seconds without a byte, or with hardly any, after which it is given up.
+        watch: Can end the exchange.
+        read_timeout: Seconds without a byte, or with almost none, after which the read is cancelled.
     """
 
     response: urllib3.BaseHTTPResponse
@@ -105,14 +108,18 @@ class _Answer(NamedTuple):
     read_timeout: float
 
     def header(self, name: str) -> str:
-        """A header's value, or nothing."""
+        """Return the value of a header, or an empty text."""
         return self.response.headers.get(name, "")
 
     def blocks(self, most: int) -> Iterator[bytes]:
-        """The body as it comes, no more than `most` bytes of it; TransientError if hardly anything comes."""
+        """Yield the body as it arrives.
+
+        Raises:
+            TransientError: The body exceeds `most` bytes, or almost nothing arrives within `read_timeout`.
+        """
         since, count, total = monotonic(), 0, 0
         while True:
-            self.watch.allow(self.read_timeout)  # also the lines between the chunks of a body
+            self.watch.allow(self.read_timeout)  # this includes the lines between the chunks of a body
             block = self.response.read1(BLOCK)
             self.watch.allow(math.inf)
             if not block:
@@ -130,7 +137,7 @@ class _Answer(NamedTuple):
 
 
 class HttpTransport:
-    """Ranges over http(s), on kept-alive connections."""
+    """Ranges over http(s), on connections that are kept alive."""
 
     def __init__(self, source: Source) -> None:
         self.supports_multirange = True
@@ -158,7 +165,7 @@ class HttpTransport:
 
     @contextmanager
     def _ask(self, url: str, headers: Mapping[str, str], read_timeout: float) -> Iterator[_Answer]:
-        """The answer to a request, its redirects followed; what urllib3 raises meanwhile is told as ours."""
+        """Yield the answer to a request after redirects; exceptions of urllib3 become errors of this package."""
         with self._share, Watch() as watch:
             try:
                 response = self._follow(url, {**HEADERS, **headers}, Exchange(watch, read_timeout))
@@ -166,23 +173,23 @@ class HttpTransport:
                     yield _Answer(response, watch, read_timeout)
                 finally:
                     _release(response)
-            except (faults.HTTPError, TimeoutError) as fault:  # the latter is the watch's
+            except (faults.HTTPError, TimeoutError) as fault:  # TimeoutError comes from the watch
                 watch.check_cancelled()
                 raise self._explain(fault, url, read_timeout, watch.ended == "late") from fault
-            except ValueError as error:  # urllib3's own, of an address
+            except ValueError as error:  # raised by urllib3 for an invalid address
                 if isinstance(error, LiverDaskError):
                     raise
                 raise InvalidArgumentError(f"{url} is not a URL that can be opened.") from None
 
     def _follow(self, url: str, headers: Mapping[str, str], exchange: Exchange) -> urllib3.BaseHTTPResponse:
-        """Ask, and ask where it is redirected to; the body of a redirect is not read."""
+        """Send the request, and follow redirects; the body of a redirect is not read."""
         address, query = url, self._secret.query
         for _ in range(MOST_REDIRECTS + 1):
             authorization = self._authorization(address)
             with exchanging(exchange._replace(query=query, authorization=authorization)):
                 response = self._send(address, headers, exchange)
             try:
-                exchange.watch.check()  # headers that end with their connection look like whole ones
+                exchange.watch.check()  # headers that a closed connection cuts off look complete
             except BaseException:
                 _release(response)
                 raise
@@ -194,7 +201,11 @@ class HttpTransport:
         raise RemoteError(f"{url}: is redirected more than {MOST_REDIRECTS} times, last to {_short(address)}.")
 
     def _authorization(self, address: str) -> str:
-        """The header for an address: of ours the secret that came with it; of any, what the user's .netrc has."""
+        """Return the Authorization header for an address.
+
+        The user and password of the source are sent only to its own server, over https too. For other servers, and for
+        a source without a user, the user's .netrc is used.
+        """
         origin = _origin_of(address)
         if self._secret.user and (origin == self._origin or origin == self._origin.secured()):
             return self._secret.authorization
@@ -206,16 +217,16 @@ class HttpTransport:
         if address.startswith("https"):
             check_certificates()
         exchange.watch.uses(None)
-        exchange.watch.allow(math.inf)  # others may have all connections
+        exchange.watch.allow(math.inf)  # other threads may use all connections
         while True:
             try:
                 return self._pool.request(
                     "GET",
                     address,
-                    headers=headers,  # which replace the pool's
+                    headers=headers,  # they replace those of the pool
                     timeout=urllib3.Timeout(connect=exchange.read_timeout, read=exchange.read_timeout),
                     pool_timeout=SECONDS_BETWEEN_LOOKS,
-                    preload_content=False,  # nothing is read before status and headers have been checked
+                    preload_content=False,  # check status and headers before reading the body
                     decode_content=False,
                     redirect=False,
                     retries=False,
@@ -245,12 +256,18 @@ class HttpTransport:
             raise self._refusal(answer.response, url)
 
     def _unlike(self, ranges: Sequence[ByteRange], answer: str) -> LiverDaskError:
-        """What it means that several ranges were not sent: a passing fault only of a server that has sent some."""
+        """Return the error for an answer without the requested ranges.
+
+        It is transient only if the server has sent several ranges before.
+        """
         message = f"asked for {len(ranges)} ranges, answered with {answer}"
         return TransientError(message) if self._took_several else OneRangeOnlyError(message)
 
     def _read_several(self, answer: _Answer, ranges: Sequence[ByteRange], receive: Receive) -> None:
-        """The body of a 206 of several parts, whichever they are, as long as they are about as much as asked for."""
+        """Read the body of a 206 answer with several parts.
+
+        The parts may be any ranges, as long as their total size is close to the requested size.
+        """
         etag = _tag(answer.response)
         most = (
             sum(
@@ -291,7 +308,7 @@ class HttpTransport:
             warnings.warn(f"{host} ignores byte ranges: a file is fetched whole for any part of it.", stacklevel=2)
 
     def _explain(self, fault: Exception, url: str, read_timeout: float, is_late: bool) -> LiverDaskError:
-        """One of our errors for one of urllib3's."""
+        """Return the error of this package for an error of urllib3."""
         host = urlsplit(url).netloc
         if is_late:
             return TransientError(f"no whole answer in {read_timeout:g} s", wait=0, is_stall=True)
@@ -301,11 +318,11 @@ class HttpTransport:
             return TransientError(f"no way through the proxy to {host} ({_short(fault.original_error)})")
         if isinstance(fault, faults.NameResolutionError):
             return TransientError(f"there is no host {urlsplit(url).hostname}, or its name cannot be looked up now")
-        if isinstance(fault, faults.NewConnectionError):  # which urllib3 counts among the time-outs
+        if isinstance(fault, faults.NewConnectionError):  # in urllib3 a subclass of TimeoutError
             return TransientError(f"no connection to {host} ({fault.args[-1]})")
         if isinstance(fault, faults.TimeoutError):
             message = f"silent for {read_timeout:g} s"
-            return TransientError(message, wait=0, is_stall=True)  # it would stay silent; a new request may not
+            return TransientError(message, wait=0, is_stall=True)  # it stays silent; a new request may be answered
         if isinstance(fault, faults.SSLError) and isinstance(fault.args[0], ssl.SSLCertVerificationError):
             return RemoteError(f"{url}: the server's certificate is not trusted ({fault.args[0]}).")
         return TransientError(self._secret.hidden(_short(fault)))
@@ -331,7 +348,7 @@ class HttpTransport:
         return RemoteError(f"{url}: the server refuses to send it ({reason}).")
 
     def folders(self, url: str) -> list[str]:
-        """See Transport; read from the HTML listing, if the server makes one."""
+        """See Transport; the names come from the HTML listing, if the server creates one."""
         with self._ask(url + "/", {}, self._patience) as answer:
             if answer.response.status != 200 or answer.header("Content-Encoding"):
                 return []
@@ -347,10 +364,10 @@ class HttpTransport:
     def close_idle(self) -> None:
         """See Transport.
 
-        The pools stay: urllib3 would leave those it drops, and their sockets, to the garbage collector, and in one that
-        is closed a thread that waits for a connection waits for ever.
+        The pools stay open. urllib3 leaves the pools that it drops, and their sockets, to the garbage collector, and a
+        thread that waits for a connection of a closed pool waits forever.
         """
-        for key in self._pool.pools.keys():  # noqa: SIM118  # it is no dictionary
+        for key in self._pool.pools.keys():  # noqa: SIM118  # pools is not a dictionary
             idle = getattr(self._pool.pools.get(key), "pool", None)
             if idle is None:
                 continue
@@ -359,13 +376,13 @@ class HttpTransport:
                 while True:
                     taken.append(idle.get_nowait())
                     if taken[-1]:
-                        taken[-1].close()  # at once, or another was opened beside it; it is opened again when needed
+                        taken[-1].close()  # close at once, before another is opened in addition; it reopens if needed
             for connection in taken:
                 idle.put_nowait(connection)
 
 
 def _read_one(answer: _Answer, byte_range: ByteRange, receive: Receive) -> None:
-    """The body of a 206, once its headers say that it is the range asked for, or the first bytes of it."""
+    """Read the body of a 206 answer, if its headers say that it is the requested range or the beginning of it."""
     content_range, length = read_content_range(answer.header("Content-Range")), answer.response.length_remaining
     if content_range is None:
         found = _short(repr(answer.header("Content-Range")))
@@ -386,32 +403,35 @@ def _read_one(answer: _Answer, byte_range: ByteRange, receive: Receive) -> None:
 
 
 def _release(response: urllib3.BaseHTTPResponse) -> None:
-    """Give the connection back; closed if something was not read, which would be taken for the next answer."""
+    """Return the connection to its pool.
+
+    If unread bytes are left, the connection is closed first; otherwise they would be taken for the next answer.
+    """
     if not response.closed:
         response.close()
     response.release_conn()
 
 
 def _short(value: object) -> str:
-    """What a server said, as far as a sentence bears it."""
+    """Return a text from a server, printable and limited in length for an error message."""
     text = "".join(letter if letter.isprintable() else "?" for letter in str(value))
     return text if len(text) <= MOST_OF_A_TEXT else f"{text[:MOST_OF_A_TEXT]}..."
 
 
 class _Origin(NamedTuple):
-    """Who answers for an address."""
+    """The server of an address."""
 
     scheme: str
     host: str
     port: int
 
     def secured(self) -> "_Origin | None":
-        """The same server's, over TLS; None if that is another one."""
+        """Return the same server over TLS; None if this is not plain http on port 80."""
         return _Origin("https", self.host, 443) if (self.scheme, self.port) == ("http", 80) else None
 
 
 def _redirected(url: str, address: str, target: str) -> tuple[str, str]:
-    """Where it goes on, and the query there, which may open it; what opened the last address does not go along."""
+    """Return the address and the query of a redirect; the query may be a token, and the last one is not passed on."""
     try:
         moved, secret = split_secret(urljoin(address, target))
         origin = _origin_of(moved)
@@ -434,22 +454,24 @@ def _tag(response: urllib3.BaseHTTPResponse) -> str:
 
 
 def _modified(headers: Mapping[str, str], asked: float) -> float | None:
-    """When a file was changed at the earliest, by this machine's clock; how long ago that is, the server's clock tells.
+    """Return the earliest time of a file's last change by this machine's clock; None if unknown.
+
+    The age of the change is computed from the server's clock.
 
     Args:
-        headers: Of an answer.
-        asked: When it was asked for.
+        headers: Headers of an answer.
+        asked: Time of the request, by this machine's clock.
     """
     try:
         now, changed = (parsedate_to_datetime(headers[name]).timestamp() for name in ("Date", "Last-Modified"))
-        age = now + int(headers.get("Age", 0)) - changed  # a cache on the way keeps the Date of when it asked
+        age = now + int(headers.get("Age", 0)) - changed  # a proxy cache keeps the Date of its own request
     except (KeyError, ValueError):
         return None
-    return asked - age - 1 if age >= 0 else None  # both are cut to whole seconds
+    return asked - age - 1 if age >= 0 else None  # both dates are truncated to seconds
 
 
 def _dated(receive: Receive, modified: float | None) -> Receive:
-    """Tell with each version when it was made, too."""
+    """Wrap `receive` so that each version also has its time of modification."""
     return lambda version, start, data: receive(replace(version, modified=modified), start, data)
 
 

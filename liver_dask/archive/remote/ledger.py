@@ -1,7 +1,8 @@
 """The scheduler's part of one limit for a whole cluster: how many connections to an archive each worker may have.
 
-A worker tells when it begins to read and when it has ended, and is told its share: once, and when that changes. Nobody
-asks for leave of a request. What a worker is to give up is given to another when it has closed it, and not before.
+A worker reports when it begins to read and when it ends. The scheduler tells it its share: once at the beginning, and
+whenever the share changes. Single requests need no permission. Connections that a worker has to give up go to another
+worker only after the first worker has closed them.
 """
 
 from collections.abc import Iterator
@@ -9,19 +10,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 OPERATION = "liver_dask-connections"
-"""The name of the messages between a worker and the scheduler, both ways."""
+"""Name of the messages between a worker and the scheduler, in both directions."""
 
 SECONDS_OF_A_TURN = 10.0
-"""With more workers than connections they take turns of one; each costs a new connection, about half a second."""
+"""If there are more workers than connections, workers take turns with one connection each. Each turn costs a new
+connection, about half a second."""
 
 
 class Told(NamedTuple):
-    """What a worker is told.
+    """A message from the scheduler to a worker.
 
     Attributes:
-        visit: Which visit of the worker's it is for; the worker has numbered them.
-        number: Of the message; the worker's answer brings it.
-        allowed: How many connections it may have from now on.
+        visit: The worker's own number for the visit that the message is for.
+        number: Number of the message; the worker's answer repeats it.
+        allowed: Maximum number of connections of the worker from now on.
     """
 
     visit: int
@@ -34,11 +36,11 @@ class _Reader:
     """A worker that reads.
 
     Attributes:
-        visit: Its own number for this time of reading.
-        held: The most connections it may have, as far as is known.
-        since: When its turn began, or since when it waits for one.
-        allowed: How many it was told to have at most.
-        number: Of the message that told so.
+        visit: The worker's own number for this visit, that is, this period of reading.
+        held: Maximum number of connections that it may still have open, as far as is known.
+        since: When its turn began, or when it began to wait for one.
+        allowed: Maximum number of connections in the last message to it.
+        number: Number of that message.
     """
 
     visit: int
@@ -49,10 +51,10 @@ class _Reader:
 
 
 class Ledger:
-    """Who may have how many of the connections to one archive: all who read as many as each other.
+    """The distribution of the connections to one archive: all workers that read get an equal share.
 
     Args:
-        most: How many there may be in all.
+        most: Maximum number of connections of all workers together.
     """
 
     def __init__(self, most: int) -> None:
@@ -61,25 +63,29 @@ class Ledger:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether there are more workers than connections, so that they take turns."""
+        """Whether there are more workers than connections, so that workers take turns."""
         return len(self._readers) > self.most
 
     def join(self, worker: str, visit: int, held: int, now: float) -> None:
-        """A worker begins to read; it may have some connections already."""
+        """Add a worker that begins to read; it may already have some connections."""
         self._readers[worker] = _Reader(visit, held, now)
 
     def hold(self, worker: str, visit: int, number: int, held: int) -> None:
-        """A worker has no more than so many connections left, having heard message `number`."""
+        """Record that a worker has at most `held` connections left after it received message `number`."""
         reader = self._readers.get(worker)
-        if reader and (reader.visit, reader.number) == (visit, number):  # else it may be told more meanwhile
+        if reader and (reader.visit, reader.number) == (visit, number):  # else a later message may allow more
             reader.held = held
 
     def leave(self, worker: str) -> None:
-        """A worker has ended, or is gone; its connections are closed."""
+        """Remove a worker that has ended or disappeared; its connections are closed."""
         self._readers.pop(worker, None)
 
     def settle(self, now: float) -> Iterator[tuple[str, Told]]:
-        """Share out anew what there is; gives who is to be told what."""
+        """Redistribute the connections.
+
+        Yields:
+            The worker and the message to send to it.
+        """
         shares = self._shares(now)
         for worker, share in shares.items():
             if share < self._readers[worker].allowed:
@@ -93,7 +99,7 @@ class Ledger:
                 free -= reader.held - before
 
     def _shares(self, now: float) -> dict[str, int]:
-        """What each is to have in the end, who is served first in front."""
+        """Return the final share of each worker, in the order in which workers are served."""
         if not self.is_crowded:
             share, rest = divmod(self.most, max(len(self._readers), 1))
             return {worker: share + (i < rest) for i, worker in enumerate(self._readers)}

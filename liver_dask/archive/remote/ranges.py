@@ -1,7 +1,7 @@
-"""Byte ranges of a file: which to ask for, and what of them has come. Pure: no file, no network.
+"""Byte ranges of a file: which to request, and which parts have arrived. No file access, no network.
 
-A request may ask for several ranges at once (RFC 9110, 14.2). The answer is then one body of several parts, each behind
-a header that says which range it is.
+A request may ask for several ranges at once (RFC 9110, 14.2). The answer is then one body with several parts, each
+after a header that names its range.
 """
 
 import bisect
@@ -10,21 +10,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 MOST_OF_A_REQUEST = 190
-"""Ranges of one request. Apache sends the whole file for more than 200, nginx refuses a header of more than 8 kB."""
+"""Maximum number of ranges in one request. Apache sends the whole file for more than 200, and nginx refuses a header of
+more than 8 kB."""
 
 LONGEST_PART_HEADER = 4096
 _CONTENT_RANGE = re.compile(rb"(?i)\bbytes (\d{1,18})-(\d{1,18})/(\d{1,18})(?!\d)")
 
 
 class ByteRange(NamedTuple):
-    """Bytes `start` to `stop` of a file; only to ask for: of a start below 0, that many at its end."""
+    """Bytes `start` to `stop` of a file. In requests only, a negative start means that many bytes at the end."""
 
     start: int
     stop: int
 
 
 class Piece(NamedTuple):
-    """Some bytes of a file of `size` bytes, from `start` on."""
+    """Some bytes from offset `start` of a file of `size` bytes."""
 
     start: int
     data: bytes
@@ -32,12 +33,12 @@ class Piece(NamedTuple):
 
 
 def coalesce_ranges(ranges: Iterable[ByteRange], gap: int, most_bytes: int) -> list[ByteRange]:
-    """The fewest ranges that hold some ascending spans, with up to `gap` bytes between two fetched along.
+    """Return the fewest ranges that cover some ascending ranges, with gaps of up to `gap` bytes included.
 
     Args:
-        ranges: What is needed.
-        gap: The most bytes between two spans of one range.
-        most_bytes: The most bytes of a range that more than one span is in.
+        ranges: The needed ranges, ascending.
+        gap: Maximum number of unneeded bytes between two ranges that are merged.
+        most_bytes: Maximum size in bytes of a merged range; a single needed range may be larger.
     """
     merged: list[ByteRange] = []
     for byte_range in ranges:
@@ -50,7 +51,7 @@ def coalesce_ranges(ranges: Iterable[ByteRange], gap: int, most_bytes: int) -> l
 
 
 def range_header(ranges: Iterable[ByteRange]) -> str:
-    """The value of a request's Range header."""
+    """Return the value of a request's Range header."""
     return "bytes=" + ",".join(
         f"{byte_range.start}-{byte_range.stop - 1}" if byte_range.start >= 0 else str(byte_range.start)
         for byte_range in ranges
@@ -58,7 +59,7 @@ def range_header(ranges: Iterable[ByteRange]) -> str:
 
 
 def read_content_range(text: str | bytes) -> tuple[ByteRange, int] | None:
-    """The range that a Content-Range header tells, and the size of the file; None if it does not."""
+    """Return the range and the file size from a Content-Range header; None if the header does not give them."""
     found = _CONTENT_RANGE.search(text if isinstance(text, bytes) else text.encode())
     if not found:
         return None
@@ -67,10 +68,10 @@ def read_content_range(text: str | bytes) -> tuple[ByteRange, int] | None:
 
 
 def read_parts(blocks: Iterable[bytes]) -> Iterator[Piece]:
-    """The parts of a body of several ranges (multipart/byteranges), as its blocks arrive.
+    """Yield the parts of a body with several ranges (multipart/byteranges) as its blocks arrive.
 
     Raises:
-        ValueError: It is not such a body.
+        ValueError: The body does not have this format.
     """
     head, at, left, size = bytearray(), 0, 0, 0
     for block in blocks:
@@ -98,10 +99,10 @@ def read_parts(blocks: Iterable[bytes]) -> Iterator[Piece]:
 
 
 class Received:
-    """What has come of some ranges of a file, in whatever order.
+    """The received bytes of some ranges of a file; ranges may arrive in any order.
 
     Args:
-        ranges: The ranges, ascending, none of them within another.
+        ranges: The ranges, ascending, none of them inside another.
     """
 
     def __init__(self, ranges: Sequence[ByteRange]) -> None:
@@ -110,10 +111,10 @@ class Received:
         self._buffers = [bytearray() for _ in ranges]
 
     def add(self, start: int, data: bytes) -> bool:
-        """Take the bytes from `start` on; False if they are not the next ones of any range."""
+        """Add the bytes from offset `start`; return False if they are not the next bytes of any range."""
         stop, used = start + len(data), False
         i = max(bisect.bisect_right(self._starts, start) - 1, 0)
-        while i < len(self._ranges) and self._starts[i] < stop:  # more than one, where a server puts ranges together
+        while i < len(self._ranges) and self._starts[i] < stop:  # more than one if the server merges ranges
             byte_range, reached = self._ranges[i], self._starts[i] + len(self._buffers[i])
             if start <= reached < min(stop, byte_range.stop):
                 self._buffers[i] += memoryview(data)[reached - start : byte_range.stop - start]
@@ -122,7 +123,7 @@ class Received:
         return used
 
     def missing(self, size: int | None = None) -> list[ByteRange]:
-        """What has not come yet, of a file of so many bytes if that is known."""
+        """Return the ranges that have not arrived yet; `size` is the file size in bytes, if known."""
         stops = [byte_range.stop if size is None else min(byte_range.stop, size) for byte_range in self._ranges]
         reached = [
             byte_range.start + len(buffer) for byte_range, buffer in zip(self._ranges, self._buffers, strict=True)
@@ -130,7 +131,7 @@ class Received:
         return [ByteRange(first, stop) for first, stop in zip(reached, stops, strict=True) if first < stop]
 
     def cut(self, ranges: Iterable[ByteRange]) -> list[memoryview]:
-        """The bytes of some ranges that lie within those that have come, fewer only where the file ends."""
+        """Return the bytes of ranges inside the received ranges, fewer only where the file ends."""
         found = []
         i = 0
         for byte_range in ranges:

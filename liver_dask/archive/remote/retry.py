@@ -1,4 +1,4 @@
-"""When a request is made again, and after which pause."""
+"""When a request is retried, and how long to wait before."""
 
 import functools
 import logging
@@ -12,19 +12,19 @@ from .source import TransientError
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 60.0
-"""Seconds; a server that asks for a longer pause (Retry-After) is asked again after this one."""
+"""Seconds. If a server asks for a longer wait (Retry-After), the request is still retried after this time."""
 
 
 LONGEST_TRYING = 600.0
-"""Seconds after which a range is not asked for again."""
+"""Seconds after which a range is not requested again."""
 
 
 @functools.cache
 def retrying(attempts: int) -> tenacity.Retrying:
-    """One for all requests, not one for each.
+    """Return the retry policy, one object for all requests.
 
-    Each has a `threading.local`. Where one becomes garbage while a dask worker's profiler lists the threads, older
-    CPythons (3.11.7 for one; gh-106883) wait for themselves, for ever.
+    Each such object has a `threading.local`. If one is garbage-collected while the profiler of a dask worker lists the
+    threads, older versions of CPython (for example 3.11.7; gh-106883) deadlock.
     """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
@@ -48,4 +48,4 @@ def _log(state: tenacity.RetryCallState) -> None:
     log.info("%s: %s; asking again", state.args[0].url, state.outcome.exception() if state.outcome else "")
 
 
-_jitter = random.Random()  # noqa: S311  # no secret, and not Python's own, whose state is the user's
+_jitter = random.Random()  # noqa: S311  # not for security; the state of Python's global generator belongs to the user

@@ -1,7 +1,7 @@
-"""How many connections to an archive this process may have at once: of a cluster's limit its share, else all of it.
+"""The number of connections to an archive that this process may have: its share of a cluster's limit, else all.
 
-A process in which a dask worker runs reads for a cluster, on whichever of its threads. It tells the scheduler when it
-begins to read, and when it has not read for a while; see `ledger` for what the scheduler makes of it.
+A process with a dask worker reads for a cluster, on any of its threads. It tells the scheduler when it begins to read,
+and when it has not read for a while; `ledger` describes what the scheduler does then.
 """
 
 import asyncio
@@ -21,37 +21,40 @@ from .ledger import OPERATION
 log = logging.getLogger(__name__)
 
 SECONDS_KEPT = 5.0
-"""So long a worker that reads nothing keeps its connections, and with them its share."""
+"""Time after which an idle worker closes its connections and gives up its share."""
 
 SECONDS_FOR_A_LOOP = 5.0
-"""A worker's event loop that has not run for so long cannot tell us more, if it is seen to wait for what is read."""
+"""If a worker's event loop has not run for this time, and is seen to wait for data that is being read, the worker
+cannot receive messages."""
 
 TRIES = 5
 SECONDS_BETWEEN_TRIES = 1.0
-"""So often, and so far apart, the scheduler is asked to share out connections before a worker goes on without."""
+"""The scheduler is asked TRIES times, at this interval, to distribute connections; then the worker continues without
+it."""
 
 SECONDS_FOR_ANY_LOOP = 60.0
-"""After so long it is taken to wait for it, whatever it seems to do: else reading could wait for ever."""
+"""After this time the event loop counts as waiting for a read, whatever it seems to do; otherwise reading could wait
+forever."""
 
 
 class _Idle(Protocol):
-    """What keeps connections open."""
+    """An object that keeps connections open."""
 
     def close_idle(self) -> None:
-        """Close those that nobody uses."""
+        """Close the connections that are not in use."""
 
 
 class _Visit:
-    """One time of reading for a cluster, as its scheduler counts them.
+    """One period of reading for a cluster, as counted by its scheduler.
 
     Attributes:
-        worker: Of whatever workers this process has, the one that talks with the scheduler.
-        id: Tells it from others of this process.
-        began: When it did.
-        seen: When it began, or the worker's event loop last ran.
-        has_joined: Whether the scheduler was told of it.
-        allowed: How many connections it may have.
-        number: Of the scheduler's message that said so.
+        worker: The worker of this process that communicates with the scheduler; a process may have several workers.
+        id: Distinguishes the visit from others of this process.
+        began: When the visit began.
+        seen: When the visit began, or when the worker's event loop last ran.
+        has_joined: Whether the scheduler has been informed of the visit.
+        allowed: Maximum number of connections.
+        number: Number of the scheduler's message that set `allowed`.
     """
 
     _ids = itertools.count(1)
@@ -65,14 +68,15 @@ class _Visit:
 
     @property
     def is_over(self) -> bool:
-        """Whether the worker has ended, and this process lives on."""
+        """Whether the worker has ended while this process continues."""
         return not _is_running(self.worker) and not self._is_ending
 
     @property
     def cannot_hear(self) -> bool:
-        """Whether the scheduler will tell nothing: the worker ends, or its event loop waits for what is read here.
+        """Whether no message can arrive: the worker is ending, or its event loop waits for a read of this process.
 
-        A loop that somebody else holds up, or an overloaded machine, goes on; the connections are others' meanwhile.
+        A loop that other code blocks, or that runs on an overloaded machine, will continue. Until then reads wait,
+        because other workers may use the connections.
         """
         silent = monotonic() - self.seen
         return (
@@ -83,15 +87,15 @@ class _Visit:
 
     @property
     def _is_ending(self) -> bool:
-        return self.worker.status.name == "closing"  # others have its share already
+        return self.worker.status.name == "closing"  # other workers already have its share
 
 
 class Share:
-    """Connections of this process to one archive: `with share:` waits until there may be one more.
+    """The connections of this process to one archive: `with share:` waits until one more is allowed.
 
     Args:
-        archive: Which archive, and which limit: what processes of a cluster have in common.
-        most: How many there may be, of the whole cluster where this process reads for one.
+        archive: Identifies the archive and the limit; the same in all processes of a cluster.
+        most: Maximum number of connections, of the whole cluster if this process reads for one.
     """
 
     def __init__(self, archive: str, most: int) -> None:
@@ -104,12 +108,12 @@ class Share:
         self._visit: _Visit | None = None
 
     def add(self, transport: _Idle) -> None:
-        """Let something that opens connections close them when they are to be fewer."""
+        """Register a transport, so that its idle connections can be closed when the share shrinks."""
         self._transports.add(transport)
 
     @property
     def now(self) -> int:
-        """How many connections there may be now, one at least: into so many requests a read is best split."""
+        """The number of connections allowed now, at least one: the best number of requests to split a read into."""
         visit = self._visit
         return max(visit.allowed, 1) if visit and visit.number else self._most
 
@@ -138,7 +142,7 @@ class Share:
                 self._tell("hold")
 
     def hear(self, visit: int, number: int, allowed: int) -> None:
-        """Take the scheduler's message, on the worker's event loop, and answer it."""
+        """Handle a message of the scheduler, on the worker's event loop, and answer it."""
         with self._changed:
             if self._visit is None or self._visit.id != visit:
                 return
@@ -165,20 +169,20 @@ class Share:
         if worker is None:
             return None
         visit = _Visit(worker)
-        with suppress(RuntimeError):  # its loop has ended, and it is about to
+        with suppress(RuntimeError):  # the loop has ended, and the worker will end soon
             worker.loop.add_callback(self._attend, visit)
         return visit
 
     async def _attend(self, visit: _Visit) -> None:
-        """Let the scheduler know of a visit, and of its end; runs on the worker's event loop meanwhile."""
+        """Report a visit and its end to the scheduler; runs on the worker's event loop."""
         self._look(visit)
         plugin = pickled_plugin()
         for tries in itertools.count(1):
             try:
                 await visit.worker.scheduler.register_scheduler_plugin(plugin=plugin, name=OPERATION, idempotent=True)
                 break
-            except Exception as error:  # of whatever kind: the voxels can be read all the same
-                if not isinstance(error, OSError) or tries == TRIES:  # it refuses, or does not answer
+            except Exception as error:  # any kind: the voxels can still be read
+                if not isinstance(error, OSError) or tries == TRIES:  # the scheduler refuses, or does not answer
                     self._do_without(visit, error)
                     return
             await asyncio.sleep(SECONDS_BETWEEN_TRIES)
@@ -187,19 +191,19 @@ class Share:
         visit.worker.stream_handlers[OPERATION] = lambda **message: visit.worker.loop.add_callback(_hear, **message)
         self._close_idle()
         with self._changed:
-            if self._visit is visit:  # else nothing was read for so long that it has ended
+            if self._visit is visit:  # else it has ended, because nothing was read for too long
                 visit.has_joined = True
                 self._tell("join")
 
     def _do_without(self, visit: _Visit, error: Exception) -> None:
-        """Read without the scheduler's leave, until nothing is read for a while."""
+        """Read without the scheduler's permission until nothing is read for a while."""
         log.warning("%s: each worker may have %d connections, since %r", self._archive, self._most, error)
         with self._changed:
             visit.allowed = self._most
             self._changed.notify_all()
 
     def _look(self, visit: _Visit) -> None:
-        """Take note that the worker's event loop runs; end a visit when nothing was read for a while."""
+        """Record that the worker's event loop runs; end a visit if nothing was read for a while."""
         visit.seen = monotonic()
         with self._changed:
             if self._visit is not visit or not _is_running(visit.worker):
@@ -222,9 +226,9 @@ class Share:
             transport.close_idle()
 
     def _tell(self, what: str) -> None:
-        """Send the scheduler a message; in the order of what it tells of, so with the lock held."""
+        """Send a message to the scheduler; the lock is held, so that messages are in the order of the events."""
         visit = self._visit
-        if visit is None or not visit.has_joined:  # the scheduler breaks with a worker of which it understands nothing
+        if visit is None or not visit.has_joined:  # a scheduler drops workers that send unknown messages
             return
         message = {
             "op": OPERATION,
@@ -235,17 +239,17 @@ class Share:
             "number": visit.number,
             "held": max(self._taken, visit.allowed),
         }
-        with suppress(RuntimeError):  # the loop has ended, and the worker with it
+        with suppress(RuntimeError):  # the loop and the worker have ended
             visit.worker.loop.add_callback(visit.worker.batched_send, message)
 
 
 def pickled_plugin() -> bytes:
-    """The scheduler's part, for a scheduler that need not have this package."""
-    import cloudpickle  # here, so that nobody imports distributed who has no cluster
+    """Return the scheduler plugin pickled by value, for a scheduler that need not have this package installed."""
+    import cloudpickle  # imported here, because distributed is needed with a cluster only
 
     from . import ledger, ledger_plugin
 
-    with _lock:  # what is registered is the process's
+    with _lock:  # the registration is global to the process
         for module in (ledger, ledger_plugin):
             cloudpickle.register_pickle_by_value(module)
         try:
@@ -259,15 +263,15 @@ def pickled_plugin() -> bytes:
 _shares: dict[str, Share] = {}
 _lock = threading.Lock()
 _inherited: WeakSet[Any] = WeakSet()
-"""Workers of the process that this one was forked from: they do not run here."""
+"""Workers of the parent process of a fork; they do not run in this process."""
 
 
 def share_of(url: str, most: int) -> Share:
-    """The one share of this process of an archive's connections.
+    """Return this process's only share of an archive's connections.
 
     Args:
-        url: What all who open the archive have in common.
-        most: How many connections there may be; others are other shares.
+        url: Identifies the archive; the same for all who open it.
+        most: Maximum number of connections; another maximum has another share.
     """
     archive = f"{url} ({most})"
     with _lock:
@@ -279,9 +283,9 @@ def _hear(archive: str, **message: int) -> None:
 
 
 def _worker() -> Any:
-    """A dask worker that runs in this process; None if there is none. Does not import what is not imported."""
+    """Return a dask worker that runs in this process, or None; this imports nothing."""
     module = sys.modules.get("distributed.worker")
-    workers = list(module.Worker._instances) if module else []  # `get_worker` knows it on the threads of tasks alone
+    workers = list(module.Worker._instances) if module else []  # `get_worker` works on threads of tasks only
     return next((worker for worker in workers if _is_running(worker) and worker not in _inherited), None)
 
 
@@ -290,7 +294,7 @@ def _is_running(worker: Any) -> bool:
 
 
 def _waits_for_reading(thread: int) -> bool:
-    """Whether a thread is in one of dask's own schedulers, or in this package outside of this module."""
+    """Return whether a thread runs one of dask's own schedulers, or code of this package outside this module."""
     frame = sys._current_frames().get(thread)
     while frame:
         module = frame.f_globals.get("__name__", "")
@@ -301,7 +305,7 @@ def _waits_for_reading(thread: int) -> bool:
 
 
 def _forget() -> None:
-    """Start anew, in a fork."""
+    """Reset in a fork."""
     global _lock
     _lock = threading.Lock()
     _shares.clear()

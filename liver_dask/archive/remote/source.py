@@ -1,4 +1,4 @@
-"""Where an archive is, how it is asked, and what asks: one class for each kind of address."""
+"""Where an archive is, how it is accessed, and the interface of the transports: one class for each kind of address."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from .versions import FileVersion, Versions
 
 @dataclass(frozen=True)
 class Source:
-    """Where an archive is, and how it is asked.
+    """Where an archive is, and how it is accessed.
 
     Attributes:
-        url: The archive's root: an http(s) URL, any other fsspec URL, or a local folder; no slash at the end.
-        connections: The most requests under way at once: from this process, or from all workers of a cluster together.
-        timeout: Seconds without a byte after which a request is given up and asked again, with more patience each time.
-        attempts: How often one range is asked for before that is an error.
-        cache_dir: Folder that keeps strip indexes and masks between processes, or None.
-        cache_raw_bytes: How many bytes of strips it keeps besides.
-        secret: What was secret of the address; in none of the above, and shown nowhere.
-        versions: Which version of each file is read; whatever they are, it is the same source.
+        url: The archive's root: an http(s) URL, any other fsspec URL, or a local folder; without a final slash.
+        connections: Maximum number of concurrent requests, from this process or from all workers of a cluster together.
+        timeout: Seconds without a byte after which a request is cancelled and retried, with a longer timeout each time.
+        attempts: How often one range is requested before that is an error.
+        cache_dir: Folder that caches strip indexes and masks between processes, or None.
+        cache_raw_bytes: Bytes of strips that the folder may cache in addition.
+        secret: Secret parts of the address; not contained in any other attribute, and never shown.
+        versions: The version of each file that is read; it does not count when sources are compared.
     """
 
     url: str
@@ -38,20 +38,20 @@ class Source:
 
     @property
     def is_http(self) -> bool:
-        """Whether the archive is behind a web server."""
+        """Whether the archive is on a web server."""
         return self.url.startswith(("http://", "https://"))
 
 
 Receive = Callable[[FileVersion, int, bytes], None]
-"""Is given some bytes of a file as they come: which version of it they are of, where they begin, and they."""
+"""Called with bytes of a file as they arrive: the version of the file, the offset of the bytes, and the bytes."""
 
 
 class TransientError(RemoteError):
-    """A fault that another request may not meet.
+    """A fault that may not occur again in a retry.
 
     Attributes:
-        wait: Seconds to wait before; None leaves it to the back-off.
-        is_stall: Whether the server was silent, or nearly so.
+        wait: Seconds to wait before the retry; None uses the back-off.
+        is_stall: Whether the server sent nothing, or almost nothing.
     """
 
     def __init__(self, reason: str, wait: float | None = None, is_stall: bool = False) -> None:
@@ -61,38 +61,38 @@ class TransientError(RemoteError):
 
 
 class OneRangeOnlyError(RemoteError):
-    """The server does not answer requests for several ranges; it may answer one for each."""
+    """The server does not answer requests for several ranges; it may answer requests for one range each."""
 
 
 class Transport(Protocol):
-    """Asks for ranges, once; a fault that may pass is a TransientError.
+    """Requests ranges once, without retries; a fault that may pass is a TransientError.
 
     Attributes:
-        supports_multirange: Whether a request may be for several ranges, as far as is known; whoever gets a
-            OneRangeOnlyError may set it.
+        supports_multirange: Whether a request may ask for several ranges, as far as is known; callers may clear it
+            after a OneRangeOnlyError.
     """
 
     supports_multirange: bool
 
     @property
     def connections(self) -> int:
-        """Into how many requests a read is best split now: so many may be under way at once."""
+        """Best number of requests to split a read into: so many requests may run at once."""
 
     def get(self, url: str, ranges: Sequence[ByteRange], read_timeout: float, receive: Receive) -> None:
-        """Fetch ranges, each at most to the end of the file; or the whole of a small one.
+        """Fetch ranges, each at most to the end of the file, or the whole of a small file.
 
         Args:
             url: The file.
-            ranges: The ranges, ascending; one, or where the server takes that, several.
-            read_timeout: Seconds without a byte, or with hardly any, after which the request is given up.
-            receive: Gets the bytes in the order in which they come.
+            ranges: The ranges, ascending; one, or several if the server supports that.
+            read_timeout: Seconds without a byte, or with almost none, after which the request is cancelled.
+            receive: Called with the bytes in the order of their arrival.
         """
 
     def folders(self, url: str) -> list[str]:
-        """Names of the folders below `url`, as far as the source lists them."""
+        """Return the names of the folders below `url`, as far as the source lists them."""
 
     def folder_exists(self, url: str) -> bool:
-        """Whether the source says that a folder is there; `url` ends with a slash."""
+        """Return whether the source says that a folder exists; `url` ends with a slash."""
 
     def close_idle(self) -> None:
-        """Close what is kept open for the next request."""
+        """Close connections that are kept open for later requests."""

@@ -1,4 +1,4 @@
-"""Which version of each file a Dataset reads: one, in whatever process, or it is an error."""
+"""The version of each file that a Dataset reads: the same one in every process, otherwise it is an error."""
 
 import contextvars
 import secrets
@@ -15,13 +15,13 @@ from ...core.errors import SourceChangedError
 
 @dataclass(frozen=True)
 class FileVersion:
-    """What tells one version of a file from another.
+    """Distinguishes one version of a file from another.
 
     Attributes:
         size: Bytes of the file.
-        etag: Its ETag, or else its date; empty where the source tells neither.
-        modified: When it was changed at the earliest, in seconds since 1970 by this machine's clock, if that is known.
-            It is told by a clock, and so does not count when two versions are compared.
+        etag: Its ETag, or else its date; empty if the source gives neither.
+        modified: Earliest time of the last change, in seconds since 1970 by this machine's clock, if known. Because it
+            depends on a clock, it does not count when two versions are compared.
     """
 
     size: int
@@ -30,18 +30,18 @@ class FileVersion:
 
 
 MISSING = FileVersion(0, "missing")
-"""Stands for the version of a file that the source does not have, where that is taken for zeros."""
+"""The version of a file that the source does not have, if missing slices count as zeros."""
 
 _SEVERAL = FileVersion(-1, "several")
-"""Stands for the versions of a file of which two processes have each read another."""
+"""The version of a file of which two processes have read different versions."""
 
 
 class Versions:
-    """The versions of the files that a Dataset has read, in this process and wherever its pickles came from.
+    """The versions of the files that a Dataset has read, in this process and in those that pickled it.
 
-    All copies of a Dataset in a process share one. A version that is noted stays: a file that is found to be another is
-    refused. Two processes that have not heard of each other are told apart from the date: a file that was changed after
-    the Dataset was opened is refused, since another process may have read what it was before.
+    All copies of a Dataset in a process share one object. A noted version is final: if the file has another version
+    later, it is refused. For two processes that have not exchanged versions, the date decides: a file that was changed
+    after the Dataset was opened is refused, because another process may have read the earlier version.
     """
 
     def __init__(self) -> None:
@@ -54,10 +54,10 @@ class Versions:
         return _joined, (self.id, self._opened, self._known.copy())
 
     def get(self, url: str) -> FileVersion | None:
-        """The version of a file that is read, if any of it was.
+        """Return the version of a file that is read; None if nothing of the file was read.
 
         Raises:
-            SourceChangedError: Two processes have read two versions; what is kept of either is not to be used.
+            SourceChangedError: Two processes have read different versions; cached data of both must not be used.
         """
         known = self._known.get(url)
         if known == _SEVERAL:
@@ -65,17 +65,18 @@ class Versions:
         return known
 
     def note(self, url: str, found: FileVersion) -> None:
-        """Take note of which version of a file is there now.
+        """Record the version that a file has now.
 
         Raises:
-            SourceChangedError: It is not the one that was read before, or may not be the one that others have read.
+            SourceChangedError: It is not the version that was read before, or may differ from the one that other
+                processes have read.
         """
         if self.get(url) is None and found.modified is not None and found.modified > self._opened:
             raise SourceChangedError(
                 f"{url} was changed at {_local_time(found.modified)}, after it was opened at "
                 f"{_local_time(self._opened)}; other parts may have been read before, so open the source again."
             )
-        known = self._known.setdefault(url, found)  # one step: threads may note the same file
+        known = self._known.setdefault(url, found)  # atomic: several threads may note the same file
         if known != found:
             raise SourceChangedError(
                 f"{url} is not the file it was when it was first read: it had {_told(known)}, and has {_told(found)}; "
@@ -83,12 +84,12 @@ class Versions:
             )
 
     def has_read_below(self, prefix: str) -> bool:
-        """Whether a file whose URL begins so was read, and so is there."""
+        """Return whether a file whose URL begins with `prefix` was read, and so exists."""
         none_read = MISSING, _SEVERAL
         return any(url.startswith(prefix) and known not in none_read for url, known in [*self._known.items()])
 
     def _join(self, known: dict[str, FileVersion]) -> None:
-        """Take over what another process has noted; a file of which the two know two versions is read no more."""
+        """Add the versions that another process has noted; a file with two different versions is not read any more."""
         for url, version in known.items():
             if self._known.setdefault(url, version) != version:
                 self._known[url] = _SEVERAL
@@ -98,7 +99,7 @@ _of_this_process: WeakValueDictionary[str, Versions] = WeakValueDictionary()
 
 
 def _joined(name: str, opened: float, known: dict[str, FileVersion]) -> Versions:
-    """The versions of a Dataset that was unpickled: those that this process has of it, if it has it already."""
+    """Return the versions of an unpickled Dataset; if this process already has them, the same object."""
     versions = _of_this_process.get(name)
     if versions is None:
         versions = Versions()
@@ -114,7 +115,10 @@ _noted: contextvars.ContextVar[dict[str, FileVersion] | None] = contextvars.Cont
 
 @contextmanager
 def noting_files() -> Iterator[dict[str, FileVersion]]:
-    """Meanwhile the files that voxels are read of are noted by URL, on whatever thread of a ContextPool."""
+    """Yield a dict that records, by URL, the version of each file that is read within this context.
+
+    Reads on the threads of a ContextPool are recorded, too.
+    """
     files: dict[str, FileVersion] = {}
     token = _noted.set(files)
     try:
@@ -124,7 +128,7 @@ def noting_files() -> Iterator[dict[str, FileVersion]]:
 
 
 def note_file(url: str, version: FileVersion) -> None:
-    """Tell whoever wants to know that voxels were read of a file."""
+    """Record that voxels of a file were read, if a `noting_files` context is active."""
     files = _noted.get()
     if files is not None:
         files[url] = version

@@ -1,8 +1,8 @@
-"""Ends exchanges that take too long in all, or that nobody wants any more, though their server sends nothing.
+"""Ends exchanges that take too long in total, or that are no longer wanted, even if the server sends nothing.
 
-A time-out of a socket ends none of those to which a byte comes now and then, and a thread that waits for bytes cannot
-look at anything else. So one thread of the process looks at all exchanges under way, and shuts the socket of one down:
-whoever waits for it wakes up with a broken connection, over TLS as well.
+A socket timeout does not end an exchange that receives a byte now and then, and a thread that waits for bytes cannot
+check anything else. So one thread of the process checks all exchanges in progress, and shuts down the socket of an
+exchange that must end: the waiting thread then wakes up with a broken connection, over TLS as well.
 """
 
 import os
@@ -16,14 +16,14 @@ from typing import Literal
 from ...core.threads import SECONDS_BETWEEN_LOOKS, ReadCancelledError, asked_whether_wanted
 
 IDLE_LOOKS = 50
-"""After so many looks at nothing the thread ends; the next exchange starts another."""
+"""After this many checks without an exchange, the thread ends; the next exchange starts a new one."""
 
 
 class Watch:
-    """One exchange with a server: `with Watch() as watch:` has it looked at.
+    """One exchange with a server: `with Watch() as watch:` has the watchdog check it.
 
     Attributes:
-        ended: Why its socket was shut down, if it was.
+        ended: Why its socket was shut down; empty if it was not.
     """
 
     def __init__(self) -> None:
@@ -40,21 +40,21 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         _watchdog.remove(self)
         with self._lock:
-            self._socket = None  # which another exchange may use from now on
+            self._socket = None  # another exchange may use it from now on
 
     def allow(self, seconds: float) -> None:
-        """What comes next may take so long, and no longer."""
+        """Limit the next step to this time."""
         self._until = time.monotonic() + seconds
 
     def uses(self, used: object) -> None:
-        """From now on it waits for this socket, or for one that is wrapped in it."""
+        """Set the socket that the exchange waits for; it may be wrapped in another object."""
         while used is not None and not isinstance(used, socket.socket):
             used = getattr(used, "socket", None)
         with self._lock:
             self._socket = used
 
     def probe(self) -> None:
-        """Shut its socket down if its time is over, or nobody wants it."""
+        """Shut down the socket if the time is over or the exchange is no longer wanted."""
         with self._lock:
             if self._socket is None or self.ended:
                 return
@@ -64,23 +64,23 @@ class Watch:
                 self.ended = "late"
             else:
                 return
-            with suppress(OSError):  # it is closed already
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # TLS would first forget its own state
+            with suppress(OSError):  # it is already closed
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # SSLSocket's would first drop the TLS state
 
     def check_cancelled(self) -> None:
-        """ReadCancelledError if nobody wants it."""
+        """Raise ReadCancelledError if the exchange is no longer wanted."""
         if self.ended == "unwanted" or not self._is_wanted():
             raise ReadCancelledError("What was asked for is no longer wanted")
 
     def check(self) -> None:
-        """The same, and TimeoutError if it was late: what seems to be its end is none."""
+        """Raise ReadCancelledError or TimeoutError if the exchange was ended: its apparent end is not the real one."""
         if self.ended:
             self.check_cancelled()
             raise TimeoutError
 
 
 class _Watchdog:
-    """The thread; there is one while there is something to look at, and none in a fork until there is."""
+    """The watchdog thread; it runs only while there are exchanges. A fork starts its own when needed."""
 
     _is_running: bool
 
