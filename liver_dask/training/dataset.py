@@ -38,6 +38,8 @@ def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return labels // np.uint8(FOREGROUND)
 
 
+EXACT_IN_FLOAT32 = 1 << 24
+
 WIDER = {np.dtype("uint16"): np.int32, np.dtype("uint32"): np.int64}
 
 
@@ -55,6 +57,25 @@ class Widened:
         out = self.transform(voxels) if self.transform else voxels
         wider = WIDER.get(getattr(out, "dtype", None))
         return out if wider is None else out.astype(wider)
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """A transform of instance labels, for augmentations that compute with float32.
+
+    That cannot tell large numbers apart: two objects would become one. So numbers from 2^24 on become 1, 2, ... in each
+    patch; 0 stays 0.
+    """
+
+    transform: Callable[[Any], Any]
+
+    def __call__(self, labels: npt.NDArray[Any]) -> Any:
+        """Transform a patch."""
+        out = self.transform(labels)
+        if getattr(out, "dtype", None) != np.int64 or not out.size or out.max() < EXACT_IN_FLOAT32:
+            return out
+        numbers, place = np.unique(out, return_inverse=True)
+        return place.reshape(out.shape) + (numbers[0] != 0)
 
 
 class PatchDataset(SegmentationDataset):

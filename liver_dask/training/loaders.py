@@ -395,13 +395,15 @@ def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, s
         chosen["raw_transform"] = torch_em.transform.get_raw_transform()
     else:
         chosen["raw_transform"] = torch_dataset.Widened(chosen["raw_transform"])
-    if chosen["transform"] is None:
+    has_own_transform = chosen["transform"] is not None
+    if not has_own_transform:
         anisotropic = source.raw.shape[0] < source.raw.shape[1] // 2  # torch_em's own guess
         chosen["transform"] = torch_em.transform.get_augmentations(
             chosen["ndim"] or ("anisotropic" if anisotropic else 3)
         )
     if "instances" in source.kinds:
-        chosen["label_transform"] = torch_dataset.Widened(chosen["label_transform"])
+        widened = torch_dataset.Widened(chosen["label_transform"])
+        chosen["label_transform"] = widened if has_own_transform else torch_dataset.Renumbered(widened)
     elif chosen["label_transform"] is None:
         chosen["label_transform"] = torch_dataset.binary
     return chosen

@@ -74,6 +74,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"files": "raw/{z.real}.tif"}, "files"),
     ({"files": "raw/{z:99999999d}.tif"}, "files"),
     ({"files": "raw/{z:x}.tif"}, "files"),
+    ({"files": "raw/{z:5d}.tif"}, "files"),
+    ({"files": "a%20b/{z}.tif"}, "files"),
+    ({"name": "x" * 300}, "is no name of a variable"),
     ({"files": "raw/{z.tif"}, "files"),
     ({"files": "../{z}.tif"}, "must be a path below the archive's root"),
     ({"files": "/etc/{z}.tif"}, "must be a path below"),
@@ -159,6 +162,9 @@ def test_an_archive_that_there_is_not_is_told_with_those_that_there_are() -> Non
     for wrong in ("EMPIAR-1", 3, "nothing.json"):
         with pytest.raises(ld.InvalidArgumentError, match=r"give one of .*EMPIAR-13356"):
             ld.open_archive(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ld.InvalidArgumentError, match="An address was given instead of an archive") as told:
+        ld.open_archive("https://user:hunter2@host/a.toml")
+    assert "hunter2" not in str(told.value)
     with pytest.raises(ld.InvalidArgumentError, match=r"Cannot read nothing\.toml"):
         ld.open_archive("nothing.toml")
 

@@ -98,6 +98,9 @@ def test_instances_are_trained_on_with_a_label_transform(tmp_path: Path) -> None
     numbers = {"transform": lambda *patch: patch, "label_dtype": torch.int64}
     _, labels = ld.get_human_liver_em_dataset(tmp_path / "s", SHAPE, **numbers, **options)[0]
     np.testing.assert_array_equal(labels[0], voxels["mito"].astype(np.int64))
+    count = len(np.unique(voxels["mito"]))
+    _, labels = ld.get_human_liver_em_dataset(tmp_path / "s", SHAPE, label_dtype=torch.int64, **options)[0]
+    assert len(np.unique(labels)) == count, "augmentations compute with float32, where neighbours become one"
     stores = [path.name for path in (tmp_path / "s").iterdir() if path.suffix == ".zarr"]
     assert len(stores) == 1
     assert stores[0].startswith("EMPIAR-12535-intestine-")

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import tifffile
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -271,3 +272,92 @@ def test_a_record_may_not_lead_out_of_the_archive(archive: Path, tmp_path: Path)
         edit(store / "liver_dask" / "zarr.json", change)
         with pytest.raises(ld.DamagedError, match="files"):
             ld.verify(store, progress=False)
+
+
+def plain_archive(folder: Path, seed: int, where: str = "raw") -> ld.Archive:
+    """Slices that are not compressed: those of any two archives have the same size."""
+    voxels = np.random.default_rng(seed).integers(1, 2**16, SHAPE, "uint16")
+    (folder / where).mkdir(parents=True, exist_ok=True)
+    for z, pixels in enumerate(voxels):
+        tifffile.imwrite(folder / where / f"{z}.tif", pixels)
+    raw = ld.Variable(name="raw", files=f"{where}/{{z}}.tif", kind="image", dtype="uint16")
+    return ld.Archive(name="mine", url=str(folder), shape=SHAPE, variables=(raw,))
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("how", ["address", "files", "first"])
+def test_other_voxels_of_files_of_the_same_size_are_refused(tmp_path: Path, complete: bool, how: str) -> None:
+    """Half of a store would be of one volume and half of another, or the wrong store be returned."""
+    archive = plain_archive(tmp_path / "a", 0)
+    if complete:
+        keep(ld.open_archive(archive), tmp_path / "a.zarr")
+    else:
+        lost = (tmp_path / "a" / "raw" / "3.tif").rename(tmp_path / "lost")
+        with pytest.raises(ld.SliceNotFoundError):
+            keep(ld.open_archive(archive), tmp_path / "a.zarr")
+        assert list((tmp_path / "a.zarr.partial" / "progress").rglob("sources/*.json"))
+        lost.rename(tmp_path / "a" / "raw" / "3.tif")
+    if how == "address":
+        other = plain_archive(tmp_path / "b", 1)
+    elif how == "files":
+        other = plain_archive(tmp_path / "a", 1, "other")
+    else:
+        shutil.copy(tmp_path / "a" / "raw" / "0.tif", tmp_path / "a" / "raw" / "4.tif")
+        other = replace(archive, variables=(replace(archive["raw"], first=1),))
+    before = contents(tmp_path)
+    with pytest.raises(ld.StoreExistsError, match="from another archive of the same name, or one that was"):
+        keep(ld.open_archive(other), tmp_path / "a.zarr")
+    after = contents(tmp_path)
+    assert {path for path in before if path not in after} <= {"a.zarr.partial/progress/run"}
+    keep(ld.open_archive(archive), tmp_path / "a.zarr")
+    assert ld.verify(tmp_path / "a.zarr", full=True, progress=False).ok
+
+
+def test_files_that_were_renamed_are_the_same_archive(tmp_path: Path) -> None:
+    """Whoever tidies up folders would have to fetch all of it again."""
+    archive = plain_archive(tmp_path / "a", 0)
+    lost = (tmp_path / "a" / "raw" / "3.tif").rename(tmp_path / "lost")
+    with pytest.raises(ld.SliceNotFoundError):
+        keep(ld.open_archive(archive), tmp_path / "a.zarr")
+    lost.rename(tmp_path / "a" / "raw" / "3.tif")
+    (tmp_path / "a" / "raw").rename(tmp_path / "a" / "em")
+    renamed = replace(archive, variables=(replace(archive["raw"], files="em/{z}.tif"),))
+    store = keep(ld.open_archive(renamed), tmp_path / "a.zarr")
+    np.testing.assert_array_equal(xr.open_zarr(store).raw, ld.open_archive(renamed).raw)
+    assert len(json.loads((store / "raw" / MANIFEST).read_bytes())["sources"]) == SHAPE[0]
+    assert keep(ld.open_archive(renamed), store) == store
+
+
+def test_a_mask_is_no_image(tmp_path: Path) -> None:
+    """One has 255 where the other has 1."""
+    archive = plain_archive(tmp_path / "a", 0)
+    other = ld.Variable(name="other", files="raw/{z}.tif", kind="image", dtype="uint16")
+    image, instances = (
+        replace(archive, variables=(archive["raw"], replace(other, kind=kind))) for kind in ("image", "instances")
+    )
+    store = keep(ld.open_archive(image), tmp_path / "a.zarr")
+    with pytest.raises(ld.StoreExistsError, match="another box, archive or layout"):
+        keep(ld.open_archive(instances), store)
+
+
+def test_the_name_of_a_built_in_archive_is_its_own(tmp_path: Path) -> None:
+    """Its stores could not be verified: files of the archive of that name would be looked for."""
+    mine = replace(plain_archive(tmp_path, 0), name="EMPIAR-13356")
+    with pytest.raises(ld.InvalidArgumentError, match="EMPIAR-13356 is the name of another archive"):
+        ld.open_archive(mine)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda record: record["variables"]["raw"].pop("files"), lambda record: record.pop("shape")]
+)
+def test_an_unfinished_store_with_a_damaged_record_is_refused(archive: Path, tmp_path: Path, change: Any) -> None:
+    """It would be finished, and be damaged; or end in a traceback."""
+    lost = lose(archive, "raw", 3)
+    with pytest.raises(ld.SliceNotFoundError):
+        keep(opened(archive), tmp_path / "a.zarr")
+    lost.rename(archive / ld.EMPIAR_13356.path("raw", 3))
+    edit(
+        tmp_path / "a.zarr.partial" / "store" / "liver_dask" / "zarr.json", lambda of: change(of["attributes"]) and None
+    )
+    with pytest.raises(ld.StoreExistsError, match="an unfinished store whose record is damaged"):
+        keep(opened(archive), tmp_path / "a.zarr")

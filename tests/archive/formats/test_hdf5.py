@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.memory_file import MemoryFile
+from helpers.paths import DATA, ROOT
 from liver_dask.archive.formats import hdf5
 from liver_dask.archive.formats.hdf5 import Hdf5Slice, fletcher32
 from liver_dask.core.errors import FormatError
@@ -336,3 +338,70 @@ def test_ranges_are_asked_for_side_by_side() -> None:
     item._file.fetch_each = lambda requests, consume: asked.append(len(requests))  # type: ignore[method-assign]
     item._fetch(np.arange(50) * 10**6, np.full(50, 10**6), lambda i, part: None)
     assert asked[0] > 10
+
+
+def test_chunks_of_one_row_may_be_missing() -> None:
+    """They would be taken for rows of a contiguous dataset, of which all are there or none."""
+    for written in ((5, 20), (0, 20)):
+        file = io.BytesIO()
+        with h5py.File(file, "w") as h5:
+            dataset = h5.create_dataset("data", (HEIGHT, WIDTH), "u4", chunks=(1, WIDTH))
+            for row in written:
+                dataset[row] = row + 7
+            expected = dataset[:]
+        np.testing.assert_array_equal(read(slice_of(file.getvalue())), expected)
+
+
+def test_integers_that_do_not_use_all_their_bits() -> None:
+    """Their bytes are not their values."""
+    kind = h5py.h5t.STD_U32LE.copy()
+    kind.set_precision(12)
+    kind.set_offset(4)
+    file = io.BytesIO()
+    with h5py.File(file, "w") as h5:
+        space = h5py.h5s.create_simple((HEIGHT, WIDTH))
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((10, 17))
+        dataset = h5py.Dataset(h5py.h5d.create(h5.id, b"data", kind, space, plist))
+        dataset[:] = pixels_of("<u4")
+        expected = dataset[:]
+    np.testing.assert_array_equal(read(slice_of(file.getvalue())), expected)
+
+
+def test_a_damaged_fill_value_does_not_end_the_process() -> None:
+    """HDF5's library reads outside of its memory when it is asked for that value."""
+    script = (
+        "import numpy as np\n"
+        "from helpers.memory_file import MemoryFile\n"
+        "from liver_dask.archive.formats.hdf5 import Hdf5Slice\n"
+        f"data = open({str(DATA / 'hdf5_fill_value.h5')!r}, 'rb').read()\n"
+        "item = Hdf5Slice(MemoryFile(data), 8, 8, np.dtype('uint32'), 'data', None)\n"
+        "try: item.read(np.arange(8), slice(0, 8), np.empty((8, 8), 'uint32'))\n"
+        "except Exception as error: print(type(error).__name__)\n"
+        "else: print('read')"
+    )
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout in ("FormatError\n", "read\n"), done
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "lzf"}, {"compression": "gzip"}, {"compression": "gzip", "userblock": 512}]
+)
+def test_chunks_larger_than_the_slice_are_refused(options: dict[str, Any]) -> None:
+    """A file of some kilobytes would take all memory."""
+    file, options = io.BytesIO(), {"chunks": (20_000, 10_000), "maxshape": (None, None), "compression": compression}
+    with h5py.File(file, "w", userblock_size=userblock) as h5:
+        h5.create_dataset("data", (HEIGHT, WIDTH), "u1", **options)
+    with pytest.raises(FormatError, match="its chunks of 20000 x 10000 pixels are larger than the slice"):
+        read(slice_of(file.getvalue()))
+
+
+def test_an_index_larger_than_the_slice_is_refused() -> None:
+    """A file of a kilobyte would take hundreds of megabytes."""
+    file = io.BytesIO()
+    with h5py.File(file, "w") as h5:
+        h5.create_dataset("data", (4000, 4000), "u1", chunks=(1, 1))
+    with pytest.raises(FormatError, match="are too small"):
+        Hdf5Slice(MemoryFile(file.getvalue()), 4000, 4000, np.dtype("uint8"), "data", None).probe()

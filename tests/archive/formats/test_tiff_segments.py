@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import liver_dask as ld
 from liver_dask.archive.archives import EMPIAR_13356
@@ -265,3 +266,13 @@ def test_any_window_of_any_layout(
     columns = slice(*sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width)))))
     np.testing.assert_array_equal(raw[rows, columns].compute(scheduler="sync"), grey[rows, columns])
     np.testing.assert_array_equal(raw[:: height // 3 + 1].compute(scheduler="sync"), grey[:: height // 3 + 1])
+
+
+def test_an_8_bit_palette_is_no_grey(tmp_path: Path) -> None:
+    """The numbers of colours would be taken for intensities, now that 8 bits are read straight."""
+    pixels = Image.fromarray(np.arange(600, dtype="uint8").reshape(20, 30)).convert("P")
+    pixels.save(tmp_path / "0.tif", compression="tiff_lzw")
+    raw = ld.Variable(name="raw", files="{z}.tif", kind="image")
+    archive = ld.Archive(name="mine", url=str(tmp_path), shape=(1, 20, 30), variables=(raw,))
+    with pytest.raises(ld.FormatError, match="colours of a palette"):
+        ld.open_archive(archive).raw.compute()
