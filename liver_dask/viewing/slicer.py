@@ -156,7 +156,7 @@ class Slicer(VBox):
         axes = self._picture.axes
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
-        axes.format_coord = self._position  # type: ignore[method-assign]  # matplotlib expects it to be replaced like this
+        axes.format_coord = self._position  # type: ignore[method-assign]  # matplotlib's documented way
         self._picture.canvas.mpl_connect("scroll_event", self._scrolled)
 
     def _turn(self) -> None:
