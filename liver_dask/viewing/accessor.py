@@ -47,8 +47,8 @@ class LiverAccessor:
 
         Args:
             z: The slice, an index in the whole volume.
-            y: First and exclusive last row, as a pair or a slice; all rows if None.
-            x: First and exclusive last column, as a pair or a slice; all columns if None.
+            y: First row and end (exclusive), as a pair or a slice; all rows if None.
+            x: First column and end (exclusive), as a pair or a slice; all columns if None.
             options: Further arguments of `show`.
         """
         return pictures.show(self._ds, z, y, x, **options)

@@ -31,7 +31,7 @@ PIXELS = 1024
 """Default for the maximum number of rows and columns that a picture of a window shows."""
 
 Bounds = Sequence[int] | slice | None
-"""A range of rows or columns: first and exclusive last, as a pair or a slice. None is the full range of the Dataset.
+"""A range of rows or columns: first and end (exclusive), as a pair or a slice. None is the full range of the Dataset.
 
 In a slice, start or stop may be None, too, and then mean the first or last row or column of the Dataset.
 """
@@ -82,9 +82,9 @@ def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: i
     Args:
         ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
         z: The slice, an index in the whole volume.
-        y: First and exclusive last row, indexes in the whole volume: a pair, or a slice such as `slice(100, 400)`, in
+        y: First row and end (exclusive), indexes in the whole volume: a pair, or a slice such as `slice(100, 400)`, in
             which start or stop may be missing. None selects all rows of `ds`.
-        x: First and exclusive last column, in the same way.
+        x: First column and end (exclusive), in the same way.
         pixels: Maximum number of rows and columns.
 
     Returns:
@@ -130,8 +130,8 @@ def show(
     Args:
         ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
         z: The slice, an index in the whole volume.
-        y: First and exclusive last row, as a pair or a slice; all rows if None.
-        x: First and exclusive last column, as a pair or a slice; all columns if None.
+        y: First row and end (exclusive), as a pair or a slice; all rows if None.
+        x: First column and end (exclusive), as a pair or a slice; all columns if None.
         labels: The labels to show; all labels of `ds` if None.
         opacity: Opacity of the labels, 0 to 1.
         contrast: Percentiles of raw that are black and white; empty glass (0) is ignored.
@@ -257,7 +257,7 @@ def check_slice(z: int, held: BoundingBox) -> int:
 
 
 def check_bounds(y: Bounds, x: Bounds, held: BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return rows and columns as pairs (first, exclusive last); None becomes all rows or columns of the box.
+    """Return rows and columns as pairs (first, exclusive end); None becomes all rows or columns of the box.
 
     Raises:
         InvalidArgumentError: They are not inside the box, are empty, or are neither pairs nor slices.

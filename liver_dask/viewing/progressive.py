@@ -37,8 +37,8 @@ class Viewport:
 
     Attributes:
         z: The slice.
-        y: First and exclusive last row.
-        x: First and exclusive last column.
+        y: First row and end (exclusive).
+        x: First column and end (exclusive).
         pixels: Maximum number of rows and columns on the screen.
         names: The variables to show.
     """

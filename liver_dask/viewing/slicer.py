@@ -103,8 +103,8 @@ class Slicer(VBox):
 
         Args:
             z: The slice; the current one if None.
-            y: First and exclusive last row, as a pair or a slice; all rows if None.
-            x: First and exclusive last column, as a pair or a slice; all columns if None.
+            y: First row and end (exclusive), as a pair or a slice; all rows if None.
+            x: First column and end (exclusive), as a pair or a slice; all columns if None.
 
         Raises:
             InvalidArgumentError: The slice or the window is not inside the Dataset. (ValueError)
@@ -118,7 +118,7 @@ class Slicer(VBox):
 
     @property
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Visible rows and columns: first and exclusive last of each."""
+        """Visible rows and columns: first and end (exclusive) of each."""
         axes, held = self._picture.axes, self._levels.held
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         return _whole(top, bottom, held.y_min, held.y_max), _whole(left, right, held.x_min, held.x_max)
@@ -356,7 +356,7 @@ def _voxel_at(seen: xr.DataArray, row: int, column: int) -> int | float | None:
 
 
 def _whole(low: float, high: float, least: int, most: int) -> tuple[int, int]:
-    """Return first and exclusive last voxel between two limits of an axis: at least one voxel, inside least..most."""
+    """Return the voxels between two limits of an axis as (first, exclusive end): at least one, inside least..most."""
     first = min(max(int(np.floor(low + 0.5)), least), most - 1)
     return first, min(max(int(np.ceil(high + 0.5)), first + 1), most)
 
