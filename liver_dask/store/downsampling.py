@@ -1,4 +1,4 @@
-"""Halving voxels: of an image the mean, of a mask the majority, of instances the most frequent number."""
+"""Downsampling by 2: the mean for images, the majority for masks, the most frequent number for instances."""
 
 import hashlib
 import json
@@ -19,27 +19,25 @@ from ..core.kinds import Kind
 from .array import StoredArray
 from .record import open_record, read_checksums
 
-if TYPE_CHECKING:
-    pass
 
 
 HOW: dict[Kind, str] = {"image": "mean", "mask": "majority", "instances": "most frequent"}
-"""How a level is said to be made."""
+"""Name of the downsampling method in `DownsamplingReader.describe`."""
 
 
 TILE = (1024, 2048)
-"""Rows and columns that are read at once of the level below: with 16 slices of raw, 64 MB."""
+"""Maximum rows and columns of the level below that are read at once: with 16 slices of raw, 64 MB."""
 
 
 @dataclass(frozen=True)
 class DownsamplingReader:
-    """One variable of a level, read by downsampling what the level below has of it.
+    """Reader of one variable of a pyramid level, which downsamples the variable in the level below.
 
     Attributes:
-        below: The level below.
-        variable: The variable.
-        step: How many voxels of the level below a voxel stands for: 1 or 2 along each of z, y and x.
-        kind: Of the variable: how one voxel is made of several.
+        below: Folder of the level below.
+        variable: Name of the variable.
+        step: Size of a voxel (z, y, x) in voxels of the level below: 1 or 2 along each axis.
+        kind: Kind of the variable, which determines the downsampling method.
     """
 
     below: Path
@@ -49,18 +47,18 @@ class DownsamplingReader:
 
     @property
     def slices_at_once(self) -> int:
-        """As many as the level below keeps together, and decodes together."""
+        """Number of slices that one call should read: the slices in a chunk of the level below, decoded together."""
         depth: int = open_record(self.below)["chunks"][0]
         return depth
 
     @property
     def shape(self) -> Shape:
-        """Voxels (z, y, x) of the level."""
+        """Shape (z, y, x) of the level in voxels."""
         z, y, x = open_record(self.below)["shape"]
         return -(-z // self.step[0]), -(-y // self.step[1]), -(-x // self.step[2])
 
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
-        """Read a box; the selections are ranges of neighbours."""
+        """Read a box into `out`, (len(z), len(y), len(x)); the selections must be contiguous ranges."""
         source = StoredArray(self.below, self.variable)
         corner = int(z[0]), int(y[0]), int(x[0])
         for tile in _tiles(out.shape):
@@ -72,7 +70,10 @@ class DownsamplingReader:
                 out[tile] = downsample(source[box], self.step, self.kind)
 
     def describe(self) -> str:
-        """Of which voxels, by their checksums, and how: the same wherever the store is moved."""
+        """Return a text that identifies the method and, by their checksums, the voxels of the level below.
+
+        The text does not change if the store is moved.
+        """
         known = json.dumps(sorted(read_checksums(self.below, self.variable).items()))
         voxels = hashlib.sha256(known.encode()).hexdigest()[:32]
         what = f"{HOW[self.kind]} of {self.step} voxels of the {self.variable}"
@@ -80,34 +81,40 @@ class DownsamplingReader:
 
     @property
     def variant(self) -> str:
-        """None."""
+        """Empty, because all readers of the same voxels are equal."""
         return ""
 
     def origin(self) -> None:
-        """Not of an archive."""
+        """Return None, because the voxels do not come from an archive."""
 
     def probe(self, z: int) -> None:
-        """Find out whether the level below is there."""
+        """Check that the level below can be opened."""
         StoredArray(self.below, self.variable)
 
     def read_ahead(self, z: Selection, y: Selection) -> AbstractContextManager[None]:
-        """Nothing is fetched, so nothing can be fetched ahead."""
+        """Do nothing, because no data are fetched over the network."""
         return nullcontext()
 
 
 def downsample(voxels: npt.NDArray[Any], step: Shape, kind: Kind) -> npt.NDArray[Any]:
-    """Half the size along the axes where `step` is 2; at an odd end a voxel stands for those that there are.
+    """Downsample voxels by 2 along the axes where `step` is 2.
+
+    If an axis has an odd length, its last voxel covers only the voxels that exist.
 
     Args:
-        voxels: (z, y, x), integers, floats or bools.
+        voxels: Voxels (z, y, x): integers, floats or bools.
         step: 1 or 2 for each axis.
-        kind: Of an image a voxel gets the mean of those it stands for, rounded to the nearest, halves to even. Of a
-            mask it gets the greatest value where half of them or more are not zero, else 0. Of instances it gets the
-            number that most of them have; of several as frequent ones the smallest, but 0 only if there is no other.
+        kind: An image voxel becomes the mean of the voxels it covers; integers are rounded to the nearest, halves to
+            even. A mask voxel becomes their greatest value if at least half of them are nonzero, otherwise 0. An
+            instance voxel becomes their most frequent number. If several numbers are equally frequent, it becomes the
+            smallest nonzero one.
+
+    Returns:
+        Voxels (z, y, x) with the same dtype.
     """
     odd = [(0, -length % of) for length, of in zip(voxels.shape, step, strict=True)]
     if any(more for _, more in odd):
-        voxels = np.pad(voxels, odd, mode="edge")  # twice the same voxels: neither mean nor majority changes
+        voxels = np.pad(voxels, odd, mode="edge")  # repeating the last voxels changes neither mean nor majority
     parts = [voxels[tuple(slice(at, None, of) for at, of in zip(place, step, strict=True))] for place in _corners(step)]
     if len(parts) == 1:
         return voxels
@@ -134,7 +141,7 @@ def _mean(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         return np.mean(parts, axis=0, dtype=np.float64).astype(dtype)
     bits = len(parts).bit_length() - 1  # 2, 4 or 8 parts
     low, mean = np.zeros(parts[0].shape, dtype), np.zeros(parts[0].shape, dtype)
-    for part in parts:  # the upper bits and the lower ones each for themselves: no sum needs a wider type
+    for part in parts:  # upper and lower bits are added separately, so that no sum needs a wider type
         mean += part >> bits
         low += part & (len(parts) - 1)
     mean += low >> bits
@@ -163,7 +170,7 @@ _DOWNSAMPLED: dict[Kind, Callable[[list[npt.NDArray[Any]]], npt.NDArray[Any]]] =
 
 
 def _tiles(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Parts of a box that need no more of the level below than TILE."""
+    """Yield parts of a box that need at most TILE rows and columns of the level below."""
     height, width = TILE[0] // 2, TILE[1] // 2
     for y, x in product(range(0, shape[1], height), range(0, shape[2], width)):
         yield slice(0, shape[0]), slice(y, min(y + height, shape[1])), slice(x, min(x + width, shape[2]))

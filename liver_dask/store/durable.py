@@ -1,4 +1,4 @@
-"""Files whose bytes are on the disk before they get their names."""
+"""Atomic and durable writes: a file gets its name only after its bytes are on the disk."""
 
 import os
 import re
@@ -8,15 +8,20 @@ from typing import Any
 
 
 class DurableFile:
-    """A file opened for writing under another name, that gets its own when it is closed whole and on the disk.
+    """A file that is written under a temporary name, and renamed when it is complete and on the disk.
 
-    Its folder must be there: a writer that comes late, after the store was completed or removed, must not make it anew.
+    The file's folder must exist. It is not created, because a late writer must not recreate a folder of a store that
+    was completed or removed in the meantime.
+
+    Args:
+        path: Final path of the file.
+        part: Path from which the temporary name is derived; by default a hidden file in the same folder.
     """
 
     def __init__(self, path: Path, part: Path | None = None) -> None:
         self._path = path
         part = part or path.with_name(f".{path.name}")
-        self._part = part.with_name(f"{part.name}.{secrets.token_hex(4)}")  # two may write the same file
+        self._part = part.with_name(f"{part.name}.{secrets.token_hex(4)}")  # two writers may write the same file
 
     def __enter__(self) -> Any:
         self._file = self._part.open("xb")
@@ -36,7 +41,7 @@ class DurableFile:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Flush the file names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""What a complete store has besides its shards: recorded when it is completed, and compared by `verify`.
+"""Inventory of everything in a complete store except its shards, for comparison by `verify`.
 
-`liver_dask/inventory.json` holds the attributes of the root, the metadata of all arrays and groups, and size and
-CRC-32C of all other files (coordinates, tables, the arrays' manifests). The store's record has size and CRC-32C of
-that file, and a CRC-32C of itself. Metadata are compared by what they mean: whoever adds attributes or arrays, or
-consolidates anew, changes nothing that was recorded.
+The inventory is recorded when a store is completed. `liver_dask/inventory.json` contains the attributes of the root,
+the metadata of all arrays and groups, and size and CRC-32C of all other files (coordinates, tables, the arrays'
+manifests). The store's record contains size and CRC-32C of that file, and a CRC-32C of itself. Metadata are compared
+by meaning: to add attributes or arrays, or to consolidate again, changes nothing that was recorded.
 """
 
 import json
@@ -39,12 +39,12 @@ GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
 
 
 class Inventory(NamedTuple):
-    """What was recorded.
+    """The recorded inventory of a store.
 
     Attributes:
-        attributes: Of the root.
-        metadata: The `zarr.json` of each array and group below the root, but the record's, by its path.
-        files: Size and CRC-32C of each other file that is no shard, by its path.
+        attributes: Attributes of the root.
+        metadata: The `zarr.json` of each array and group below the root, except the record's, by path.
+        files: Size and CRC-32C of each other file that is not a shard, by path.
     """
 
     attributes: Mapping[str, Any]
@@ -53,7 +53,12 @@ class Inventory(NamedTuple):
 
 
 def take_inventory(store: Path, names: Collection[str]) -> Inventory:
-    """What there is in a store of some variables that nobody but us has written to."""
+    """Take the inventory of a store to which only this package has written.
+
+    Args:
+        store: The store.
+        names: Its variables.
+    """
     metadata, files = {}, {}
     for path in small_files(store, names):
         where = path.relative_to(store).as_posix()
@@ -66,7 +71,12 @@ def take_inventory(store: Path, names: Collection[str]) -> Inventory:
 
 
 def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
-    """All files of a store but the shards of its variables, and what is being written."""
+    """Yield all files of a store except the shards of its variables, the inventory, and files still being written.
+
+    Args:
+        store: The store.
+        names: Its variables.
+    """
     shards = {store / name / "c" for name in names}
     for folder, folders, files in walk(store):
         folders[:] = [name for name in folders if Path(folder, name) not in shards]
@@ -76,23 +86,32 @@ def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
 
 
 def _raise(error: OSError) -> None:
-    """Or a folder that cannot be read would be taken for an empty one."""
+    """Raise the error, because otherwise an unreadable folder would count as an empty one."""
     raise error
 
 
 def checksum_of(data: bytes) -> tuple[int, int]:
-    """Size and CRC-32C."""
+    """Return size in bytes and CRC-32C of some data."""
     return len(data), google_crc32c.value(data)
 
 
 def checksum_of_record(record: Mapping[str, Any]) -> int:
-    """CRC-32C of a record without its checksum."""
+    """Return the CRC-32C of a record without its key `checksum`."""
     content = {key: value for key, value in record.items() if key != "checksum"}
     return int(google_crc32c.value(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()))
 
 
 def read_inventory(store: Path, record: Mapping[str, Any]) -> tuple[Inventory | None, list[str]]:
-    """What was recorded of a store, and what is wrong with that; (None, []) of a version that recorded nothing."""
+    """Read the inventory of a store.
+
+    Args:
+        store: The store.
+        record: Its record.
+
+    Returns:
+        The inventory, or None if it cannot be read, and its problems. (None, []) if a version wrote the store that did
+        not record an inventory.
+    """
     path = store / RECORD / FILE
     if not path.exists() and not record.keys() & {"inventory", "checksum"}:
         return None, []
@@ -116,11 +135,16 @@ def _stays_inside(path: str) -> bool:
 
 
 class Metadata:
-    """The metadata of a store next to its record and its inventory.
+    """Comparison of a store's metadata with its record and its inventory.
+
+    Args:
+        store: The store.
+        record: Its record.
+        layout: Its shape, chunks and shards.
 
     Attributes:
-        problems: What is wrong, one sentence each.
-        notes: What else there is to know.
+        problems: The problems found, one sentence each.
+        notes: Further remarks that are not problems.
     """
 
     def __init__(self, store: Path, record: Mapping[str, Any], layout: Layout) -> None:
@@ -143,11 +167,11 @@ class Metadata:
         self._open_all()
 
     def is_sound(self, node: str) -> bool:
-        """Whether an array is what the record says, so that it can be read."""
+        """Return whether an array matches the record and can therefore be read."""
         return node not in self._bad
 
     def compare_consolidated_in(self, group: Path) -> None:
-        """Compare the copy of the metadata that a group above the store has."""
+        """Compare the consolidated metadata of a group that contains the store."""
         self._compare_consolidated(f"{self._store.relative_to(group).as_posix()}/", group)
 
     def _report(self, node: str, problem: str) -> None:
@@ -156,7 +180,10 @@ class Metadata:
             self.problems.append(problem)
 
     def _structure_problems(self) -> Iterator[tuple[str, str]]:
-        """What of the arrays and groups that are ours is not as the record has it; what could be read is kept."""
+        """Yield the node and the problem of each array or group of this package that does not match the record.
+
+        All metadata that can be read are stored in `_documents`.
+        """
         for node, (shape, chunks, dtype, dims) in arrays_of(self._store, self._record, self._layout).items():
             document = self._read(node)
             if document is None:
@@ -169,7 +196,7 @@ class Metadata:
             if document is not None:
                 expected = GROUP | {"attributes": self._record if node == RECORD else {}}
                 yield from ((node, problem) for problem in document_problems(document, expected, is_array=False))
-        self._documents.pop(RECORD, None)  # whose copy is compared with the record itself
+        self._documents.pop(RECORD, None)  # its consolidated copy is compared with the record itself
 
     def _read(self, node: str) -> Any:
         try:
@@ -194,7 +221,12 @@ class Metadata:
                 self._report(where, f"{where} {damage}")
 
     def _compare_consolidated(self, prefix: str, group: Path) -> None:
-        """Compare the copy by which xarray opens the store."""
+        """Compare the consolidated metadata, from which xarray opens the store.
+
+        Args:
+            prefix: Path of the store in the group, with a trailing slash; empty for the store itself.
+            group: Folder of the group that has the consolidated metadata.
+        """
         where = f"{os.path.relpath(group, self._store)}/{METADATA}".removeprefix("./")
         try:
             root = as_object(read_document(group / METADATA, "says what the store is"))
@@ -205,7 +237,7 @@ class Metadata:
             self.problems += [f"{where}: its {problem}" for problem in self._root_problems(root)]
         consolidated = root.get("consolidated_metadata")
         if consolidated is None:
-            return  # readers look at the arrays' own
+            return  # readers use the metadata of the arrays
         copies = as_object(as_object(consolidated).get("metadata"))
         for node, expected in (self._expected | {RECORD: GROUP | {"attributes": self._record}}).items():
             copy = copies.get(prefix + node)
@@ -221,17 +253,17 @@ class Metadata:
         return document_problems(root, GROUP | {"attributes": attributes}, is_array=False)
 
     def _open_all(self) -> None:
-        """Whatever else zarr may find."""
+        """Open the store and its arrays with zarr, to report all remaining problems that zarr finds."""
         try:
             zarr.open_group(self._store, mode="r")
-        except Exception as error:  # whatever zarr makes of damaged metadata
+        except Exception as error:  # damaged metadata may make zarr raise any exception
             self.problems.append(f"{METADATA} cannot be opened ({reason_of(error)})")
         for node in arrays_of(self._store, self._record, self._layout):
             if node in self._bad:
                 continue
             try:
                 zarr.open_array(self._store / node, mode="r")
-            except Exception as error:  # whatever zarr makes of damaged metadata
+            except Exception as error:  # damaged metadata may make zarr raise any exception
                 self._report(node, f"{node} cannot be opened ({reason_of(error)})")
 
 
@@ -239,7 +271,7 @@ Structure = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], tuple[str, ..
 
 
 def arrays_of(store: Path, record: Mapping[str, Any], layout: Layout) -> dict[str, Structure]:
-    """The arrays that a store has by its record: shape, chunks (of variables, the shards), dtype and dims of each."""
+    """Return shape, chunks (shards of variables), dtype and dims of each array that a store has by its record."""
     found = _arrays_of_variables(record, layout)
     for dim, length in zip(DIMS, layout.shape, strict=True):
         if (store / dim / METADATA).exists():  # a Dataset need not have coordinates
@@ -259,21 +291,21 @@ def _arrays_of_variables(record: Mapping[str, Any], layout: Layout) -> dict[str,
 
 
 def chunk_grid(layout: Layout) -> tuple[int, ...]:
-    """Chunks on each axis."""
+    """Return the number of chunks along each axis."""
     return tuple(-(-length // chunk) for length, chunk in zip(layout.shape, layout.chunks, strict=True))
 
 
 def check_structure(store: Path, record: Mapping[str, Any], layout: Layout, node: str = "") -> None:
-    """See that arrays are what the record says, before anything is allocated for them.
+    """Check that arrays match the record, before memory is allocated for them.
 
     Args:
         store: The store.
         record: Its record.
-        layout: Its grids.
-        node: The variable, or its table; all arrays if empty.
+        layout: Its shape, chunks and shards.
+        node: Path of a variable or of one of its tables; all arrays if empty.
 
     Raises:
-        DamagedError: An array is not, or cannot be read.
+        DamagedError: The metadata of an array do not match the record or cannot be read.
     """
     arrays = arrays_of(store, record, layout) if not node else {node: _arrays_of_variables(record, layout)[node]}
     for node, (shape, chunks, dtype, dims) in arrays.items():
@@ -287,7 +319,15 @@ def check_structure(store: Path, record: Mapping[str, Any], layout: Layout, node
 
 
 def document_problems(found: Any, expected: Mapping[str, Any], *, is_array: bool = True) -> Iterator[str]:
-    """What of some metadata is not as recorded; attributes that were added are nothing, unless they change values."""
+    """Yield the differences between found and recorded metadata.
+
+    Added attributes are not a difference, unless they belong to an array and make readers change its values.
+
+    Args:
+        found: The metadata of an array or group.
+        expected: The recorded metadata.
+        is_array: Whether to report added attributes that change values.
+    """
     one, other = _without_copies(found), _without_copies(expected)
     for key in sorted(one.keys() | other.keys()):
         if not is_same(one.get(key), other.get(key)):
@@ -305,7 +345,7 @@ def document_problems(found: Any, expected: Mapping[str, Any], *, is_array: bool
 
 
 def _without_copies(document: Any) -> dict[str, Any]:
-    """Without attributes, what zarr may leave out, and the copies of other metadata that a group has."""
+    """Return metadata without attributes, consolidated metadata, and keys that zarr may omit."""
     left_out = {"attributes", "consolidated_metadata"}
     found = {key: value for key, value in as_object(document).items() if key not in left_out}
     if found.get("storage_transformers") == []:
@@ -335,7 +375,7 @@ def _coordinate(folder: Path) -> Mapping[str, Any]:
 
 
 def _chunks_of_coordinate(document: Mapping[str, Any], length: int) -> tuple[int, ...]:
-    """As xarray chose them, at most all of it."""
+    """Return the chunks of a coordinate, which xarray chose; the whole length if the metadata are not valid."""
     shape = as_object(as_object(document.get("chunk_grid")).get("configuration")).get("chunk_shape")
     if isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and 0 < shape[0] <= length:
         return (shape[0],)
@@ -343,7 +383,10 @@ def _chunks_of_coordinate(document: Mapping[str, Any], length: int) -> tuple[int
 
 
 def _dtype_of(document: Mapping[str, Any]) -> np.dtype[Any]:
-    """Any number will do: which it was, the inventory says."""
+    """Return the dtype of a coordinate; int64 if it is not a number of at most 8 bytes.
+
+    Any number is accepted here, because the inventory determines the recorded dtype.
+    """
     try:
         dtype = np.dtype(str(document.get("data_type")))
     except (TypeError, ValueError, SyntaxError):

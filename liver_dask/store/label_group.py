@@ -1,8 +1,8 @@
-"""The group `labels` of a store: the arrays of its masks once more, for viewers, beside whatever a user keeps there.
+"""The group `labels` of a store, which presents its masks to viewers next to a user's own labels.
 
-`labels/NAME/0`, `1`, ... have the metadata of a mask's arrays again, and hard links to their shards. By OME-Zarr it is
-also the place for a user's own segmentations. So nothing in it is replaced or removed but what holds, byte for byte,
-the very arrays of this store; and a label gets its name when it is whole.
+`labels/NAME/0`, `1`, ... contain copies of the metadata of a mask's arrays, and hard links to their shards. In OME-Zarr
+this group is also the place for a user's own segmentations. Therefore this module replaces or removes only labels that
+are byte-for-byte copies of this store's arrays. A label gets its name only when it is complete.
 """
 
 import filecmp
@@ -25,14 +25,14 @@ LABELS = "labels"
 METADATA = "zarr.json"
 
 Arrays = Mapping[str, Sequence[Path]]
-"""For each mask the arrays of its levels, the finest first."""
+"""For each mask, the folders of the arrays of its levels; the finest level is the first."""
 
 
 def check_labels(store: Path, arrays: Arrays) -> None:
-    """Refuse to add labels where something else has their names.
+    """Check that nothing else has the names of the labels.
 
     Raises:
-        StoreExistsError: `labels` is no group, or a label of one of these names is not of these arrays.
+        StoreExistsError: `labels` is not a group, or a label with one of these names is not a copy of these arrays.
     """
     group = store / LABELS
     if _is_taken(group) and read_group(group) is None and not _is_begun(group, arrays):
@@ -47,28 +47,31 @@ def check_labels(store: Path, arrays: Arrays) -> None:
 
 
 def other_labels(store: Path, arrays: Arrays) -> list[Path]:
-    """The labels of these names that are not, byte for byte, of these arrays: changed, damaged, or a user's own."""
+    """Return the labels with these names that are not byte-for-byte copies of these arrays.
+
+    Such labels are changed, damaged, or a user's own.
+    """
     labels = [(store / LABELS / name, levels) for name, levels in arrays.items()]
     return [label for label, levels in labels if _is_taken(label) and not _is_whole(label, levels)]
 
 
 def labels_are_there(store: Path, names: Sequence[str]) -> bool:
-    """Whether the group lists and has labels of these names, whoever made them."""
+    """Return whether the group lists and contains labels with these names, of any origin."""
     listed = _listed(read_group(store / LABELS))
     return listed is not None and all(name in listed and (store / LABELS / name).is_dir() for name in names)
 
 
 def add_labels(store: Path, arrays: Arrays, attributes: Mapping[str, Mapping[str, Any]], version: str) -> None:
-    """Add labels to the group, and their names to its list; what else is in the group stays as it is.
+    """Add labels to the group and their names to its list. All other content of the group stays unchanged.
 
     Args:
         store: The store.
-        arrays: The arrays that they are made of; `check_labels` has been asked.
-        attributes: Of OME-Zarr, for each label.
-        version: Of OME-Zarr.
+        arrays: The arrays of the labels, already checked with `check_labels`.
+        attributes: The OME-Zarr attributes of each label.
+        version: Version of OME-Zarr.
     """
     group, new = store / LABELS, store / RECORD / f"{LABELS}.partial"
-    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed: nobody else writes into that folder
+    shutil.rmtree(new, ignore_errors=True)  # left by a killed process; only this function writes into that folder
     _remove_older_partial(store, arrays)
     group.mkdir(exist_ok=True)
     for name, levels in arrays.items():
@@ -82,24 +85,27 @@ def add_labels(store: Path, arrays: Arrays, attributes: Mapping[str, Mapping[str
 
 
 def _listed(attributes: Mapping[str, Any] | None) -> list[Any] | None:
-    """The labels that the attributes of the group list."""
+    """Return the list of labels in the attributes of the group; None if there is none."""
     listed = _ome_of(attributes or {}).get(LABELS)
     return listed if isinstance(listed, list) else None
 
 
 def _ome_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group says by OME-Zarr."""
+    """Return the OME-Zarr attributes of a group; empty if there are none."""
     ome = attributes.get("ome")
     return ome if isinstance(ome, dict) else {}
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether there is something, if only a file or a link to nowhere."""
+    """Return whether the path exists and is not an empty folder; files and broken links count as existing."""
     return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
 
 
 def _is_begun(group: Path, arrays: Arrays) -> bool:
-    """Whether the group holds labels of these arrays and nothing else: a run ended before it gave it metadata."""
+    """Return whether the group contains only labels of these arrays.
+
+    The group is in this state if a process was killed before it wrote the metadata of the group.
+    """
     if not group.is_dir() or group.is_symlink():
         return False
     torn = f".{METADATA}."
@@ -108,7 +114,7 @@ def _is_begun(group: Path, arrays: Arrays) -> bool:
 
 
 def _is_of(label: Path, levels: Sequence[Path]) -> bool:
-    """Whether a label is of these arrays, and of nothing else."""
+    """Return whether a label contains copies of these arrays, at least one, and nothing else."""
     if not label.is_dir() or label.is_symlink() or read_group(label) is None:
         return False
     copies = [entry for entry in label.iterdir() if entry.name != METADATA]
@@ -121,7 +127,7 @@ def _is_whole(label: Path, levels: Sequence[Path]) -> bool:
 
 
 def _is_copy(copy: Path, array: Path) -> bool:
-    """Whether two folders hold the same files: the same by hard links, or at least the same bytes."""
+    """Return whether two folders contain the same files: hard links to the same files, or files with equal bytes."""
     files = _files_of(copy)
     if not copy.is_dir() or copy.is_symlink() or files != _files_of(array):
         return False
@@ -136,9 +142,9 @@ def _files_of(folder: Path) -> set[str]:
 
 
 def _write_label(stage: Path, label: Path, levels: Sequence[Path], attributes: Mapping[str, Any]) -> None:
-    """Make a label in a folder of this package's own, and put it in its place, or in that of an older one of ours."""
+    """Write a label in the package's own folder `stage`, then move it into place and replace an older version of it."""
     new, old = stage / label.name, stage / f"{label.name}.old"
-    known = read_group(label) or {}  # of an older one, with what a user has added
+    known = read_group(label) or {}  # attributes of an older version of the label, with a user's additions
     ome = {**attributes, **_ome_of(known), "multiscales": attributes["multiscales"]}
     zarr.open_group(new, mode="w-", attributes=known | {"ome": ome})
     for number, array in enumerate(levels):
@@ -151,7 +157,7 @@ def _write_label(stage: Path, label: Path, levels: Sequence[Path], attributes: M
 
 
 def _link_array(array: Path, copy: Path) -> None:
-    """The same array elsewhere, without its bytes a second time where the disk has hard links."""
+    """Copy an array with hard links; if the file system has none, copy the bytes."""
     for folder, _, files in walk(array):
         there = copy / Path(folder).relative_to(array)
         there.mkdir()
@@ -163,7 +169,7 @@ def _link_array(array: Path, copy: Path) -> None:
 
 
 def _sync_label(label: Path) -> None:
-    """Make a label durable: its names, and the bytes of what is no link."""
+    """Flush a label to disk: its file names, and the bytes of files that are not hard links."""
     for folder, _, files in walk(label):
         for name in files:
             with Path(folder, name).open("rb") as file:
@@ -173,7 +179,10 @@ def _sync_label(label: Path) -> None:
 
 
 def _remove_older_partial(store: Path, arrays: Arrays) -> None:
-    """Remove what an earlier version left when it was killed: a group `labels.partial` of copies, and nothing else."""
+    """Remove the group `labels.partial` that a killed process of an earlier version left.
+
+    It is removed only if it contains nothing but copies of these arrays.
+    """
     partial = store / f"{LABELS}.partial"
     labels = [entry for entry in partial.iterdir() if entry.name != METADATA] if partial.is_dir() else []
     if labels and all(label.name in arrays and _is_of(label, arrays[label.name]) for label in labels):

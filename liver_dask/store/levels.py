@@ -1,4 +1,4 @@
-"""The levels of a pyramid, for all who read them."""
+"""Find and open the levels of a store's pyramid."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,8 +16,6 @@ from .group_metadata import is_consolidated
 from .placement import Placement, placement_of
 from .record import layout_of, open_record, read_record
 
-if TYPE_CHECKING:
-    pass
 from .downsampling import DownsamplingReader
 
 
@@ -25,8 +23,8 @@ class Level(NamedTuple):
     """One level of a pyramid.
 
     Attributes:
-        path: Its store.
-        factors: How many voxels of the lowest level a voxel stands for along (z, y, x).
+        path: Folder of the level, which is a store itself.
+        factors: Size of a voxel (z, y, x) in voxels of the finest level.
     """
 
     path: Path
@@ -34,7 +32,7 @@ class Level(NamedTuple):
 
 
 def open_variables(store: Path) -> xr.Dataset:
-    """A store as it was written, without dask: what was added to it since is not looked at."""
+    """Open a store without dask. Later additions that are not in its consolidated metadata are ignored."""
     return xr.open_zarr(store, chunks=None, consolidated=is_consolidated(store))
 
 
@@ -42,11 +40,14 @@ FOLDER = "pyramid"
 
 
 SMALL_ENOUGH = 512
-"""Rows and columns of the last level, at most."""
+"""Maximum number of rows and columns of the coarsest level."""
 
 
 def levels_of(store: Path) -> list[Level]:
-    """The complete levels of a store, itself first, each half of the one before."""
+    """Return the levels of a store: the store itself, then each existing pyramid level, from fine to coarse.
+
+    Each level has half the rows and columns of the previous one. The list ends before the first missing level.
+    """
     levels = [Level(store, (1, 1, 1))]
     for factors in plan_levels(layout_of(open_record(store)).shape, voxel_size_of(store)):
         level = Level(store / FOLDER / f"s{len(levels)}", factors)
@@ -57,13 +58,16 @@ def levels_of(store: Path) -> list[Level]:
 
 
 def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
-    """A Dataset, and the levels above it if its voxels are those of a store, or of a box of one, as they are there.
+    """Return a Dataset and the pyramid levels above it.
 
-    The levels are whole, and have the coordinates that `ds` would have if it were whole, too, whatever those are. Of
-    changed voxels, or where it is not sure which ones they are, there are none.
+    There are levels only if `ds` holds the unchanged voxels of a store or of a box of a store. If the voxels are
+    changed, or their position in the store is not certain, the result contains `ds` only.
+
+    The levels cover the whole store. Their coordinates continue those of `ds`: they are the coordinates that `ds` would
+    have if it covered the whole store.
 
     Returns:
-        For each level how many voxels of `ds` one of its voxels stands for, along (z, y, x).
+        Pairs of a level and the size of its voxels (z, y, x) in voxels of `ds`; the first pair is `ds` itself.
     """
     levels: list[tuple[xr.Dataset, Shape]] = [(ds, (1, 1, 1))]
     found = _box_of(ds)
@@ -83,7 +87,10 @@ def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
 
 
 def _box_of(ds: xr.Dataset) -> Placement | None:
-    """The complete store whose variables a Dataset has, and its first voxel there; None where that is not sure."""
+    """Return the complete store whose variables a Dataset holds and its first voxel there; None if not certain.
+
+    The `array` of the returned Placement is the folder of the store.
+    """
     found = {name: placement_of(variable.variable) for name, variable in ds.data_vars.items()}
     boxes = {
         Placement(place.array.parent, place.corner) if place and place.array.name == name else None
@@ -97,7 +104,7 @@ def _box_of(ds: xr.Dataset) -> Placement | None:
 
 
 def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
-    """Whether a level is there, complete, and made of the one below as that is now."""
+    """Return whether a level exists, is complete, and was made from the current voxels of the level below."""
     record = read_record(level.path)
     if not record or not record.get("complete"):
         return False
@@ -113,7 +120,18 @@ def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
 
 
 def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:
-    """For each level above a store, how many of its voxels a voxel stands for along (z, y, x)."""
+    """Plan the pyramid levels above a store.
+
+    Each level halves rows and columns. It halves z only if the voxel size is known and voxels of the level below are at
+    most as long along z as along both y and x.
+
+    Args:
+        shape: Shape (z, y, x) of the store in voxels.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm, if known.
+
+    Returns:
+        For each level, the size of its voxels (z, y, x) in voxels of the store.
+    """
     planned: list[Shape] = []
     z, size = 1, 1
     while max(-(-length // size) for length in shape[1:]) > SMALL_ENOUGH:
@@ -125,10 +143,10 @@ def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Sha
 
 
 def voxel_size_of(store: Path) -> tuple[float, ...] | None:
-    """Size of a store's voxels (z, y, x) in nm, if it was told.
+    """Return the size of a store's voxels (z, y, x) in nm; None if the store does not contain it.
 
     Raises:
-        DamagedError: The store's metadata cannot be read.
+        DamagedError: The store's metadata cannot be read, or the size is not valid.
     """
     path = store / "zarr.json"
     try:
@@ -141,6 +159,11 @@ def voxel_size_of(store: Path) -> tuple[float, ...] | None:
 
 
 def step_between(below: Level, factors: Shape) -> Shape:
-    """How many voxels of the level below a voxel of a level stands for."""
+    """Return the size (z, y, x) of a voxel of a level in voxels of the level below.
+
+    Args:
+        below: The level below.
+        factors: The factors of the level.
+    """
     z, y, x = (of // factor for of, factor in zip(factors, below.factors, strict=True))
     return z, y, x

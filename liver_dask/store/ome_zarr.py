@@ -1,6 +1,6 @@
-"""What makes a store with a pyramid an OME-Zarr 0.5 image with labels, for the viewers of the field.
+"""OME-Zarr 0.5 metadata that describe a store with a pyramid as an image with labels, for viewers of microscopy data.
 
-The image's levels are where they are (`raw`, `pyramid/s1/raw`, ...); viewers want those of a label in one group, see
+The image's levels stay in place (`raw`, `pyramid/s1/raw`, ...). Viewers expect all levels of a label in one group, see
 `label_group`.
 """
 
@@ -27,11 +27,14 @@ VERSION = "0.5"
 
 
 CONTRAST = 2.5
-"""Standard deviations about the mean of the tissue that viewers show from black to white at first."""
+"""Initial contrast of viewers: black and white are this many standard deviations below and above the tissue's mean."""
 
 
 def is_described(levels: Sequence[Level]) -> bool:
-    """Whether the metadata of just these levels are there: `write_ome_metadata` writes those of the root last."""
+    """Return whether a store has complete OME metadata for exactly these levels.
+
+    `write_ome_metadata` writes the metadata of the root last, so the root tells whether they are complete.
+    """
     store = levels[0].path
     described = _Describer(levels, None)
     scales = _scales_of((read_group(store) or {}).get("ome"))
@@ -43,10 +46,11 @@ def is_described(levels: Sequence[Level]) -> bool:
 
 
 def check_names(levels: Sequence[Level]) -> None:
-    """Refuse to describe a store in which something else has the names that this takes; the levels need not be there.
+    """Check that nothing else in a store has the names that the OME metadata need. The levels need not exist yet.
 
     Raises:
-        StoreExistsError: `labels`, or a label, or the attribute `ome` is not of this package.
+        StoreExistsError: `labels` is not a Zarr v3 group, a label was not made by this package, or the attribute `ome`
+            is not an OME-Zarr attribute.
     """
     store = levels[0].path
     check_labels(store, _Describer(levels, None).arrays)
@@ -55,13 +59,20 @@ def check_names(levels: Sequence[Level]) -> None:
 
 
 def has_description(store: Path) -> bool:
-    """Whether `write_ome_metadata` came to its end; what it wrote may be damaged."""
+    """Return whether `write_ome_metadata` finished for a store. Its metadata may have been damaged since."""
     root = as_object(read_document(store / "zarr.json", "says what the store is"))
     return bool({"ome", LABELS} & as_object(root.get("attributes")).keys())
 
 
 def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> str | None:
-    """What of the OME metadata of a store is not as `write_ome_metadata` has it, but for colours and contrast."""
+    """Return how the OME metadata of a store differ from those that `write_ome_metadata` writes; None if they do not.
+
+    Colours and contrast are not compared.
+
+    Args:
+        levels: The store itself, then the levels above it.
+        voxel_size_nm: Size of a voxel of the store (z, y, x) in nm, if known.
+    """
     path = levels[0].path / "zarr.json"
     ome = as_object(as_object(read_document(path, "says what the store is"))["attributes"]).get("ome")
     if not isinstance(ome, dict):
@@ -74,19 +85,21 @@ def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] 
 
 
 def other_labels(levels: Sequence[Level]) -> list[Path]:
-    """See `label_group.other_labels`."""
+    """Return the labels that are not copies of the arrays of these levels; see `label_group.other_labels`."""
     return label_group.other_labels(levels[0].path, _Describer(levels, None).arrays)
 
 
 def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:
-    """Describe a store and its levels as an OME-Zarr image with labels; what a user has added to it stays.
+    """Write metadata that describe a store and its levels as an OME-Zarr image with labels.
+
+    A user's additions to the store stay unchanged.
 
     Args:
         levels: The store itself, then the levels above it, all complete.
-        voxel_size_nm: Size of a voxel of the store (z, y, x); None leaves the scales without a unit.
+        voxel_size_nm: Size of a voxel of the store (z, y, x) in nm; None leaves the scales without a unit.
 
     Raises:
-        StoreExistsError: Something else has the names that this takes.
+        StoreExistsError: Something else has the names that the metadata need.
     """
     store = levels[0].path
     described = _Describer(levels, voxel_size_nm)
@@ -98,7 +111,7 @@ def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] |
     attributes = read_group(store) or {}
     known, ome = attributes.get(LABELS, []), attributes.get("ome", {})
     attributes["ome"] = described.image(ome)
-    if isinstance(known, list):  # for vizarr
+    if isinstance(known, list):  # vizarr reads this attribute
         attributes[LABELS] = [*known, *(name for name in described.labels if name not in known)]
     write_group(store, attributes, consolidate=True)
 
@@ -108,11 +121,23 @@ HOW: dict[Kind, str] = {
     "mask": "majority, ties to the label",
     "instances": "most frequent, ties to the smallest label",
 }
-"""How a level is made of the one below."""
+"""How a level is computed from the level below; the text is the `type` of a multiscale image."""
 
 
 class _Describer:
-    """The metadata of a store's image and labels."""
+    """Builder of the OME-Zarr metadata of a store's image and labels.
+
+    Args:
+        levels: The store itself, then the levels above it.
+        voxel_size_nm: Size of a voxel of the store (z, y, x) in nm; None leaves the scales without a unit.
+
+    Attributes:
+        levels: The levels.
+        labels: Names of the variables that are labels: all except images and bool arrays.
+        arrays: For each label, the folders of the arrays of its levels.
+        name: The variable that is the image: raw, otherwise the first variable in alphabetical order.
+        paths: Paths of the arrays of the image in the store, one per level.
+    """
 
     def __init__(self, levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:
         self.levels = levels
@@ -127,10 +152,10 @@ class _Describer:
         self.paths = [(level.path / self.name).relative_to(store).as_posix() for level in levels]
 
     def image(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the root.
+        """Return the OME-Zarr attributes of the root.
 
         Args:
-            known: What is there: other images, and how a user wants this one to be shown, stay.
+            known: The existing attributes. Other images and a user's display settings are kept.
         """
         others = [scale for scale in _scales_of(known) if not _is_own(_paths_of(scale), self.paths)]
         described: dict[str, Any] = {"version": VERSION, "multiscales": [self._multiscale(self.name, self.paths)]}
@@ -139,7 +164,7 @@ class _Describer:
         return {**described, **known, "multiscales": described["multiscales"] + others}
 
     def label(self, name: str) -> dict[str, Any]:
-        """Of the group of a label; of instances viewers choose the colours."""
+        """Return the OME-Zarr attributes of a label's group. Instances get no colours, so viewers choose them."""
         image_label = {"version": VERSION, **self._mask_properties(name), "source": {"image": "../../"}}
         return {
             "version": VERSION,
@@ -172,7 +197,10 @@ class _Describer:
         }
 
     def _transformations(self, factors: Shape) -> list[dict[str, Any]]:
-        """Where the centres of voxels are: in nm, or in voxels of the whole volume if their size is not known."""
+        """Return the transformations from indexes to positions of voxel centres.
+
+        Positions are in nm, or in voxels of the whole volume if the voxel size is not known.
+        """
         size = self._size or (1.0, 1.0, 1.0)
         scale = [of * factor for of, factor in zip(size, factors, strict=True)]
         first = [corner + (factor - 1) / 2 for corner, factor in zip(self._corner, factors, strict=True)]
@@ -188,7 +216,10 @@ class _Describer:
 
 
 def _contrast_of(store: Path, name: str) -> tuple[float, float]:
-    """What to show as black and as white, by what the store knows of its chunks: those without empty glass, if any."""
+    """Return the values to show as black and white, from the statistics of the store's chunks.
+
+    Only the chunks with the most nonzero voxels are used; these contain no empty glass if such chunks exist.
+    """
     nonzero, mean, std = (read_statistics(store, name, kind).astype(float) for kind in ("nonzero", "mean", "std"))
     tissue = nonzero == nonzero.max()
     if not nonzero.any() or not np.isfinite(mean[tissue]).all():
@@ -199,13 +230,13 @@ def _contrast_of(store: Path, name: str) -> tuple[float, float]:
 
 
 def _scales_of(ome: Any) -> list[Any]:
-    """The images that the attribute of a root describes."""
+    """Return the images that the attribute `ome` of a root describes."""
     scales = ome.get("multiscales") if isinstance(ome, dict) else None
     return scales if isinstance(scales, list) else []
 
 
 def _paths_of(scale: Any) -> list[Any]:
-    """The arrays of an image, as far as it tells them."""
+    """Return the array paths of an image; empty if its metadata are not valid."""
     try:
         return [dataset["path"] for dataset in scale["datasets"]]
     except (TypeError, LookupError):
@@ -213,6 +244,6 @@ def _paths_of(scale: Any) -> list[Any]:
 
 
 def _is_own(paths: Sequence[Any], own: Sequence[str]) -> bool:
-    """Whether an image is of the same variable and its levels, as one that was described with fewer or more of them."""
+    """Return whether an image consists of levels of the same variable, possibly of fewer or more levels."""
     name = re.escape(own[0])
     return bool(paths) and all(re.fullmatch(rf"(pyramid/s\d+/)?{name}", str(path)) for path in paths)

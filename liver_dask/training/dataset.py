@@ -1,6 +1,6 @@
-"""torch_em's dataset, with patches from where something is: from a store, or from the archive itself.
+"""torch_em's dataset class with patches from a PatchSampler, read from a store or from the archive.
 
-Needs the extra `train`; nothing else imports it before it is used.
+Importing this module needs the extra `train`. Other modules import it only when it is used.
 """
 
 from collections.abc import Callable
@@ -19,22 +19,22 @@ from ..core.malloc import keep_memory
 from .sampling import PatchSampler
 
 MOST_DRAWS = 5000
-"""Positions that are tried for one patch, where masks have to be read to know: each costs about a millisecond."""
+"""Maximum number of positions to try for one patch if masks must be read to check it. A try takes about 1 ms."""
 
 Window = tuple[slice, ...]
 
 
 class Voxels(Protocol):
-    """An array that is read a window at a time; it pickles in a few bytes, and its pickle opens it anew."""
+    """An array that is read window by window. It pickles to a few bytes, and unpickling opens it again."""
 
     shape: Shape
 
     def __getitem__(self, key: Window) -> npt.NDArray[Any]:
-        """Read a window: a slice for each of z, y and x."""
+        """Read a window, given by one slice for each of z, y and x."""
 
 
 def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """0 / 1 of masks of 0 / 255: what a loss such as Dice or BCE understands."""
+    """Convert masks of 0 / 255 to 0 / 1, as losses such as Dice or BCE expect."""
     return labels // np.uint8(FOREGROUND)
 
 
@@ -45,15 +45,18 @@ WIDER = {np.dtype("uint16"): np.int32, np.dtype("uint32"): np.int64}
 
 @dataclass(frozen=True)
 class Widened:
-    """A transform, or none; what it leaves as uint16 or uint32 becomes int32 or int64.
+    """A wrapper of a transform (or of none) that converts results of uint16 or uint32 to int32 or int64.
 
-    torch_em (0.10.9) takes them for int16 and int32: large values would turn negative.
+    torch_em (0.10.9) converts uint16 and uint32 to int16 and int32, so that large values would become negative.
+
+    Attributes:
+        transform: The wrapped transform; None leaves the voxels unchanged.
     """
 
     transform: Callable[[Any], Any] | None
 
     def __call__(self, voxels: npt.NDArray[Any]) -> Any:
-        """Transform a patch."""
+        """Transform a patch and convert its dtype."""
         out = self.transform(voxels) if self.transform else voxels
         wider = WIDER.get(getattr(out, "dtype", None))
         return out if wider is None else out.astype(wider)
@@ -79,21 +82,22 @@ class Renumbered:
 
 
 class PatchDataset(SegmentationDataset):
-    """A `torch_em.data.SegmentationDataset` of patches that a PatchSampler draws.
+    """A `torch_em.data.SegmentationDataset` of patches at positions from a PatchSampler.
 
-    Each patch is drawn by a generator of its own, which the seed, the worker's seed (torch gives each worker another
-    one in each epoch) and the number of the draw decide: no two workers draw the same, and no global state is used.
+    Each draw of a position uses its own random generator. Its seed consists of `seed`, the worker's seed (torch gives
+    each worker a new one in each epoch) and the number of the draw. Therefore no two workers sample the same patches,
+    and no global state is used.
 
     Args:
         raw: The image.
-        labels: One array a class.
-        places: Draws positions.
-        min_foreground: The least share of a patch's voxels that has one of the labels.
-        seed: Of the draw; None leaves it to `torch.manual_seed`.
-        split: Which split this is, and all splits' blocks; kept for the record.
-        with_label_channels: Whether labels get an axis in front, one channel a class.
-        n_samples: How many patches an epoch has.
-        ndim: Dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
+        labels: One array per class.
+        places: Sampler of positions.
+        min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
+        seed: Seed of the sampling; None follows `torch.manual_seed`.
+        split: Name of this split and the blocks of all splits. It is stored for documentation only.
+        with_label_channels: Whether labels have an additional first axis with one channel per class.
+        n_samples: Number of patches per epoch.
+        ndim: Number of dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
         of_torch_em: The other arguments of `SegmentationDataset`, by name.
     """
 
@@ -111,7 +115,7 @@ class PatchDataset(SegmentationDataset):
         ndim: int | None,
         **of_torch_em: Any,
     ) -> None:
-        # torch_em's own __init__ opens files. All that it sets is set here, which a test compares.
+        # torch_em's own __init__ opens files. This method sets the same attributes; a test compares them.
         self.__dict__.update(of_torch_em)
         self.raw, self.labels = raw, labels
         self.raw_path = self.raw_key = self.label_path = self.label_key = self.trafo_halo = None
@@ -142,7 +146,13 @@ class PatchDataset(SegmentationDataset):
         return tuple(slice(start, start + length) for start, length in zip(position, self.places.patch, strict=True))
 
     def _get_desired_raw_and_labels(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """A patch that keeps what was asked for to the voxel: a table knows only how much a chunk holds."""
+        """Return raw and labels of a patch that satisfies the constraints exactly.
+
+        The sampler can only estimate them, because the tables contain one value per chunk.
+
+        Raises:
+            InvalidArgumentError: No such patch was found in MOST_DRAWS tries.
+        """
         for _ in range(MOST_DRAWS):
             window = self._sample_bounding_box()
             labels = self._read_labels(window) if self.min_foreground else None
@@ -159,10 +169,13 @@ class PatchDataset(SegmentationDataset):
         )
 
     def check_that_there_are_patches(self, name: str) -> None:
-        """Draw one, so that what cannot be found is told at once, and not in a worker later.
+        """Read one patch, so that impossible constraints raise an error immediately and not later in a worker.
+
+        Args:
+            name: Name of the source in the error message.
 
         Raises:
-            InvalidArgumentError: There is no patch as it was asked for.
+            InvalidArgumentError: No patch satisfies the constraints.
         """
         try:
             self._get_desired_raw_and_labels()
@@ -178,7 +191,7 @@ class PatchDataset(SegmentationDataset):
         self._drawn += 1
         worker = torch.utils.data.get_worker_info()
         if worker and self._drawn == 1:
-            keep_memory()  # a quarter more patches a second
+            keep_memory()  # 25 % more patches per second
         if self.seed is None:
             return np.random.default_rng((torch.initial_seed(), self._drawn))
         return np.random.default_rng((*self.seed, worker.seed if worker else 0, self._drawn))

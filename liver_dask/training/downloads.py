@@ -1,4 +1,4 @@
-"""torch_em's functions that keep parts of the volume: the same names, arguments, file names and meaning of a box."""
+"""Downloads of parts of the volume with torch_em's function names, arguments, file names and box convention."""
 
 import hashlib
 import os
@@ -30,26 +30,26 @@ def get_human_liver_em_data(
     labels: str | Iterable[str] | None = None,
     client: "Client | None" = None,
 ) -> str:
-    """Keep a box of raw and of labels, by default the masks of mito, er and nucleus, as one Zarr v3 store.
+    """Download a box of raw and labels, by default the masks of mito, er and nucleus, as one Zarr v3 store.
 
     Args:
-        path: Folder for the stores; a box is `<12 hex digits of its MD5>.zarr` in it, as in torch_em;
-            of another archive, or of other labels than usual, these are named before.
+        path: Folder of the stores. The store of a box is named `<12 hex digits of the box's MD5>.zarr`, as in torch_em.
+            The name of another archive, and labels other than the default ones, are prefixed.
         bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels, each max exclusive. Tissue spans about
             x 1195..18890 and y 469..19570.
-        download: Whether to fetch the box if it is not there.
-        source: Where to fetch it from, if not at the archive's own address; see `open_archive`.
-        shape: Voxels (z, y, x) of the whole volume at `source`, if they are other than described.
-        archive: Which archive, if not EMPIAR-13356; see `open_archive`.
-        labels: The labels to keep; by default those that the archive's description says.
-        client: The cluster to work on, see `to_zarr`.
+        download: Whether to download the box if its store is missing or incomplete.
+        source: Where to read the archive from, if not from its own address; see `open_archive`.
+        shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
+        archive: The archive, by default EMPIAR-13356; see `open_archive`.
+        labels: The labels to store; by default those that the archive's description lists as default.
+        client: The cluster that downloads, see `to_zarr`.
 
     Returns:
         The path of the store.
 
     Raises:
-        NotDownloadedError: The store is not there, or not complete, and `download` is False. (RuntimeError)
-        InvalidArgumentError: The box is empty, reversed or leaves the volume. (ValueError)
+        NotDownloadedError: The store is missing or incomplete, and `download` is False. (RuntimeError)
+        InvalidArgumentError: The box is empty, reversed or not inside the volume. (ValueError)
         StoreExistsError: Something else has the store's name. (FileExistsError)
     """
     described = find_archive(archive).of_shape(shape)
@@ -68,25 +68,26 @@ def get_human_liver_em_full_volume(
     labels: str | Iterable[str] | None = None,
     client: "Client | None" = None,
 ) -> str:
-    """Keep the whole volume as `full_volume.zarr`: of EMPIAR-13356 the box that holds tissue, of another shape all.
+    """Download the whole volume as `full_volume.zarr`: the tissue box of EMPIAR-13356, or all of a volume without one.
 
-    That is hundreds of GB and days from far away, on however many machines: `liver-dask download OUT --full --dry-run`
-    tells. It may be interrupted, in whatever way; the same call goes on.
+    The tissue box is not known if `shape` differs from the archive's description. The download is hundreds of GB and
+    takes days over a long distance, on any number of machines; `liver-dask download OUT --full --dry-run` estimates it.
+    It may be interrupted in any way; the same call resumes it.
 
     Args:
-        path: Folder for the store.
-        download: Whether to fetch what is not there.
-        source: Where to fetch it from, if not at the archive's own address; see `open_archive`.
-        shape: Voxels (z, y, x) of the whole volume at `source`, if they are other than described.
-        archive: Which archive, if not EMPIAR-13356; see `open_archive`.
-        labels: The labels to keep; by default those that the archive's description says.
-        client: The cluster to work on, see `to_zarr`.
+        path: Folder of the store.
+        download: Whether to download the volume if its store is missing or incomplete.
+        source: Where to read the archive from, if not from its own address; see `open_archive`.
+        shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
+        archive: The archive, by default EMPIAR-13356; see `open_archive`.
+        labels: The labels to store; by default those that the archive's description lists as default.
+        client: The cluster that downloads, see `to_zarr`.
 
     Returns:
         The path of the store.
 
     Raises:
-        NotDownloadedError: The store is not there, or not complete, and `download` is False. (RuntimeError)
+        NotDownloadedError: The store is missing or incomplete, and `download` is False. (RuntimeError)
     """
     described = find_archive(archive).of_shape(shape)
     return _store(Path(path), "full_volume", described.full_box, download, source, described, labels, client)
@@ -104,24 +105,24 @@ def get_human_liver_em_paths(
     labels: str | Iterable[str] | None = None,
     client: "Client | None" = None,
 ) -> list[str]:
-    """Keep several boxes, or the whole volume, and give the paths of the stores.
+    """Download several boxes, or the whole volume, and return the paths of the stores.
 
     Args:
-        path: Folder for the stores.
-        bounding_boxes: The boxes, see `get_human_liver_em_data`; not looked at if `full_volume`.
-        download: Whether to fetch what is not there.
-        full_volume: Whether to keep the whole volume instead.
-        source: Where to fetch from, if not at the archive's own address; see `open_archive`.
-        shape: Voxels (z, y, x) of the whole volume at `source`, if they are other than described.
-        archive: Which archive, if not EMPIAR-13356; see `open_archive`.
-        labels: The labels to keep; by default those that the archive's description says.
-        client: The cluster to work on, see `to_zarr`.
+        path: Folder of the stores.
+        bounding_boxes: The boxes, see `get_human_liver_em_data`; ignored if `full_volume`.
+        download: Whether to download missing or incomplete stores.
+        full_volume: Whether to download the whole volume instead of boxes.
+        source: Where to read the archive from, if not from its own address; see `open_archive`.
+        shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
+        archive: The archive, by default EMPIAR-13356; see `open_archive`.
+        labels: The labels to store; by default those that the archive's description lists as default.
+        client: The cluster that downloads, see `to_zarr`.
 
     Returns:
-        One path a box, in their order.
+        One path per box, in the order of the boxes; a single path if `full_volume`.
 
     Raises:
-        InvalidArgumentError: Neither boxes nor `full_volume` are given. (ValueError)
+        InvalidArgumentError: Neither `bounding_boxes` nor `full_volume` is given. (ValueError)
     """
     options: dict[str, Any] = {
         "source": source,
@@ -147,7 +148,13 @@ def _store(
     labels: str | Iterable[str] | None,
     client: "Client | None",
 ) -> str:
-    """Keep a box as a store, or find it there; its name is torch_em's, unless more tells it from others."""
+    """Download a box as a store, or find its complete store; return the path.
+
+    The name of the store is that of torch_em, prefixed with the archive and the labels if they are not the default.
+
+    Raises:
+        NotDownloadedError: There is no complete store, and `download` is False.
+    """
     names = archive.check_labels(labels)
     parts = [] if archive.name == EMPIAR_13356.name else [archive.name.replace("/", "-")]
     parts += [] if names == archive.labels else names or [RAW]

@@ -1,4 +1,7 @@
-"""torch_em's functions that train on the volume: the same names and arguments, and some more, each with a default."""
+"""Training datasets and loaders with torch_em's function names and arguments.
+
+Each additional argument has a default.
+"""
 
 import inspect
 import math
@@ -30,16 +33,16 @@ if TYPE_CHECKING:
     from distributed import Client
 
 LEAST_TISSUE = 0.5
-"""At least half of a patch is tissue, by the table; and no patch is empty, whatever the table says."""
+"""Minimum share of tissue in a patch, according to the store's table. Empty patches are rejected in any case."""
 
 STREAM_CACHE_GB = 20.0
-"""GB of strips that are kept of a streamed archive, if dask's configuration does not say otherwise."""
+"""Cache size in GB for the strips of a streamed archive, unless dask's configuration sets another size."""
 
 ALL = 1 - 1e-6
-"""A share of a patch's chunks that rounding leaves of all."""
+"""Smallest share that counts as all of a patch; the difference to 1 allows for rounding errors."""
 
 READERS = 8
-"""Slices of a streamed patch that are read side by side."""
+"""Number of slices of a streamed patch that are read in parallel."""
 
 SET_HERE = (
     "raw_paths",
@@ -52,7 +55,7 @@ SET_HERE = (
     "with_channels",
     "with_label_channels",
 )
-"""Arguments of torch_em's function that follow from the volume and the labels."""
+"""Arguments of torch_em's function that the volume and the labels determine."""
 
 
 def get_human_liver_em_dataset(
@@ -74,44 +77,47 @@ def get_human_liver_em_dataset(
     seed: int | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.Dataset[Any]":
-    """Patches of raw and of masks, for training a segmentation; torch_em's own dataset class, reading stores.
+    """Create a dataset of raw and label patches for training a segmentation.
 
-    Patches are drawn with the same chance wherever they are allowed. Patches without tissue (raw is 0) never are.
+    The dataset uses torch_em's own dataset class and reads Zarr stores. Patches are sampled uniformly from all allowed
+    positions. Patches without tissue (all raw voxels are 0) are never returned.
 
     Args:
-        path: Folder with the stores, or for them, see `get_human_liver_em_paths`.
-        patch_shape: Voxels (z, y, x) of a patch.
-        bounding_boxes: Boxes (x_min, x_max, y_min, y_max, z_min, z_max) in voxels; not looked at if `full_volume`.
-        label_choice: The class to segment; of several, labels get an axis in front with a channel for each.
-        download: Whether to fetch what is not there.
+        path: Folder of the stores, see `get_human_liver_em_paths`.
+        patch_shape: Shape (z, y, x) of a patch in voxels.
+        bounding_boxes: Boxes (x_min, x_max, y_min, y_max, z_min, z_max) in voxels; ignored if `full_volume`.
+        label_choice: The class to segment, or several classes. Labels of several classes have an additional first axis
+            with one channel per class.
+        download: Whether to download missing stores.
         full_volume: Whether to use the whole volume instead of boxes.
-        source: Where to fetch from, if not at the archive's own address; see `open_archive`.
-        shape: Voxels (z, y, x) of the whole volume at `source`, if they are other than described.
-        archive: Which archive, if not EMPIAR-13356; see `open_archive`.
-        client: The cluster to download on, see `to_zarr`.
-        stream: Read patches from `source` as they are drawn, without a store, for a first look: slow, and with
-            `min_foreground` many masks are read for one patch. Strips and masks are kept in `path`/cache.
-        min_foreground: The least share of a patch's voxels, 0 to 1, that has one of the labels.
-        labelled_region_only: Whether to keep to where there are labels: each inner chunk (8 x 256 x 256 voxels) that a
-            patch touches holds some, or one beside it does. Masks cover only parts of the slices, and no label need not
-            mean background.
-        split: Which share of the blocks of each box to draw from, see `plan_split`: it is the same for the same store
-            and patch shape, and kept in the dataset, and so in checkpoints of torch_em's trainer, as `.split`.
-        seed: Of the draw: the same patches in the same order, with the same number of workers. None follows
-            `torch.manual_seed`.
-        kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 unless there is a
-            `label_transform`, which gets 0 / 255 as in torch_em; instances have their numbers, with and without.
+        source: Where to read the archive from, if not from its own address; see `open_archive`.
+        shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
+        archive: The archive, by default EMPIAR-13356; see `open_archive`.
+        client: The cluster that downloads, see `to_zarr`.
+        stream: Read each patch from `source` when it is sampled, without a store. This is for a first try: it is slow,
+            and with `min_foreground` many masks are read for one patch. Strips and masks are cached in `path`/cache.
+        min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
+        labelled_region_only: Whether to sample only where labels exist: each inner chunk (8 x 256 x 256 voxels) that a
+            patch touches contains labels, or one of its neighbours does. Masks cover only parts of the slices, and a
+            voxel without a label is not necessarily background.
+        split: The split to sample from: a share of the blocks of each box, see `plan_split`. It is the same for the
+            same store and patch shape. The dataset stores it as `.split`, so checkpoints of torch_em's trainer contain
+            it.
+        seed: Seed of the sampling: the same seed and number of workers give the same patches in the same order. None
+            follows `torch.manual_seed`.
+        kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 by default; a
+            `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers in both cases.
 
     Returns:
-        A `torch_em.data.ConcatDataset` with a `torch_em.data.SegmentationDataset` for each box.
+        A `torch_em.data.ConcatDataset` with one `torch_em.data.SegmentationDataset` per box.
 
     Raises:
         MissingExtraError: torch_em is not installed. (ImportError)
-        NotDownloadedError: A store is not there, or not complete, and neither `download` nor `stream` is given.
+        NotDownloadedError: A store is missing or incomplete, and neither `download` nor `stream` is given.
             (RuntimeError)
-        InvalidArgumentError: A patch larger than a box, a label that is not stored, a split or share of foreground that
-            no patch can give. (ValueError)
-        StoreExistsError: A store is of another source. (FileExistsError)
+        InvalidArgumentError: A patch is larger than a box, a label is not stored, or no patch satisfies the split or
+            the share of foreground. (ValueError)
+        StoreExistsError: A store contains data of another source. (FileExistsError)
     """
     torch_em, torch_dataset = _import_extra()
     described = find_archive(archive).of_shape(shape)
@@ -179,32 +185,32 @@ def get_human_liver_em_loader(
     seed: int | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.DataLoader[Any]":
-    """Batches of patches of raw and of masks; see `get_human_liver_em_dataset`.
+    """Create a loader of batches of raw and label patches; see `get_human_liver_em_dataset`.
 
     Args:
-        path: Folder with the stores, or for them.
-        patch_shape: Voxels (z, y, x) of a patch.
-        batch_size: Patches of a batch.
-        bounding_boxes: Boxes (x_min, x_max, y_min, y_max, z_min, z_max) in voxels; not looked at if `full_volume`.
-        label_choice: The class to segment, or several.
-        download: Whether to fetch what is not there.
+        path: Folder of the stores.
+        patch_shape: Shape (z, y, x) of a patch in voxels.
+        batch_size: Number of patches in a batch.
+        bounding_boxes: Boxes (x_min, x_max, y_min, y_max, z_min, z_max) in voxels; ignored if `full_volume`.
+        label_choice: The class to segment, or several classes.
+        download: Whether to download missing stores.
         full_volume: Whether to use the whole volume instead of boxes.
-        source: Where to fetch from, if not at the archive's own address.
-        shape: Voxels (z, y, x) of the whole volume at `source`, if they are other than described.
-        archive: Which archive, if not EMPIAR-13356.
-        client: The cluster to download on.
-        stream: Read patches from `source` as they are drawn, without a store.
-        min_foreground: The least share of a patch's voxels, 0 to 1, that has one of the labels.
-        labelled_region_only: Whether to keep to where there are labels.
-        split: Which share of the blocks of each box to draw from: `train`, `val`, `test`, or None for all.
-        seed: Of the draw, and of the order if there is `shuffle`, and of what the workers' transforms draw.
-        kwargs: Further arguments of `torch_em.default_segmentation_dataset`, and of `torch.utils.data.DataLoader`.
+        source: Where to read the archive from, if not from its own address.
+        shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
+        archive: The archive, by default EMPIAR-13356.
+        client: The cluster that downloads.
+        stream: Read each patch from `source` when it is sampled, without a store.
+        min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
+        labelled_region_only: Whether to sample only where labels exist.
+        split: The share of the blocks of each box to sample from: `train`, `val`, `test`, or None for all.
+        seed: Seed of the sampling, of the order with `shuffle`, and of the random transforms in the workers.
+        kwargs: Further arguments of `torch_em.default_segmentation_dataset` and of `torch.utils.data.DataLoader`.
 
     Returns:
-        The DataLoader, as `torch_em.get_data_loader` makes it.
+        The DataLoader that `torch_em.get_data_loader` creates.
 
     Raises:
-        LiverDaskError: As `get_human_liver_em_dataset`.
+        LiverDaskError: The same errors as `get_human_liver_em_dataset`.
     """
     torch_em, _ = _import_extra()
     of_dataset = inspect.signature(torch_em.default_segmentation_dataset).parameters
@@ -235,10 +241,13 @@ def get_human_liver_em_loader(
 
 
 class StreamedArray:
-    """One variable of a box of the archive, read as it is asked for.
+    """One variable of a box of the archive, read on access.
 
     Args:
-        lazy: The box; small when pickled.
+        lazy: The box. Its pickle is small.
+
+    Attributes:
+        shape: Shape (z, y, x) in voxels.
     """
 
     def __init__(self, lazy: LazyWindow) -> None:
@@ -247,7 +256,10 @@ class StreamedArray:
         self.shape: Shape = z, y, x
 
     def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Read voxels, all slices side by side, on threads that end with it: others would not survive a fork."""
+        """Read voxels, with the slices in parallel.
+
+        The threads end with this call, because longer-lived threads would not survive a fork.
+        """
         window = LazyWindow(self._lazy.read, self._lazy.window[key], self._lazy.dtype)
         out = np.empty(window.shape, window.dtype)
         with ContextPool(READERS) as pool:
@@ -257,15 +269,16 @@ class StreamedArray:
 
 @dataclass(frozen=True)
 class _Source:
-    """What one dataset reads.
+    """The arrays that one dataset reads.
 
     Attributes:
-        name: What a message calls it.
+        name: Name in error messages.
         raw: The image.
-        labels: One array a class.
-        tables: Where there is something of each stored variable, by the store's table; none of what is streamed.
-        names: The labels.
-        kinds: What these are.
+        labels: One array per class.
+        names: Names of the labels.
+        tables: For each stored variable, the share of nonzero voxels per chunk, from the store's table. Empty if
+            streamed.
+        kinds: Kinds of the labels.
     """
 
     name: str
@@ -311,10 +324,11 @@ class _Source:
     def places(
         self, patch: Shape, parts: Sequence[Box], min_foreground: float, labelled_region_only: bool
     ) -> PatchSampler:
-        """Draws positions that have what is asked for, as far as tables tell.
+        """Create a sampler of positions that satisfy the constraints, as far as the tables can decide.
 
-        Where chunks are much larger than a patch, or hardly hold a label, no patch has enough of it on average: then it
-        is drawn where there may be enough, and masks tell.
+        If chunks are much larger than a patch, or contain only few voxels of a label, the expected share of foreground
+        is too low for every patch. In this case the sampler returns positions where the share may be large enough, and
+        the dataset decides from the masks.
         """
         boxes = tuple(parts)
         if not self.tables:
@@ -333,7 +347,11 @@ class _Source:
 
 
 def _import_extra() -> tuple[Any, Any]:
-    """torch_em and the module that needs it."""
+    """Import torch_em and the module that needs it.
+
+    Raises:
+        MissingExtraError: They cannot be imported.
+    """
     try:
         import torch_em
 
@@ -376,7 +394,11 @@ def _boxes(bounding_boxes: Sequence[Sequence[int]] | None, full_volume: bool, ar
 
 
 def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of torch_em's function but those that follow from the volume, with its defaults."""
+    """Return the arguments of torch_em's function with its defaults, without those that the volume determines.
+
+    Raises:
+        InvalidArgumentError: An argument does not exist, or the volume determines it.
+    """
     known = inspect.signature(torch_em.default_segmentation_dataset).parameters
     for name, value in given.items():
         if name not in known:
@@ -389,7 +411,7 @@ def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, source: _Source) -> dict[str, Any]:
-    """What torch_em does where no transform is given; and masks of 0 / 1."""
+    """Add the default transforms of torch_em, and a label transform that returns masks of 0 / 1."""
     chosen = dict(options)
     if chosen["raw_transform"] is None:
         chosen["raw_transform"] = torch_em.transform.get_raw_transform()
@@ -397,7 +419,7 @@ def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, s
         chosen["raw_transform"] = torch_dataset.Widened(chosen["raw_transform"])
     has_own_transform = chosen["transform"] is not None
     if not has_own_transform:
-        anisotropic = source.raw.shape[0] < source.raw.shape[1] // 2  # torch_em's own guess
+        anisotropic = source.raw.shape[0] < source.raw.shape[1] // 2  # the same rule as in torch_em
         chosen["transform"] = torch_em.transform.get_augmentations(
             chosen["ndim"] or ("anisotropic" if anisotropic else 3)
         )
@@ -410,7 +432,11 @@ def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, s
 
 
 def _check_rois(rois: Any, shapes: Sequence[Shape], patch: Shape) -> list[Box]:
-    """The part of each box to draw from, which has room for a patch."""
+    """Return the part of each box to sample from.
+
+    Raises:
+        InvalidArgumentError: `rois` are not three slices per box, or a part is too small for a patch.
+    """
     whole = (slice(None),) * 3
     given = [whole] * len(shapes) if rois is None else list(rois)
     if len(given) != len(shapes) or not all(
@@ -432,12 +458,12 @@ def _check_rois(rois: Any, shapes: Sequence[Shape], patch: Shape) -> list[Box]:
 
 
 def _shared_out(n_samples: int | None, count: int) -> list[int | None]:
-    """As many samples from each box, as torch_em does it."""
+    """Distribute the samples evenly over the boxes, as torch_em does."""
     if n_samples is None:
         return [None] * count
     return [n_samples // count + (number < n_samples % count) for number in range(count)]
 
 
 def _patches_in(boxes: Sequence[Box], patch: Shape) -> int:
-    """How many patches there are side by side."""
+    """Return how many patches cover the boxes if they are placed next to each other, rounded up."""
     return math.ceil(sum(math.prod(box.shape) for box in boxes) / math.prod(patch))

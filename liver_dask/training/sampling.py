@@ -1,6 +1,7 @@
-"""Where patches are drawn: only where the table of a store says that there is something, and of one split alone.
+"""Sample positions of patches that satisfy constraints from a store's tables, within one split.
 
-Pure: boxes and tables in, positions out. A position is the first voxel (z, y, x) of a patch.
+The functions are pure: they take boxes and tables, and return positions. A position is the index (z, y, x) of the first
+voxel of a patch.
 """
 
 from collections.abc import Sequence
@@ -20,38 +21,43 @@ SplitName = Literal["train", "val", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 LARGE_BLOCK, SMALL_BLOCK = 4, 2
-"""Patches along a side of a block of a split, at least: large ones lose less to margins, small ones are more."""
+"""Minimum side of a block of a split, in patches. Large blocks lose less to margins; small blocks are more numerous."""
 
 MOST_BLOCKS = 12
-"""Blocks along an axis, at most."""
+"""Maximum number of blocks along an axis."""
 
 ENOUGH_BLOCKS = 10
-"""As many blocks as give a tenth each to `val` and to `test`."""
+"""Number of blocks from which `val` and `test` each get a tenth."""
 
 FIRST_DRAW, LARGEST_DRAW, CANDIDATES = 64, 1 << 14, 1 << 20
-"""So many positions are tried at once, at first and later, and in all."""
+"""Number of positions that are tried at once first, at most at once, and in total."""
 
 
 class Box(NamedTuple):
-    """Voxels from `start` to before `stop`, each (z, y, x)."""
+    """A box of voxels.
+
+    Attributes:
+        start: First voxel (z, y, x).
+        stop: Exclusive end (z, y, x).
+    """
 
     start: Shape
     stop: Shape
 
     @property
     def shape(self) -> Shape:
-        """Voxels (z, y, x)."""
+        """Shape (z, y, x) in voxels."""
         z, y, x = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
         return z, y, x
 
 
 @dataclass(frozen=True, eq=False)
 class Densities:
-    """What share of the voxels of each inner chunk is something.
+    """The share of nonzero voxels in each inner chunk.
 
     Attributes:
-        values: 0 to 1, (z, y, x) in chunks.
-        chunks: Voxels of a chunk.
+        values: Shares, 0 to 1, one per chunk, (z, y, x).
+        chunks: Shape (z, y, x) of a chunk in voxels.
     """
 
     values: npt.NDArray[np.float32]
@@ -59,15 +65,28 @@ class Densities:
 
     @classmethod
     def of(cls, nonzero: npt.NDArray[np.uint32], chunks: Shape, shape: Shape) -> "Densities":
-        """From how many voxels of each chunk are not zero; at the ends of an array of `shape`, chunks are cut."""
+        """Compute the shares from counts.
+
+        Args:
+            nonzero: Number of nonzero voxels in each chunk, (z, y, x) in chunks.
+            chunks: Shape (z, y, x) of a chunk in voxels.
+            shape: Shape (z, y, x) of the array in voxels. The last chunk of each axis is cut there.
+        """
         there = [np.minimum(n, length - np.arange(0, length, n)) for n, length in zip(chunks, shape, strict=True)]
         z, y, x = there
         return cls((nonzero / (z[:, None, None] * y[:, None] * x)).astype(np.float32), chunks)
 
     def share(self, positions: Positions, patch: Shape, at_most: bool = False) -> npt.NDArray[np.float64]:
-        """The share of each patch that is something, if what a chunk has of it is spread evenly; or the most it can be.
+        """Estimate the share of nonzero voxels in patches.
 
-        The most: if all that a chunk has of it lies in the patch.
+        Args:
+            positions: Positions of the patches, (n, 3).
+            patch: Shape (z, y, x) of a patch in voxels.
+            at_most: If False, assume that the nonzero voxels of each chunk are evenly distributed. If True, return the
+                largest possible share: as many nonzero voxels of each chunk as possible lie in the patch.
+
+        Returns:
+            One share per patch, 0 to 1.
         """
         cells, weights = zip(
             *(
@@ -83,7 +102,10 @@ class Densities:
         return held.sum(axis=(1, 2, 3)) / np.prod(patch)
 
     def nearby(self) -> "Densities":
-        """1 where a chunk, or one beside it in the same layer, holds anything, else 0."""
+        """Return 1 for chunks that contain nonzero voxels, or have such a neighbour in the same z layer, otherwise 0.
+
+        Diagonal neighbours count, too.
+        """
         there = np.pad(self.values > 0, ((0, 0), (1, 1), (1, 1)))
         _, height, width = self.values.shape
         around = [there[:, y : y + height, x : x + width] for y, x in product(range(3), range(3))]
@@ -93,7 +115,18 @@ class Densities:
 def _overlaps(
     starts: npt.NDArray[np.int64], length: int, chunk: int, count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The chunks that stretches of an axis touch, and how many voxels of each."""
+    """Return which chunks intervals of an axis overlap, and by how many voxels.
+
+    Args:
+        starts: First voxel of each interval, (n,).
+        length: Length of an interval in voxels.
+        chunk: Length of a chunk in voxels.
+        count: Number of chunks along the axis.
+
+    Returns:
+        Chunk numbers and overlaps in voxels, both (n, m), where m is the largest number of chunks that an interval can
+        overlap.
+    """
     touched = starts[:, None] // chunk + np.arange(-(-(length - 1) // chunk) + 1)
     begins = np.maximum(touched * chunk, starts[:, None])
     ends = np.minimum((touched + 1) * chunk, starts[:, None] + length)
@@ -101,12 +134,13 @@ def _overlaps(
 
 
 class Constraint(NamedTuple):
-    """At least so large a share of a patch must be something.
+    """A minimum share of nonzero voxels in a patch.
 
     Attributes:
-        densities: How much there is.
-        least: The share.
-        may_be: Whether it is enough that it may be so, see `Densities.share`.
+        densities: Shares of nonzero voxels per chunk.
+        least: The minimum share, 0 to 1.
+        may_be: Whether to compare the largest possible share instead of the expected one, see `at_most` of
+            `Densities.share`.
     """
 
     densities: Densities
@@ -116,12 +150,12 @@ class Constraint(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PatchSampler:
-    """Draws positions, all that are allowed with the same chance.
+    """Samples positions uniformly from all allowed positions.
 
     Attributes:
-        patch: Voxels (z, y, x) of a patch.
-        boxes: A patch lies wholly in one of them; none is smaller.
-        constraints: What the tables must say of it.
+        patch: Shape (z, y, x) of a patch in voxels.
+        boxes: Boxes to sample from. Each patch lies completely in one box, and no box is smaller than a patch.
+        constraints: Constraints that each patch satisfies according to the tables.
     """
 
     patch: Shape
@@ -130,7 +164,7 @@ class PatchSampler:
 
     @cached_property
     def _free(self) -> Positions:
-        """How many positions each box has on each axis."""
+        """Number of positions in each box along each axis, (boxes, 3)."""
         return np.array([box.shape for box in self.boxes], np.int64) - np.array(self.patch) + 1
 
     @cached_property
@@ -138,7 +172,7 @@ class PatchSampler:
         return np.array([box.start for box in self.boxes], np.int64)
 
     def draw(self, rng: np.random.Generator) -> Shape | None:
-        """A position; None if among a million there is none that is allowed."""
+        """Sample a position; return None if none of about a million (CANDIDATES) tries satisfies the constraints."""
         ends = np.cumsum(self._free.prod(axis=1))
         tried, count = 0, FIRST_DRAW if self.constraints else 1
         while tried < CANDIDATES:
@@ -156,21 +190,24 @@ class PatchSampler:
 
 
 def plan_split(box: Box, patch: Shape, contents: Sequence[Densities], seed: int = 0) -> dict[SplitName, list[Box]]:
-    """Share out a box among training, validation and test: eight, one and one of ten blocks.
+    """Split a box into blocks for training, validation and test: eight, one and one of every ten blocks.
 
-    Between blocks lies a margin of a patch, so that no two splits have a voxel in common, nor voxels side by side.
-    Blocks are put in order by what they hold, and of each ten neighbours in that order one is drawn for validation and
-    one for test: all splits get of the rich and of the poor.
+    A margin of one patch separates the blocks, so that two splits have neither common nor adjacent voxels. The blocks
+    are sorted by their content. From each group of about ten successive blocks, one is chosen at random for validation
+    and one for test. Therefore all splits contain blocks with much and with little content.
 
     Args:
-        box: What is shared out.
-        patch: Voxels (z, y, x) of a patch.
-        contents: Tables of what there is, such as of the labels; none if that is not known. Blocks of nothing are left
-            out.
-        seed: Of the draw.
+        box: The box to split.
+        patch: Shape (z, y, x) of a patch in voxels.
+        contents: Tables of the content, for example of the labels; empty if the content is unknown. Blocks without
+            content are omitted.
+        seed: Seed of the random choice.
+
+    Returns:
+        The blocks of each split.
 
     Raises:
-        InvalidArgumentError: There are not even three blocks.
+        InvalidArgumentError: There are fewer than three blocks.
     """
     for patches in (LARGE_BLOCK, SMALL_BLOCK):
         blocks, held = _filled_blocks(box, patch, patches, contents)
@@ -195,7 +232,7 @@ def plan_split(box: Box, patch: Shape, contents: Sequence[Densities], seed: int 
 def _filled_blocks(
     box: Box, patch: Shape, patches: int, contents: Sequence[Densities]
 ) -> tuple[list[Box], npt.NDArray[np.float64]]:
-    """Blocks that hold anything, and how much."""
+    """Return the blocks with content, and how much content each has; all blocks if `contents` is empty."""
     blocks = _blocks(box, patch, patches)
     held = np.zeros(len(blocks))
     for densities in contents:
@@ -205,7 +242,10 @@ def _filled_blocks(
 
 
 def _blocks(box: Box, patch: Shape, patches: int) -> list[Box]:
-    """Blocks of at least so many patches a side, without the margins between them."""
+    """Return blocks whose sides are at least `patches` patches long, minus the margins between them.
+
+    An axis that is shorter is not divided.
+    """
     axes = []
     for start, stop, length in zip(box.start, box.stop, patch, strict=True):
         count = min(max((stop - start) // (patches * length), 1), MOST_BLOCKS)

@@ -1,4 +1,4 @@
-"""`ds.liver`: what this package does with a Dataset, as methods of it."""
+"""The xarray accessor `ds.liver`, which offers this package's functions for Datasets as methods."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,29 +15,52 @@ if TYPE_CHECKING:
     from .slicer import Slicer
 
 
-@xr.register_dataset_accessor("liver")  # type: ignore[no-untyped-call]  # xarray gives it no types
+@xr.register_dataset_accessor("liver")  # type: ignore[no-untyped-call]  # xarray has no type annotations for it
 class LiverAccessor:
-    """Methods of a Dataset of the archive or of a store; each calls the function that it is named after."""
+    """Methods of a Dataset of the archive or of a store.
+
+    Each method calls the function with the same name; `overview` calls `window`.
+    """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
 
     def crop(self, bounding_box: Sequence[int]) -> xr.Dataset:
-        """See `boxes.crop`."""
+        """Return a box of the Dataset; see `liver_dask.core.geometry.crop`.
+
+        Args:
+            bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels, each max exclusive.
+        """
         return boxes.crop(self._ds, bounding_box)
 
     def overview(self, z: int, pixels: int = pictures.PIXELS) -> xr.Dataset:
-        """A whole slice, strided, lazily; see `pictures.window`."""
+        """Return a whole slice at a low resolution, lazily; see `liver_dask.viewing.figures.window`.
+
+        Args:
+            z: The slice, an index in the whole volume.
+            pixels: Maximum number of rows and columns.
+        """
         return pictures.window(self._ds, z, pixels=pixels)
 
     def show(self, z: int, y: pictures.Bounds = None, x: pictures.Bounds = None, **options: Any) -> "Figure":
-        """See `pictures.show`."""
+        """Draw a window of a slice; see `liver_dask.viewing.figures.show`.
+
+        Args:
+            z: The slice, an index in the whole volume.
+            y: First row and end (exclusive), as a pair or a slice; all rows if None.
+            x: First column and end (exclusive), as a pair or a slice; all columns if None.
+            options: Further arguments of `show`.
+        """
         return pictures.show(self._ds, z, y, x, **options)
 
     def view(self, **options: Any) -> "Slicer":
-        """See `view.view`."""
+        """Show the Dataset slice by slice in a Jupyter widget; see `liver_dask.viewing.view.view`.
+
+        Args:
+            options: Arguments of `view`.
+        """
         return view(self._ds, **options)
 
     def fractions(self) -> xr.Dataset:
-        """See `pictures.fractions`."""
+        """Return the share of each label in each slice, lazily; see `liver_dask.viewing.figures.fractions`."""
         return pictures.fractions(self._ds)

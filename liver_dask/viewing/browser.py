@@ -1,6 +1,7 @@
-"""The slicer in a browser: a voila server that this machine alone sees, and of it who has the token.
+"""The slicer in a browser: a voila server for this computer only, protected by a token.
 
-Voila runs a notebook of one cell, so it is the same widget as in Jupyter, and no second viewer. Needs the extra `app`.
+Voila runs a notebook with one cell, so the browser shows the same widget as Jupyter, and no second viewer is needed.
+Importing this module needs the extra `app`.
 """
 
 import html
@@ -21,23 +22,27 @@ PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 class SlicerServer(Voila):
-    """Voila as Jupyter's own server is by default: each request needs the token, and a Host of this machine.
+    """Voila with the defaults of Jupyter's own server: each request needs the token and a local Host header.
 
-    Without the second, a page of anybody's could have its own name point to this machine, and ask in the user's name.
+    Without the check of the Host header, any web page could let its own host name resolve to this computer, and send
+    requests in the user's name (DNS rebinding).
     """
 
     def init_settings(self) -> dict[str, Any]:
-        """Voila allows any Host."""
+        """Return voila's settings, but accept only local hosts; voila itself accepts any Host header."""
         settings: dict[str, Any] = super().init_settings()
         return settings | {"allow_remote_access": False, "local_hostnames": ["localhost"]}
 
     @property
     def display_url(self) -> str:
-        """With the token: who started the server reads it, and nobody else."""
+        """URL of the page with the token. Only the user who started the server can read it."""
         return f"{self._url(self.ip)}?token={self.identity_provider.token}"
 
     def launch_browser(self) -> None:
-        """Open the page; by a file that the user alone can read, since all of this machine read command lines."""
+        """Open the page in a browser.
+
+        The URL is passed in a file that only the user can read, because all users of a computer can read command lines.
+        """
         descriptor, path = tempfile.mkstemp(suffix=".html", dir=Path(self.notebook_path).parent)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(f'<meta http-equiv="refresh" content="0; url={html.escape(self.display_url)}">')
@@ -45,15 +50,15 @@ class SlicerServer(Voila):
 
 
 def serve_notebook(cell: str, port: int, browser: bool) -> None:
-    """Show what a cell shows, until it is interrupted.
+    """Serve the output of a notebook cell until interrupted.
 
     Args:
-        cell: Python. It may name a source with a password, so no file of it is to be read by others.
-        port: Of this machine; any that is free if 0.
-        browser: Whether to open one.
+        cell: Python code of the cell. It may contain a source with a password, so other users cannot read its file.
+        port: Port of the server; any free port if 0.
+        browser: Whether to open a browser.
     """
     notebook = {"cells": [_code_cell(cell)], "metadata": {"kernelspec": PYTHON}, "nbformat": 4, "nbformat_minor": 5}
-    with tempfile.TemporaryDirectory(prefix="liver_dask-view-") as folder:  # which only this user can enter
+    with tempfile.TemporaryDirectory(prefix="liver_dask-view-") as folder:  # only this user can enter it
         path = Path(folder, "liver_dask.ipynb")
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(notebook, file)
@@ -61,7 +66,7 @@ def serve_notebook(cell: str, port: int, browser: bool) -> None:
 
 
 def options_of(notebook: Path, port: int, token: str, browser: bool) -> list[str]:
-    """What voila is told, above all that a user's configuration says."""
+    """Return the command-line options of voila, which take precedence over a user's configuration."""
     return [
         str(notebook),
         f"--port={port}",

@@ -1,6 +1,7 @@
-"""Pictures of a window: raw with masks over it, where the axes count voxels of the whole volume.
+"""Pictures of a window of a slice: raw with masks over it, on axes that count voxels of the whole volume.
 
-Needs the extra `view`. Far views are strided, so that no more is fetched than a screen can show.
+Drawing needs the extra `view`. Large windows are strided or taken from a pyramid level, so that not more is fetched
+than a screen can show.
 """
 
 import math
@@ -27,23 +28,26 @@ if TYPE_CHECKING:
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 PIXELS = 1024
-"""A window is shown by so many rows or columns at most."""
+"""Default for the maximum number of rows and columns that a picture of a window shows."""
 
 Bounds = Sequence[int] | slice | None
-"""Rows or columns: the first, and the one after the last, as a pair or a slice; None, there too, is where ds ends."""
+"""A range of rows or columns: first and end (exclusive), as a pair or a slice. None is the full range of the Dataset.
+
+In a slice, start or stop may be None, too, and then mean the first or last row or column of the Dataset.
+"""
 
 
 class Levels:
-    """A Dataset at all the resolutions that there are of it.
+    """A Dataset at all available resolutions.
 
     Args:
-        ds: What `open_human_liver_em` or `xr.open_zarr` gave. Of a store with a pyramid all levels are looked at.
+        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`. For a store with a pyramid, all levels are used.
 
     Attributes:
-        held: The box of the volume that it holds.
-        labels: Its masks and instances.
-        colors: Their colours, as #rrggbb.
-        voxel_size_nm: Size of a voxel (z, y, x), if it is known.
+        held: The box of the volume that the Dataset covers.
+        labels: Names of its masks and instances.
+        colors: Colours of the labels, as #rrggbb.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm; None if not known.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
@@ -54,7 +58,7 @@ class Levels:
         self._levels = open_levels(ds)
 
     def window(self, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
-        """See `window`."""
+        """Return a window of one slice; see the function `window`."""
         held = self.held
         check_slice(z, held)
         rows, columns = check_bounds(y, x, held)
@@ -63,45 +67,48 @@ class Levels:
         stride = math.ceil(step / factors[1])
         places = {}
         for dim, bounds, factor in zip(DIMS, ((z, z + 1), rows, columns), factors, strict=True):
-            begins = float(level[dim][0]) - (factor - 1) / 2  # the first voxel that the level's first stands for
+            begins = float(level[dim][0]) - (factor - 1) / 2  # coordinate of the first voxel that the level covers
             low, high = math.floor((bounds[0] - begins) / factor), math.ceil((bounds[1] - begins) / factor)
             places[dim] = low if dim == "z" else slice(low, high, stride)
         return level.isel(places).assign_attrs(step=factors[1] * stride)
 
 
 def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
-    """A window of one slice, no finer than it can be shown; lazy as `ds` is.
+    """Return a window of one slice at the resolution of the screen. It is lazy if `ds` is lazy.
 
-    Where it has more rows or columns than `pixels`, it is of the level of a store's pyramid that has not; without one,
-    every so many-th voxel.
+    If the window has more rows or columns than `pixels`, it is taken from the finest level of a store's pyramid that
+    fits. Without such a level, the coarsest available level is strided.
 
     Args:
-        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
-        z: The slice, counted in the whole volume.
-        y: First row, and the row after the last, counted in the whole volume: a pair, or a slice such as
-            `slice(100, 400)`, which may be open; all that `ds` holds if None.
-        x: First column, and the column after the last, likewise.
-        pixels: Rows and columns to show, at most.
+        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
+        z: The slice, an index in the whole volume.
+        y: First row and end (exclusive), indexes in the whole volume: a pair, or a slice such as `slice(100, 400)`, in
+            which start or stop may be missing. None selects all rows of `ds`.
+        x: First column and end (exclusive), in the same way.
+        pixels: Maximum number of rows and columns.
 
     Returns:
-        The variables over (y, x), whose coordinates tell the middle of what is shown; `attrs["step"]` is how many rows
-        and columns one stands for: 1 for all.
+        The variables, (y, x). Their coordinates are the centres of the voxels shown. `attrs["step"]` is the number of
+        rows and columns of `ds` per row and column of the window; it is 1 at full resolution.
 
     Raises:
-        InvalidArgumentError: The window leaves the Dataset. (ValueError)
+        InvalidArgumentError: The window is not inside the Dataset. (ValueError)
     """
     return Levels(ds).window(z, y, x, pixels)
 
 
 def extent_of(seen: xr.Dataset | xr.DataArray) -> tuple[float, float, float, float]:
-    """Where the edges of a window's picture are, in voxels: left, right, bottom, top; a voxel is about its index."""
+    """Return the edges (left, right, bottom, top) of a window's picture in voxels.
+
+    The centre of a voxel is at its index, so its edges are 0.5 voxels away.
+    """
     half = seen.attrs["step"] / 2
     rows, columns = seen.y.values, seen.x.values
     return columns[0] - half, columns[-1] + half, rows[-1] + half, rows[0] - half
 
 
 def grey_range(raw: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
-    """What is black and what is white, empty glass left out."""
+    """Return the raw values to show as black and white: percentiles of all nonzero voxels (0 is empty glass)."""
     low, high = np.percentile(raw[raw > 0] if raw.any() else raw, percentiles)
     return float(low), float(max(high, low + 1))
 
@@ -118,26 +125,27 @@ def show(
     pixels: int = PIXELS,
     axes: "Axes | None" = None,
 ) -> "Figure":
-    """A picture of a window: raw, and masks over it in colour.
+    """Draw a window of a slice: raw, and masks over it in colour.
 
     Args:
-        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
-        z: The slice, counted in the whole volume.
-        y: First row, and the row after the last, as a pair or a slice; all if None.
-        x: First column, and the column after the last, as a pair or a slice; all if None.
-        labels: The masks to show; all of `ds` if None.
-        opacity: Of the masks, 0 to 1.
-        contrast: The percentiles of raw, empty glass left out, that are black and white.
-        pixels: Rows and columns to show, at most: of more, every so many-th is fetched.
-        axes: Where to draw; a figure of its own if None.
+        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
+        z: The slice, an index in the whole volume.
+        y: First row and end (exclusive), as a pair or a slice; all rows if None.
+        x: First column and end (exclusive), as a pair or a slice; all columns if None.
+        labels: The labels to show; all labels of `ds` if None.
+        opacity: Opacity of the labels, 0 to 1.
+        contrast: Percentiles of raw that are black and white; empty glass (0) is ignored.
+        pixels: Maximum number of rows and columns to show; a larger window is fetched at a lower resolution.
+        axes: Axes to draw into; a new figure if None.
 
     Returns:
-        The figure, closed to pyplot: a notebook shows it where it is returned, `savefig` keeps it. Its axes count
-        voxels of the whole volume; a bar tells the scale, in pixels if the size of a voxel is not known.
+        The figure. A new figure is closed in pyplot: a notebook shows it where it is returned, and `savefig` saves it.
+        Its axes count voxels of the whole volume. A scale bar shows micrometres, or pixels if the voxel size is not
+        known.
 
     Raises:
         MissingExtraError: matplotlib is not installed. (ImportError)
-        InvalidArgumentError: The window leaves the Dataset, or a label is not in it. (ValueError)
+        InvalidArgumentError: The window is not inside the Dataset, or raw or a label is missing. (ValueError)
     """
     names = labels_of(ds) if labels is None else [labels] if isinstance(labels, str) else list(labels)
     missing = [name for name in (RAW, *names) if name not in ds]
@@ -147,7 +155,7 @@ def show(
     seen = window(ds[[RAW, *names]], z, y, x, pixels).compute()
     if axes is None:
         figure, axes = pyplot.subplots(figsize=(7, 7), layout="constrained")
-        pyplot.close(figure)  # or a notebook would show it twice: as what is open, and as what was returned
+        pyplot.close(figure)  # otherwise a notebook shows it twice: as an open figure and as the returned value
     step, extent = seen.attrs["step"], extent_of(seen)
     raw = seen[RAW].values
     low, high = grey_range(raw, contrast)
@@ -165,13 +173,13 @@ def show(
 
 
 def fractions(ds: xr.Dataset) -> xr.Dataset:
-    """Which share of each slice each label has, lazily: every mask is read when it is computed.
+    """Return the share of each label in each slice. The result is lazy; computing it reads every mask.
 
     Args:
-        ds: What `open_human_liver_em` or `xr.open_zarr` gave.
+        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
 
     Returns:
-        One variable a label, over z: 0 to 1 of all voxels of the slices of `ds`.
+        One variable per label, (z): the share, 0 to 1, of all voxels of a slice of `ds`.
     """
     masks = ds[labels_of(ds)]
     shares = (masks > 0).mean(("y", "x"))
@@ -184,26 +192,34 @@ def fractions(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _share_of_blocks(mask: xr.DataArray, dims: Sequence[str]) -> Any:
-    """The mean of `mask > 0` along some dims, of dask: numpy counts ten times as fast as it adds."""
+    """Return the mean of `mask > 0` along some dims as a dask array.
+
+    Nonzero voxels are counted, because numpy counts ten times as fast as it adds.
+    """
     axes = tuple(map(mask.dims.index, dims))
     counts = da.reduction(mask.data, _count, np.sum, axis=axes, dtype=np.int64)
     return counts / math.prod(mask.sizes[dim] for dim in dims)
 
 
 def _count(block: npt.NDArray[Any], axis: tuple[int, ...], keepdims: bool) -> npt.NDArray[np.int64]:
-    """The voxels of a block that are not 0, along some axes."""
-    if all(length == 1 for i, length in enumerate(block.shape) if i not in axis):  # as blocks of one slice
+    """Count the nonzero voxels of a block along some axes."""
+    if all(length == 1 for i, length in enumerate(block.shape) if i not in axis):  # for example in blocks of one slice
         return np.full([1] * block.ndim, np.count_nonzero(block))
     return np.asarray(np.count_nonzero(block, axis=axis, keepdims=keepdims))
 
 
 def overlay(label: xr.DataArray, color: str, opacity: float) -> npt.NDArray[np.float32]:
-    """A label as colours with transparency: (rows, columns, 4), 0 to 1.
+    """Convert a label to colours with transparency.
 
     Args:
-        label: A mask, which gets one colour, or instances, which get one each: always the same for the same number.
-        color: Of a mask; of instances that of number 0, if it had one.
-        opacity: 0 to 1.
+        label: A mask, which gets one colour, or instances, which get one colour per number. A number always gets the
+            same colour.
+        color: Colour of a mask. For instances, the colour from which those of all numbers are derived: number 0, which
+            is not drawn, would have it.
+        opacity: Opacity, 0 to 1.
+
+    Returns:
+        RGBA values, 0 to 1, (rows, columns, 4), float32.
     """
     from matplotlib.colors import to_rgba
 
@@ -216,7 +232,7 @@ def overlay(label: xr.DataArray, color: str, opacity: float) -> npt.NDArray[np.f
 
 
 def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
-    """A colour for each number: neighbours far apart in hue, since they often lie side by side."""
+    """Return an RGB colour for each number. Successive numbers differ much in hue, as they are often neighbours."""
     from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
 
     distinct, place = np.unique(numbers, return_inverse=True)
@@ -227,10 +243,10 @@ def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
 
 
 def check_slice(z: int, held: BoundingBox) -> int:
-    """A slice that a box of the volume holds.
+    """Return the slice number `z` as an int, after checking that a box of the volume contains it.
 
     Raises:
-        InvalidArgumentError: It does not hold it.
+        InvalidArgumentError: `z` is not a whole number, or the box does not contain the slice.
     """
     try:
         number = operator.index(z)
@@ -241,10 +257,10 @@ def check_slice(z: int, held: BoundingBox) -> int:
 
 
 def check_bounds(y: Bounds, x: Bounds, held: BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns as pairs: what was asked for, or all that a box of the volume holds.
+    """Return rows and columns as pairs (first, exclusive end); None becomes all rows or columns of the box.
 
     Raises:
-        InvalidArgumentError: They leave the box, or are no pairs and no slices.
+        InvalidArgumentError: They are not inside the box, are empty, or are neither pairs nor slices.
     """
     return _within("y", y, held.y_min, held.y_max), _within("x", x, held.x_min, held.x_max)
 
@@ -270,7 +286,13 @@ def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
 
 
 def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | None) -> "AnchoredSizeBar":
-    """A bar of a round length, a fifth of the picture or less: in micrometres, or in voxels of an unknown size."""
+    """Add a scale bar of a round length, at most a fifth of the picture's width.
+
+    Args:
+        axes: The axes of the picture.
+        width: Width of the picture in voxels.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm. If None, the bar shows pixels instead of micrometres.
+    """
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
     scale, unit = (voxel_size_nm[2] / 1000, "µm") if voxel_size_nm else (1.0, "px")
@@ -286,7 +308,11 @@ def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | N
 
 
 def _import_extra() -> tuple[Any, Any]:
-    """What draws."""
+    """Import the modules of matplotlib that draw.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib import patches, pyplot
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What somebody looks at, read on other threads: coarse first, then sharp; what is no longer looked at is given up."""
+"""Background reader of a viewport: first coarse, then sharp. It cancels reads of viewports that are no longer shown."""
 
 import logging
 import threading
@@ -20,27 +20,27 @@ from .figures import Levels
 log = logging.getLogger(__name__)
 
 COARSER = 8
-"""A coarse picture has so many times fewer rows and columns: 1 to 2 % of the bytes, and one round of requests."""
+"""Factor by which a coarse picture has fewer rows and columns: 1 to 2 % of the bytes, and one round of requests."""
 
 THREADS = 16
-"""Raw, three masks, and what is still being given up of three looks before."""
+"""Number of threads: enough for raw and three masks, and for reads of three earlier viewports not yet cancelled."""
 
 KEPT_BYTES = 128 << 20
-"""Of what was read sharp: some fifty slices of a window, so that whoever slides back waits for nothing."""
+"""Cache size in bytes for sharp windows: about fifty slices of a window, so that sliding back needs no reads."""
 
 SECONDS_BETWEEN_REPORTS = 0.5
 
 
 @dataclass(frozen=True)
 class Viewport:
-    """What is to be seen.
+    """A window of a slice to show.
 
     Attributes:
         z: The slice.
-        y: First row, and the row after the last.
-        x: First column, and the column after the last.
-        pixels: Rows and columns of the screen.
-        names: The variables to see.
+        y: First row and end (exclusive).
+        x: First column and end (exclusive).
+        pixels: Maximum number of rows and columns on the screen.
+        names: The variables to show.
     """
 
     z: int
@@ -50,18 +50,19 @@ class Viewport:
     names: tuple[str, ...]
 
     def key(self, name: str) -> Hashable:
-        """What tells a variable of it from that of another look."""
+        """Return the cache key of a variable in this viewport."""
         return name, self.z, self.y, self.x, self.pixels
 
 
 class ProgressiveReader:
-    """Reads one look at a time.
+    """Reader of one viewport at a time.
 
     Args:
-        levels: Where to read.
-        show: Gets the look, and the window of a variable: of raw first a coarse one, see its `attrs["step"]`, unless
-            the sharp one is kept. Called on other threads, as the next is.
-        tell: Gets a sentence: what goes on, what failed, or nothing when all is there.
+        levels: The Dataset to read from, at all resolutions.
+        show: Called with the viewport and the window of a variable. For raw, it is first called with a coarse window,
+            see `attrs["step"]` of the window, unless the sharp window is cached. Called on other threads.
+        tell: Called with the viewport and a text: the progress, an error message, or an empty text when everything is
+            read. Called on other threads.
 
     Attributes:
         idle: Set while nothing is being read.
@@ -84,7 +85,7 @@ class ProgressiveReader:
         self.idle.set()
 
     def see(self, viewport: Viewport) -> None:
-        """Read this from now on, and nothing else."""
+        """Start to read a viewport, and cancel the reads of the previous one."""
         with self._lock:
             if self._is_closed:
                 return
@@ -97,7 +98,7 @@ class ProgressiveReader:
         self._pool.submit(self._report, task)
 
     def close(self) -> None:
-        """Give up what is being read."""
+        """Cancel all reads."""
         with self._lock:
             self._task, self._is_closed = None, True
             self.idle.set()
@@ -109,17 +110,17 @@ class ProgressiveReader:
         try:
             for name in names:
                 self._pool.submit(self._guarded, task, name, read)
-        except RuntimeError:  # the interpreter ends, and takes on nothing: nobody is to wait for it
+        except RuntimeError:  # the interpreter exits and accepts no tasks: stop the progress report
             task.done.set()
 
     def _guarded(self, task: "_Task", name: str, read: Callable[["_Task", str], None]) -> None:
-        """Read something; whatever is wrong is told, and the viewer lives on."""
+        """Read a variable; any error is passed to `tell`, and the reader stays usable."""
         try:
             with cancel_unless(lambda: self._task is task):
                 read(task, name)
         except ReadCancelledError:
             pass
-        except Exception as error:  # of whatever kind: whoever looks is told, and may look elsewhere
+        except Exception as error:  # of any kind: the user sees the message, and may move to another place
             log.info("%s", error, exc_info=error)
             task.failed = f"{error} Move, or look again, to try once more."
         with self._lock:
@@ -146,13 +147,13 @@ class ProgressiveReader:
             seen = self._levels.window(viewport.z, viewport.y, viewport.x, pixels)
             read = _in_memory(seen[name].assign_attrs(step=seen.attrs["step"]))
         if sharp:
-            with self._lock, suppress(ValueError):  # it is larger than all that may be kept
+            with self._lock, suppress(ValueError):  # raised if it is larger than the cache
                 self._kept[viewport.key(name)] = read
         if self._task is task:
             self._show(viewport, read)
 
     def _report(self, task: "_Task") -> None:
-        """Say how far a slow look is."""
+        """Report the progress of a slow viewport regularly: seconds and fetched bytes."""
         began, before = monotonic(), traffic.bytes
         while self._task is task and not task.done.wait(SECONDS_BETWEEN_REPORTS):
             if self._task is task:
@@ -162,7 +163,14 @@ class ProgressiveReader:
 
 
 class _Task:
-    """A look that is being read."""
+    """A viewport that is being read.
+
+    Attributes:
+        viewport: The viewport.
+        left: Number of reads that are not finished.
+        failed: Error message of a failed read; empty if there is none.
+        done: Set when all reads are finished.
+    """
 
     def __init__(self, viewport: Viewport) -> None:
         self.viewport = viewport
@@ -172,7 +180,11 @@ class _Task:
 
 
 def _in_memory(variable: xr.DataArray) -> xr.DataArray:
-    """Read it: of the archive in one go on this thread, which can be given up; of anything else as xarray does."""
+    """Read a variable into memory.
+
+    Voxels of the archive are read in one call on this thread, so that the read can be cancelled. Everything else is
+    computed by xarray.
+    """
     lazy = variable.data.lazy if isinstance(variable.variable._data, VolumeArray) else None
     if lazy:
         return variable.copy(data=lazy[(slice(None),) * lazy.ndim])

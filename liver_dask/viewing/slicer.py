@@ -1,4 +1,7 @@
-"""The slicer: a widget to slide through a volume. Needs the extra `view`; `liver_dask.viewing.view` makes one."""
+"""The slicer: a widget that shows a volume slice by slice.
+
+Importing this module needs the extra `view`. `liver_dask.viewing.view` creates the widget.
+"""
 
 import html
 import threading
@@ -29,29 +32,29 @@ from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, e
 from .progressive import ProgressiveReader, Viewport
 
 SECONDS_AT_REST = 0.15
-"""A slider, or a window that is dragged, is followed when it has rested for so long."""
+"""Seconds without movement after which a new slider position or window is read."""
 
 ZOOM = 2.0
 LOWEST, HIGHEST = 0.4, 1.2
-"""The picture is as high as its width times this, at least and at most."""
+"""Minimum and maximum ratio of the picture's height to its width."""
 
 STALE = 0.35
-"""How much is seen of a slice that is no longer the one looked at, until the new one comes."""
+"""Opacity of the previous slice's raw while the new slice is being read."""
 
 
 class Slicer(VBox):
-    """One slice of a Dataset at a time, with its masks, in a window that can be dragged and zoomed.
+    """A widget that shows one slice of a Dataset with its labels, in a window that can be dragged and zoomed.
 
-    Only what the window shows is read, at the resolution of the screen: a coarse picture, then the sharp one. What was
-    asked for before and is no longer looked at is given up.
+    Only the visible window is read, at the resolution of the screen: first a coarse picture, then the sharp one. Reads
+    that are no longer needed are cancelled.
 
     Args:
         levels: The Dataset, at all its resolutions.
-        z: The slice to begin with; the middle one if None.
-        labels: The masks to show at first; all if None. The others can be switched on.
-        opacity: Of the masks, 0 to 1.
-        contrast: The percentiles of raw that are black and white at first.
-        size: Width and height of the picture, in pixels.
+        z: The first slice to show; the middle slice if None.
+        labels: The labels to show at first; all if None. The user can switch on the others.
+        opacity: Initial opacity of the labels, 0 to 1.
+        contrast: Initial percentiles of raw that are black and white.
+        size: Width of the picture in pixels. The height follows from the shape of a slice.
     """
 
     def __init__(
@@ -66,8 +69,8 @@ class Slicer(VBox):
         self._levels = levels
         self._voxel_size = levels.voxel_size_nm
         self._lock = threading.RLock()
-        self._reader = ProgressiveReader(levels, self._file_lock(self._take), self._file_lock(self._told))
-        self._moved = _AtRest(self._file_lock(self._look))
+        self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._told))
+        self._moved = _AtRest(self._locked(self._look))
         held = levels.held
         middle = (held.z_min + held.z_max) // 2
         self.z = IntSlider(middle if z is None else z, held.z_min, held.z_max - 1, description="z", layout=_wide())
@@ -96,15 +99,15 @@ class Slicer(VBox):
             self._look()
 
     def go_to(self, z: int | None = None, y: Bounds = None, x: Bounds = None) -> None:
-        """Look at a slice and a window, in voxels of the whole volume.
+        """Show a slice and a window, given in voxels of the whole volume.
 
         Args:
-            z: The slice; the one that is looked at if None.
-            y: First row, and the row after the last, as a pair or a slice; all if None.
-            x: First column, and the column after the last, as a pair or a slice; all if None.
+            z: The slice; the current one if None.
+            y: First row and end (exclusive), as a pair or a slice; all rows if None.
+            x: First column and end (exclusive), as a pair or a slice; all columns if None.
 
         Raises:
-            InvalidArgumentError: The Dataset does not hold them. (ValueError)
+            InvalidArgumentError: The slice or the window is not inside the Dataset. (ValueError)
         """
         window = check_bounds(y, x, self._levels.held)
         number = None if z is None else check_slice(z, self._levels.held)
@@ -115,19 +118,22 @@ class Slicer(VBox):
 
     @property
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns that are seen: first, and after the last."""
+        """Visible rows and columns: first and end (exclusive) of each."""
         axes, held = self._picture.axes, self._levels.held
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         return _whole(top, bottom, held.y_min, held.y_max), _whole(left, right, held.x_min, held.x_max)
 
     def close(self) -> None:
-        """Give up what is being read, and take the widget away."""
+        """Cancel all reads and remove the widget."""
         self._moved.cancel()
         self._reader.close()
         super().close()
 
-    def _file_lock(self, call: Callable[..., None]) -> Callable[..., None]:
-        """The same for any thread: widgets' messages come on one, cells run on another, voxels come on many."""
+    def _locked(self, call: Callable[..., None]) -> Callable[..., None]:
+        """Wrap a function so that it holds the lock while it runs.
+
+        Messages of widgets arrive on one thread, cells run on another, and voxels arrive on many.
+        """
 
         def locked(*arguments: Any) -> None:
             with self._lock:
@@ -137,30 +143,30 @@ class Slicer(VBox):
 
     def _button(self, text: str, act: Callable[[], None]) -> Button:
         button = Button(description=text, layout=Layout(width="auto"))
-        button.on_click(self._file_lock(lambda _: act()))
+        button.on_click(self._locked(lambda _: act()))
         return button
 
     def _watch(self) -> None:
-        self.z.observe(self._file_lock(lambda _: self._turn()), "value")
-        self.contrast.observe(self._file_lock(lambda _: self._draw_raw()), "value")
+        self.z.observe(self._locked(lambda _: self._turn()), "value")
+        self.contrast.observe(self._locked(lambda _: self._draw_raw()), "value")
         for name, mask in self.masks.items():
-            mask.on.observe(self._file_lock(lambda _: self._look()), "value")
+            mask.on.observe(self._locked(lambda _: self._look()), "value")
             for control in (mask.on, mask.colour, mask.opacity):
-                control.observe(self._file_lock(lambda _, name=name: self._draw_mask(name)), "value")
+                control.observe(self._locked(lambda _, name=name: self._draw_mask(name)), "value")
         axes = self._picture.axes
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
-        axes.format_coord = self._position  # type: ignore[method-assign]  # matplotlib has it replaced so
+        axes.format_coord = self._position  # type: ignore[method-assign]  # matplotlib's documented way
         self._picture.canvas.mpl_connect("scroll_event", self._scrolled)
 
     def _turn(self) -> None:
-        """Another slice: nothing of the old one is shown as if it were the new one's."""
+        """Change to another slice, and mark the picture of the previous slice as outdated."""
         self._seen.clear()
         self._picture.turn(self.z.value)
         self._moved.begin()
 
     def _zoom(self, factor: float, at: tuple[float, float] | None = None) -> None:
-        """Show `factor` times as much, with the voxel `at`, (x, y), where it is."""
+        """Scale the visible range by `factor`. The voxel `at`, (x, y), stays in place; by default the centre."""
         axes = self._picture.axes
         x, y = at or (sum(axes.get_xlim()) / 2, sum(axes.get_ylim()) / 2)
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -179,7 +185,7 @@ class Slicer(VBox):
         self._picture.canvas.draw_idle()
 
     def _look(self) -> None:
-        """See what is in the window now; what was read before is not read again."""
+        """Read and show what is in the window now. Cached windows are not read again."""
         self._moved.cancel()
         rows, columns = self.window
         place = self.z.value, rows, columns
@@ -192,7 +198,7 @@ class Slicer(VBox):
         self.status.value = html.escape(text)
 
     def _take(self, viewport: Viewport, seen: xr.DataArray) -> None:
-        """Show what was read, unless the slider has been moved since."""
+        """Show a window that was read, unless the slice has changed since."""
         if viewport.z != self.z.value:
             return
         name = str(seen.name)
@@ -212,7 +218,7 @@ class Slicer(VBox):
         self._picture.draw_mask(name, seen, mask.colour.value, mask.opacity.value)
 
     def _position(self, x: float, y: float) -> str:
-        """What the toolbar says of the voxel under the mouse."""
+        """Return the toolbar's text about the voxel under the mouse."""
         row, column = round(y), round(x)
         text = f"z {self.z.value}  y {row}  x {column}"
         for name, seen in self._seen.items():
@@ -222,7 +228,7 @@ class Slicer(VBox):
 
 
 class _MaskControls:
-    """Whether, in which colour and how strongly a mask is shown."""
+    """Controls of a label: whether it is shown, its colour and its opacity."""
 
     def __init__(self, name: str, color: str, on: bool, opacity: float) -> None:
         self.on = Checkbox(on, description=name, indent=False, layout=Layout(width="8em"))
@@ -232,14 +238,21 @@ class _MaskControls:
 
 
 class _Picture:
-    """The canvas: raw, masks over it, axes in voxels, a scale bar."""
+    """The canvas with raw, labels over it, axes in voxels and a scale bar.
+
+    Args:
+        size: Width in pixels.
+        height_of_width: Ratio of height to width of a slice; limited to LOWEST and HIGHEST.
+        masks: Names of the labels.
+        lock: Lock that is held while the canvas handles messages.
+    """
 
     def __init__(self, size: int, height_of_width: float, masks: list[str], lock: threading.RLock) -> None:
         height = min(max(height_of_width, LOWEST), HIGHEST)
         figure = Figure(figsize=(size / 100, size * height / 100), dpi=100, layout="constrained")
         self.canvas = _Canvas(figure)
         self.canvas.lock = lock
-        FigureManager(self.canvas, 0)  # which gives the canvas its toolbar
+        FigureManager(self.canvas, 0)  # gives the canvas its toolbar
         self.canvas.header_visible = False
         self.canvas.toolbar_visible, self.canvas.toolbar_position = True, "right"
         self.axes = figure.add_subplot()
@@ -249,12 +262,12 @@ class _Picture:
             name: self.axes.imshow(np.zeros((1, 1, 4)), interpolation="nearest", visible=False) for name in masks
         }
         for image in (self._raw, *self._masks.values()):
-            image.mouseover = False  # or colours would be told beside the voxels
+            image.mouseover = False  # otherwise the toolbar shows colours next to the voxel values
         self._bar: Any = None
         self.pixels = size
 
     def turn(self, z: int) -> None:
-        """Another slice is looked at."""
+        """Change the title to another slice, hide the labels and dim raw until new ones are drawn."""
         for image in self._masks.values():
             image.set_visible(False)
         self._raw.set_alpha(STALE)
@@ -262,7 +275,7 @@ class _Picture:
         self.canvas.draw_idle()
 
     def draw_raw(self, z: int, seen: xr.DataArray, percentiles: tuple[float, float]) -> None:
-        """Show raw where it is."""
+        """Draw raw at its position."""
         _place(self._raw, seen, seen.values)
         self._raw.set_clim(*grey_range(seen.values, percentiles))
         self._raw.set_alpha(1)
@@ -271,7 +284,7 @@ class _Picture:
         self.canvas.draw_idle()
 
     def draw_mask(self, name: str, seen: xr.DataArray | None, colour: str, opacity: float) -> None:
-        """Show a mask where it is, or none."""
+        """Draw a label at its position; hide it if `seen` is None."""
         image = self._masks[name]
         if seen is None:
             image.set_visible(False)
@@ -280,7 +293,7 @@ class _Picture:
         self.canvas.draw_idle()
 
     def scale(self, voxel_size_nm: Any) -> None:
-        """Draw the scale bar anew."""
+        """Redraw the scale bar."""
         if self._bar is not None:
             self._bar.remove()
         left, right = self.axes.get_xlim()
@@ -289,7 +302,10 @@ class _Picture:
 
 
 class _Canvas(Canvas):
-    """Ipympl's canvas, which draws when the browser says so; not while another thread changes the picture."""
+    """Ipympl's canvas with a lock.
+
+    The canvas draws when the browser requests it. The lock prevents this while another thread changes the picture.
+    """
 
     lock: Any = nullcontext()
 
@@ -299,7 +315,7 @@ class _Canvas(Canvas):
 
 
 class _AtRest:
-    """Calls something when nothing has happened for a moment."""
+    """A timer that calls a function SECONDS_AT_REST after the last event."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -307,18 +323,18 @@ class _AtRest:
 
     @property
     def is_moving(self) -> bool:
-        """Whether something happened a moment ago."""
+        """Whether the timer is running: there was an event less than SECONDS_AT_REST ago."""
         return self._timer is not None and self._timer.is_alive()
 
     def begin(self) -> None:
-        """Something happened."""
+        """Register an event: restart the timer."""
         self.cancel()
         self._timer = threading.Timer(SECONDS_AT_REST, self._call)
         self._timer.daemon = True
         self._timer.start()
 
     def cancel(self) -> None:
-        """Forget it."""
+        """Stop the timer without calling the function."""
         if self._timer:
             self._timer.cancel()
 
@@ -330,7 +346,7 @@ def _place(image: Any, seen: xr.DataArray, pixels: Any) -> None:
 
 
 def _voxel_at(seen: xr.DataArray, row: int, column: int) -> int | float | None:
-    """The value that is shown there; None outside."""
+    """Return the value shown at a voxel; None outside of the window."""
     half = seen.attrs["step"] / 2
     found = [np.abs(seen[dim].values - at) for dim, at in (("y", row), ("x", column))]
     if any(away.min() > half for away in found):
@@ -340,7 +356,7 @@ def _voxel_at(seen: xr.DataArray, row: int, column: int) -> int | float | None:
 
 
 def _whole(low: float, high: float, least: int, most: int) -> tuple[int, int]:
-    """The voxels between two limits of an axis, at least one, within what there is."""
+    """Return the voxels between two limits of an axis as (first, exclusive end): at least one, inside least..most."""
     first = min(max(int(np.floor(low + 0.5)), least), most - 1)
     return first, min(max(int(np.ceil(high + 0.5)), first + 1), most)
 

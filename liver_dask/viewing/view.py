@@ -1,4 +1,4 @@
-"""`view`: slide through a volume in a notebook."""
+"""`view`, which shows a volume slice by slice in a notebook, and the server that shows it in a browser."""
 
 import os
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 SMALLEST = 100
-"""Pixels: of less than that the axes take all."""
+"""Minimum size of the picture in pixels. In a smaller picture the axes would take all the space."""
 
 TARGET = "LIVER_DASK_VIEW_TARGET"
-"""The variable by which the kernel is told what to show."""
+"""Name of the environment variable that tells the kernel what to show."""
 
 
 def view(
@@ -35,27 +35,28 @@ def view(
     contrast: tuple[float, float] = (0.5, 99.5),
     size: int = 720,
 ) -> "Slicer":
-    """Slide through a volume: a widget for Jupyter, with its masks in colour.
+    """Show a volume slice by slice in a Jupyter widget, with its labels in colour.
 
-    Drag and zoom by the toolbar or the wheel. Only what the window shows is read, at the resolution of the screen (of a
-    store with a pyramid by its levels): a coarse picture at once, then the sharp one; what is no longer looked at is
-    given up. Works the same on the archive, far away as it is, and on a store.
+    Drag and zoom with the toolbar or the mouse wheel. Only the visible window is read, at the resolution of the screen
+    (from the pyramid levels if a store has them): first a coarse picture, then the sharp one. Reads that are no longer
+    needed are cancelled. The widget works in the same way on the remote archive and on a store.
 
     Args:
-        target: A Dataset that `open_human_liver_em` or `xr.open_zarr` gave, or any part of one; or the path of a store,
-            or a source.
-        z: The slice to begin with, counted in the whole volume; the middle one if None.
-        labels: The masks to show at first; all if None.
-        opacity: Of the masks, 0 to 1.
-        contrast: The percentiles of raw that are black and white, empty glass left out.
-        size: Width and height of the picture, in pixels.
+        target: A Dataset from `open_human_liver_em` or `xr.open_zarr`, or a part of one; or the path of a store, or a
+            source of the archive.
+        z: The first slice to show, an index in the whole volume; the middle slice if None.
+        labels: The labels to show at first; all if None.
+        opacity: Opacity of the labels, 0 to 1.
+        contrast: Percentiles of raw that are black and white; empty glass (0) is ignored.
+        size: Width of the picture in pixels, at least 100. The height follows from the shape of a slice.
 
     Returns:
-        The widget; a cell shows it where it is the last line. `.go_to(z, y, x)` moves it, `.close()` ends it.
+        The widget. A notebook shows it if it is the last line of a cell. `.go_to(z, y, x)` moves it, `.close()` closes
+        it.
 
     Raises:
         MissingExtraError: ipywidgets, ipympl or matplotlib is not installed. (ImportError)
-        InvalidArgumentError: There is no such slice or label, or no raw, or an option makes no sense. (ValueError)
+        InvalidArgumentError: A slice, a label or raw is missing, or an option is out of range. (ValueError)
     """
     try:
         from .slicer import Slicer
@@ -83,19 +84,18 @@ def view(
 def open_target(
     target: str | os.PathLike[str], archive: Archive | str | os.PathLike[str] = EMPIAR_13356, **options: Any
 ) -> xr.Dataset:
-    """Open a store, or else the archive at this address.
+    """Open a store, or the archive at an address if it is not the path of a store.
 
     Args:
         target: The path of a store, or the address of an archive.
-        archive: Which archive is there, see `open_archive`.
-        options: Those of `open_archive`.
+        archive: The archive at this address, see `open_archive`.
+        options: Further arguments of `open_archive`.
 
     Raises:
-        NotDownloadedError: It is a store that is not complete, or of another format than this version reads.
-            (RuntimeError)
-        DamagedError: It is a store that has lost a shard, which would be read as zeros.
-        InvalidArgumentError: It is a Zarr store of somebody else. (ValueError)
-        SliceNotFoundError: There is no such folder. (FileNotFoundError)
+        NotDownloadedError: The store is not complete, or this version cannot read its format. (RuntimeError)
+        DamagedError: A shard of the store is missing, and would be read as zeros. (OSError)
+        InvalidArgumentError: The target is a Zarr store that this package did not write. (ValueError)
+        SliceNotFoundError: The folder does not exist. (FileNotFoundError)
     """
     if has_record(Path(target)):
         names = list(open_record(Path(target))["variables"])
@@ -107,7 +107,17 @@ def open_target(
 def serve_slicer(
     target: str, archive: str, shape: Sequence[int] | None, z: int | None, port: int, browser: bool
 ) -> None:
-    """Show the slicer in a browser until it is interrupted; to this machine alone, and of it to who has the token.
+    """Serve the slicer to a browser until interrupted.
+
+    The server accepts only connections from this computer that have the token.
+
+    Args:
+        target: The path of a store, or the address of an archive.
+        archive: The archive at this address, see `open_archive`.
+        shape: Shape (z, y, x) of the volume in voxels, if it differs from the archive's description.
+        z: The first slice to show; the middle slice if None.
+        port: Port of the server; any free port if 0.
+        browser: Whether to open a browser.
 
     Raises:
         MissingExtraError: voila is not installed. (ImportError)
@@ -116,11 +126,11 @@ def serve_slicer(
         from .browser import serve_notebook
     except ImportError as error:
         raise MissingExtraError(f"A browser needs voila ({error}): pip install 'liver_dask[app]'.") from error
-    # the kernel runs in another folder
+    # absolute paths, because the kernel runs in another folder
     where, description = (os.path.abspath(path) if os.path.exists(path) else path for path in (target, archive))
     cell = (
         "import os\nimport liver_dask as ld\nfrom liver_dask.viewing.view import open_target\n"
         f"ld.view(open_target(os.environ[{TARGET!r}], {description!r}, shape={shape!r}), z={z!r})"
     )
-    os.environ[TARGET] = where  # not into the notebook, which is shown and lies on the disk: there may be a password
+    os.environ[TARGET] = where  # not in the notebook, which is shown and stored on disk: there may be a password
     serve_notebook(cell, port, browser)
