@@ -1,4 +1,4 @@
-"""The human-liver EM volume EMPIAR-13356 as one lazy, labelled xarray Dataset over dask."""
+"""The human-liver EM volume EMPIAR-13356, and other archives, as one lazy, labelled xarray Dataset with dask arrays."""
 
 from .archive.archives import EMPIAR_13356, archives
 from .archive.dataset import open_archive, open_human_liver_em

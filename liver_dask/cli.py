@@ -1,4 +1,7 @@
-"""The command `liver-dask`. Exit code 0, 1 (failed) or 2 (used wrongly); no tracebacks."""
+"""The command line tool `liver-dask`.
+
+The exit code is 0 (success), 1 (failure) or 2 (wrong usage). Errors are printed without a traceback.
+"""
 
 import logging
 import os
@@ -49,18 +52,18 @@ LOG_LEVELS = {
     "tornado.application": "CRITICAL",
     "asyncio": "CRITICAL",
 }
-"""Workers that are stopped log tracebacks of what they were at; what fails is told by this package."""
+"""Log levels for a local cluster. Stopped workers log tracebacks of their tasks; this package reports the errors."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
 SNAPSHOT_DPI = 160
-"""A picture of 7 x 7 inches has about as many pixels as `--pixels` asks for."""
+"""Resolution at which a figure of 7 x 7 inches has about as many pixels as the default of `--pixels`."""
 
 
 class OneSentenceGroup(click.Group):
-    """Shows this package's errors, and the system's, as one sentence."""
+    """A command group that shows errors of this package and of the system as one sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command, and convert its errors to those of click."""
         try:
             with interrupts_noted():
                 return super().invoke(ctx)
@@ -70,7 +73,7 @@ class OneSentenceGroup(click.Group):
             raise kind(" ".join([said, *getattr(error, "__notes__", [])])) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception as error:  # of other packages, as zarr's of a damaged chunk: a sentence, and no traceback
+        except Exception as error:  # from other packages, such as zarr's for a damaged chunk
             how_to_know = "Of a store, `liver-dask verify STORE` says what is damaged."
             raise click.ClickException(f"{reason_of(error).rstrip('. ')}. {how_to_know}") from error
 
@@ -103,14 +106,14 @@ missing_option = click.option(
 
 
 def no_address(_context: click.Context, _parameter: click.Parameter, given: Path) -> Path:
-    """Refuse an address where a store on this machine is meant: a path would make folders of it."""
+    """Refuse a URL where a local store is required. As a path, it would create folders with its parts."""
     if re.match(r"[a-z0-9+.-]{2,}:/", str(given)):
         raise click.BadParameter(f"{given} is an address; give a folder on this machine.")
     return given
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where the work runs."""
+    """Add the options that define where the tasks run."""
     scheduler = click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster of this scheduler.")
     workers = click.option("--workers", type=click.IntRange(1), help="Work in so many processes of this machine.")
     return scheduler(workers(command))
@@ -119,7 +122,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="liver_dask")
 def main() -> None:
-    """The human-liver EM volume EMPIAR-13356, and other archives: look at them, and keep what you need of them."""
+    """View the human-liver EM volume EMPIAR-13356, or another archive, and download the parts that you need."""
     share_memory()
 
 
@@ -128,9 +131,10 @@ def main() -> None:
     "--out", type=click.Path(path_type=Path), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill."
 )
 def demo(out: Path) -> None:
-    """Try everything on a made-up archive.
+    """Try everything on a synthetic archive.
 
-    Opens it over http, looks at a slice, keeps a crop, and checks every voxel of it. Needs no data and no internet.
+    The demo opens the archive over HTTP, draws a slice, writes a crop, and checks every voxel of the crop. It needs no
+    data and no internet.
     """
     run_demo(out)
 
@@ -140,16 +144,17 @@ def demo(out: Path) -> None:
 @archive_option
 @shape_option
 def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -> None:
-    """Say what a source or a store holds.
+    """Show what a source or a store contains.
 
-    TARGET is a store, or the address of the archive; that of its description if left out. Nothing is fetched.
+    TARGET is a store or the address of the archive. The default is the address in the archive's description. Nothing is
+    fetched.
     """
     described = find_archive(archive).of_shape(shape)
     target = described.url if target is None else target
     store = Path(target)
     record = read_record(store)
     if not record and has_record(store):
-        open_record(store)  # which says what is wrong with it
+        open_record(store)  # it raises an error that explains what is wrong
     if record:
         problem = record_problem(record)
         if problem:
@@ -157,7 +162,7 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
         check_structure(store, record, layout_of(record))
         try:
             click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
-        except Exception as error:  # whatever zarr makes of a damaged store
+        except Exception as error:  # zarr raises many kinds for a damaged store
             reason = reason_of(error)
             raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
         click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {_size_of(store)} on disk,")
@@ -207,10 +212,10 @@ def snapshot(
     pixels: int,
     out: Path,
 ) -> None:
-    """Keep a picture of a window: raw, and masks over it in colour.
+    """Save an image of a window of a slice: raw, with masks over it in colour.
 
-    TARGET is a store, or the address of the archive; that of its description if left out. Of a window with more rows or
-    columns than --pixels every so many-th is fetched.
+    TARGET is a store or the address of the archive. The default is the address in the archive's description. A window
+    with more rows or columns than --pixels is read at a reduced resolution.
     """
     if out.suffix.lower() not in PICTURES:
         raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
@@ -234,12 +239,13 @@ def view_command(
 ) -> None:
     """Slide through a volume in a browser, without a notebook.
 
-    TARGET is a store, or the address of the archive; that of its description if left out. Only this machine can see it,
-    by the address that is printed: its token is needed, as with Jupyter. Ctrl-C ends it.
+    TARGET is a store or the address of the archive. The default is the address in the archive's description. The page
+    is available on this machine only, at the printed address, which contains the required token, as with Jupyter. Press
+    Ctrl-C to stop.
     """
     target = find_archive(archive).url if target is None else target
-    view(open_target(target, archive, shape=shape), z=z).close()  # whatever is wrong is told here
-    with suppress(KeyboardInterrupt):  # which is how it ends
+    view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
+    with suppress(KeyboardInterrupt):  # the normal way to stop it
         serve_slicer(target, archive, shape, z, port, browser)
 
 
@@ -292,9 +298,9 @@ def download(
     with_pyramid: bool,
     dry_run: bool,
 ) -> None:
-    """Keep a box of the volume, or all of it, as a Zarr store.
+    """Download a box of the volume, or all of it, to a Zarr store.
 
-    OUT is the sharded Zarr v3 store to write. After an interruption the same command goes on from what is finished.
+    OUT is the sharded Zarr v3 store to write. After an interruption, the same command resumes the download.
     """
     if (bbox is None) != full:
         raise click.UsageError("Give either --bbox X0 X1 Y0 Y1 Z0 Z1 or --full.")
@@ -305,7 +311,7 @@ def download(
     )
     export = Export.plan(ds, out, bounding_box=described.full_box if full else bbox)
     if dry_run:
-        is_there = export.store.is_complete()  # or refused, as without
+        is_there = export.store.is_complete()  # raises the same errors as without --dry-run
         click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))
         return
     with cluster(scheduler, workers) as client:
@@ -322,10 +328,10 @@ def download(
 @click.argument("store", type=click.Path(path_type=Path), callback=no_address)
 @cluster_options
 def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
-    """Add smaller copies of all voxels to a store, and make it an OME-Zarr image.
+    """Add downsampled levels of all variables to a store, and make it an OME-Zarr image.
 
-    napari, neuroglancer and other viewers open it then, and far views need not read all of it. After an interruption
-    the same command goes on.
+    Then napari, neuroglancer and other viewers can open the store, and zoomed-out views read only a small part of it.
+    After an interruption, the same command resumes.
     """
     with cluster(scheduler, workers) as client:
         levels = add_pyramid(store, client=client)
@@ -354,11 +360,11 @@ def verify(store: Path, full: bool, seed: int, source: str | None, scheduler: st
 
 @main.group(cls=OneSentenceGroup)
 def cache() -> None:
-    """Look at, or empty, a folder that was given as a cache (`cache_dir`)."""
+    """Inspect or clear a cache folder (`cache_dir`)."""
 
 
 def folder_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument of the commands on a cache, checked."""
+    """Add the argument FOLDER of the cache commands, and check it."""
 
     def checked(_context: click.Context, _parameter: click.Parameter, given: Path | None) -> Path:
         folder = given or setting("cache-dir")
@@ -374,7 +380,10 @@ def folder_argument(command: Callable[..., None]) -> Callable[..., None]:
 @cache.command("info")
 @folder_argument
 def cache_info(folder: Path) -> None:
-    """Say what FOLDER keeps; that of dask's configuration (`liver-dask.cache-dir`) if left out."""
+    """Show what is cached in FOLDER.
+
+    The default is `liver-dask.cache-dir` in dask's configuration.
+    """
     for kind, what in WHAT_IS_KEPT.items():
         sizes = [size for _, size, _ in FolderCache(str(folder)).entries(kind)]
         click.echo(f"{decimal(sum(sizes)):>10}  {what} ({len(sizes)} files)")
@@ -383,7 +392,10 @@ def cache_info(folder: Path) -> None:
 @cache.command("clear")
 @folder_argument
 def cache_clear(folder: Path) -> None:
-    """Empty FOLDER of what this package keeps in it, and of nothing else."""
+    """Remove this package's cached files from FOLDER, and nothing else.
+
+    The default is `liver-dask.cache-dir` in dask's configuration.
+    """
     cached = FolderCache(str(folder))
     sizes = [size for kind in WHAT_IS_KEPT for _, size, _ in cached.entries(kind)]
     cached.clear()
@@ -391,7 +403,7 @@ def cache_clear(folder: Path) -> None:
 
 
 def plan_text(export: Export) -> str:
-    """What an export would do and cost."""
+    """Describe what an export would do: regions, requests, bytes, disk, memory and time."""
     layout, cost = export.store.layout, export.estimate()
     voxels = " x ".join(map(str, layout.shape))
     one = f"{layout.chunks[0]} slices x {layout.row_block} rows"
@@ -417,7 +429,15 @@ def plan_text(export: Export) -> str:
 
 @contextmanager
 def cluster(scheduler: str | None, workers: int | None) -> Iterator["Client | None"]:
-    """The cluster that was asked for; None if none was."""
+    """Connect to a scheduler, or start a local cluster.
+
+    Args:
+        scheduler: Address of a dask scheduler.
+        workers: Number of processes of a local cluster.
+
+    Yields:
+        The client, or None if neither argument is given.
+    """
     if scheduler is None and workers is None:
         yield None
         return
@@ -436,25 +456,25 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator["Client | No
 
 @contextmanager
 def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
-    """Processes of this machine, which leave Ctrl-C to this one: it ends them."""
+    """Start worker processes on this machine that ignore Ctrl-C. This process receives it and ends them."""
     from distributed import LocalCluster
 
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    os.environ["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize({"logging": LOG_LEVELS})  # and of the workers
-    resource_tracker.ensure_running()  # which lets SIGINT through again when it is started
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is held back now, they will never get
+    os.environ["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize({"logging": LOG_LEVELS})  # for the workers
+    resource_tracker.ensure_running()  # its start unblocks SIGINT, so it must come first
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the workers inherit the blocked signal
     try:
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
     except BaseException:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         raise
     with cluster:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ctrl-C that came meanwhile comes now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a pending Ctrl-C is delivered now
         yield cluster
 
 
 def _size_of(store: Path) -> str:
-    """On disk; what has two names is counted once."""
+    """Return the size of a store on disk. A file with several hard links counts once."""
     files = [path.stat() for path in store.rglob("*") if path.is_file()]
     return decimal(sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values()))

@@ -1,7 +1,8 @@
-"""An archive to try things on: a made-up EM volume in the archive's own format, and a web server for it.
+"""A synthetic archive for demonstrations and tests: an EM volume in the archive's own format, and an HTTP server.
 
-`make_archive` writes what EMPIAR-13356 has (LZW TIFFs with predictor, one row a strip, directory last; PNG masks);
-`serve` puts a folder on http, with byte ranges, and counts what is asked for; `run_demo` is `liver-dask demo`.
+`make_archive` writes files in the format of EMPIAR-13356: PNG masks, and LZW TIFFs with a predictor, one row per strip,
+and the directory at the end. `serve` serves a folder over HTTP with byte ranges, and records the requests. `run_demo`
+is the command `liver-dask demo`.
 """
 
 import threading
@@ -37,10 +38,10 @@ DEMO_SHAPE = (16, 1024, 1024)
 DEMO_BOX = (200, 856, 120, 632, 2, 14)
 PICTURE, CROP = "slice.png", "crop.zarr"
 TIFF_TAGS = {317: 2, 278: 1}
-"""Predictor 2, one row a strip."""
+"""Predictor 2 and one row per strip."""
 
 LONGEST_RANGE_HEADER = (8 << 10) - len("Range: \r\n")
-"""What nginx takes: 8 kB for one line of a request."""
+"""Maximum length of the header's value. As in nginx, a header line has at most 8 kB."""
 
 
 Field = npt.NDArray[np.float32]
@@ -50,9 +51,9 @@ def make_archive(folder: Path, shape: Sequence[int] = DEMO_SHAPE, seed: int = 0)
     """Write an archive of EM-like slices: cells with membranes and nuclei, mitochondria with cristae, sheets of ER.
 
     Args:
-        folder: The archive's root; made if it is not there.
-        shape: Voxels (z, y, x); 64 or more rows and columns.
-        seed: The same seed gives the same voxels.
+        folder: The root folder of the archive. It is created if necessary.
+        shape: Shape (z, y, x) in voxels, with at least 64 rows and columns.
+        seed: Seed of the random shapes. The same seed gives the same voxels.
     """
     tissue = _Tissue(check_shape(shape), seed)
     for z in range(shape[0]):
@@ -66,7 +67,7 @@ def make_archive(folder: Path, shape: Sequence[int] = DEMO_SHAPE, seed: int = 0)
 
 
 class _Tissue:
-    """A small piece of made-up liver; every slice is computed from the same few random shapes."""
+    """A small piece of synthetic liver. All slices are computed from the same few random shapes."""
 
     def __init__(self, shape: tuple[int, int, int], seed: int) -> None:
         self._shape = depth, height, width = shape
@@ -84,7 +85,7 @@ class _Tissue:
         self._rows, self._columns = rows, columns
 
     def slice(self, z: int) -> dict[str, npt.NDArray[Any]]:
-        """Raw and the masks of one slice."""
+        """Compute raw (uint16) and the masks (uint8, 0 / 255) of one slice, each with axes (y, x)."""
         folds, waves, mottle = (self._spread(noise[z]) for noise in (self._folds, self._waves, self._mottle))
         wall, centre = self._walls(z, waves)
         radius = (92 + 12 * folds) * self._size
@@ -113,14 +114,14 @@ class _Tissue:
         return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
     def _inside(self) -> npt.NDArray[np.bool_]:
-        """Like the real slices, which are empty outside the tissue."""
+        """Return the region with tissue. Outside of it, slices are empty, as the real ones are."""
         _, height, width = self._shape
         inside = np.zeros((height, width), bool)
         inside[height // 43 : height - height // 46, width // 17 : width - width // 18] = True
         return inside
 
     def _walls(self, z: int, waves: Field) -> tuple[Field, Field]:
-        """Distance to the nearest cell's wall, and to that cell's centre."""
+        """Return the distance to the wall of the nearest cell, and to the centre of that cell, in voxels."""
         bend = 22 * self._size * waves
         rows, columns = self._rows + bend, self._columns + bend
         shape = rows.shape
@@ -132,7 +133,7 @@ class _Tissue:
         return (next_nearest - nearest) / (2 * apart), np.sqrt(nearest)
 
     def _organelles(self, z: int, folds: Field) -> tuple[npt.NDArray[np.bool_], Field]:
-        """Where mitochondria are, and the wave of their cristae."""
+        """Return the mask of the mitochondria, and the wave of their cristae (-1 to 1)."""
         inside = np.zeros(self._rows.shape, bool)
         cristae = np.zeros(self._rows.shape, np.float32)
         for (organelle_z, y, x), (short, long), angle in zip(
@@ -151,7 +152,7 @@ class _Tissue:
 
 
 def _noise(random: np.random.Generator, depth: int, grain: int) -> Field:
-    """Smooth noise around 0, `grain` bumps across, slowly changing in z: (depth, 128, 128)."""
+    """Return smooth noise around 0, with about `grain` bumps across, that changes slowly in z: (depth, 128, 128)."""
     spectrum = np.fft.fftn(random.normal(size=(depth + 8, 128, 128)))
     z, y, x = np.meshgrid(*(np.fft.fftfreq(n) for n in spectrum.shape), indexing="ij")
     smooth = np.fft.ifftn(spectrum * np.exp(-((y**2 + x**2) * (64 / grain) ** 2 * 8 + z**2 * 80))).real[:depth]
@@ -159,14 +160,14 @@ def _noise(random: np.random.Generator, depth: int, grain: int) -> Field:
 
 
 class Request(NamedTuple):
-    """One request as a server saw it.
+    """One request that a server received.
 
     Attributes:
-        path: Of the file.
-        start: First byte that was asked for; 0 where no range was.
-        stop: Just after the last byte; several ranges lie between `start` and `stop`.
-        status: Of the answer.
-        sent: Bytes of the file in the answer.
+        path: Path of the file.
+        start: First requested byte, or 0 without a range.
+        stop: Last requested byte + 1. With several ranges, all lie between `start` and `stop`.
+        status: HTTP status of the response.
+        sent: Number of bytes of the file in the response.
     """
 
     path: str
@@ -178,11 +179,11 @@ class Request(NamedTuple):
 
 @dataclass
 class ArchiveServer:
-    """A folder on http.
+    """A folder that is served over HTTP.
 
     Attributes:
-        url: Its root.
-        requests: What was asked for so far, in order.
+        url: The URL of the folder.
+        requests: All requests so far, in order.
     """
 
     url: str
@@ -190,23 +191,23 @@ class ArchiveServer:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of files in all answers so far."""
+        """The number of bytes of files in all responses so far."""
         return sum(request.sent for request in self.requests)
 
 
 class RangeRequestHandler(SimpleHTTPRequestHandler):
-    """Serves a folder with byte ranges (one or several a request), ETags, kept-alive connections and HTML listings."""
+    """Serves a folder with byte ranges (one or several per request), ETags, keep-alive connections, HTML listings."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     last_modified = ""
 
     def do_GET(self) -> None:
-        """Answer with one range or several (206), or the whole file (200)."""
+        """Respond with one or several ranges (206), with the whole file (200), or with an error."""
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self._note(0, 0, HTTPStatus.OK if path.is_dir() else HTTPStatus.NOT_FOUND)
-            super().do_GET()  # a listing, or 404
+            super().do_GET()  # responds with a listing or 404
             return
         if len(self.headers.get("Range", "")) > LONGEST_RANGE_HEADER:
             self.refuse(HTTPStatus.BAD_REQUEST, {"Connection": "close"})
@@ -227,13 +228,13 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
             self.answer(body, start, stop, size, etag)
 
     def asked_ranges(self, size: int) -> list[tuple[int, int]]:
-        """The ranges of the request, cut to the file; all of the file if none is asked for."""
+        """Return the ranges (start, stop) of the request, clipped to the file; the whole file if there is no range."""
         if "Range" not in self.headers:
             return [(0, size)]
         ranges = []
         for asked in self.headers["Range"].removeprefix("bytes=").split(","):
             first, _, last = asked.strip().partition("-")
-            start = int(first) if first else max(size - int(last), 0)  # without a first byte, so many at the end
+            start = int(first) if first else max(size - int(last), 0)  # "-n" means the last n bytes
             ranges.append((start, min(int(last) + 1, size) if first and last else size))
         return ranges
 
@@ -247,7 +248,7 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         self.send(status, headers, body)
 
     def answer_parts(self, parts: Sequence[tuple[int, bytes]], size: int, etag: str) -> None:
-        """Send several ranges, each as its first byte and its bytes, as nginx does."""
+        """Send several ranges in the same format as nginx. Each part is the offset of its first byte, and its bytes."""
         last, data = parts[-1]
         self._note(parts[0][0], last + len(data), HTTPStatus.PARTIAL_CONTENT, sum(len(data) for _, data in parts))
         boundary = uuid4().hex
@@ -257,12 +258,12 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         self.send(HTTPStatus.PARTIAL_CONTENT, headers, b"".join([*pieces, f"\r\n--{boundary}--\r\n".encode()]))
 
     def refuse(self, status: int, headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Send nothing of the file."""
+        """Send a response without content of the file."""
         self._note(0, 0, status)
         self.send(status, headers, b"")
 
     def send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Send an answer of any kind; its length is that of the body, unless the headers say another."""
+        """Send a response. The Content-Length is the length of the body, unless `headers` contain another one."""
         self.send_response(status)
         dated = {"Last-Modified": self.last_modified} if status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT) else {}
         for name, value in {"Content-Length": str(len(body)), **dated, **headers}.items():
@@ -271,22 +272,30 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         self.wfile.write(body)
 
     def _note(self, start: int, stop: int, status: int, sent: int | None = None) -> None:
-        archive = self.server.archive  # type: ignore[attr-defined]  # `serve` gives its server one
+        archive = self.server.archive  # type: ignore[attr-defined]  # `serve` sets this attribute
         archive.requests.append(Request(self.path, start, stop, status, stop - start if sent is None else sent))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent; requests are in `ArchiveServer.requests`."""
+        """Log nothing, because the requests are in `ArchiveServer.requests`."""
 
 
 def read_at(file: BinaryIO, start: int, stop: int) -> bytes:
-    """Bytes `start` to `stop` of a file."""
+    """Read the bytes from `start` to `stop` (exclusive) of a file."""
     file.seek(start)
     return file.read(stop - start)
 
 
 @contextmanager
 def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler) -> Iterator[ArchiveServer]:
-    """Serve a folder on a free port of 127.0.0.1 for as long as the context lasts."""
+    """Serve a folder on a free port of 127.0.0.1 until the context is left.
+
+    Args:
+        folder: The folder to serve.
+        handler: The class that handles requests.
+
+    Yields:
+        The server's URL and the requests that it receives.
+    """
 
     def handle(*args: Any, **options: Any) -> RangeRequestHandler:
         return handler(*args, directory=str(folder), **options)
@@ -304,7 +313,7 @@ def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler
             return connection, address
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that hangs up is no error here."""
+            """Ignore errors, because a client may close its connection at any time."""
 
     with Server(("127.0.0.1", 0), handle) as server:
         server.archive = ArchiveServer(f"http://127.0.0.1:{server.server_port}")
@@ -316,17 +325,20 @@ def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler
         finally:
             server.shutdown()
             thread.join()
-            for connection in list(server.connections):  # kept alive, they would go on to be served
+            for connection in list(server.connections):  # keep-alive connections would be served further
                 with suppress(OSError):
                     connection.shutdown(SHUT_RDWR)
 
 
 def overlay_picture(ds: xr.Dataset, z: int) -> Image.Image:
-    """One slice, as it is and with its labels in colour, side by side.
+    """Draw one slice twice, side by side: without and with its labels in colour.
 
     Args:
-        ds: A Dataset with `raw` and labels; the slice is read whole.
-        z: The slice, by its coordinate.
+        ds: A Dataset with `raw`, labels and the attribute `title`. The whole slice is read.
+        z: The slice's coordinate.
+
+    Returns:
+        An RGB image with a title and a legend.
     """
     pixels = ds.sel(z=z).compute()
     raw = pixels[RAW].to_numpy()
@@ -358,14 +370,17 @@ def _with_legend(pair: Image.Image, title: str, colors: Mapping[str, str]) -> Im
 
 
 def run_demo(out: Path) -> None:
-    """Make an archive, open it over http, look at it, keep a crop, check every voxel; print each step.
+    """Make an archive, open it over HTTP, read a window, draw a slice, write a crop and check its voxels.
+
+    Each step is printed.
 
     Args:
-        out: Folder for the picture and the crop; made if it is not there. Those of an earlier demo are replaced.
+        out: Folder for the image and the crop. It is created if necessary. The results of an earlier demo are replaced.
 
     Raises:
-        StoreExistsError: A picture or crop is there that no demo made, or that was changed since.
-        LiverDaskError: A voxel of the crop differs from the archive's.
+        StoreExistsError: The folder has an image or a crop that no demo wrote, or that was changed afterwards.
+            (FileExistsError)
+        LiverDaskError: A voxel of the crop differs from the archive.
     """
     with replacing(out, (PICTURE, CROP), "liver_dask_demo") as new:
         archive, crop = new / "archive", new / CROP
@@ -396,7 +411,19 @@ def _show_window(ds: xr.Dataset) -> None:
 
 
 def check_crop(crop: Path, archive: Path, box: BoundingBox) -> int:
-    """Compare a store with the archive's files, read whole by tifffile and Pillow; returns the number of voxels."""
+    """Compare a store with the archive's files, which tifffile and Pillow read completely.
+
+    Args:
+        crop: The store.
+        archive: The root folder of the archive.
+        box: The box of the volume that the store contains.
+
+    Returns:
+        The number of compared voxels of all variables.
+
+    Raises:
+        LiverDaskError: A voxel differs.
+    """
     stored = xr.open_zarr(crop)
     voxels = 0
     for name, variable in stored.data_vars.items():

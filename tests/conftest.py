@@ -1,4 +1,4 @@
-"""Fixtures: a small archive on disk, the same on a real HTTP server, and independent readings of it."""
+"""Fixtures: a small archive on disk, the same archive on a real HTTP server, and its voxels read independently."""
 
 import os
 import signal
@@ -17,22 +17,22 @@ from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: tests press Ctrl-C themselves
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for background jobs of a shell: tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
-    """Every test begins as a new process does."""
+    """Reset everything that lasts as long as the process, so that every test starts as in a new process."""
     for empty in EMPTIED.values():
         empty()
-    with mock.patch.dict(os.environ):  # `serve_slicer` and dask's nannies change it, for the processes that they start
+    with mock.patch.dict(os.environ):  # `serve_slicer` and dask's nannies change it for their child processes
         yield
 
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up archive of SHAPE."""
+    """A synthetic archive with the shape SHAPE."""
     folder = tmp_path_factory.mktemp("archive")
     make_archive(folder, SHAPE)
     return folder
@@ -40,14 +40,14 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(archive: Path) -> Iterator[ArchiveServer]:
-    """The archive over HTTP, counting requests, on a port that no other test used."""
+    """The archive over HTTP, with recorded requests, on a port that no other test uses."""
     with serve(archive) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def voxels(archive: Path) -> dict[str, np.ndarray]:
-    """Every variable of the archive, read whole by tifffile and Pillow."""
+    """All voxels (z, y, x) of every variable of the archive, read by tifffile and Pillow."""
 
     def read(name: str, z: int) -> np.ndarray:
         path = archive / EMPIAR_13356.path(name, z)

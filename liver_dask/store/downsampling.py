@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,6 @@ from ..core.geometry import Shape
 from ..core.kinds import Kind
 from .array import StoredArray
 from .record import open_record, read_checksums
-
-
 
 HOW: dict[Kind, str] = {"image": "mean", "mask": "majority", "instances": "most frequent"}
 """Name of the downsampling method in `DownsamplingReader.describe`."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -12,11 +12,10 @@ from ..core.documents import read_document
 from ..core.errors import DamagedError
 from ..core.geometry import DIMS, Shape, check_voxel_size
 from ..core.kinds import KINDS
+from .downsampling import DownsamplingReader
 from .group_metadata import is_consolidated
 from .placement import Placement, placement_of
 from .record import layout_of, open_record, read_record
-
-from .downsampling import DownsamplingReader
 
 
 class Level(NamedTuple):

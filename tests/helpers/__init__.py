@@ -1,1 +1,1 @@
-"""What tests, benchmarks and fuzz targets share; no test imports it from another test."""
+"""Shared code of tests, benchmarks and fuzz targets. Tests import it from here, and not from other tests."""

@@ -1,4 +1,4 @@
-"""`liver-dask view` for whoever looks at it with a browser."""
+"""`liver-dask view` as a process, for tests and benchmarks with a browser."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ Z_SLIDER = ".widget-slider:has-text('z') .noUi-handle"
 
 @contextmanager
 def viewing(folder: Path, *given: str) -> Iterator[str]:
-    """`liver-dask view` in a folder, until the end of the context; the address that it prints."""
+    """Run `liver-dask view` in a folder until the end of the context, and yield the address that it prints."""
     command = [sys.executable, "-c", "from liver_dask.cli import main; main()", "view", *given, "--no-browser"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stderr=log)
@@ -26,7 +26,7 @@ def viewing(folder: Path, *given: str) -> Iterator[str]:
 
 
 def printed_address(process: subprocess.Popen, log: Path) -> str:
-    """The address with its token, as somebody copies it from the terminal."""
+    """Return the printed address with its token, as a user copies it from the terminal."""
     for _ in range(600):
         assert process.poll() is None, log.read_text()
         found = re.search(r"http://127\.0\.0\.1:\d+/\?token=\w+", log.read_text())

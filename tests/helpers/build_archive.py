@@ -1,8 +1,8 @@
 """Build an archive of full-size slices from real EM: `python build_archive.py EM_FOLDER OUT [SLICES]`.
 
-A slice is the 1024 x 1024 image of one section, mirrored into tiles until it covers 20000 x 20000, made 16 bit
-with enough noise that LZW expands it to the 850-950 MB of the real files, and zeroed outside the tissue box.
-Pillow writes it through libtiff: LZW, predictor 2, one row a strip, the directory at the end of the file.
+A slice is the 1024 x 1024 image of one section. It is tiled with mirrored copies until it covers 20000 x 20000 pixels,
+converted to 16 bit, and set to zero outside the tissue box. Noise is added, so that LZW expands it to the 850-950 MB of
+the real files. Pillow writes the file with libtiff: LZW, predictor 2, one row per strip, the directory at the end.
 """
 
 import sys
@@ -19,7 +19,7 @@ LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP = {"compression": "tiff_lzw", "tiffinfo": {31
 
 
 def mirror_tiles(image: np.ndarray) -> np.ndarray:
-    """The image, mirrored at its edges until it covers a whole slice, and zero outside the tissue."""
+    """Tile an image with mirrored copies until it covers a whole slice, and set it to zero outside the tissue."""
     rows, columns = image.shape
     block = np.block([[image, image[:, ::-1]], [image[::-1], image[::-1, ::-1]]])
     whole = np.tile(block, (SIZE // (2 * rows) + 1, SIZE // (2 * columns) + 1))[:SIZE, :SIZE]
@@ -29,7 +29,7 @@ def mirror_tiles(image: np.ndarray) -> np.ndarray:
 
 
 def write_atomically(image: Image.Image, path: Path, **options: object) -> None:
-    """Save under another name first, so that a stopped build never leaves half a slice."""
+    """Save under a temporary name first, so that an interrupted build never leaves a partial slice."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name("part-" + path.name)
     image.save(part, **options)
@@ -37,9 +37,9 @@ def write_atomically(image: Image.Image, path: Path, **options: object) -> None:
 
 
 def build_raw(em: Path, out: Path, z: int, *, uneven: bool = False) -> Path:
-    """Write raw of slice `z` from section `z % 20` of the EM folder, unless it is there.
+    """Write raw of slice `z` from section `z % 20` of the EM folder, unless the file exists.
 
-    Uneven rows are multiplied by a factor of their own each, so that all strips differ in how much LZW makes of them.
+    With `uneven`, each row is multiplied by its own factor, so that LZW compresses all strips to different sizes.
     """
     path = out / "humanliver_raw_images" / f"humanliver_raw_{z:03d}.tif"
     if not path.exists():
@@ -55,7 +55,7 @@ def build_raw(em: Path, out: Path, z: int, *, uneven: bool = False) -> Path:
 
 
 def build_slice(em: Path, out: Path, z: int) -> None:
-    """Write raw and masks of slice `z` from section `z % 20` of the EM folder."""
+    """Write raw and the masks of slice `z` from section `z % 20` of the EM folder."""
     section = f"{z % 20:02d}.png"
     build_raw(em, out, z)
     for label, folder in MASK_OF_LABEL.items():
@@ -66,7 +66,7 @@ def build_slice(em: Path, out: Path, z: int) -> None:
 
 
 def build_archive(em: Path, out: Path, slices: int) -> None:
-    """Write the first `slices` slices; files that are there already are kept."""
+    """Write the first `slices` slices. Existing files are kept."""
     for z in range(slices):
         build_slice(em, out, z)
 

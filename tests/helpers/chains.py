@@ -1,10 +1,10 @@
-"""What an error shows and holds."""
+"""The text of an error, for tests of what it reveals."""
 
 import traceback
 
 
 def chain_of(error: BaseException) -> str:
-    """All that a traceback and its causes would show, and all that they hold."""
+    """Return all text of an error's traceback and of its chain of causes, with their arguments."""
     shown = "".join(traceback.format_exception(error))
     seen = []
     while error and error not in seen:

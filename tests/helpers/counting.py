@@ -1,4 +1,4 @@
-"""A made-up source of voxels that counts how many are read."""
+"""A synthetic source of voxels that counts how many are read."""
 
 import numpy as np
 
@@ -9,7 +9,11 @@ WHOLE = np.arange(np.prod(SHAPE), dtype="u2").reshape(SHAPE)
 
 
 class CountingReader:
-    """Reads from an array and notes how many voxels it was asked for."""
+    """A reader of an array that counts the requested voxels.
+
+    Attributes:
+        read: Number of voxels read so far.
+    """
 
     variant = ""
 
@@ -25,7 +29,7 @@ class CountingReader:
 
 
 def volume_array(kind: type[CountingReader] = CountingReader) -> tuple[VolumeArray, CountingReader]:
-    """All of it in blocks, the last of them smaller, and what reads it."""
+    """Return a lazy array of the whole source in blocks, the last of which is smaller, and its reader."""
     reader = kind()
     chunks = ((1,) * 5, (10, 10, 4), (17,))
     return VolumeArray.of(LazyWindow(reader, Window.whole(SHAPE), WHOLE.dtype), chunks), reader

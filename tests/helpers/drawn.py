@@ -1,4 +1,4 @@
-"""What is to be seen in a figure."""
+"""Inspection of the pixels of a figure."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from liver_dask.archive.archives import EMPIAR_13356
 
 
 def marks_of_mito(canvas: Any, axes: Any) -> Callable[[float, float], bool]:
-    """Draw a canvas; tells whether there is the colour of mitochondria at a row and a column of the axes."""
+    """Draw a canvas and return a function that tests whether a row and column of the axes has the colour of mito."""
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
     red = np.array(to_rgb(EMPIAR_13356["mito"].color))

@@ -1,7 +1,8 @@
-"""File operations that fail: every one below a folder is counted by what it does to which file, and one fails, once.
+"""Injection of failing file operations: all operations below a folder are counted, and one of them fails once.
 
-`os` and `io` are wrapped as pathlib, shutil, zarr and numpy use them, in all threads. An operation is known by its
-name, its file and how often that was done to that file before: it is the same one however threads take turns.
+The functions of `os` and `io` that pathlib, shutil, zarr and numpy use are wrapped, for all threads. An operation is
+identified by its name, its file, and how often it was done to that file before. Therefore the order in which threads
+run does not matter.
 """
 
 import builtins
@@ -23,11 +24,17 @@ OF_PATHS = ("stat", "lstat", "mkdir", "rmdir", "unlink", "remove", "listdir", "s
 OF_TWO_PATHS = ("rename", "replace", "link", "symlink")
 OF_DESCRIPTORS = ("fsync", "read", "write", "pread", "fstat")
 RANDOM = re.compile(r"[0-9a-f]{8}[0-9a-f-]*")
-"""What differs in names from run to run: those of files that are not whole yet, and digests of URLs."""
+"""The random part of file names: in the names of temporary files, and in digests of URLs."""
 
 
 class Operation(NamedTuple):
-    """One file operation: what, on which file (below the folder), and how often that was done before."""
+    """One file operation.
+
+    Attributes:
+        name: The name of the operation.
+        file: The path of the file below the folder.
+        before: How often the operation was done to the file before.
+    """
 
     name: str
     file: str
@@ -35,7 +42,7 @@ class Operation(NamedTuple):
 
 
 class FaultyFile(io.FileIO):
-    """A file whose reads and writes are counted."""
+    """A file whose reads and writes are checked by a Watch."""
 
     def __init__(self, watch: "Watch", file: Any, mode: str, opener: Any) -> None:
         super().__init__(file, mode, opener=opener)
@@ -55,12 +62,16 @@ class FaultyFile(io.FileIO):
 
 
 class Watch:
-    """What was done below a folder, and what is to fail.
+    """Records the file operations below a folder, and lets one fail.
 
     Args:
         folder: The folder.
-        fails: The operation that is to fail; None lets all be.
-        number: The error that it fails with.
+        fails: The operation that fails, or None if all succeed.
+        number: The errno of the failure.
+
+    Attributes:
+        operations: All operations so far, in order.
+        failed: Whether the operation has failed.
     """
 
     def __init__(self, folder: Path, fails: Operation | None = None, number: int = errno.EIO) -> None:
@@ -73,7 +84,7 @@ class Watch:
         self._readlink = os.readlink  # not the counted one
 
     def check(self, name: str, path: Any, dir_fd: int | None = None) -> bool:
-        """Count an operation, or let it fail; whether it is one of the folder's."""
+        """Count an operation, or let it fail. Return whether its file is below the folder."""
         file = self._below(path, dir_fd)
         if file is None:
             return False
@@ -87,7 +98,7 @@ class Watch:
         raise OSError(self._errno, os.strerror(self._errno), os.fspath(path) if not isinstance(path, int) else None)
 
     def _below(self, path: Any, dir_fd: int | None) -> str | None:
-        """The path below the folder without what is random in it; None of others."""
+        """Return the path relative to the folder without its random parts, or None if it is not below the folder."""
         try:
             if isinstance(path, int):
                 text = self._readlink(f"/proc/self/fd/{path}")
@@ -104,7 +115,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator["Watch"]:
-        """Meanwhile operations are counted, and the one fails."""
+        """Count operations and let the chosen one fail until the context is left."""
         patches = [mock.patch.object(os, name, self._of_path(name)) for name in OF_PATHS]
         patches += [mock.patch.object(os, name, self._of_two_paths(name)) for name in OF_TWO_PATHS]
         patches += [mock.patch.object(os, name, self._of_path(name)) for name in OF_DESCRIPTORS]

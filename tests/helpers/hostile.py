@@ -1,7 +1,7 @@
-"""Servers that answer as they should not, each a handler for `liver_dask.demo.serve`.
+"""Faulty servers, as handlers for `liver_dask.demo.serve`.
 
-`scripted` says which answer of a path is wrong, and how; `hostile` gives a slow and faulty archive, its faults drawn
-by a seed. Both treat answers of one range and of several alike.
+`scripted` defines which response for a path is wrong, and how. `hostile` simulates a slow and faulty archive, with
+random faults from a seed. Both treat responses with one range and with several ranges alike.
 """
 
 import mmap
@@ -21,11 +21,16 @@ from typing import Any, Literal, NamedTuple
 from liver_dask.demo import RangeRequestHandler
 
 BLOCK = 32 << 10
-"""Bytes sent at once where the rate is limited."""
+"""Number of bytes to send at once when the rate is limited."""
 
 
 class SideBySide(RangeRequestHandler):
-    """Takes its time, and notes of how many files something is asked at once; make a subclass of it for each test."""
+    """A slow handler that records how many files are requested at the same time. Each test needs its own subclass.
+
+    Attributes:
+        asked: Paths of the requests in progress.
+        most: Maximum number of files requested at the same time.
+    """
 
     asked: set[str]
     most = 0
@@ -43,7 +48,11 @@ class SideBySide(RangeRequestHandler):
 
 
 class FarAway(RangeRequestHandler):
-    """Answers after a while, as no disk nearby does."""
+    """A handler that responds after a delay, unlike a local disk.
+
+    Attributes:
+        seconds: The delay.
+    """
 
     seconds = 0.02
 
@@ -53,14 +62,14 @@ class FarAway(RangeRequestHandler):
 
 
 Parts = Sequence[tuple[int, bytes]]
-"""Ranges of an answer, each as its first byte and its bytes."""
+"""The ranges of a response, each as the offset of its first byte and its bytes."""
 
 MultiRange = Literal["answered", "whole", "first", "refused"]
-"""What becomes of a request of several ranges: 206 with all, 200 with the whole file, 206 with the first alone, 416."""
+"""Response to several ranges: 206 with all, 200 with the whole file, 206 with only the first, or 416."""
 
 
 class NoRanges(RangeRequestHandler):
-    """Ignores ranges and always sends the whole file."""
+    """A handler that ignores byte ranges and always sends the whole file."""
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
@@ -69,7 +78,7 @@ class NoRanges(RangeRequestHandler):
 
 
 class HugeWithoutRanges(NoRanges):
-    """Ignores ranges, and says that the file has 880 MB."""
+    """A handler that ignores byte ranges and announces a file of 880 MB."""
 
     def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
         self._note(0, 0, 200)
@@ -79,7 +88,10 @@ class HugeWithoutRanges(NoRanges):
 
 
 class _Faulty(RangeRequestHandler):
-    """Answers of one range and of several go through `give`, and can be wrong in their parts or break on the way."""
+    """A handler whose responses, with one or several ranges, all go through `give`.
+
+    Responses can have wrong parts or break off.
+    """
 
     def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
         self.give([(start, body)], size, etag)
@@ -88,7 +100,7 @@ class _Faulty(RangeRequestHandler):
         self.give(parts, size, etag)
 
     def give(self, parts: Parts, size: int, etag: str) -> None:
-        """Answer with these parts, whatever was asked for."""
+        """Respond with these parts, regardless of the requested ranges."""
         if len(parts) > 1:
             super().answer_parts(parts, size, etag)
         else:
@@ -96,33 +108,39 @@ class _Faulty(RangeRequestHandler):
             super().answer(body, start, start + len(body), size, etag)
 
     def give_shorter(self, parts: Parts, size: int, etag: str) -> None:
-        """Half of the last part, with headers that say so."""
+        """Send only half of the last part, with headers that match it."""
         start, body = parts[-1]
         _Faulty.give(self, [*parts[:-1], (start, body[: max(len(body) // 2, 1)])], size, etag)
 
     def give_elsewhere(self, parts: Parts, size: int, etag: str) -> None:
-        """Bytes one further on than was asked for, with headers that say so."""
+        """Send ranges that are shifted by one byte, with headers that match them."""
         with Path(self.translate_path(self.path)).open("rb") as file:
             moved = [(start + 1, os.pread(file.fileno(), len(body), start + 1)) for start, body in parts]
         _Faulty.give(self, [part for part in moved if part[1]] or parts, size, etag)
 
     def wait(self, seconds: float) -> None:
-        """Be silent; ends with an error when the client hangs up or the server is shut down."""
+        """Send nothing for some time. Raise an error if the client closes the connection or the server shuts down."""
         until = time.monotonic() + seconds
         if seconds > 0 and select.select([self.connection], [], [], seconds)[0]:
             if not self.connection.recv(1, socket.MSG_PEEK):
                 raise ConnectionAbortedError
-            time.sleep(max(until - time.monotonic(), 0))  # the next request is here already
+            time.sleep(max(until - time.monotonic(), 0))  # the next request has already arrived
 
     def hang_up(self) -> None:
-        """Break the connection with a reset, not with an orderly end."""
+        """Close the connection with a TCP reset, not in an orderly way."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
         self.close_connection = True
 
 
 class Scripted(_Faulty):
-    """Answers the nth request for a path wrongly, as `faults` says; make a subclass of it for each test."""
+    """A handler with a fault in the nth response for a path. Each test needs its own subclass.
+
+    Attributes:
+        faults: The fault of the nth request for each path; n starts with 1.
+        asked: Number of requests for each path so far.
+        whole: Whether the current response is sent completely.
+    """
 
     faults: dict[int, str]
     asked: Counter[str]
@@ -168,29 +186,29 @@ class Scripted(_Faulty):
 
 
 def scripted(faults: dict[int, str]) -> type[Scripted]:
-    """A handler whose nth answer for each path is as `faults` says."""
+    """Create a handler whose nth response for each path has the fault `faults[n]`."""
     return type("ScriptedHere", (Scripted,), {"faults": faults})
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How slow and how faulty an archive is; each fault is a share of all requests, 0 to 1.
+    """How slow and how faulty an archive is. The frequency of each fault is a fraction of all requests, 0 to 1.
 
     Attributes:
-        rate: Bytes a second of a connection, or None for all that goes.
-        latency: Seconds before the first byte of an answer.
-        stall_seconds: How long a stalled request is silent; then it goes on.
-        retry_after: Seconds that a 429 asks for.
-        stall: Silent, half of them before the headers and half amid the body.
-        reset: The connection is reset amid the body.
-        truncate: The connection ends amid the body.
-        error_500: Answered 500.
-        error_503: Answered 503.
-        too_many: Answered 429, with Retry-After.
-        ignore_range: Answered 200, with the whole file.
-        shorter: Half of the (last) range, and headers that agree with that.
-        elsewhere: Bytes of another place, and headers that agree with that.
-        corrupt: One wrong byte in the (last) range, which no header tells.
+        rate: Bytes per second of each connection, or None for no limit.
+        latency: Seconds before the first byte of a response.
+        stall_seconds: How long a stalled response sends nothing, before it continues.
+        retry_after: Seconds in the Retry-After header of a 429 response.
+        stall: The response stalls: half of them before the headers, half in the middle of the body.
+        reset: The connection is reset in the middle of the body.
+        truncate: The connection is closed in the middle of the body.
+        error_500: The response is 500.
+        error_503: The response is 503.
+        too_many: The response is 429, with Retry-After.
+        ignore_range: The response is 200, with the whole file.
+        shorter: The response has half of the (last) range, with matching headers.
+        elsewhere: The response has bytes of another range, with matching headers.
+        corrupt: The (last) range has one wrong byte, which no header indicates.
     """
 
     rate: float | None = None
@@ -209,7 +227,7 @@ class Profile:
     corrupt: float = 0
 
     def shares(self) -> dict[str, float]:
-        """The share of each fault."""
+        """Return the frequency of each fault."""
         each = ("reset", "truncate", "error_500", "error_503", "too_many")
         more = ("ignore_range", "shorter", "elsewhere", "corrupt")
         stalls = {"stall before": self.stall / 2, "stall amid": self.stall / 2}
@@ -235,20 +253,28 @@ WORST = Profile(
 
 
 class Fault(NamedTuple):
-    """What goes wrong with one request: a name of `Profile.shares`, or nothing; and at which share of its body."""
+    """The fault of one request.
+
+    Attributes:
+        kind: A name from `Profile.shares`, or an empty string.
+        at: Position of the fault, as a fraction of the body.
+    """
 
     kind: str
     at: float
 
 
 class Hostile(_Faulty):
-    """Answers as a profile and a seed say; `hostile` makes a subclass for each server.
+    """A handler with the faults of a profile, drawn with a seed. `hostile` creates a subclass for each server.
 
     Attributes:
-        drawn: The fault of each request for a file so far, "" for none, in order.
-        bytes_out: Bytes of bodies that were really sent, what lies between ranges and all.
-        connections: Open now.
-        most_connections: Open at once, at most.
+        profile: The rate, the latency, and the frequencies of the faults.
+        multi_range: The response to a request of several ranges.
+        drawn: The fault of each request for a file so far, in order; an empty string for none.
+        bytes_out: Number of bytes of bodies that were really sent, including the separators between ranges.
+        connections: Number of open connections.
+        most_connections: Maximum number of connections that were open at the same time.
+        fault: The fault of the current request.
     """
 
     profile: Profile
@@ -275,7 +301,7 @@ class Hostile(_Faulty):
 
     @classmethod
     def draw(cls) -> Fault:
-        """Decide on the next request."""
+        """Draw the fault of the next request."""
         with cls.lock:
             number, at = cls.random.random(), cls.random.random()
             kind = ""
@@ -287,7 +313,7 @@ class Hostile(_Faulty):
             return Fault(kind, at)
 
     def do_GET(self) -> None:
-        self.fault = Fault("", 1)  # a listing has none
+        self.fault = Fault("", 1)  # a listing has no fault
         super().do_GET()
 
     def give(self, parts: Parts, size: int, etag: str) -> None:
@@ -316,7 +342,7 @@ class Hostile(_Faulty):
                 super().give(parts, size, etag)
 
     def _give_whole(self, size: int, etag: str) -> None:
-        """The whole file, which is not read before it is sent: a client should hang up."""
+        """Send the whole file. It is not read in advance, because a client should close the connection early."""
         self._note(0, size, 200)
         path = Path(self.translate_path(self.path))
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
@@ -337,7 +363,7 @@ class Hostile(_Faulty):
             self._pace(body, middle, len(body))
 
     def _pace(self, body: bytes | mmap.mmap, start: int, stop: int) -> None:
-        """Send bytes `start` to `stop` of a body, each block when the rate allows it and no earlier."""
+        """Send the bytes from `start` to `stop` of a body, in blocks that are timed by the rate limit."""
         rate = self.profile.rate
         began = time.monotonic()
         for at in range(start, stop, BLOCK):
@@ -350,12 +376,12 @@ class Hostile(_Faulty):
 
 
 def hostile(profile: Profile, seed: int = 0, multi_range: MultiRange = "answered") -> type[Hostile]:
-    """A handler that is slow and faulty as `profile` says.
+    """Create a handler that is as slow and faulty as a profile.
 
     Args:
-        profile: Rate, latency, and the shares of all faults.
-        seed: The same seed gives the same faults, in the order in which requests arrive.
-        multi_range: What becomes of a request of several ranges.
+        profile: The rate, the latency, and the frequencies of all faults.
+        seed: The same seed gives the same sequence of faults, in the order in which requests arrive.
+        multi_range: The response to a request of several ranges.
     """
     state = {"random": random.Random(seed), "lock": threading.Lock(), "drawn": []}
     return type("HostileHere", (Hostile,), {"profile": profile, "multi_range": multi_range, **state})

@@ -1,4 +1,4 @@
-"""Calls that are killed amid what they do to the disk."""
+"""Calls in a process that is killed between two changes of the disk."""
 
 import multiprocessing
 import os
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEPS = ("replace", "unlink", "write_bytes", "mkdir", "rmdir")
-"""What changes a file system for good, in pathlib; a kill falls before one of them, or after the last."""
+"""The functions of pathlib that change the file system permanently. A kill happens before one of their calls, or after
+the last."""
 
 
 def die_at(step: int, call: Callable[[], object]) -> None:
-    """Do something, and be gone without a word before the given step."""
+    """Call a function, and end the process without any cleanup before the given step."""
     done = 0
 
     def counted(call: Callable) -> Callable:
@@ -31,9 +32,9 @@ def die_at(step: int, call: Callable[[], object]) -> None:
 
 
 def killed_at(step: int, call: Callable[[], object]) -> int:
-    """The exit code of a call in a process of its own: 9 if it died of it, 0 if it was done before."""
+    """Return the exit code of a call in its own process: 9 if it was killed at the step, 0 if it finished before it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: ours are idle
+        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads: these are idle
         process = multiprocessing.get_context("fork").Process(target=die_at, args=(step, call))
         process.start()
     process.join(100)

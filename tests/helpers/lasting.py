@@ -1,6 +1,7 @@
-"""What of the package lasts as long as the process, and so might reach from one test into the next.
+"""The global state of the package, which lasts as long as the process and could carry over from one test to the next.
 
-A test holds both lists to what there is: whoever adds a cache says here how it is emptied, or why it need not be.
+A test compares both lists with the source code. A new cache must be added here: either with the function that empties
+it, or with the reason why this is not necessary.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ EMPTIED: dict[str, Callable[[], object]] = {
     "liver_dask.core.metrics.traffic": metrics.traffic.forget,
     "liver_dask.store.record._log_once": record._log_once.cache_clear,
 }
-"""How each is emptied before a test."""
+"""The function that empties each object before a test."""
 
 _GIVEN_BACK = "given back on every way out; emptied, it would be given back twice by a thread that a test gave up"
 _ALWAYS_THE_SAME = "holds what is the same for all"
@@ -53,4 +54,4 @@ LEFT: dict[str, str] = {
     "liver_dask.core.threads._is_wanted": _GIVEN_BACK,
     "liver_dask.core.threads._process": "ends with the process",
 }
-"""Why each of the others cannot matter."""
+"""The reason why each other object cannot affect the next test."""

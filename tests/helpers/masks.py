@@ -1,4 +1,4 @@
-"""Masks as PNG files, chunk by chunk, and as Pillow reads them."""
+"""PNG masks: files that are written chunk by chunk, and masks as Pillow reads them."""
 
 import io
 import struct
@@ -10,12 +10,12 @@ from PIL import Image
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk with its checksum."""
+    """Return a PNG chunk with its checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_in_chunks(pixels: np.ndarray, size: int) -> bytes:
-    """A file of `pixels`, with so many bytes of the image in a chunk: only whole ones can be checked and decoded."""
+    """Return a PNG file with `size` bytes of image data per chunk. Only whole chunks can be checked and decoded."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     data = file.getvalue()
@@ -30,7 +30,7 @@ def png_in_chunks(pixels: np.ndarray, size: int) -> bytes:
 
 
 def read_by_pillow(file: Path | io.BytesIO) -> np.ndarray:
-    """0 / 255: what has a colour but black; alpha and transparent colours say nothing."""
+    """Read a mask as 0 / 255: every colour except black is 255. Alpha and transparent colours are ignored."""
     with Image.open(file) as image:
         if image.mode.startswith("I"):
             return np.where(np.asarray(image) > 0, 255, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Scripts in processes of their own, with their time and memory: this package and torch_em's own loader."""
+"""Scripts in separate processes, with their time and memory, for this package and for torch_em's own loader."""
 
 import subprocess
 import sys
@@ -18,8 +18,8 @@ print(theirs.get_human_liver_em_data({out!r}, {box}, download=True))
 
 
 def measured(script: str) -> tuple[float, int]:
-    """Seconds, and the peak of resident memory in bytes, of a script in its own process."""
-    report = "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss has the parent's
+    """Run a script in its own process. Return the seconds that it takes, and its peak resident memory in bytes."""
+    report = "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss includes the parent's
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", f"{script}\n{report}"], stdout=subprocess.PIPE, text=True, check=True)
     return time.monotonic() - began, int(done.stdout.split()[-1]) * 1024

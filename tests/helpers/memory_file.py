@@ -1,4 +1,4 @@
-"""A file of an archive that is bytes in memory, for targets that read slices."""
+"""A file of an archive in memory, for fuzz targets that read slices."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,21 +12,25 @@ SOURCE = Source("memory://fuzz", connections=2, timeout=1, attempts=1)
 
 
 class MemoryFile(RemoteFile):
-    """Answers at once, and counts: what never ends would ask without end."""
+    """A file that responds at once and limits the number of requests, so that an endless loop fails.
+
+    Attributes:
+        sent: Number of bytes of each range so far.
+    """
 
     def __init__(self, data: bytes, most_requests: int = 2000) -> None:
         super().__init__(replace(SOURCE, versions=Versions()), "a file")
         self.source.versions.note(self.url, FileVersion(len(data), ""))
         self._data = data
         self._requests_left = most_requests
-        self.sent: list[int] = []  # bytes of each range
+        self.sent: list[int] = []
 
     def fetch(self, start: int, stop: int) -> memoryview:
-        """Bytes `start` to `stop`, fewer where the file ends."""
+        """Return the bytes from `start` to `stop`, or fewer at the end of the file."""
         return self.fetch_ranges([ByteRange(start, stop)])[0]
 
     def fetch_ranges(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
-        """Ranges, each in a request."""
+        """Return the ranges. Each counts as one request."""
         self._requests_left -= len(ranges)
         assert self._requests_left > 0, "asks for more and more"
         assert all(0 <= byte_range.start < byte_range.stop for byte_range in ranges), f"asks for {ranges}"
@@ -35,12 +39,12 @@ class MemoryFile(RemoteFile):
         return parts
 
     def fetch_ends(self, head: int, tail: int) -> list[tuple[int, bytes]]:
-        """Beginning and end."""
+        """Return the beginning and the end of the file, each with its offset."""
         return [(0, self._data[:head]), (max(len(self._data) - tail, 0), self._data[-tail:])]
 
     def fetch_each(
         self, requests: Sequence[Sequence[ByteRange]], consume: Callable[[int, list[memoryview]], None]
     ) -> None:
-        """One request after the other."""
+        """Process the requests one after the other."""
         for i, ranges in enumerate(requests):
             consume(i, self.fetch_ranges(ranges))

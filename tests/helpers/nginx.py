@@ -1,4 +1,4 @@
-"""An archive behind nginx on loopback, which notes what it sends."""
+"""An archive behind nginx on the loopback interface, which logs what it sends."""
 
 import os
 import subprocess
@@ -22,14 +22,18 @@ http {{
 
 
 class Sent(NamedTuple):
-    """What nginx sent: requests, and bytes of their bodies."""
+    """The number of requests that nginx answered, and of bytes in the bodies."""
 
     requests: int
     bytes: int
 
 
 class Nginx:
-    """The archive behind nginx on loopback."""
+    """A running nginx that serves an archive on the loopback interface.
+
+    Attributes:
+        url: The URL of the archive.
+    """
 
     def __init__(self, archive: Path, folder: Path, port: int = 8765) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -41,7 +45,7 @@ class Nginx:
         assert self._process.poll() is None, (folder / "error.log").read_text()
 
     def sent(self) -> Sent:
-        """All since the last call."""
+        """Return what was sent since the last call."""
         time.sleep(0.2)
         lines = [line.split() for line in self._log.read_text().splitlines()]
         os.truncate(self._log, 0)

@@ -1,7 +1,7 @@
-"""A real Slurm of one node on loopback, for tests that run dask workers as batch jobs.
+"""A real Slurm with one node on the loopback interface, for tests that run dask workers as batch jobs.
 
-It needs root and Debian's packages `slurm-wlm` and `munge`. Keys, sockets, logs, state and ports are its own, so
-that neither a Slurm nor a munged that the machine may run already is touched. A test asks for it so:
+It needs root and Debian's packages `slurm-wlm` and `munge`. It has its own keys, sockets, logs, state and ports, so
+that it does not interfere with a Slurm or munged that is already running. A test uses it like this:
 
     if reason := slurm_node.missing():
         pytest.skip(reason)
@@ -21,13 +21,14 @@ from pathlib import Path
 
 COMMANDS = ("munged", "munge", "slurmctld", "slurmd", "sinfo", "sbatch", "squeue", "scancel")
 CPUS = 4
-"""More than the machine may have: a test's jobs are to run side by side on two cores too."""
+"""This can be more than the machine has, so that the jobs of a test run in parallel even on two cores."""
 MEGABYTES = 10_000
-"""Four jobs of 2 GB and to spare. Slurm counts with it, but neither takes nor limits memory."""
+"""Enough for four jobs of 2 GB. Slurm uses it for scheduling, but neither allocates nor limits memory."""
 START_SECONDS = 30
 STOP_SECONDS = 20
 LONGEST_FOLDER = 80
-"""The sockets of munged and of every job lie in the folder, and Linux allows their paths 107 bytes."""
+"""Maximum length of the folder's path. It contains the sockets of munged and of every job, and Linux limits the path of
+a socket to 107 bytes."""
 
 CONF = """\
 ClusterName=test
@@ -59,11 +60,12 @@ KillWait=5
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={megabytes} State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
-"""Jobs are tracked by process group: by `linuxproc`, the children of a job deaf to SIGTERM would outlive it."""
+"""The configuration of Slurm. Jobs are tracked by process group, because with `linuxproc` the children of a job that
+ignore SIGTERM would outlive it."""
 
 
 def missing() -> str:
-    """Why no node can be brought up here, such as a command that is not installed; empty if one can."""
+    """Return why no node can be started here, such as a missing command. Return an empty string if one can."""
     absent = [command for command in COMMANDS if not _find(command)]
     if absent:
         return f"Slurm is not installed here (Debian: slurm-wlm, munge): no {', '.join(absent)}"
@@ -72,9 +74,9 @@ def missing() -> str:
 
 @contextmanager
 def slurm_node(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a Slurm of one node in a new or empty `folder`; gives the environment by which its commands find it.
+    """Run a Slurm with one node in a new or empty `folder`, and yield the environment that its commands need.
 
-    When left, it cancels the jobs that are still there, and ends the three daemons that it started.
+    At the end, cancel the remaining jobs and end the three daemons.
     """
     folder = folder.resolve()
     if len(str(folder)) > LONGEST_FOLDER:
@@ -91,23 +93,23 @@ def slurm_node(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def jobs(environment: dict[str, str], state: str = "pending,running,completing") -> list[str]:
-    """The ids of the jobs in these states, oldest first."""
+    """Return the ids of the jobs in these states, the oldest first."""
     found = _ask("squeue", "--noheader", "--format=%A", f"--states={state}", environment=environment)
     return sorted(found.split(), key=int)
 
 
 def cancel(job: str, environment: dict[str, str]) -> None:
-    """Take a job away from its worker, as the owner of a queue may at any time."""
+    """Cancel the job of a worker, as the administrator of a queue may do at any time."""
     _ask("scancel", job, environment=environment)
 
 
 def _find(command: str) -> str | None:
-    """Where a command is; daemons lie in `sbin`, which not everybody's PATH has."""
+    """Return the path of a command. Daemons are in `sbin`, which is not in every user's PATH."""
     return shutil.which(command, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
 
 
 def _ask(command: str, *arguments: str, environment: dict[str, str]) -> str:
-    """What a command of Slurm prints; fails with what it complains of, such as that slurmctld does not answer."""
+    """Return the output of a Slurm command. Raise its error message, for example if slurmctld does not respond."""
     done = subprocess.run(
         [_find(command) or command, *arguments],
         env=os.environ | environment,
@@ -121,14 +123,14 @@ def _ask(command: str, *arguments: str, environment: dict[str, str]) -> str:
 
 
 def _is_idle(environment: dict[str, str]) -> bool:
-    """Whether the node takes jobs; while the daemons are starting there may be nobody to say so."""
+    """Return whether the node accepts jobs. While the daemons are starting, the query may fail."""
     with suppress(RuntimeError):
         return _ask("sinfo", "--noheader", "--format=%T", environment=environment) == "idle"
     return False
 
 
 def _write_conf(folder: Path) -> Path:
-    """Write slurm.conf and munged's key, and make the folders that they name."""
+    """Write slurm.conf and munged's key, and create the folders for state and spool. Return the path of slurm.conf."""
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     key = folder / "munge.key"
@@ -150,20 +152,23 @@ def _write_conf(folder: Path) -> Path:
 
 
 def _free_ports() -> tuple[int, int]:
-    """Two ports that nobody listens on."""
+    """Return two ports that are free."""
     with closing(socket.create_server(("127.0.0.1", 0))) as one, closing(socket.create_server(("127.0.0.1", 0))) as two:
         return one.getsockname()[1], two.getsockname()[1]
 
 
 def _munged_command(folder: Path) -> list[str]:
-    """A munged of the folder's own; forced, because a test's folder may be closed to all but its owner."""
+    """Return the command of a munged with its own files in the folder.
+
+    It needs `--force`, because the folder of a test may be accessible to its owner only.
+    """
     files = {name: f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "seed", "log")}
     return ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files.values()]
 
 
 @contextmanager
 def _daemon(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a daemon in the foreground, out of reach of Ctrl-C; it is ended when the context is left."""
+    """Run a daemon in the foreground, in its own session so that Ctrl-C does not reach it. End it with the context."""
     with (folder / f"{command[0]}.out").open("wb") as out:
         process = subprocess.Popen(
             [_find(command[0]) or command[0], *command[1:]],
@@ -180,7 +185,7 @@ def _daemon(command: list[str], folder: Path, environment: dict[str, str]) -> It
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End one process that was started here: asked first, then by force."""
+    """End a process that was started here: with SIGTERM first, then with SIGKILL."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
@@ -190,7 +195,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_jobs(folder: Path, environment: dict[str, str]) -> None:
-    """Cancel every job and wait until none is left: ended without that, slurmd would leave its jobs running."""
+    """Cancel every job and wait until none is left. Otherwise slurmd would end and leave its jobs running."""
     _ask("scancel", "--user=root", environment=environment)
     _wait(lambda: not jobs(environment), STOP_SECONDS, "cancelled jobs do not end", folder)
 
@@ -198,7 +203,7 @@ def _end_jobs(folder: Path, environment: dict[str, str]) -> None:
 def _wait(
     done: Callable[[], bool], seconds: float, failure: str, folder: Path, *needed: subprocess.Popen[bytes]
 ) -> None:
-    """Wait until `done`; when time is up or a needed daemon has ended, fail with what the daemons wrote."""
+    """Wait until `done()` is true. After a timeout, or if a needed daemon has ended, raise the daemons' output."""
     until = time.monotonic() + seconds
     while not done():
         if time.monotonic() > until or any(process.poll() is not None for process in needed):
@@ -207,6 +212,6 @@ def _wait(
 
 
 def _logs(folder: Path) -> str:
-    """The last lines that each daemon wrote."""
+    """Return the last lines of each daemon's output."""
     files = sorted(folder.glob("*.out"))
     return "\n".join(f"{file.stem}: {line}" for file in files for line in file.read_text().splitlines()[-10:])

@@ -1,4 +1,4 @@
-"""Small stores of the small archive, and what they are compared with."""
+"""Small stores of the small archive, and functions to compare them."""
 
 import filecmp
 from pathlib import Path
@@ -17,7 +17,7 @@ BOX = (37, 401, 21, 290, 1, 9)
 
 
 def check_store(store: Path, voxels: dict[str, np.ndarray], box: tuple[int, ...]) -> None:
-    """Compare every voxel, as zarr-python and as tensorstore read it."""
+    """Compare every voxel, as read by zarr-python, tensorstore and xarray."""
     x0, x1, y0, y1, z0, z1 = box
     for name, whole in voxels.items():
         expected = whole[z0:z1, y0:y1, x0:x1]
@@ -28,7 +28,7 @@ def check_store(store: Path, voxels: dict[str, np.ndarray], box: tuple[int, ...]
 
 
 def undisturbed(archive: Path, folder: Path, name: str = "undisturbed.zarr") -> Path:
-    """The store of BOX as one run leaves it to which nothing happens."""
+    """Write the store of BOX in one call without any fault, and return its path."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     return Path(ld.to_zarr(ds, folder / name, bounding_box=BOX, progress=False, **SMALL))
 
@@ -40,10 +40,10 @@ def assert_same_files(one: Path, other: Path) -> None:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """All files of a folder."""
+    """Return the relative path and the content of every file in a folder."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def slabs_of(store: Path) -> list[Path]:
-    """The slabs that a run has written which is not complete."""
+    """Return the slabs that an unfinished export has written."""
     return list(Path(f"{store}.partial", "progress", "slabs").glob("*/[0-9]*"))

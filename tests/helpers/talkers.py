@@ -1,4 +1,4 @@
-"""Servers that answer, byte by byte, what a test says."""
+"""Servers whose responses are defined byte by byte by a test."""
 
 import socket
 import threading
@@ -16,12 +16,12 @@ WHOLE = [b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 5\r\
 
 
 class Talker:
-    """A server that answers each request as a function of its path and number says.
+    """A server whose responses come from a function of the request's head and number.
 
     Attributes:
-        url: Its root.
-        requests: What was asked for.
-        sent: Bytes that its clients took.
+        url: The root URL.
+        requests: The head of each request so far.
+        sent: Number of bytes that were sent to clients.
     """
 
     def __init__(self, answer) -> None:
@@ -39,7 +39,7 @@ class Talker:
                         connection.sendall(block)
                         self.sent += len(block)
             except OSError:
-                pass  # the client hangs up
+                pass  # the client closed the connection
 
     def _request(self, connection: socket.socket) -> bytes:
         head = b""
@@ -53,7 +53,7 @@ class Talker:
 
 @contextmanager
 def listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
-    """Calls `serve` with each connection, on a thread of its own; gives host and port."""
+    """Call `serve` with each connection, each on its own thread, and yield host and port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def accept() -> None:
@@ -86,7 +86,7 @@ def source_of(url: str) -> Source:
 
 
 def fetched(url: str) -> bytes:
-    """Five bytes of the file `a`; what is secret of the address is sent along."""
+    """Fetch five bytes of the file `a`. Credentials in the URL are sent, too."""
     got = []
     url, secret = resolve_url(url)
     source = replace(source_of(url), secret=secret)

@@ -1,4 +1,4 @@
-"""A store of some kilobytes, and ways to change its metadata."""
+"""A store of some kilobytes, and functions to change its metadata."""
 
 import json
 import warnings
@@ -16,7 +16,10 @@ LAYOUT: dict[str, Any] = {"chunks": (2, 16, 16), "shards": (4, 32, 32)}
 
 
 def make_tiny_store(folder: Path, source: str | Path | None = None, name: str = "a.zarr") -> Path:
-    """An archive of SHAPE in `folder`, unless `source` is one, and the store of its `raw` and `er`."""
+    """Write a store of `raw` and `er`, and return its path.
+
+    Its source is `source` if given, or else a new archive with the shape SHAPE in `folder`.
+    """
     if source is None:
         source = folder / "archive"
         source.mkdir(parents=True)
@@ -26,21 +29,21 @@ def make_tiny_store(folder: Path, source: str | Path | None = None, name: str = 
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    """Change a JSON file; `change` edits what it is given in place, or returns what is to be there instead."""
+    """Change a JSON file. `change` either edits the document in place or returns a new one."""
     document = json.loads(path.read_bytes())
     changed = change(document)
-    part = path.with_name(".new")  # not in place: masks have hard links
+    part = path.with_name(".new")  # do not write in place: masks are hard links
     part.write_text(json.dumps(document if changed is None else changed))
     part.replace(path)
 
 
 def edit_record(store: Path, change: Callable[[Any], Any]) -> None:
-    """Change what a store says of itself."""
+    """Change the record of a store."""
     edit(store / "liver_dask" / "zarr.json", lambda document: change(document["attributes"]))
 
 
 def forget_what_was_recorded(store: Path) -> None:
-    """Make of a store one of an earlier version, which did not record its small files."""
+    """Convert a store to that of an earlier version, which did not record its small files."""
     (store / "liver_dask" / "inventory.json").unlink(missing_ok=True)
 
     def drop(record: dict[str, Any]) -> None:
@@ -53,5 +56,5 @@ def forget_what_was_recorded(store: Path) -> None:
 
 
 def nested(depth: int) -> list[Any]:
-    """Lists in lists."""
+    """Return lists nested `depth` levels deep, around an empty list."""
     return [nested(depth - 1)] if depth else []

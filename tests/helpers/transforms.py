@@ -1,8 +1,8 @@
-"""What torch_em does with patches."""
+"""Transforms of patches for torch_em."""
 
 from typing import Any
 
 
 def same(*arrays: Any) -> Any:
-    """A transform that changes nothing."""
+    """Return the arrays unchanged, as a transform."""
     return arrays if len(arrays) > 1 else arrays[0]

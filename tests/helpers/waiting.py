@@ -1,4 +1,4 @@
-"""What tests with servers and processes wait for, and where those listen."""
+"""Free ports, and waiting, for tests with servers and processes."""
 
 import socket
 import time
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until it holds; fail when that takes longer than so many seconds."""
+    """Wait until `holds()` is true. Fail if this takes longer than `seconds`."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
