@@ -1,1 +1,4 @@
-"""Sharded Zarr v3 stores: layout, writing, pyramid, verification, reading. Imports `core` and `archive`."""
+"""Sharded Zarr v3 stores: layout, writing, pyramid, verification and reading.
+
+It imports `core` and `archive`.
+"""

@@ -1,8 +1,9 @@
-"""Windows of a written store, for those who read thousands of them: no thread, no lock, no open file is kept.
+"""Fast random access to the voxels of a complete store, without zarr-python.
 
-Training reads patches at random, in processes that were forked or spawned. Reading the shards' index once and then the
-bytes of each chunk takes a third to a half of the CPU time that zarr-python takes, and what is kept between
-two reads survives a fork: zarr's pipelines have threads, which do not.
+Training reads thousands of random patches in forked or spawned processes. `StoredArray` reads the index of each shard
+once, and then only the bytes of the chunks that it needs. This takes a third to a half of the CPU time that zarr-python
+takes. Between two reads it keeps no thread, lock or open file, so it survives a fork. The pipelines of zarr-python have
+threads, which do not survive a fork.
 """
 
 import operator
@@ -27,17 +28,17 @@ class StoredArray:
     """One variable of a complete store.
 
     Args:
-        store: The store.
-        name: The variable.
+        store: Folder of the store.
+        name: Name of the variable.
 
     Attributes:
-        shape: Voxels (z, y, x).
-        dtype: Of a voxel.
+        shape: Number of voxels (z, y, x).
+        dtype: Data type of the voxels.
 
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
-        InvalidArgumentError: It does not hold the variable. (ValueError)
-        DamagedError: The array is not what the store says of it. (OSError)
+        InvalidArgumentError: The store does not contain the variable. (ValueError)
+        DamagedError: The metadata of the array do not match the record of the store. (OSError)
     """
 
     def __init__(self, store: Path, name: str) -> None:
@@ -56,10 +57,16 @@ class StoredArray:
         return self.__dict__ | {"_indexes": {}}
 
     def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Read voxels: a slice without a step for each of z, y and x.
+        """Read the voxels of a box.
+
+        Args:
+            key: One slice without a step for each of z, y and x.
+
+        Returns:
+            A new array (z, y, x) of `dtype`.
 
         Raises:
-            DamagedError: A shard is not as it was written, or gone. (OSError)
+            DamagedError: A shard is missing, or differs from what was written. (OSError)
         """
         bounds = [of.indices(length)[:2] for of, length in zip(key, self.shape, strict=True)]
         out = np.empty([max(stop - start, 0) for start, stop in bounds], self.dtype)
@@ -78,7 +85,7 @@ class StoredArray:
         return out
 
     def _open(self, shard: Shard, files: ExitStack) -> int:
-        """Open a shard until `files` is closed, and see to its index; the descriptor."""
+        """Open a shard until `files` is closed, cache its index, and return the file descriptor."""
         file = files.enter_context(shard_path(self._store, self._name, shard).open("rb", buffering=0))
         if shard not in self._indexes:
             self._indexes[shard] = read_shard_index(file, self._layout.chunks_per_shard)
@@ -87,7 +94,14 @@ class StoredArray:
     def _read_planes(
         self, descriptor: int, shard: Shard, place: tuple[int, ...], planes: slice
     ) -> npt.NDArray[Any] | None:
-        """Planes along z of a chunk; None where it is empty."""
+        """Read some z planes of a chunk; return None if the chunk is empty.
+
+        Args:
+            descriptor: File descriptor of the shard.
+            shard: Place of the shard in the grid of shards.
+            place: Number (z, y, x) of the chunk in the whole array.
+            planes: The planes, counted from the start of the chunk.
+        """
         inside = tuple(map(operator.mod, place, self._layout.chunks_per_shard))
         offset, length = self._indexes[shard][inside].tolist()
         if offset == EMPTY:
@@ -101,7 +115,13 @@ class StoredArray:
 
 
 class _Piece(NamedTuple):
-    """What a stretch of an axis has of one chunk: which, where in the chunk, and where in the stretch."""
+    """The part of an interval of an axis that lies in one chunk.
+
+    Attributes:
+        number: Number of the chunk along the axis.
+        inside: The part, counted from the start of the chunk.
+        into: The part, counted from the start of the interval.
+    """
 
     number: int
     inside: slice
@@ -109,7 +129,7 @@ class _Piece(NamedTuple):
 
 
 def _cut(bounds: tuple[int, int], chunk: int) -> list[_Piece]:
-    """Cut a stretch of an axis where chunks end."""
+    """Split an interval (start, stop) of an axis at the chunk boundaries; `chunk` is the length of a chunk."""
     start, stop = bounds
     pieces = []
     for number in range(start // chunk, -(-stop // chunk)):

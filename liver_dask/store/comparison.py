@@ -1,4 +1,4 @@
-"""Windows of a store next to the same of its source."""
+"""Comparison of regions of a store with the same regions of its source."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 
 
 SLICES_OF_A_LAYER = 2
-"""Slices of each layer of shards that are looked at, unless all are."""
+"""Number of slices to compare in each layer of shards, unless all voxels are compared."""
 
 
 ROWS_OF_A_WINDOW = 4
+"""Number of rows of a region that `sampled_batches` chooses."""
 
 
 class Difference(NamedTuple):
-    """Voxels of one slice of a store that are not the source's; or a window that cannot be read."""
+    """Voxels of one slice of a store that differ from the source, or a region that cannot be read.
+
+    Attributes:
+        name: The variable.
+        z: The slice of the store; the first slice of a region that cannot be read.
+        message: What is wrong.
+    """
 
     name: str
     z: int
@@ -37,12 +44,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Windows of a store next to the same of its source.
+    """A job that compares regions of a store with the same regions of its source.
 
     Attributes:
-        store: The store.
-        part: What `run` needs of the source.
-        run: The windows, of the same slices, from top to bottom.
+        store: Folder of the store.
+        part: The part of the source that `run` needs.
+        run: The batch of regions to compare; see RegionBatch for their order.
         layout: The grids of the store.
     """
 
@@ -53,12 +60,19 @@ class Comparison:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of voxels to compare."""
+        """Total size in bytes of the voxels to compare."""
         itemsize = sum(dtype.itemsize for dtype in self.part.dtypes.values())
         return itemsize * sum(map(self.layout.voxels_of, self.run.regions))
 
     def compare(self, report: Callable[[Report], None]) -> tuple[int, list[Difference]]:
-        """Voxels compared, and what is wrong; see Task.write."""
+        """Compare all regions, one after another.
+
+        Args:
+            report: Called after each region, as in Task.write.
+
+        Returns:
+            The number of voxels compared (of all variables together), and the differences.
+        """
         voxels = 0
         differences: list[Difference] = []
         with self.part.read_ahead(), ContextPool(READERS) as readers:
@@ -76,7 +90,7 @@ class Comparison:
         where = f"{name}[{z.start}:{z.stop}, {y.start}:{y.stop}]"
         try:
             found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
-        except Exception as error:  # whatever zarr makes of a damaged store
+        except Exception as error:  # zarr may raise any type of error for a damaged store
             yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})")
             return
         for number, here in enumerate(differs(found, expected), start=z.start):
@@ -92,7 +106,10 @@ class Comparison:
 
 
 def differs(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where voxels are not the same: floats to the bit, but any NaN is as good as another, which processors choose."""
+    """Return a boolean array that is True where voxels differ.
+
+    Floats are compared bit by bit, but all NaNs are equal, because the bits of a NaN depend on the processor.
+    """
     expected = expected.astype(found.dtype, copy=False) if expected.dtype.kind == found.dtype.kind else expected
     if found.dtype.kind != "f" or expected.dtype != found.dtype:
         return np.asarray(found != expected)
@@ -102,9 +119,19 @@ def differs(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[
 
 
 def sampled_batches(layout: Layout, groups: Sequence[Group], rng: np.random.Generator) -> Iterator[RegionBatch]:
-    """Rows of some slices of every layer of shards: in each, some of every row of shards; and the store's edges.
+    """Choose random regions from every layer of shards and from the edges of the store.
 
-    Few slices and many rows of each, since the strip index of a slice and the masks down to a row are fetched for any.
+    The regions lie in a few slices of each layer of shards, and in the first and the last slice of the store. Each of
+    these slices has one region in every row of shards, and one at its top and its bottom edge. There are few slices
+    with many regions each, because any region of a slice costs its strip index, or a mask from the top to that region.
+
+    Args:
+        layout: The grids of the store.
+        groups: The groups of variables.
+        rng: The random number generator.
+
+    Yields:
+        For each slice and group, a batch of its regions from top to bottom.
     """
     depth, height, _ = layout.shape
     slices = {0, depth - 1}

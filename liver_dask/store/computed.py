@@ -1,13 +1,15 @@
-"""Variables that are computed of others: what each job needs of their graph, what it reads, and what it holds.
+"""Computed variables: the part of the dask graph that each job runs, what it reads, and which results it holds.
 
-The graph is optimised once. A job writes regions one after the other, and has its own part of the graph: what several
-regions need is held from the first to the last of them, within limits; what does not fit is computed, and read, again.
-What nearly all jobs need, and is small (a maximum), is computed once, before: a **statistic**.
+The graph is optimised once. A job writes its regions one after another, and has its own part of the graph. A result
+that several regions need is held in memory from the first of them to the last, within limits. A result that does not
+fit is computed again, and its input is read again. A small result that nearly all jobs need (such as a maximum) is
+computed once, before the jobs. It is called a **statistic**.
 
-All of that follows from the graph, before anything is read; so how often each file is read can be told in advance.
+All of this follows from the graph before anything is read. So the number of reads of each file is known in advance.
 
-How large the result of a task is, a graph does not tell. A layer of about as many blocks as the result has, or as are
-read, is taken for voxels, all blocks alike; one of fewer for what is left of voxels, as sums and means are, and small.
+A graph does not say how large the result of a task is. So the size is guessed from the number of blocks in a layer. A
+layer with about as many blocks as a variable has, or as are read, is taken for voxels, in blocks of equal size. A layer
+with fewer blocks is taken for reduced values, such as sums and means, which are small.
 """
 
 from collections import Counter
@@ -33,49 +35,52 @@ from .rows import Blocks, ComputedPart
 from .tally import Tally, extents_of
 
 HELD_BYTES = 512 << 20
-"""Voxels that a job holds for regions to come, at most."""
+"""Maximum size in bytes of the results that a job holds for later regions."""
 
 NEAR = 4
-"""Voxels that are needed again after more regions than these are not held, unless all fit: nearer ones go before."""
+"""Maximum number of regions for which a job holds a result until its next use. It leaves room for results that are
+needed sooner. It does not apply if all voxels that the job reads fit into HELD_BYTES."""
 
 EDGE = 8
-"""Of a block of which not more than this part of its rows is needed, these alone are read."""
+"""If a job needs at most 1/EDGE of a block, only these rows of the block are read."""
 
 SLICES = 8
-"""Of so many slices a job computes its share of a statistic."""
+"""Number of slices from which one job computes its share of a statistic."""
 
 MANY = -1
+"""Marks a task whose input comes from the slices of several shares."""
 
 SAMPLED = 6
-"""Jobs whose plans stand for those of all."""
+"""Number of jobs that are planned in advance, as a sample of all jobs."""
 
 WORTH_IT = 1.05
-"""By how much another order must read less to be taken."""
+"""Factor by which another order of regions must reduce the reads to be chosen."""
 
 CUTTING = (getitem, chunk.getitem, getter, getter_inline, getter_nofancy, read)
+"""Functions of tasks that only take slices of an array."""
 
 Key = Any
 
 
 class Work:
-    """The tasks of some variables that are read together.
+    """The dask tasks of the computed variables of one group.
 
     Attributes:
         blocks: The blocks of each variable.
-        tasks: All tasks, optimised; of statistics that are known, their values.
-        statistics: What is to be computed before, one list after the other.
+        tasks: All tasks, optimised. The task of a statistic is replaced by its value once that is known.
+        statistics: Keys of the statistics to compute before the jobs. Later lists may depend on earlier ones.
     """
 
     def __init__(self, arrays: Mapping[str, da.Array]) -> None:
         self.blocks = {name: Blocks.of(array) for name, array in arrays.items()}
-        written_out: Tasks = {}  # of layers, dask would fuse what reads with each that needs it, to be read for each
+        # Given layers, dask would fuse a task that reads into each task that needs it, and so read once for each.
+        written_out: Tasks = {}
         for array in arrays.values():
             written_out |= tasks_of(array)
         self._of_cluster = {key for key, task in written_out.items() if is_held(getattr(task, "value", None))}
         keys = [key for array in arrays.values() for key in flatten(array.__dask_keys__())]
-        self.tasks: Tasks = dict(
-            optimize(written_out, [*keys, *self._of_cluster])
-        )  # what is held stays apart, to be got
+        # The blocks that a cluster holds stay tasks of their own, so that `got` can fetch them.
+        self.tasks: Tasks = dict(optimize(written_out, [*keys, *self._of_cluster]))
         self.statistics: list[list[Key]] = []
         windows = {key: window_of(getattr(task, "value", None)) for key, task in self.tasks.items()}
         self._sources = {key: window for key, window in windows.items() if window}
@@ -91,18 +96,24 @@ class Work:
         self._fewest = min(filter(None, counts), default=0) / 2
 
     def part(self, run: RegionBatch) -> ComputedPart:
-        """What a job needs; statistics that are not known it computes itself."""
+        """Return what a job needs to write a batch; the job itself computes statistics that are not known yet."""
         return self._planned(run, ()).part
 
     def settle(self, values: Mapping[Key, Any]) -> None:
-        """Take the values of some tasks for known."""
+        """Replace some tasks by their known values."""
         self.tasks |= {key: DataNode(key, value) for key, value in values.items()}
 
     def plan(self, layout: Layout, group: Group) -> tuple[Group, Tally]:
-        """Choose in which order regions are written, and what is computed before, so that the least is read.
+        """Choose the order of regions and the statistics to compute before the jobs, so that the least is read.
+
+        Sets `statistics`.
+
+        Args:
+            layout: The grids of the store.
+            group: The group of these variables.
 
         Returns:
-            The group, and what is read for it.
+            The group with the chosen order and the bytes that a job holds, and the tally of what is read for it.
         """
         best: _Choice | None = None
         for with_statistics, deep in product((False, True), repeat=2):
@@ -122,9 +133,13 @@ class Work:
         return best.group._replace(held=held), tally
 
     def partials(self, keys: Collection[Key]) -> list[tuple[Tasks, list[Key]]]:
-        """What may be computed side by side of some statistics: tasks, and which of their results are needed."""
+        """Split the computation of some statistics into shares that can be computed in parallel.
+
+        Returns:
+            For each share, its tasks and the keys of the results that are needed.
+        """
         needed = sorted(_needed(self.tasks, keys, ()), key=self._order.__getitem__)
-        slices: dict[Key, int | None] = {}  # those that a task is made of; None of none, MANY of several
+        slices: dict[Key, int | None] = {}  # number of the share that a task belongs to; None: no input; or MANY
         for key in needed:
             of = {slices[one] for one in self.tasks[key].dependencies & self.tasks.keys()} - {None}
             of |= {int(min(one.window.selections[0])) // SLICES for one in self._reads.get(key, ())[:1]}
@@ -141,15 +156,15 @@ class Work:
         return [(self.needed(ends), list(ends)) for ends in wanted.values()]
 
     def needed(self, keys: Iterable[Key]) -> Tasks:
-        """The tasks that some results need."""
+        """Return the tasks that some results need."""
         return {key: self.tasks[key] for key in _needed(self.tasks, keys, ())}
 
     def _size(self, key: Key) -> int:
-        """About the bytes of a task's result; 0 of what is small, or costs nothing."""
+        """Estimate the size in bytes of a task's result; 0 if it is small or costs nothing."""
         if key in self._reads:
             return sum(one.nbytes for one in self._reads[key])
         task = self.tasks[key]
-        if isinstance(task, Alias) and task.target in self.tasks:  # another name for an array holds it as well
+        if isinstance(task, Alias) and task.target in self.tasks:  # an alias of an array keeps it in memory, too
             return self._size(task.target)
         return self._voxels // self._of_layer[_layer(key)] if self._is_voxels(key) else 0
 
@@ -157,8 +172,12 @@ class Work:
         return isinstance(self.tasks[key], Task) and self._of_layer[_layer(key)] >= self._fewest
 
     def _statistics(self, runs: Sequence[RegionBatch]) -> list[list[Key]]:
-        """What is small, is made of voxels, and has several uses, in several runs; what needs others after these."""
-        reach: dict[Key, tuple[int, int]] = {}  # the first and the last run that needs a task
+        """Find the statistics: small results, made of voxels, that several tasks and several batches need.
+
+        Returns:
+            Lists of keys. A statistic that depends on others is in a later list than these.
+        """
+        reach: dict[Key, tuple[int, int]] = {}  # the first and the last batch that needs a task
 
         def widen(key: Key, first: int, last: int) -> None:
             known = reach.get(key, (first, last))
@@ -172,7 +191,7 @@ class Work:
         for key in reversed(by_order):
             for needed in self.tasks[key].dependencies & self.tasks.keys() if key in reach else ():
                 widen(needed, *reach[key])
-        steps: dict[Key, int] = {}  # -1 of what costs nothing
+        steps: dict[Key, int] = {}  # number of lists that must be computed before a task; -1: it depends on no voxels
         found: list[list[Key]] = []
         for key in by_order:
             of = [steps[needed] for needed in self.tasks[key].dependencies & self.tasks.keys()]
@@ -193,7 +212,13 @@ class Work:
     def _tally(
         self, runs: Sequence[RegionBatch], statistics: Sequence[Sequence[Key]], most_jobs: int
     ) -> tuple[Tally, int]:
-        """What is read by all jobs, and the most bytes that one holds; of many jobs some stand for all."""
+        """Count what all jobs and statistics read, and the most bytes that one job holds.
+
+        Args:
+            runs: The batches of all jobs.
+            statistics: The statistics that are computed before the jobs.
+            most_jobs: Maximum number of jobs to plan; if there are more jobs, the planned ones are a sample.
+        """
         tally, held = Tally(self._extents, len(self._of_cluster)), 0
         known: set[Key] = set()
         for keys in statistics:
@@ -209,7 +234,7 @@ class Work:
         return tally, held
 
     def _all_reads(self, planned: "_Planned") -> Iterator[tuple[Read, int]]:
-        """What a job reads, and how often."""
+        """Yield what a job reads, and how often."""
         for key, times in planned.computed.items():
             task = planned.part.tasks[key]
             is_edge = task is not self.tasks[key]
@@ -217,7 +242,7 @@ class Work:
                 yield one, times
 
     def _steps(self, run: RegionBatch) -> list[set[Key]]:
-        """The blocks of each region."""
+        """Return the keys of the blocks that each region needs."""
         return [
             {key for name in run.group.names for key, _, _ in self.blocks[name].within(region)}
             for region in run.regions
@@ -235,12 +260,15 @@ class Work:
     def _held(
         self, tasks: Tasks, blocks: Mapping[str, Blocks], steps: Sequence[set[Key]], known: Collection[Key]
     ) -> "_Planned":
-        """How often each task is computed, and after which steps it is held, from the results down to what is read."""
-        uses = dict.fromkeys(tasks, 0)  # a bit a step
+        """Plan how often each task is computed, and after which steps (regions) its result is held.
+
+        The plan is made in reverse order: from the blocks of the variables to the tasks that read.
+        """
+        uses = dict.fromkeys(tasks, 0)  # for each task, one bit per step
         for i, keys in enumerate(steps):
             for key in keys:
                 uses[key] |= 1 << i
-        results = set().union(*steps)  # a job has room for these
+        results = set().union(*steps)  # their size counts as 0: a job has memory for them anyway
         load = np.zeros(len(steps), np.int64)
         all_fit = sum(self._size(key) for key in tasks if key in self._reads) <= HELD_BYTES
         held: dict[Key, list[int]] = {}
@@ -261,7 +289,10 @@ class Work:
         return _Planned(part, computed, int(load.max(initial=0)))
 
     def _edges(self, tasks: Tasks, results: set[Key]) -> Tasks:
-        """Of a block of which a job needs few rows, tasks that read these alone, in place of those that cut them."""
+        """Return tasks that read only the needed rows of a block, if a job needs few of them.
+
+        They replace tasks with the same keys, which take these rows from the whole block.
+        """
         cuts: dict[Key, list[tuple[Key, Any]]] = {}
         whole: set[Key] = set()
         for key, task in tasks.items():
@@ -289,7 +320,14 @@ class Work:
 
 
 class _Choice(NamedTuple):
-    """An order of regions, and how often it reads what it reads most often."""
+    """A candidate for the order of regions and the statistics.
+
+    Attributes:
+        most: The number of times that the variable which is read most often is read; see Tally.most.
+        group: The group, with the order.
+        runs: Its batches.
+        statistics: What is computed before them.
+    """
 
     most: float
     group: Group
@@ -298,7 +336,7 @@ class _Choice(NamedTuple):
 
 
 class _Planned(NamedTuple):
-    """What a job needs, how often it computes each task, and how many bytes it holds at most."""
+    """The plan of a job: its part of the graph, how often it computes each task, and the most bytes that it holds."""
 
     part: ComputedPart
     computed: dict[Key, int]
@@ -306,13 +344,14 @@ class _Planned(NamedTuple):
 
 
 def _layer(key: Key) -> tuple[Any, ...]:
-    """What the blocks of one array have in common."""
+    """Return what the keys of all blocks of one array have in common."""
     if not isinstance(key, tuple):
         return (key,)
     return (key[0], len(key), *(part for part in key[1:] if isinstance(part, str)))
 
 
 def _bits(number: int) -> Iterator[int]:
+    """Yield the positions of the bits that are set, in ascending order."""
     while number:
         lowest = number & -number
         yield lowest.bit_length() - 1
@@ -320,7 +359,10 @@ def _bits(number: int) -> Iterator[int]:
 
 
 def _sample(count: int, most: int) -> list[tuple[int, float]]:
-    """Some of so many, the first and the last among them unless it is one, and for how many each stands."""
+    """Choose at most `most` of the numbers below `count`, and return each with the count that it represents.
+
+    The first and the last number are always chosen, unless `most` is 1.
+    """
     if count <= most:
         return [(i, 1) for i in range(count)]
     if most == 1:
@@ -331,7 +373,7 @@ def _sample(count: int, most: int) -> list[tuple[int, float]]:
 
 
 def _needed(tasks: Tasks, keys: Iterable[Key], known: Collection[Key]) -> list[Key]:
-    """The tasks that some results need; not beyond what is known."""
+    """Return the keys of the tasks that some results need; the inputs of `known` tasks are not followed."""
     found: dict[Key, None] = {}
     coming = list(keys)
     while coming:
@@ -343,7 +385,7 @@ def _needed(tasks: Tasks, keys: Iterable[Key], known: Collection[Key]) -> list[K
 
 
 def _cut(task: Any) -> tuple[Key, tuple[slice, ...]] | None:
-    """Of a task that cuts slices out of one other's result, and does nothing else: which, and the slices."""
+    """Return the input and the slices of a task that only takes slices of another task's result, else None."""
     if not isinstance(task, Task) or task.func not in CUTTING or len(task.dependencies) != 1 or len(task.args) < 2:
         return None
     index = getattr(task.args[1], "value", task.args[1])
@@ -353,6 +395,7 @@ def _cut(task: Any) -> tuple[Key, tuple[slice, ...]] | None:
 
 
 def _composed(shape: Sequence[int], first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:
-    """One index for two that follow each other, along as many axes."""
+    """Compose two successive indexes of an array of this shape into one."""
     ranges = (range(length)[one][two] for length, one, two in zip(shape, first, second, strict=True))
-    return tuple(slice(r.start, None if r.stop < 0 else r.stop, r.step) for r in ranges)  # -1 were the last one
+    # As the stop of a slice, -1 would mean the last index.
+    return tuple(slice(r.start, None if r.stop < 0 else r.stop, r.step) for r in ranges)

@@ -1,4 +1,4 @@
-"""The driver of an export: which jobs there are, what became of them, and what is tried again."""
+"""The driver of an export: it creates the jobs, takes their results, and retries failed regions."""
 
 from collections import deque
 from collections.abc import Collection
@@ -21,24 +21,25 @@ from .worker import Failure, Outcome, Share, Task, merge, probe
 from .writer import Store
 
 TRIES = 2
-"""How often a region is tried that failed for a reason which may pass; each try asks `attempts` times already."""
+"""How often a region is tried if it fails for a transient reason. Each try already repeats a request up to `attempts`
+times."""
 
 
 class Driver:
     """One run of an export.
 
     Args:
-        source: What is written, all of it.
-        store: Where.
+        source: All variables to write.
+        store: The store to write to.
         run_name: The store's name for this run.
-        connections: How many requests may be under way at once, in all processes together.
-        continue_on_error: Whether a failure is no reason to stop.
-        advance: Is told of each region that is written.
+        connections: Maximum number of concurrent requests of all processes together.
+        continue_on_error: Whether to continue after a region that could not be written.
+        advance: Called with each report: the bytes of voxels that are done, and a remark to show.
 
     Attributes:
         failures: Regions that could not be written.
-        fetched: Bytes fetched, in all processes.
-        requests: Requests for them.
+        fetched: Bytes fetched by all processes.
+        requests: Number of requests for them.
     """
 
     def __init__(
@@ -63,24 +64,28 @@ class Driver:
         self.fetched = self.requests = 0
 
     def report(self, done: Report) -> None:
-        """Take what a task reports, on whatever thread."""
+        """Add the report of a task to the totals, and show it; may be called on any thread."""
         self.fetched += done.fetched
         self.requests += done.requests
         self._advance(done.voxel_bytes, self._remark())
 
     def write(self, written: Collection[tuple[str, Region]], team: JobRunner) -> None:
-        """Write all regions that are not written, and put all shards together.
+        """Write all regions that are not written yet, and merge their slabs into shards.
+
+        Args:
+            written: The regions that are written already, with the names of their variables.
+            team: Runs the jobs.
 
         Raises:
-            LiverDaskError, OSError: The first error of a region that could not be written; unless `continue_on_error`.
-            ExportError: The cluster is gone; or `continue_on_error` is True, and some regions could not be written.
+            LiverDaskError, OSError: The first error of a region, unless `continue_on_error` is True.
+            ExportError: The cluster is gone; or `continue_on_error` is True and some regions could not be written.
         """
         self._missing = self._find_missing(written)
         for row in [row for row, left in self._missing.items() if not left and not self._store.is_merged(row)]:
             self._add_merges(row)
         self._runs = plan_batches(self._store.layout, self._source.groups, written)
         self._threads = team.threads
-        if not written:  # a wrong address, shape or label is told before anything is kept
+        if not written:  # report a wrong address, shape or label before anything is written
             first = iter([Job("The first slice", probe, (self._source.windows,))])
             team.run_all(self._connections, lambda: next(first, None), self._take)
         try:
@@ -89,13 +94,13 @@ class Driver:
                     self._compute_statistics(work, team)
             team.run_all(self._connections, self._next_job, self._take)
         except BaseException:
-            self._store.end_run()  # jobs that run already end after the region they are at
+            self._store.end_run()  # running jobs then stop after their current region
             raise
         if self.failures:
             raise self._failures_as_error()
 
     def _compute_statistics(self, work: Work, team: JobRunner) -> None:
-        """Compute what all jobs need, once: shares of it in their places, the rest here."""
+        """Compute once what all jobs need: shares of it in jobs, and the rest in this process."""
         for keys in work.statistics:
             jobs = [Job("What all regions need", Share(self._store, *share).compute) for share in work.partials(keys)]
             values: dict[Any, Any] = {}
@@ -106,7 +111,7 @@ class Driver:
     def _take_share(self, values: dict[Any, Any], what: str, future: Future[Any]) -> None:
         try:
             result = future.result()
-        except Exception as error:  # the worker died several times, or cannot even begin
+        except Exception as error:  # the worker died several times, or cannot even start the job
             result = self._lost(what, error)
         if isinstance(result, Exception):
             raise result
@@ -114,7 +119,7 @@ class Driver:
         check_small(values)
 
     def _find_missing(self, written: Collection[tuple[str, Region]]) -> dict[ShardRow, set[Region]]:
-        """For each row of shards, the regions whose slabs are still to be written."""
+        """Return, for each row of shards, the regions whose slabs are not written yet."""
         layout = self._store.layout
         return {
             row: {region for region in layout.regions_of(row) if (row.name, region) not in written}
@@ -135,10 +140,10 @@ class Driver:
         return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._continue_on_error).write)
 
     def _take(self, what: RegionBatch | ShardRow | str, future: Future[Any]) -> None:
-        """Note what became of a job."""
+        """Process the result of a job."""
         try:
             result = future.result()
-        except Exception as error:  # the worker died several times, or cannot even begin
+        except Exception as error:  # the worker died several times, or cannot even start the job
             result = self._lost(what, error)
         if not isinstance(what, RegionBatch):
             if result is not None:
@@ -154,7 +159,7 @@ class Driver:
             self._note(what, failure)
 
     def _note(self, run: RegionBatch, failure: Failure) -> None:
-        """Try a region again, or stop, or go on without it."""
+        """Handle a failed region: retry it, raise its error, or continue without it."""
         key = failure.names, failure.region
         self._tries[key] = self._tries.get(key, 1) + 1
         if failure.is_transient and self._tries[key] <= TRIES:
@@ -166,7 +171,7 @@ class Driver:
             raise failure.error
 
     def _lost(self, what: RegionBatch | ShardRow | str, error: Exception) -> Any:
-        """The outcome of a task that did not come back."""
+        """Return the outcome of a job that returned no result: its regions as failures, or an error."""
         error = ExportError(
             f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
             f"or the folder {self._store.partial}; look at their logs."

@@ -1,7 +1,8 @@
-"""What an export will cost: requests, bytes to fetch, disk, memory, hours. Pure: from known facts, no file or network.
+"""Estimate of what an export costs: requests, bytes to fetch, disk, memory and hours.
 
-The size of raw files may be known (the archive's description); the sizes of masks, and how far voxels can be
-compressed, are not known before they are there, and are guessed from real EM of another tissue.
+It is computed from known facts, without access to files or the network. The size of raw files may be known from the
+archive's description. The sizes of mask files, and how well voxels compress, are not known before the export. They are
+guessed from real EM of another tissue.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,30 +16,30 @@ from ..core.kinds import Kind
 from .layout import Group, Layout, Region, plan_batches, rows_at_once
 
 STORED_BYTES_PER_BYTE: dict[Kind, float] = {"image": 0.875, "mask": 0.014, "instances": 0.05}
-"""As this package compresses them: tissue of real EM, made 16 bit by noise, and masks of it. The archive's own voxels
-may well take less, hardly more."""
+"""Measured with this package's compression on tissue of real EM, extended to 16 bits with noise, and on masks of it.
+The archive's own voxels may well take less, but hardly more."""
 
 STORED_SHARE = 0.9
-"""Of any variable that is no integer."""
+"""Stored bytes per byte of a variable of floats."""
 
 PROCESS_BYTES = 600 << 20
-"""What a process takes before it does anything, and what it keeps: strip indexes, checkpoints of masks."""
+"""Memory of a process before it does any work, and of its caches: strip indexes, checkpoints of masks."""
 
 RATES = (1.5e6, 10e6, 100e6)
-"""Bytes a second: one connection from far away, all connections together, a good line."""
+"""Bytes per second: one connection from far away, all connections together, a fast line."""
 
 
 @dataclass(frozen=True)
 class FilesRead:
-    """Which part of which files a group of variables is made of.
+    """The part of the files of one archive variable that is read for a group of variables.
 
     Attributes:
-        reader: What reads them.
-        slices: How many files.
-        rows: Rows that are read of each.
-        last_row: Rows of a file down to the last that is read.
-        last_column: Columns of a file up to the last that is read.
-        times: How often all that is read, because what is computed of it needs it again.
+        reader: The reader of the files.
+        slices: Number of files.
+        rows: Number of rows that are read from each file.
+        last_row: Number of rows of a file from its top to the last row that is read.
+        last_column: Number of columns of a file up to the last column that is read.
+        times: How often all of this is read, because computed variables need it again.
     """
 
     reader: VolumeReader
@@ -49,7 +50,7 @@ class FilesRead:
     times: float = 1
 
     def traffic(self, row_blocks: int) -> tuple[int, int]:
-        """Requests and bytes, where the rows are read in so many bands."""
+        """Estimate the number of requests and bytes, if the rows are read in this number of row blocks."""
         described = self.reader.variable
         reads = FORMATS[described.format]
         _, height, width = self.reader.shape
@@ -68,17 +69,17 @@ class FilesRead:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is still to be done, in all.
+    """The cost of all that is still to be done.
 
     Attributes:
-        regions: Regions to write, of each group of variables.
-        tasks: Tasks that write them or put shards together.
-        requests: Requests to the archive.
-        fetched: Bytes of their answers.
-        stored: Bytes of the store on disk.
-        disk: Bytes of disk needed while it is written: shards and slabs lie side by side for a while.
+        regions: Number of regions to write; each group of variables counts on its own.
+        tasks: Number of tasks that write the regions or merge slabs into shards.
+        requests: Number of requests to the archive.
+        fetched: Bytes of the responses.
+        stored: Bytes of the complete store on disk.
+        disk: Bytes of disk space needed during the export. A shard and its slabs exist together for a while.
         memory: Bytes of memory that one thread needs.
-        times: How often each variable of the archive is fetched, for what is computed of it.
+        times: How often each variable of the archive is fetched, because computed variables need it again.
     """
 
     regions: int
@@ -92,7 +93,7 @@ class Estimate:
 
     @property
     def hours(self) -> dict[float, float]:
-        """Hours of fetching, by bytes a second."""
+        """Hours that fetching takes, for each rate of RATES in bytes per second."""
         return {rate: self.fetched / rate / 3600 for rate in RATES}
 
 
@@ -103,14 +104,17 @@ def estimate(
     files: Mapping[Group, Iterable[FilesRead]],
     written: frozenset[tuple[str, Region]] = frozenset(),
 ) -> Estimate:
-    """Estimate an export.
+    """Estimate the cost of an export.
 
     Args:
         layout: The grids of the store.
-        groups: Its variables.
-        sizes: By variable, the bytes of a voxel in memory and, about, on disk.
-        files: What each group is read from.
-        written: Regions that are there already.
+        groups: The groups of its variables.
+        sizes: For each variable, the bytes of a voxel in memory and (approximately) on disk.
+        files: The files that each group is read from.
+        written: Regions that are written already, with the names of their variables.
+
+    Returns:
+        The cost of what is still to be done.
     """
     groups = list(groups)
     runs = list(plan_batches(layout, groups, written))
@@ -142,9 +146,15 @@ def estimate(
 
 
 def task_memory(layout: Layout, group: Group, sizes: Mapping[str, tuple[int, float]]) -> int:
-    """Bytes that one thread needs for a group: of a region that is read, one that is encoded, and two's chunks.
+    """Estimate the bytes of memory that one thread needs to write a group.
 
-    What is held for regions to come is more.
+    A thread has the voxels of one region that is read, those of one that is encoded, and the chunks of two regions. The
+    results that it holds for later regions are added.
+
+    Args:
+        layout: The grids of the store.
+        group: The group.
+        sizes: For each variable, the bytes of a voxel in memory and on disk.
     """
     row = layout.chunks[0] * layout.shape[2] * sum(sizes[name][0] for name in group.names)
     return 4 * row * rows_at_once(layout, group) + group.held

@@ -1,7 +1,7 @@
-"""What makes a store the one of a call: archive, variable and voxels; not where the archive is.
+"""What identifies a store: archive, variable and voxels, but not the address of the archive.
 
-The same archive at another address (a mirror, the folder it was copied to) goes on with a store, and is given it. Of
-variables that are computed, dask's name for them decides, and that has the address in it.
+A call that reads the same archive from another address (a mirror, or a folder with a copy) resumes or returns the same
+store. A computed variable is identified by its dask name, which depends on the address.
 """
 
 import re
@@ -14,11 +14,11 @@ from ..core.documents import as_object
 from ..core.kinds import RAW
 
 OF_OLD_STORES = EMPIAR_13356
-"""The archive of stores whose records name none."""
+"""The archive of older stores, whose records do not name an archive."""
 
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a record must be the same in two calls for the same store. The record may be damaged."""
+    """Return the part of a record that is the same in all calls for one store; the record may be damaged."""
     grids = {key: record.get(key) for key in ("shape", "chunks", "shards")}
     variables = {name: _of_variable(as_object(of)) for name, of in as_object(record.get("variables")).items()}
     return {**grids, "variables": variables}
@@ -38,13 +38,15 @@ def _of_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(variable: Mapping[str, Any]) -> Variable:
-    """The variable of an archive that a store's one is made of, as the archive is described here, or in the record.
+    """Return the archive variable that a variable of a store was made from.
+
+    The description of the archive that this package knows takes precedence over the one in the record.
 
     Args:
-        variable: What the record has of it; it must not be computed.
+        variable: The entry of the variable in the store's record. The variable must not be a computed one.
 
     Raises:
-        InvalidArgumentError: The archive has no such variable, or is described wrongly. (ValueError)
+        InvalidArgumentError: The archive has no such variable, or its description is invalid. (ValueError)
     """
     origin = variable["voxels"]
     known = archives().get(origin.get("archive", OF_OLD_STORES.name))
@@ -65,7 +67,12 @@ def recorded(variable: Mapping[str, Any]) -> Variable:
 
 
 def is_file_of(pattern: str, url: str) -> bool:
-    """Whether a URL is one of those that `VolumeReader.files` tells, or of a folder's, as older stores have it."""
+    """Return whether a URL matches a pattern of files.
+
+    Args:
+        pattern: `VolumeReader.files`, or the URL of a folder, as in the records of older stores.
+        url: The URL of a file.
+    """
     begins = pattern.rfind("{z")
     if pattern.endswith("/") or begins < 0:
         return url.startswith(pattern)
@@ -74,5 +81,12 @@ def is_file_of(pattern: str, url: str) -> bool:
 
 
 def has_means(variable: Mapping[str, Any]) -> bool:
-    """Whether the store's tables have mean and deviation of a variable: not of masks, nor, earlier, of any bytes."""
+    """Return whether a store's tables contain the mean and the standard deviation of a variable.
+
+    Variables of one byte per voxel have them only if they are images: masks do not. Earlier versions did not record the
+    kind, and left them out for all variables of one byte.
+
+    Args:
+        variable: The entry of the variable in the store's record.
+    """
     return variable["dtype"][-1] != "1" or variable.get("kind") == "image"

@@ -1,4 +1,4 @@
-"""What an export reads: its variables, by what they are read together with, and of each what a job needs."""
+"""The input of an export: its variables, in groups that are read together, and what each job needs of them."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -23,9 +23,9 @@ class Source:
     """The variables that are written.
 
     Attributes:
-        ds: All of them, in such blocks that nothing is read twice.
+        ds: All variables, in blocks that let each voxel be read only once.
         layout: The grids of the store.
-        readers: What each variable is made of.
+        readers: For each variable, the readers of the archive variables that it is made from.
     """
 
     def __init__(self, ds: xr.Dataset, layout: Layout) -> None:
@@ -36,28 +36,28 @@ class Source:
 
     @property
     def arrays(self) -> list[Any]:
-        """Those of all variables."""
+        """The arrays of all variables."""
         return [variable.data for variable in self._blocks.data_vars.values()]
 
     @property
     def groups(self) -> list[Group]:
-        """The variables, by what they are read together with."""
+        """The variables in groups that are read together."""
         return [group for group, _, _ in self._planned]
 
     @property
     def works(self) -> list[tuple[Group, Work]]:
-        """The groups of variables that are computed, and their tasks."""
+        """The groups of computed variables, and their tasks."""
         return [(group, work) for group, work, _ in self._planned if work]
 
     @property
     def windows(self) -> list[LazyWindow]:
-        """A part of each variable of the archive that is read, which tells whether there is such a variable."""
+        """One window of each archive variable that is read, to check that this variable exists."""
         leaves = [leaf for array in self.arrays for leaf in ([array.lazy] if _is_lazy(array) else leaves_in(array))]
         found = [leaf for leaf in leaves if isinstance(leaf, LazyWindow) and leaf.nbytes]
         return list({lazy.read: lazy for lazy in reversed(found)}.values())
 
     def part(self, run: RegionBatch) -> Part:
-        """What a job needs."""
+        """Return what a job needs to read a batch."""
         for group, work, _ in self._planned:
             if work and set(run.group.names) <= set(group.names):
                 return work.part(run)
@@ -66,7 +66,7 @@ class Source:
         return WindowPart({name: LazyWindow(one.read, one.window[z], one.dtype) for name, one in lazies.items()})
 
     def files_read(self) -> dict[Group, list[FilesRead]]:
-        """Which files each group is made of."""
+        """Return the files that each group is made from."""
         return {
             group: _tallied(tally, [reader for name in group.names for reader in self.readers[name]])
             if tally
@@ -87,7 +87,10 @@ class Source:
         return planned
 
     def _read_whole(self, reader: VolumeReader) -> FilesRead:
-        """What is read of a variable's files: the rows and slices of the store, by its coordinates if they tell."""
+        """Return what is read of the files of a variable that is not computed.
+
+        These are the slices and rows of the store. Integer coordinates say up to which row and column a file is read.
+        """
         depth, store_rows, _ = self.layout.shape
         _, height, width = reader.shape
         last_row, last_column = _last(self.ds, "y", height), _last(self.ds, "x", width)
@@ -95,7 +98,7 @@ class Source:
 
 
 def _tallied(tally: Tally, readers: list[VolumeReader]) -> list[FilesRead]:
-    """What is read of each variable's files, as its tasks tell."""
+    """Return what the tasks of computed variables read of the files of each archive variable."""
     of_name = {reader.name: reader for reader in readers}
     found = []
     for name, (files, all_rows, last_row, last_column) in tally.extents.items():
@@ -106,7 +109,7 @@ def _tallied(tally: Tally, readers: list[VolumeReader]) -> list[FilesRead]:
 
 
 def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
-    """Variables that are not of dask (of the engine without `chunks`, or in memory) as dask arrays."""
+    """Convert variables that are not dask arrays (opened by the engine without `chunks`, or in memory) to blocks."""
     block = dict(zip(DIMS, (1, layout.row_block, layout.shape[2]), strict=True))
     return ds.assign(
         {name: variable.chunk(block) for name, variable in ds.data_vars.items() if variable.chunks is None}
@@ -114,7 +117,11 @@ def in_blocks(ds: xr.Dataset, layout: Layout) -> xr.Dataset:
 
 
 def with_shared_blocks(ds: xr.Dataset) -> xr.Dataset:
-    """The same voxels; what a computed variable is made of is read as the blocks that it is computed of, not anew."""
+    """Return a Dataset with the same voxels, in which computed variables share blocks with their inputs.
+
+    If a computed variable is made from a variable of the Dataset, that variable becomes a plain dask array of the same
+    blocks. Otherwise its voxels would be read twice.
+    """
     arrays = {name: variable.data for name, variable in ds.data_vars.items() if variable.chunks is not None}
     computed = set()
     for array in arrays.values():
@@ -134,7 +141,7 @@ def _is_lazy(array: Any) -> bool:
 
 
 def _groups_of(blocks: xr.Dataset, readers: Mapping[str, set[VolumeReader]]) -> list[Group]:
-    """Variables that are made of the same files in one group: read together, each file is read once."""
+    """Group the variables that are made from the same files, so that each file is read once."""
     sets: list[tuple[set[str], set[VolumeReader]]] = []
     for name, of_name in readers.items():
         names, files = {name}, set(of_name)
@@ -154,6 +161,9 @@ def _group(names: tuple[str, ...], blocks: xr.Dataset, readers: set[VolumeReader
 
 
 def _last(ds: xr.Dataset, dim: str, length: int) -> int:
-    """How many indexes of a file there are up to the last of the Dataset."""
+    """Return the number of indexes along `dim` from the start of a file to the last coordinate of the Dataset.
+
+    It is at most `length`, and it is `length` if the coordinates are not integers.
+    """
     stop = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
     return max(min(length, stop), 1)

@@ -1,8 +1,8 @@
-"""Who does the work of an export: threads of this process, or the workers of a cluster; some jobs at a time.
+"""The runner of the jobs of an export: on threads of this process, or on the workers of a dask cluster.
 
-Jobs are submitted as others end, a few more than can run: no graph is built, whatever the size of the volume, and a
-cluster that adapts sees that there is work for more workers. The requests that the archive is to bear are shared out
-among the jobs that run, see `shares`.
+New jobs are submitted when others end. On a cluster, a few more jobs are submitted than can run. So no graph is built,
+whatever the size of the volume, and an adaptive cluster sees that there is work for more workers. Workers share the
+allowed number of concurrent requests, so the number of jobs that fetch is limited, too; see `JobRunner.shares`.
 """
 
 import logging
@@ -31,21 +31,29 @@ if TYPE_CHECKING:
     from distributed import Client
 
 LOCAL_JOBS = 4
-"""Jobs side by side in this process: one for raw and one for each mask are what a box has."""
+"""Number of concurrent jobs in this process. An export of a box has one job for raw and one for each mask."""
 
 JOBS_AHEAD = 16
-"""Jobs that are submitted to a cluster before they can run: dask asks for workers for what waits. The most that are
-held in the scheduler's memory."""
+"""Maximum number of jobs that are submitted to a cluster before they can run. An adaptive cluster adds workers for
+waiting jobs. The limit bounds the memory that waiting jobs take in the scheduler."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
+"""Interval at which interrupts and the number of workers are checked."""
+
 SECONDS_WITHOUT_WORKERS = 5.0
-"""So long nothing is said of it that there is nobody to do the work."""
+"""Time without any worker before a warning is logged."""
 
 log = logging.getLogger(__name__)
 
 
 class Report(NamedTuple):
-    """What was done since the last report: bytes of voxels, and what all jobs of the process fetched."""
+    """Progress since the last report.
+
+    Attributes:
+        voxel_bytes: Bytes of voxels that the job has finished.
+        fetched: Bytes fetched by all jobs of the process.
+        requests: Number of requests of all jobs of the process.
+    """
 
     voxel_bytes: int
     fetched: int
@@ -53,13 +61,13 @@ class Report(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Something to do.
+    """One unit of work.
 
     Attributes:
-        what: What it is, to whoever gets its result.
-        call: Is called with the arguments; must be picklable.
-        arguments: They.
-        fetches: Whether it asks the archive: then it is called with `connections` and `report`, too.
+        what: Tag that is passed on with the result.
+        call: The function to call; it must be picklable.
+        arguments: Positional arguments of the function.
+        fetches: Whether the job reads from the archive. If True, the function also gets the keyword argument `report`.
     """
 
     what: Any
@@ -70,18 +78,19 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class JobRunner:
-    """Who does the work.
+    """Runs jobs on threads or on a cluster.
 
     Attributes:
-        submit: Begins a job, with the options that it is called with.
-        places: How many jobs can run side by side now; it may change while workers come and go. ExportError if there
-            is no cluster any more.
-        why_cancelled: What became of a job that was cancelled.
-        report: Given to each job that fetches.
-        on_progress: Is called here with what they report, and once in a while with nothing.
-        shares: Whether requests are to be shared out among the jobs, because these run in several processes.
-        ahead: How many jobs more are submitted than can run now.
-        threads: Threads that a job may compute on.
+        submit: Submits a job with the given keyword arguments, and returns its future.
+        places: Returns how many jobs can run concurrently now. The number changes when workers join or leave. Raises
+            ExportError if the cluster is gone.
+        why_cancelled: Returns the error that explains why a job was cancelled.
+        report: The function that each job that fetches gets as `report`.
+        on_progress: Called in this process with the reports of the jobs, and regularly with an empty report.
+        shares: Whether the jobs run in several processes, which share the allowed number of concurrent requests. Then
+            at most one job per allowed request fetches at a time.
+        ahead: How many more jobs are submitted than can run now.
+        threads: Number of threads on which a job may compute.
     """
 
     submit: Callable[[Job, dict[str, Any]], Future[Any]]
@@ -96,15 +105,15 @@ class JobRunner:
     def run_all(
         self, connections: int, next_job: Callable[[], Job | None], take: Callable[[Any, Future[Any]], None]
     ) -> None:
-        """Do jobs until none is left.
+        """Run jobs until none is left.
 
         Args:
-            connections: How many requests may be under way at once, in all processes together.
-            next_job: Gives a job, or None where there is none now; there may be one again when a result was taken.
-            take: Gets `what` a job was, and its future.
+            connections: Maximum number of concurrent requests of all processes together.
+            next_job: Returns a job, or None if there is none now. It may return one again after `take` was called.
+            take: Called with `what` of a finished job and its future.
 
         Raises:
-            ExportError: The cluster is gone, or somebody cancelled the jobs.
+            ExportError: The cluster is gone, or the jobs were cancelled.
         """
         with interrupts_noted():
             self._work_off(connections, next_job, take)
@@ -113,7 +122,7 @@ class JobRunner:
         self, connections: int, next_job: Callable[[], Job | None], take: Callable[[Any, Future[Any]], None]
     ) -> None:
         submitted: dict[Future[Any], Job] = {}
-        fetching, most_fetching = 0, connections if self.shares else inf  # each of them needs a request of its own
+        fetching, most_fetching = 0, connections if self.shares else inf  # each job that fetches needs one request
         alone = _Alone()
         job = next_job()
         try:
@@ -141,12 +150,13 @@ class JobRunner:
 
 
 class _Alone:
-    """Says so, once, if there is nobody for a while who could do the work."""
+    """Logs a warning, once, if a cluster has no worker for a while."""
 
     def __init__(self) -> None:
         self._since, self._was_logged = monotonic(), False
 
     def note(self, places: int) -> None:
+        """Take note of how many jobs can run now."""
         if places:
             self._since, self._was_logged = monotonic(), False
         elif not self._was_logged and monotonic() - self._since > SECONDS_WITHOUT_WORKERS:
@@ -157,10 +167,10 @@ class _Alone:
 
 
 def client_in_force() -> "Client | None":
-    """The client that dask itself would compute with now, if nothing else was said; None where that is threads.
+    """Return the client that dask itself would use now by default, or None if dask would not use a cluster.
 
-    In a task of a cluster it is none: whoever hands out tasks has shared out the work, and each of them would start
-    a driver and leave its place to the next one, all of them at once.
+    Within a task of a cluster, return None. There the caller has already distributed the work. Otherwise each task
+    would start a driver and give up its worker thread to the next task, so that all of them would run at once.
     """
     distributed = sys.modules.get("distributed")
     scheduler = dask.config.get("scheduler", None)
@@ -174,18 +184,21 @@ def client_in_force() -> "Client | None":
         client: Client = distributed.default_client()
     except ValueError:
         return None
-    is_of_a_worker = client.id.startswith("Client-worker-")  # met on a thread that a task has started
+    is_of_a_worker = client.id.startswith("Client-worker-")  # it is the default on a thread that a task has started
     is_usable = not client.asynchronous and client.status not in ("closing", "closed")
     return client if is_usable and not is_of_a_worker else None
 
 
 @contextmanager
 def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) -> Iterator[JobRunner]:
-    """The workers of a cluster, or threads of this process where there is none.
+    """Open a runner on the workers of a cluster, or on threads of this process.
 
     Args:
-        client: The cluster.
-        on_progress: Is called with what the jobs report, on some thread.
+        client: The client of the cluster; None for threads.
+        on_progress: Called with the reports of the jobs, on any thread.
+
+    Yields:
+        The runner.
     """
     if client is None:
         if setting("tune-malloc"):
@@ -222,14 +235,15 @@ def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) 
 
 
 def _submit(executor: Executor, job: Job, options: dict[str, Any]) -> Future[Any]:
-    """To a cluster; what fetches nothing frees the disk, so it comes first."""
-    name = f"liver_dask-{job.call.__name__}-{uuid4()}"  # dask tells from the first part how long such jobs take
+    """Submit a job to a cluster. Jobs that fetch nothing have priority, because they free disk space."""
+    name = f"liver_dask-{job.call.__name__}-{uuid4()}"  # dask estimates the duration of a job by the first part
     return executor.submit(
         _start_on_worker, job.call, *job.arguments, **options, key=name, priority=0 if job.fetches else 1
     )
 
 
 def _places(client: "Client") -> int:
+    """Return the number of threads of all workers."""
     try:
         return sum(client.nthreads().values())
     except (OSError, RuntimeError, CancelledError, AttributeError) as error:
@@ -237,7 +251,7 @@ def _places(client: "Client") -> int:
 
 
 def _why_cancelled(client: "Client") -> ExportError:
-    """What became of a cluster whose jobs were cancelled, or that does not answer."""
+    """Return an error that explains why jobs were cancelled, or why the cluster does not answer."""
     if client.status in ("closing", "closed"):
         return ExportError("The client was closed before the work was done; leave it open until then.")
     if client.status == "running":
@@ -247,7 +261,7 @@ def _why_cancelled(client: "Client") -> ExportError:
 
 @contextmanager
 def _place_given_up() -> Iterator[None]:
-    """In a task of a cluster, leave its place to the jobs meanwhile, which else might wait for it for ever."""
+    """Within a task of a cluster, give up its worker thread to the jobs; otherwise they might wait for it for ever."""
     if not is_in_task():
         yield
         return
@@ -255,7 +269,7 @@ def _place_given_up() -> Iterator[None]:
 
     try:
         secede()
-    except KeyError:  # it has done so itself
+    except KeyError:  # the task has already seceded
         yield
         return
     try:
@@ -265,14 +279,14 @@ def _place_given_up() -> Iterator[None]:
 
 
 def _start_on_worker(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a job that computes on one thread."""
+    """Run a job on a worker, where each running job may compute on one thread."""
     keep_memory_of_worker()
     with cores.of(1):
         return call(*arguments, **options)
 
 
 def _send(topic: str, report: Report) -> None:
-    """Report from a worker, as an event of the scheduler: they come through whatever kind of cluster it is."""
+    """Send a report from a worker as an event of the scheduler, because events work with any kind of cluster."""
     from distributed import get_worker
 
     get_worker().log_event(topic, tuple(report))

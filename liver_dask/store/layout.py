@@ -1,12 +1,14 @@
-"""What a store looks like and in which order it is written. Pure: integers in, a plan out; no file, no network.
+"""The grids of a store and the order in which it is written; pure computation, without access to files or the network.
 
-A **region** is the unit of work and of loss: one chunk deep (8 slices), a band of rows, and the whole width, because a
-strip of the source spans the whole width. The encoded chunks of a region are kept as one **slab** for each variable;
-when all slabs of a **row of shards** are there (those side by side along x), their bytes are put together to make the
-shards. So no voxel is fetched, decoded or encoded twice, and memory holds regions, not shards.
+A **region** is the unit of work: if an export is interrupted, only unfinished regions are lost. A region is one chunk
+deep (8 slices), one row block high, and as wide as the volume, because a strip of the source spans the whole width. The
+encoded chunks of a region are stored as one **slab** for each variable. A **row of shards** is all shards next to each
+other along x. When all of its slabs are written, their bytes are merged into the shards. So no voxel is fetched,
+decoded or encoded twice, and memory contains regions, not shards.
 
-A task writes a **run**: some regions of the same slices, from top to bottom. Where rows can be read in any order (raw),
-a run is a few regions; where they cannot (a mask has to be inflated from its first row), it is all of them.
+A task writes a **batch**: some regions of the same slices, from top to bottom. If rows can be read in any order (raw),
+a batch is a few regions. If they cannot (a mask must be inflated from its first row), it is all regions of these
+slices.
 """
 
 import math
@@ -19,16 +21,21 @@ from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape, check_lengths
 
 CHUNKS = (8, 256, 256)
+"""Default chunk shape (z, y, x) in voxels."""
+
 SHARDS = (64, 4096, 4096)
+"""Default shard shape (z, y, x) in voxels."""
+
 REGION_BYTES = 64 << 20
-"""A band of rows is made as high as fits into this, and at least one chunk high."""
+"""A row block is as high as fits into this number of bytes, and at least one chunk high."""
 
 REGIONS_PER_BATCH = 8
-"""Enough that one is read while the one before is encoded; few, so that tasks end often and share the cores evenly."""
+"""Maximum number of regions in a batch, if rows can be read in any order. These are enough to read one region while the
+one before is encoded. They are few, so that tasks end often and share the cores evenly."""
 
 
 class Shard(NamedTuple):
-    """The place of a shard in the grid of shards."""
+    """The indices of a shard in the grid of shards."""
 
     z: int
     y: int
@@ -36,7 +43,7 @@ class Shard(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Voxels `z_start` to `z_stop` and `y_start` to `y_stop` of the store, all along x."""
+    """A box of the store: slices `z_start` to `z_stop`, rows `y_start` to `y_stop` (without the stops), all columns."""
 
     z_start: int
     z_stop: int
@@ -45,7 +52,13 @@ class Region(NamedTuple):
 
 
 class ShardRow(NamedTuple):
-    """All shards of one variable that lie side by side along x: they are put together from the same slabs."""
+    """All shards of one variable next to each other along x, which are merged from the same slabs.
+
+    Attributes:
+        name: The variable.
+        z: Index of the shards along z in the grid of shards.
+        y: Index of the shards along y.
+    """
 
     name: str
     z: int
@@ -53,15 +66,15 @@ class ShardRow(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Variables that are read together, because they are made of the same files.
+    """Variables that are read together, because they are made from the same files.
 
     Attributes:
         names: The variables.
-        cuts: Rows between which reading may stop and go on without reading anything twice, ascending, the first 0 and
-            the last the height; None if that is between any two rows.
-        from_the_top: Whether a slice must be read in one go, from top to bottom.
-        deep: Whether a task goes on with the slices behind, instead of with the rows below.
-        held: Bytes that a task holds for regions to come.
+        cuts: Ascending row numbers, from 0 to the height, at which reading can stop and continue later without reading
+            anything twice. None if this is possible at any row.
+        from_the_top: Whether one task must read a slice as a whole, from top to bottom.
+        deep: Whether a task continues with the next slices, instead of with the next rows.
+        held: Bytes that a task holds for later regions.
     """
 
     names: tuple[str, ...]
@@ -72,9 +85,9 @@ class Group(NamedTuple):
 
 
 class RegionBatch(NamedTuple):
-    """What one task writes, one after the other, of the variables of a group.
+    """The regions that one task writes, one after another, for the variables of a group.
 
-    Regions of the same slices, from top to bottom; or all slices of some rows, if the group is `deep`.
+    They are regions of the same slices from top to bottom, or all slices of some rows if the group is `deep`.
     """
 
     group: Group
@@ -86,10 +99,10 @@ class Layout:
     """The grids of a store.
 
     Attributes:
-        shape: Voxels (z, y, x) of the store.
-        chunks: Voxels of an inner chunk.
-        shards: Voxels of a shard, a multiple of the chunk on each axis.
-        row_block: Rows of a region, a multiple of the chunk's and a divisor of the shard's.
+        shape: Number of voxels (z, y, x) of the store.
+        chunks: Number of voxels (z, y, x) of an inner chunk.
+        shards: Number of voxels (z, y, x) of a shard, a multiple of the chunk on each axis.
+        row_block: Number of rows of a region: a multiple of the rows of a chunk and a divisor of the rows of a shard.
     """
 
     shape: Shape
@@ -99,44 +112,44 @@ class Layout:
 
     @property
     def shards_along(self) -> Shape:
-        """Shards on each axis."""
+        """Number of shards along each axis (z, y, x)."""
         z, y, x = (-(-length // shard) for length, shard in zip(self.shape, self.shards, strict=True))
         return z, y, x
 
     @property
     def chunks_per_shard(self) -> Shape:
-        """Chunks on each axis of a shard."""
+        """Number of chunks of a shard along each axis (z, y, x)."""
         z, y, x = (shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True))
         return z, y, x
 
     def slab_grid(self, region: Region) -> tuple[int, int]:
-        """Chunks (y, x) of a region's slab."""
+        """Return the number of chunks (y, x) in the slab of a region."""
         return -(-(region.y_stop - region.y_start) // self.chunks[1]), -(-self.shape[2] // self.chunks[2])
 
     def regions(self) -> Iterator[Region]:
-        """All regions, those of the same slices together, from top to bottom."""
+        """Yield all regions in the order of z, and those of the same slices from top to bottom."""
         return self._regions_within((0, self.shape[0]), (0, self.shape[1]))
 
     def regions_of(self, row: ShardRow) -> Iterator[Region]:
-        """The regions that a row of shards is put together from."""
+        """Yield the regions from whose slabs a row of shards is merged."""
         z, y = row.z * self.shards[0], row.y * self.shards[1]
         return self._regions_within((z, z + self.shards[0]), (y, y + self.shards[1]))
 
     def row_of(self, name: str, region: Region) -> ShardRow:
-        """The row of shards that a region of a variable belongs to."""
+        """Return the row of shards that a region of a variable belongs to."""
         return ShardRow(name, region.z_start // self.shards[0], region.y_start // self.shards[1])
 
     def shards_of(self, row: ShardRow) -> list[Shard]:
-        """The shards of a row, from left to right."""
+        """Return the shards of a row, from left to right."""
         return [Shard(row.z, row.y, x) for x in range(self.shards_along[2])]
 
     def shard_rows(self, names: Iterable[str]) -> list[ShardRow]:
-        """All rows of shards of some variables."""
+        """Return all rows of shards of some variables."""
         z, y, _ = self.shards_along
         return [ShardRow(*place) for place in product(names, range(z), range(y))]
 
     def voxels_of(self, region: Region) -> int:
-        """Voxels of a region."""
+        """Return the number of voxels of a region, in one variable."""
         return (region.z_stop - region.z_start) * (region.y_stop - region.y_start) * self.shape[2]
 
     def _regions_within(self, z_range: tuple[int, int], y_range: tuple[int, int]) -> Iterator[Region]:
@@ -152,16 +165,19 @@ def plan_layout(
     chunks: Sequence[int] = CHUNKS,
     shards: Sequence[int] = SHARDS,
 ) -> Layout:
-    """Clip the shards to the array and choose the height of a region.
+    """Clip the shards to the array, and choose the height of a region.
 
     Args:
-        shape: Voxels (z, y, x) of the store.
-        bytes_of_variable: Bytes a voxel of each variable.
-        chunks: Voxels of an inner chunk.
-        shards: Voxels of a shard, at most.
+        shape: Number of voxels (z, y, x) of the store.
+        bytes_of_variable: For each variable, the bytes of a voxel.
+        chunks: Number of voxels (z, y, x) of an inner chunk.
+        shards: Maximum number of voxels (z, y, x) of a shard.
+
+    Returns:
+        The grids of the store.
 
     Raises:
-        InvalidArgumentError: A shard is not a whole number of chunks, or a length is not positive.
+        InvalidArgumentError: A shard is not a whole number of chunks, or a length is not positive. (ValueError)
     """
     chunks, shards = check_lengths("chunks", chunks), check_lengths("shards", shards)
     for shard, chunk in zip(shards, chunks, strict=True):
@@ -181,14 +197,16 @@ def plan_layout(
 def plan_batches(
     layout: Layout, groups: Sequence[Group], written: Collection[tuple[str, Region]]
 ) -> Iterator[RegionBatch]:
-    """The runs that write what is not written yet, slices by slices, so that shards are complete as early as can be.
+    """Yield the batches that write all regions that are not written yet.
 
-    Of the same slices the longest runs come first: then all tasks end at about the same time.
+    The batches are in the order of z, so that shards are complete as early as possible. For the same slices, the
+    longest batches come first, so that all tasks end at about the same time. Batches of `deep` groups come before all
+    others.
 
     Args:
         layout: The grids of the store.
-        groups: Its variables, each in one group.
-        written: Regions that are there, by variable.
+        groups: The groups of variables; each variable is in one group.
+        written: The regions that are written already, with the names of their variables.
     """
     row_blocks = -(-layout.shape[1] // layout.row_block)
     for group in [group for group in groups if group.deep]:
@@ -206,26 +224,31 @@ def plan_batches(
 
 
 def _joints(layout: Layout, group: Group) -> list[int]:
-    """Rows between which tasks of a deep group may be apart: ends of regions and, if that can be, of blocks."""
+    """Return the rows at which the work of a deep group is split into tasks: ends of regions that are also `cuts`."""
     _, height, _ = layout.shape
     ends = [*range(0, height, layout.row_block), height]
     return sorted({0, height, *(set(ends) & set(group.cuts or ends))})
 
 
 def rows_at_once(layout: Layout, group: Group) -> int:
-    """The most rows of a group that a task holds at once: those of a region, or up to a cut that lies further."""
+    """Return the maximum number of rows of a group that a task has in memory at once.
+
+    These are the rows of a region. If reading can only stop at some rows, the longest distance between these is added.
+    """
     if group.cuts is None:
         return layout.row_block
     return layout.row_block + max(b - a for a, b in zip(group.cuts[:-1], group.cuts[1:], strict=True))
 
 
 def _divisors(number: int) -> Iterator[int]:
+    """Yield all divisors of a number, in any order."""
     for small in range(1, math.isqrt(number) + 1):
         if number % small == 0:
             yield from (small, number // small)
 
 
 def _parts(regions: list[Region], length: int) -> list[list[Region]]:
+    """Split a list into parts of this length; the last may be shorter."""
     return [regions[i : i + length] for i in range(0, len(regions), length)]
 
 
