@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,6 @@ from .jobs import Report
 from .layout import Group, Layout, Region, RegionBatch
 from .rows import Part
 from .worker import READERS, report_of
-
-if TYPE_CHECKING:
-    pass
-
 
 SLICES_OF_A_LAYER = 2
 """Number of slices to compare in each layer of shards, unless all voxels are compared."""

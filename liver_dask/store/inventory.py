@@ -85,11 +85,6 @@ def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _raise(error: OSError) -> None:
-    """Raise the error, because otherwise an unreadable folder would count as an empty one."""
-    raise error
-
-
 def checksum_of(data: bytes) -> tuple[int, int]:
     """Return size in bytes and CRC-32C of some data."""
     return len(data), google_crc32c.value(data)
