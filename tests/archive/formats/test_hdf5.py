@@ -129,7 +129,7 @@ def server(tmp_path: Path) -> Iterator[ArchiveServer]:
 
 @pytest.mark.parametrize("how", ["gzip", "contiguous"])
 def test_a_window_fetches_its_chunks_and_little_else(server: ArchiveServer, tmp_path: Path, how: str) -> None:
-    """A window fetches little more than its chunks or rows, and a second opening needs three requests at most."""
+    """A window fetches little more than its chunks or rows, and a second opening takes at most 3 requests."""
     shape = (1024, 1536)
     pixels = np.random.default_rng(0).integers(0, 2**31, shape, "uint32")
     options = {"chunks": (128, 128), "compression": "gzip"} if how == "gzip" else {}
@@ -215,7 +215,7 @@ def test_what_goes_wrong_in_fetching_is_raised_as_it_is(
             break
         except type(error):
             failed += 1
-            np.testing.assert_array_equal(read(item), pixels)  # and the next try goes on
+            np.testing.assert_array_equal(read(item), pixels)  # the next read succeeds
     assert failed
     assert capfd.readouterr().err == ""
 

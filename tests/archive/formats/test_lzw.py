@@ -89,7 +89,7 @@ def bytes_of_codes(strip: bytes, plain: np.ndarray) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_prefix_of_a_strip(kind: str) -> None:
     """Every prefix of a strip gives exactly the bytes of the codes that it holds in full, and no others."""
-    strip, plain = coded(row(kind, 2300 if kind == "noise" else 1200))  # of noise until a Clear comes again
+    strip, plain = coded(row(kind, 2300 if kind == "noise" else 1200))  # noise needs more, for a second Clear
     at, found = np.array([(0, 0), *bytes_of_codes(strip, plain)]).T
     target = np.empty(len(plain), np.uint8)
     for length in range(len(strip) + 1):

@@ -54,7 +54,7 @@ class InterruptAt:
         if frame.f_code.co_filename not in (png.__file__, png_file.__file__, png_rows.__file__, png_stream.__file__):
             return None
         of_block = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(("with ", "try:"))
-        if event == "line" and not of_block:  # nothing is called there, so nothing interrupts
+        if event == "line" and not of_block:  # these lines call nothing, so no interrupt can occur
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -97,7 +97,7 @@ class FailingFile(MemoryFile):
 
 
 def test_a_request_that_was_given_up_costs_no_pixel(mask: tuple[np.ndarray, bytes]) -> None:
-    """After a request that fails, the next reads give the right rows and fetch nothing again but that request."""
+    """After a failed request, the next reads give the right rows and fetch at most one request's bytes twice."""
     pixels, file = mask
     failed = 0
     for number in range(1, 12):

@@ -55,7 +55,7 @@ def test_every_file_of_the_suite(tmp_path: Path, path: Path) -> None:
     expected = read_by_pillow(path)
     height, width = expected.shape
     interlaced = path.read_bytes()[28] == 1
-    if not interlaced:  # imagecodecs' libpng warns of each
+    if not interlaced:  # imagecodecs' libpng warns about each interlaced file
         np.testing.assert_array_equal(read_by_libpng(path), expected)
     mask = opened(archive_of(path.read_bytes(), tmp_path), height, width)
     np.testing.assert_array_equal(mask.to_numpy(), expected)

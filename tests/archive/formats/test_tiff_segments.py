@@ -269,7 +269,7 @@ def test_any_window_of_any_layout(
 
 
 def test_an_8_bit_palette_is_no_grey(tmp_path: Path) -> None:
-    """An image of 8 bits with a palette is a FormatError, even in an archive that declares no data type."""
+    """An 8-bit image with a palette is a FormatError, also in an archive whose voxels have 8 bits."""
     pixels = Image.fromarray(np.arange(600, dtype="uint8").reshape(20, 30)).convert("P")
     pixels.save(tmp_path / "0.tif", compression="tiff_lzw")
     raw = ld.Variable(name="raw", files="{z}.tif", kind="image")
