@@ -1,4 +1,4 @@
-"""Ctrl-C ends what waits for a silent source at once, and none is lost."""
+"""Ctrl-C and cancelling end at once what waits for a silent source, and no interrupt is lost."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ from liver_dask.demo import RangeRequestHandler, serve
 from liver_dask.store import driver as export_run
 
 SECONDS = 10
-"""Far less than a silent source is waited for, and far more than it takes: 0.2 s on an idle machine."""
+"""Far less than the time-out for a silent source, and far more than cancelling takes (0.2 s on an idle machine)."""
 
 SCRIPT = """
 import os, signal, sys, time
@@ -70,7 +70,7 @@ CALLS = {
 
 
 class Silent(RangeRequestHandler):
-    """Answers nothing until the client hangs up."""
+    """Sends nothing until the client closes the connection."""
 
     def do_GET(self) -> None:
         self._note(0, 0, -1)
@@ -81,7 +81,7 @@ class Silent(RangeRequestHandler):
 
 @pytest.mark.slow
 def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_path: Path) -> None:
-    """Whoever presses Ctrl-C would wait a minute and more for threads that wait for a server."""
+    """Ctrl-C ends a process that waits for a silent server, whatever it computes, before the time-out is over."""
     with ExitStack() as stack:
         servers = [stack.enter_context(serve(archive, Silent)) for _ in CALLS]
         calls = [(name, (call, server.url)) for (name, call), server in zip(CALLS.items(), servers, strict=True)]
@@ -93,14 +93,14 @@ def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_p
         stack.callback(lambda: process.poll() is None and os.killpg(process.pid, signal.SIGKILL))
         process.stdin.write(repr((str(tmp_path), SHAPE, *calls)))
         process.stdin.close()
-        process.stdin = None  # which is not to be closed again
+        process.stdin = None  # so that it is not closed again
         children = [int(process.stdout.readline()) for _ in CALLS]
         for server in servers:
             wait_until(lambda server=server: server.requests, 60)
         began = time.time()
         for child in children:
             os.kill(child, signal.SIGINT)
-        told, _ = process.communicate(timeout=4 * SECONDS)  # eight interpreters come to their end at once
+        told, _ = process.communicate(timeout=4 * SECONDS)  # eight interpreters end at the same time
     ends = {name: (round(ended - began, 2), code) for name, ended, code in map(literal_eval, told.splitlines())}
     print(ends)
     assert {name: code for name, (_, code) in ends.items()} == dict.fromkeys(CALLS, -signal.SIGINT)
@@ -108,7 +108,7 @@ def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_p
 
 @contextmanager
 def line(answer) -> Iterator[tuple[str, list[socket.socket]]]:
-    """A server that calls `answer(connection)` for each connection; its address, and its connections."""
+    """Run a server that calls `answer(connection)` for each connection; yields its address and its connections."""
     connections: list[socket.socket] = []
 
     def serve(connection: socket.socket) -> None:
@@ -124,7 +124,7 @@ def line(answer) -> Iterator[tuple[str, list[socket.socket]]]:
 
 
 def drip(start: bytes, byte: bytes):
-    """Sends something, and then a byte each 50 ms, for ever."""
+    """Return an answer that sends `start`, and then `byte` every 50 ms without end."""
 
     def answer(connection: socket.socket) -> None:
         try:
@@ -158,7 +158,7 @@ DRIPS = {
 
 
 def fetch(url: str, read_timeout: float) -> Exception | None:
-    """What comes of asking for a range, the second time: one connection is all there is."""
+    """The last error of two requests for a range, one after the other, over the only connection allowed."""
     asked = HttpTransport(Source(url, 1, read_timeout, 1))
     fault = None
     for _ in range(2):
@@ -171,7 +171,7 @@ def fetch(url: str, read_timeout: float) -> Exception | None:
 
 @pytest.mark.parametrize(("scheme", "kind"), [*(("http", kind) for kind in DRIPS), ("https", "nothing")])
 def test_no_answer_is_waited_for_longer_than_the_patience(scheme: str, kind: str) -> None:
-    """A server that sends a byte now and then would hold up a read for hours, however patient the reader is."""
+    """A request to a server that sends nothing, or a byte now and then, ends with a RemoteError after the time-out."""
     with line(DRIPS[kind]) as (address, _):
         began = time.monotonic()
         fault = fetch(f"{scheme}://{address}", 0.5)
@@ -183,7 +183,7 @@ def test_no_answer_is_waited_for_longer_than_the_patience(scheme: str, kind: str
     ("scheme", "kind"), [*(("http", kind) for kind in ("nothing", "header", "body", "chunk")), ("https", "nothing")]
 )
 def test_what_is_no_longer_wanted_is_given_up_though_nothing_comes(scheme: str, kind: str) -> None:
-    """A thread would wait for a silent server, and whoever gave it up, for the thread."""
+    """A request that is no longer wanted ends with a ReadCancelledError, even if the server sends nothing."""
     wanted = threading.Event()
     with line(DRIPS[kind]) as (address, connections), ContextPool(1) as pool:
         with cancel_unless(lambda: not wanted.is_set()):
@@ -194,7 +194,7 @@ def test_what_is_no_longer_wanted_is_given_up_though_nothing_comes(scheme: str, 
 
 
 def test_a_name_that_is_not_found_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resolver that is silent is waited for by the system, which no time-out and no signal ends."""
+    """A host name lookup without an answer ends at the time-out with a TransientError, or at once when cancelled."""
     looked, let_go = threading.Event(), threading.Event()
 
     def silent(*_: object, **__: object) -> list:
@@ -216,7 +216,7 @@ def test_a_name_that_is_not_found_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_who_waits_for_a_connection_is_given_up() -> None:
-    """A read that waits for its turn would not hear that nobody wants it any more."""
+    """Requests that wait for the only connection end when they are cancelled, and open no other."""
     with line(DRIPS["nothing"]) as (address, connections), ContextPool(3) as pool:
         asked = HttpTransport(Source(f"http://{address}", 1, 60, 1))
 
@@ -232,7 +232,7 @@ def test_who_waits_for_a_connection_is_given_up() -> None:
 
 
 def test_a_pause_between_two_tries_is_given_up() -> None:
-    """A server that asks for a minute's pause would be obeyed by nobody's reader."""
+    """A pause before a retry ends with a ReadCancelledError when its pool is given up."""
     with ContextPool(1) as pool:
         begun = threading.Event()
 
@@ -247,7 +247,7 @@ def test_a_pause_between_two_tries_is_given_up() -> None:
 
 
 def test_only_what_was_given_up_ends(archive: Path, voxels) -> None:
-    """A read that somebody still wants would end with another one, or its connection be broken."""
+    """A cancelled read ends, while another read from the same server goes on and gives the right voxels."""
     held = threading.Event()
 
     class Holds(RangeRequestHandler):
@@ -266,7 +266,7 @@ def test_only_what_was_given_up_ends(archive: Path, voxels) -> None:
 
 
 def test_the_watchdog_ends_with_its_work_and_not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread would stay for ever in a process that has long stopped reading, or be started for each request."""
+    """Exchanges one after another share one watchdog thread, which ends some time after the last of them."""
     monkeypatch.setattr(watchdog, "SECONDS_BETWEEN_LOOKS", 0.01)
 
     def watching() -> int:
@@ -281,7 +281,7 @@ def test_the_watchdog_ends_with_its_work_and_not_at_once(monkeypatch: pytest.Mon
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_falls_into_a_callback_is_not_lost(archive: Path, tmp_path: Path, monkeypatch) -> None:
-    """What is raised in a callback of the garbage collector is printed and forgotten, and so a Ctrl-C might be."""
+    """An interrupt in `__del__` stops a store with a KeyboardInterrupt and prints no error; the hooks are restored."""
     monkeypatch.setattr(sys, "unraisablehook", shown := Shown())
     interrupted = []
     really = export_run.Driver._take
@@ -305,21 +305,21 @@ def test_an_interrupt_that_falls_into_a_callback_is_not_lost(archive: Path, tmp_
 
 
 class Dies:
-    """Is interrupted in its last moment."""
+    """Raises SIGINT when it is deleted."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
 class Shown(list):
-    """What Python would print of errors that nobody can catch."""
+    """Collects the types of errors that Python can only print, not raise."""
 
     def __call__(self, told) -> None:
         self.append(told.exc_type)
 
 
 def test_an_interrupt_is_left_to_who_handles_it(archive: Path, tmp_path: Path, monkeypatch) -> None:
-    """A program's own handler would not be called, or be overruled."""
+    """A program's own handler of SIGINT is called, and the store goes on to its end."""
     heard: list[int] = []
     really = export_run.Driver._take
 

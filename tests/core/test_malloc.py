@@ -1,4 +1,4 @@
-"""How malloc keeps memory is changed in processes of our own, and in a user's only if that is configured."""
+"""Settings of malloc are changed in this project's own processes, and in a user's process only if configured."""
 
 import multiprocessing
 from pathlib import Path
@@ -29,9 +29,9 @@ def keep(archive: Path, store: Path) -> None:
 def test_a_users_process_is_left_as_it_is(
     archive: Path, tmp_path: Path, changes: list[dict[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What else runs in it would take more memory, or less, and nobody would know why."""
+    """A store and a computation in a user's process, also with a cluster in it, do not change malloc's settings."""
     keep(archive, tmp_path / "a.zarr")
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as dask does where a cluster is begun
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as dask does when it starts a cluster
     with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, Client(cluster):
         keep(archive, tmp_path / "b.zarr")
         ld.open_human_liver_em(archive, shape=SHAPE).er.mean().compute()
@@ -39,7 +39,7 @@ def test_a_users_process_is_left_as_it_is(
 
 
 def test_it_is_changed_where_that_is_configured(archive: Path, tmp_path: Path, changes: list[dict[int, int]]) -> None:
-    """A long export would take twice the memory that it needs."""
+    """With `tune-malloc` configured, a store sets malloc to few arenas."""
     with dask.config.set({"liver-dask.tune-malloc": True}):
         keep(archive, tmp_path / "a.zarr")
     assert changes == [malloc.FEW_ARENAS]
@@ -48,7 +48,7 @@ def test_it_is_changed_where_that_is_configured(archive: Path, tmp_path: Path, c
 def test_the_command_and_dasks_workers_are_our_own(
     changes: list[dict[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Codecs would run at a quarter of their rate in workers."""
+    """The command sets malloc to few arenas. A dask worker is also set to keep memory, once."""
     assert CliRunner().invoke(main, ["cache", "info", "--help"]).exit_code == 0
     assert changes == [malloc.FEW_ARENAS]
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")

@@ -1,4 +1,4 @@
-"""Every dialect of TIFF and PNG that is promised, and any window of it, against tifffile and Pillow."""
+"""Every supported dialect of TIFF and PNG, whole and in windows, is read as tifffile and Pillow read it."""
 
 import struct
 import zlib
@@ -23,7 +23,7 @@ HEIGHT, WIDTH = 530, 203
 
 
 def em(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Smooth enough for a predictor to matter, rough enough for all bytes to occur."""
+    """Pixels like those of EM: smooth enough for a predictor to matter, noisy enough for all bytes to occur."""
     random = np.random.default_rng(7)
     rows, columns = np.mgrid[:height, :width]
     return ((np.sin(rows / 9) + np.cos(columns / 7) + 2) * 8000 + random.integers(0, 900, (height, width))).astype("u2")
@@ -35,7 +35,7 @@ def blobs(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 
 
 def check_windows(folder: Path, name: str, expected: np.ndarray) -> None:
-    """The whole slice, and windows at its corners, in its middle and across blocks, over HTTP."""
+    """Compare the whole slice and windows at its corners, in its middle and across blocks, all read over HTTP."""
     height, width = expected.shape
     with serve(folder) as server:
         ds = ld.open_human_liver_em(server.url, shape=(1, height, width), chunk_rows=100, labels=["er"])
@@ -59,7 +59,7 @@ def check_windows(folder: Path, name: str, expected: np.ndarray) -> None:
 def test_tiffs_with_the_directory_first(
     tmp_path: Path, byteorder: str, bigtiff: bool, compression: str | None, predictor: int, rows_per_strip: int
 ) -> None:
-    """A dialect of TIFF would give wrong voxels; 530 rows leave a last strip of 2."""
+    """A TIFF with its directory first is read as tifffile reads it; of 530 rows the last strip of 8 has only 2."""
     path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     tifffile.imwrite(
@@ -73,7 +73,7 @@ def test_tiffs_with_the_directory_first(
 @pytest.mark.parametrize("predictor", [1, 2])
 @pytest.mark.parametrize("rows_per_strip", [1, 8])
 def test_tiffs_of_libtiff(tmp_path: Path, compression: str, predictor: int, rows_per_strip: int) -> None:
-    """The archive's own dialect, with the directory last, would give wrong voxels."""
+    """A TIFF of libtiff, with the directory last as in the archive, is read as tifffile reads it."""
     path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     tags = {278: rows_per_strip} | ({317: predictor} if compression != "raw" else {})
@@ -82,7 +82,7 @@ def test_tiffs_of_libtiff(tmp_path: Path, compression: str, predictor: int, rows
 
 
 def test_a_large_bigtiff_index_costs_three_requests_at_most(tmp_path: Path) -> None:
-    """An index that lies elsewhere than at the end would be read piece by piece."""
+    """A window of a large BigTIFF with its directory first takes at most four requests, those of its index included."""
     path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     tifffile.imwrite(path, em(9000, 20), bigtiff=True, compression="lzw", rowsperstrip=1, predictor=2)
@@ -100,7 +100,7 @@ def pack(pixels: np.ndarray, bits: int) -> bytes:
 
 
 def write_png(path: Path, kind: str, mask: np.ndarray) -> None:
-    """Write a mask as Pillow would in the given mode, or as few writers do."""
+    """Write a mask with Pillow in the given mode, or, with samples of 2 bits, by hand."""
     opaque = np.full_like(mask, 200)
     match kind:
         case "grey":
@@ -134,7 +134,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pngs(tmp_path: Path, kind: str) -> None:
-    """A mode of PNG would give a wrong mask."""
+    """A PNG of any mode gives the same mask as Pillow, whole and in windows."""
     path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     write_png(path, kind, blobs())
@@ -145,7 +145,7 @@ def test_pngs(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("cut", [1, 7, 1000, 10**9], ids=lambda n: f"IDAT of {n}")
 def test_image_data_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
-    """Where one request or one chunk ends and the next begins, bytes would be lost or taken twice."""
+    """A mask is read right however its image data are cut into IDAT chunks and requests."""
     path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     mask = np.random.default_rng(1).integers(0, 2, (HEIGHT, WIDTH), np.uint8) * np.uint8(255)
@@ -167,7 +167,7 @@ def test_image_data_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_mask_read_block_by_block_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading a mask in 20 blocks would inflate it from the top 20 times, or twice where dask begins at the bottom."""
+    """A mask that is read in 20 blocks, from the top or from the bottom, is fetched once and decoded about once."""
     path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     mask = blobs(3000, 100)
@@ -188,7 +188,7 @@ def test_a_mask_read_block_by_block_is_decoded_once(tmp_path: Path, monkeypatch:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_sequence_of_windows_of_one_mask(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """What was decoded before would be taken for rows that it does not hold."""
+    """Any four windows of one mask, read one after another, have the right pixels."""
     folder = tmp_path_factory.mktemp("mask")
     path = folder / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
@@ -214,7 +214,7 @@ def test_any_sequence_of_windows_of_one_mask(tmp_path_factory: pytest.TempPathFa
     shuffled=st.booleans(),
 )
 def test_requests_hold_every_strip_once_and_no_more_than_a_server_takes(strips, connections: int, shuffled) -> None:
-    """A strip would be missing or fetched twice, a request be refused, or one request be for all of a slice."""
+    """Planned requests cover each strip once, in order, with limited bytes and a limited number of byte ranges."""
     gaps, counts = (np.array(numbers, np.int64) for numbers in zip(*strips, strict=True))
     offsets = 8 + np.cumsum(gaps) + np.cumsum(counts) - counts
     if shuffled:
@@ -230,7 +230,7 @@ def test_requests_hold_every_strip_once_and_no_more_than_a_server_takes(strips, 
 
 
 def test_a_window_deep_in_a_mask_fetches_little_more_than_its_prefix(tmp_path: Path) -> None:
-    """The guess of how far a row is in the file would run to its end, or take a hundred requests."""
+    """A window deep in a mask fetches little more than the file up to its last row, in at most 18 requests."""
     path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     mask = np.random.default_rng(3).integers(0, 2, (6000, 4000), np.uint8) * np.uint8(255)
@@ -239,7 +239,7 @@ def test_a_window_deep_in_a_mask_fetches_little_more_than_its_prefix(tmp_path: P
     with serve(tmp_path) as server:
         er = ld.open_human_liver_em(server.url, shape=(1, 6000, 4000), labels="er").er[0]
         np.testing.assert_array_equal(er[2000:2100, 7:99], mask[2000:2100, 7:99])
-        chunk = 66_000  # Pillow's; its checksum is behind it, and how long it is, only told when it begins
+        chunk = 66_000  # Pillow's; its checksum is at its end, and its length is known only once it begins
         assert server.bytes_sent <= size * 2100 / 6000 * 1.08 + 0.01 * size + 2 * chunk
         assert len(server.requests) <= 18
 
@@ -247,13 +247,13 @@ def test_a_window_deep_in_a_mask_fetches_little_more_than_its_prefix(tmp_path: P
 @pytest.mark.parametrize("columns", [slice(None), slice(10, 400)])
 @pytest.mark.parametrize("chunk_rows", [64, 1024])
 def test_a_byte_that_changed_on_its_way_gives_no_pixel(tmp_path: Path, columns: slice, chunk_rows: int) -> None:
-    """Rows would be handed out, or kept, before the checksum that follows them is there."""
+    """A byte that changes in transit is noticed by the chunk's checksum and fetched again; the pixels are right."""
     mask = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (1024, 420))
     path = tmp_path / EMPIAR_13356.path("er", 0)
     path.parent.mkdir()
     rows = b"".join(b"\0" + row.tobytes() for row in mask)
     header = struct.pack(">IIBBBBB", 420, 1024, 8, 0, 0, 0, 0)
-    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")  # a changed pixel can be inflated
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")  # a changed pixel still inflates
     chunks = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     ]
@@ -276,7 +276,7 @@ def test_a_byte_that_changed_on_its_way_gives_no_pixel(tmp_path: Path, columns: 
 
 
 def test_rows_of_a_strip_that_is_not_compressed_are_read_alone(tmp_path: Path) -> None:
-    """Many writers make one strip of all rows: a window would cost the whole file, and each block of it once more."""
+    """A window of one large uncompressed strip fetches only about the rows that it needs, not the whole strip."""
     pixels = np.random.default_rng(0).integers(0, 2**16, (400, 500), "uint16")
     path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()

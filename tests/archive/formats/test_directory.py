@@ -1,4 +1,4 @@
-"""Strip indexes of which only some entries are fetched: those of a few rows of many slices, and what comes after."""
+"""Strip indexes that are fetched in part, for a few rows of many slices, and what later reads fetch of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ def opened(server: ArchiveServer, **options: Any) -> xr.DataArray:
 
 
 def sent_for(server: ArchiveServer, window: xr.DataArray, expected: np.ndarray) -> tuple[int, int]:
-    """Bytes and requests of a window, which is compared."""
+    """Compare a window with what is expected; the bytes and the requests that it took."""
     before = server.bytes_sent, len(server.requests)
     np.testing.assert_array_equal(window, expected)
     return server.bytes_sent - before[0], len(server.requests) - before[1]
@@ -69,7 +69,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("written", WRITERS)
 def test_a_cross_section_fetches_only_the_entries_that_it_needs(tmp_path: Path, written: str) -> None:
-    """A row of all slices would cost all their strip indexes: 100 MB of them for 28 MB of rows."""
+    """A cross-section fetches only the entries near its row of each strip index, in at most three requests a slice."""
     build(tmp_path / "archive", WRITERS[written])
     with serve(tmp_path / "archive") as server:
         raw = opened(server)
@@ -81,7 +81,7 @@ def test_a_cross_section_fetches_only_the_entries_that_it_needs(tmp_path: Path, 
 
 
 def test_rows_that_come_one_after_another_cost_no_request_more(raw_and_server) -> None:
-    """A slider over cross-sections would fetch entries for each row, or the index of a slice more than once."""
+    """A row near one read before takes one request a slice. A row further away fetches all of each index, once."""
     raw, server = raw_and_server
     raw[0, 10].compute()
     raw[:, 3000].compute()
@@ -98,7 +98,7 @@ def test_rows_that_come_one_after_another_cost_no_request_more(raw_and_server) -
 
 
 def test_a_window_of_many_rows_gets_its_index_at_once(raw_and_server) -> None:
-    """A window would take a round trip more, be it the first of its slice or come after a cross-section."""
+    """A window of many rows takes no more requests after a cross-section than before; nor does one row of one slice."""
     raw, server = raw_and_server
     raw[0, 10].compute()
     _, first = sent_for(server, raw[1, 100:160], WHOLE[1, 100:160])
@@ -113,7 +113,7 @@ def test_a_window_of_many_rows_gets_its_index_at_once(raw_and_server) -> None:
 
 
 def test_what_is_kept_between_processes_is_all_of_the_index(tmp_path: Path) -> None:
-    """The next process would find an index that lacks most entries, or none."""
+    """The disk cache holds whole strip indexes, even after a cross-section: a second opening fetches none of them."""
     build(tmp_path / "archive")
     with serve(tmp_path / "archive") as server:
         kept = str(tmp_path / "kept")
@@ -138,7 +138,7 @@ def test_what_is_kept_between_processes_is_all_of_the_index(tmp_path: Path) -> N
     ids=["big endian", "BigTIFF", "deep strips", "description", "codec", "tiles"],
 )
 def test_a_slice_that_is_written_otherwise_is_read_as_ever(tmp_path: Path, other: Write) -> None:
-    """Another slice's directory would be believed of it: wrong voxels, or an error."""
+    """Slices that are written in another way than the first are read right in cross-sections."""
     paths = build(tmp_path / "archive")
     for z in (3, 6):
         other(paths[z], WHOLE[z])
@@ -151,7 +151,7 @@ def test_a_slice_that_is_written_otherwise_is_read_as_ever(tmp_path: Path, other
 
 @pytest.mark.parametrize("damage", ["an entry", "cut short"])
 def test_damage_is_told_as_ever(tmp_path: Path, damage: str) -> None:
-    """A wrong place would be read, or the message not say which row it is."""
+    """A damaged entry or a file that is cut short is an error that names the variable, the slice and the row."""
     paths = build(tmp_path / "archive")
     with tifffile.TiffFile(paths[2]) as file:
         tag = file.pages[0].tags[273]
@@ -172,7 +172,7 @@ def test_damage_is_told_as_ever(tmp_path: Path, damage: str) -> None:
 
 
 def read_row(archive: Path, row: int) -> np.ndarray | None:
-    """A row of a slice by some of the entries or by all, as the setting says; None where it is refused."""
+    """A row of all slices, by some or all entries as FEW_ROWS says; None if a slice is refused."""
     raw = ld.open_human_liver_em(archive, shape=SHAPE, labels=[], connections=CONNECTIONS).raw
     try:
         raw[0, 10].compute()
@@ -183,7 +183,7 @@ def read_row(archive: Path, row: int) -> np.ndarray | None:
 
 @pytest.mark.slow
 def test_some_entries_of_a_damaged_index_give_no_other_voxels_than_all(tmp_path: Path, monkeypatch) -> None:
-    """Voxels would depend on how many rows were asked for."""
+    """A damaged index that is accepted gives the same voxels whether some or all of its entries are fetched."""
     paths = build(tmp_path / "archive")
     content = paths[2].read_bytes()
     with tifffile.TiffFile(paths[2]) as file:
@@ -207,7 +207,7 @@ def test_some_entries_of_a_damaged_index_give_no_other_voxels_than_all(tmp_path:
 
 
 def test_many_slices_at_points_need_no_whole_index(raw_and_server) -> None:
-    """Some points of each slice would cost its whole strip index."""
+    """Two points in each of eight slices fetch only some entries of each strip index."""
     raw, server = raw_and_server
     raw[0, 10].compute()
     z, y, x = np.arange(16) % 8, np.arange(16) * 7 + 3000, np.arange(16)
@@ -219,7 +219,7 @@ def test_many_slices_at_points_need_no_whole_index(raw_and_server) -> None:
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_no_bytes_are_an_error(header: bytes, data: bytes) -> None:
-    """A file that is no TIFF would end with a traceback."""
+    """Arbitrary bytes as a header and a directory raise no error."""
     for begins in (header, b"II*\0" + header, b"MM\0*" + header, b"II+\0\x08\0\0\0" + header):
         assert place_of_directory(begins) >= 0
         read_directory(begins, data)
@@ -227,7 +227,7 @@ def test_no_bytes_are_an_error(header: bytes, data: bytes) -> None:
 
 
 def test_a_directory_is_known_wherever_it_lies() -> None:
-    """Slices of other sizes would not be alike, so that all of every index is fetched."""
+    """Directories that differ only in their place in the file compare equal; another compression makes them differ."""
     first = tiff_bytes(1000)
     second = tiff_bytes(77_000)
     assert read_directory(*first) == read_directory(*second) is not None
@@ -248,7 +248,7 @@ def tiff_bytes(begins: int, compression: int = 5) -> tuple[bytes, bytes]:
 
 
 def test_nothing_is_asked_of_before_the_beginning() -> None:
-    """A damaged directory that points there would be a request that no server understands, and no sentence told."""
+    """A seek to before the file's beginning is a ValueError, sends no request and leaves the position unchanged."""
     file = MemoryFile(bytes(5000))
     sparse = tiff_index._Sparse(file, 10, 10)
     asked = list(file.sent)

@@ -1,4 +1,4 @@
-"""Slices that are HDF5 files: the right voxels from few bytes, of any layout; and hostile files open no other."""
+"""HDF5 slices of any layout are read right from few bytes, and hostile files open no other files."""
 
 import io
 import itertools
@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def pixels_of(dtype: str) -> np.ndarray:
-    """Objects of some pixels, of numbers up to 100, and nothing on the right."""
+    """Blocks of 8 x 8 pixels with numbers below 100, and zeros on the right."""
     numbers = np.random.default_rng(0).integers(0, 100, (13, 17)) * (np.arange(17) < 12)
     return np.kron(numbers, np.ones((8, 8), int))[:HEIGHT, :WIDTH].astype(dtype)
 
@@ -69,7 +69,7 @@ def read(item: Hdf5Slice, rows: Any = slice(None), columns: slice = slice(0, WID
 @pytest.mark.parametrize("how", OPTIONS)
 @pytest.mark.parametrize("dtype", ["<u4", ">u4", "u1", "<u2", ">i2", "<i8"])
 def test_every_layout_and_filter_is_read_right(dtype: str, how: str, libver: str) -> None:
-    """Each writer of HDF5 has its own way, and every one is a different index in the file."""
+    """A file of any layout, filter, type and library version is read right, whole, in windows and at points."""
     pixels = pixels_of(dtype)
     data = file_of(pixels, libver, **OPTIONS[how])
     np.testing.assert_array_equal(read(slice_of(data)), pixels)
@@ -85,7 +85,7 @@ def test_every_layout_and_filter_is_read_right(dtype: str, how: str, libver: str
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(sorted(OPTIONS)), st.data())
 def test_any_window(how: str, data: st.DataObject) -> None:
-    """At a border of a chunk a row or column would be another's."""
+    """Any rows and any range of columns are read right, also across borders of chunks."""
     pixels = pixels_of("<u4")
     rows = data.draw(st.lists(st.integers(0, HEIGHT - 1), min_size=1, unique=True).map(sorted))
     first = data.draw(st.integers(0, WIDTH - 1))
@@ -95,7 +95,7 @@ def test_any_window(how: str, data: st.DataObject) -> None:
 
 
 def test_what_is_not_there_has_the_fill_value() -> None:
-    """Sparse labels leave chunks out; a writer may skip a filter of a chunk that it does not make smaller."""
+    """Chunks that are not stored have the fill value, and a chunk that skips its filters is read right."""
     for options in ({}, {"chunks": (10, 17), "compression": "gzip", "shuffle": True}):
         file = io.BytesIO()
         with h5py.File(file, "w") as h5:
@@ -110,7 +110,7 @@ def test_what_is_not_there_has_the_fill_value() -> None:
 
 
 def test_the_checksum_is_hdf5s(tmp_path: Path) -> None:
-    """Right data would be refused, or damaged ones taken."""
+    """`fletcher32` gives the checksum that HDF5 stores, for chunks of many lengths."""
     random = np.random.default_rng(0)
     for length in (1, 2, 3, 719, 720, 721, 1440, 5001):
         values = random.integers(0, 256, length, "uint8")
@@ -129,7 +129,7 @@ def server(tmp_path: Path) -> Iterator[ArchiveServer]:
 
 @pytest.mark.parametrize("how", ["gzip", "contiguous"])
 def test_a_window_fetches_its_chunks_and_little_else(server: ArchiveServer, tmp_path: Path, how: str) -> None:
-    """The only other way downloads each file whole."""
+    """A window fetches little more than its chunks or rows, and a second opening takes at most 3 requests."""
     shape = (1024, 1536)
     pixels = np.random.default_rng(0).integers(0, 2**31, shape, "uint32")
     options = {"chunks": (128, 128), "compression": "gzip"} if how == "gzip" else {}
@@ -149,7 +149,7 @@ def test_a_window_fetches_its_chunks_and_little_else(server: ArchiveServer, tmp_
 
 
 def test_an_index_is_taken_over_by_another_process() -> None:
-    """On a cluster each worker would parse each file."""
+    """A process that adopts another's prepared index reads the slice without parsing the file."""
     pixels = pixels_of("<u4")
     data = file_of(pixels, **OPTIONS["gzip"])
     prepared = slice_of(data).prepare(0, 10)
@@ -161,7 +161,7 @@ def test_an_index_is_taken_over_by_another_process() -> None:
 
 
 def test_many_threads_read_one_file() -> None:
-    """One would take another's place in the file."""
+    """Six threads that read the same files at the same time all get the right rows."""
     pixels = pixels_of("<u4")
     items = [slice_of(file_of(pixels, **OPTIONS[how]), most_requests=10**6) for how in ("gzip", "lzf", "contiguous")]
     wrong: list[Any] = []
@@ -186,7 +186,7 @@ def test_many_threads_read_one_file() -> None:
 
 
 class FailingFile(MemoryFile):
-    """Its n-th request fails."""
+    """A file whose n-th request fails."""
 
     def __init__(self, data: bytes, failing: int, error: BaseException) -> None:
         super().__init__(data)
@@ -204,7 +204,7 @@ class FailingFile(MemoryFile):
 def test_what_goes_wrong_in_fetching_is_raised_as_it_is(
     how: str, error: BaseException, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The library would take it for a damaged file, or print it and go on."""
+    """An error while fetching is raised unchanged, nothing is printed, and the next read succeeds."""
     pixels = pixels_of("<u4")
     data = file_of(pixels, **OPTIONS[how])
     failed = 0
@@ -215,13 +215,13 @@ def test_what_goes_wrong_in_fetching_is_raised_as_it_is(
             break
         except type(error):
             failed += 1
-            np.testing.assert_array_equal(read(item), pixels)  # and the next try goes on
+            np.testing.assert_array_equal(read(item), pixels)  # the next read succeeds
     assert failed
     assert capfd.readouterr().err == ""
 
 
 def test_values_that_do_not_fit_are_told_where_they_are() -> None:
-    """Numbers of objects would be cut off, and two objects become one."""
+    """A value that does not fit the voxel type is an error that names its row and column; other rows are read."""
     for dtype, wrong in (("<u8", 2**32), ("<i4", -1)):
         for how in ("gzip", "contiguous", "lzf"):
             pixels = pixels_of(dtype)
@@ -247,7 +247,7 @@ def test_values_that_do_not_fit_are_told_where_they_are() -> None:
     ],
 )  # fmt: skip
 def test_other_files_are_one_sentence(data: bytes, dataset: str, said: str) -> None:
-    """h5py's own errors name neither the file nor what was expected."""
+    """A file without the expected dataset, shape or type is an error of one line that names the file."""
     for call in (Hdf5Slice.probe, read):
         with pytest.raises(FormatError) as told:
             call(slice_of(data, dataset=dataset))
@@ -258,7 +258,7 @@ def test_other_files_are_one_sentence(data: bytes, dataset: str, said: str) -> N
 
 @pytest.mark.parametrize("how", ["gzip", "contiguous", "chunks", "lzf"])
 def test_a_file_that_is_cut_short_is_refused(how: str) -> None:
-    """The rest would be zeros."""
+    """A file that is cut at any length is a FormatError."""
     pixels = pixels_of("<u4")
     data = file_of(pixels, **OPTIONS[how])
     for length in range(0, len(data), max(len(data) // 60, 1)):
@@ -269,7 +269,7 @@ def test_a_file_that_is_cut_short_is_refused(how: str) -> None:
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(["all three", "checksums"]), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_a_changed_byte_is_noticed_or_changes_nothing(how: str, place: float, flip: int) -> None:
-    """Chunks have checksums, and metadata that make no sense are refused; memory is bounded by the file."""
+    """After any changed byte the file is refused, or its voxels are right or zeros."""
     pixels = pixels_of("<u4")
     data = bytearray(file_of(pixels, "latest", **OPTIONS[how]))
     data[int(place * len(data))] ^= flip
@@ -283,7 +283,7 @@ def test_a_changed_byte_is_noticed_or_changes_nothing(how: str, place: float, fl
 
 @pytest.mark.parametrize("how", ["external link", "soft link", "virtual", "external storage"])
 def test_no_other_file_is_opened(tmp_path: Path, how: str) -> None:
-    """A file from elsewhere would show any file of this machine."""
+    """A dataset that is in another file, by a link, virtually or as external storage, is a FormatError."""
     secret = tmp_path / "secret.h5"
     secret.write_bytes(file_of(pixels_of("u4")))
     (tmp_path / "secret.bin").write_bytes(pixels_of("<u4").tobytes())
@@ -308,7 +308,7 @@ def test_no_other_file_is_opened(tmp_path: Path, how: str) -> None:
 
 
 def test_without_h5py_one_sentence_says_what_to_install(tmp_path: Path) -> None:
-    """`import liver_dask` would fail, or a traceback be all that is said."""
+    """Without h5py the package can be imported, and reading HDF5 is a MissingExtraError that names what to install."""
     (tmp_path / "0.h5").write_bytes(file_of(pixels_of("u4")))
     script = (
         "import sys; sys.modules['h5py'] = None\n"
@@ -324,7 +324,7 @@ def test_without_h5py_one_sentence_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_importing_does_not_take_h5py_along() -> None:
-    """Whoever has no such files would wait for it."""
+    """`import liver_dask` does not import h5py."""
     done = subprocess.run(
         [sys.executable, "-c", "import sys, liver_dask; print('h5py' in sys.modules)"], capture_output=True, text=True
     )
@@ -332,7 +332,7 @@ def test_importing_does_not_take_h5py_along() -> None:
 
 
 def test_ranges_are_asked_for_side_by_side() -> None:
-    """Each chunk would be a request after the other."""
+    """The ranges of many chunks are passed on as more than ten requests in one call, so that they run in parallel."""
     item = slice_of(file_of(pixels_of("<u4"), **OPTIONS["chunks"]))
     asked: list[int] = []
     item._file.fetch_each = lambda requests, consume: asked.append(len(requests))  # type: ignore[method-assign]
@@ -341,7 +341,7 @@ def test_ranges_are_asked_for_side_by_side() -> None:
 
 
 def test_chunks_of_one_row_may_be_missing() -> None:
-    """They would be taken for rows of a contiguous dataset, of which all are there or none."""
+    """Chunks of one row that are not stored are read as the fill value, between rows that are stored."""
     for written in ((5, 20), (0, 20)):
         file = io.BytesIO()
         with h5py.File(file, "w") as h5:
@@ -353,7 +353,7 @@ def test_chunks_of_one_row_may_be_missing() -> None:
 
 
 def test_integers_that_do_not_use_all_their_bits() -> None:
-    """Their bytes are not their values."""
+    """Integers with fewer significant bits than their bytes hold are read with the values that h5py gives."""
     kind = h5py.h5t.STD_U32LE.copy()
     kind.set_precision(12)
     kind.set_offset(4)
@@ -369,7 +369,7 @@ def test_integers_that_do_not_use_all_their_bits() -> None:
 
 
 def test_a_damaged_fill_value_does_not_end_the_process() -> None:
-    """HDF5's library reads outside of its memory when it is asked for that value."""
+    """A file with a damaged fill value is read or is a FormatError; the process does not crash."""
     script = (
         "import numpy as np\n"
         "from helpers.memory_file import MemoryFile\n"
@@ -388,7 +388,7 @@ def test_a_damaged_fill_value_does_not_end_the_process() -> None:
 
 @pytest.mark.parametrize(("compression", "userblock"), [("lzf", 0), ("gzip", 0), ("gzip", 512)])
 def test_chunks_larger_than_the_slice_are_refused(compression: str, userblock: int) -> None:
-    """A file of some kilobytes would take all memory."""
+    """A file whose chunks are much larger than the slice is a FormatError that says so."""
     file, options = io.BytesIO(), {"chunks": (20_000, 10_000), "maxshape": (None, None), "compression": compression}
     with h5py.File(file, "w", userblock_size=userblock) as h5:
         h5.create_dataset("data", (HEIGHT, WIDTH), "u1", **options)
@@ -397,7 +397,7 @@ def test_chunks_larger_than_the_slice_are_refused(compression: str, userblock: i
 
 
 def test_an_index_larger_than_the_slice_is_refused() -> None:
-    """A file of a kilobyte would take hundreds of megabytes."""
+    """A dataset with chunks of one pixel, whose index is larger than the slice, is a FormatError."""
     file = io.BytesIO()
     with h5py.File(file, "w") as h5:
         h5.create_dataset("data", (4000, 4000), "u1", chunks=(1, 1))

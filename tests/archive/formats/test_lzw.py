@@ -1,4 +1,4 @@
-"""TIFF's LZW: strips cut anywhere, damaged in any way, written by whomever."""
+"""TIFF's LZW: strips that are cut anywhere, damaged, or written by other libraries."""
 
 import io
 import os
@@ -28,7 +28,7 @@ KINDS = ["em", "uneven", "noise", "zeros with margins", "one value", "steps"]
 
 
 def row(kind: str, width: int, seed: int = 0) -> np.ndarray:
-    """Pixels as they occur, and as they do not."""
+    """A row of pixels of a kind, like those of EM or artificial ones."""
     random = np.random.default_rng(seed)
     noise = random.integers(0, 256, width, np.uint16)
     em = (np.sin(np.arange(width) / 9) * 9000 + 20000).astype(np.uint16) + noise
@@ -54,7 +54,7 @@ def coded(pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
 
 
 def pack(codes: list[int]) -> bytes:
-    """Codes as bits: of each as many as a writer takes at that point."""
+    """Codes packed into bytes, each with as many bits as a writer takes at that point."""
     bits, width, free = "", 9, CLEAR + 1
     for code in codes:
         bits += f"{code:0{width}b}"
@@ -68,7 +68,7 @@ def pack(codes: list[int]) -> bytes:
 
 
 def bytes_of_codes(strip: bytes, plain: np.ndarray) -> list[tuple[int, int]]:
-    """After how many bits of a whole strip how many bytes are known: one pair a code, by the specification."""
+    """For each code of a strip, by the specification, the bits up to its end and the bytes known then."""
     number, bits, at, width, found = int.from_bytes(strip, "big"), 8 * len(strip), 0, 9, 0
     known, table, last = [], {}, b""
     while found < len(plain):
@@ -88,8 +88,8 @@ def bytes_of_codes(strip: bytes, plain: np.ndarray) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_prefix_of_a_strip(kind: str) -> None:
-    """The last code of a cut strip would be guessed: wrong voxels in the last columns of a window."""
-    strip, plain = coded(row(kind, 2300 if kind == "noise" else 1200))  # of noise until a Clear comes again
+    """Every prefix of a strip gives exactly the bytes of the codes that it holds in full, and no others."""
+    strip, plain = coded(row(kind, 2300 if kind == "noise" else 1200))  # noise needs more, for a second Clear
     at, found = np.array([(0, 0), *bytes_of_codes(strip, plain)]).T
     target = np.empty(len(plain), np.uint8)
     for length in range(len(strip) + 1):
@@ -111,7 +111,7 @@ def test_every_prefix_of_a_strip(kind: str) -> None:
     column=st.floats(0, 1),
 )
 def test_any_share_of_a_strip_for_any_column(kind: str, width: int, seed: int, share: float, column: float) -> None:
-    """A window's last column would be wrong, or bytes beyond it be written."""
+    """Any share of a strip is decoded right up to any column, and no bytes outside of the target are written."""
     strip, plain = coded(row(kind, width, seed))
     around = np.full(len(plain) + 64, 0xA5, np.uint8)
     target = around[32 : 32 + max(2, 2 * round(column * width))]
@@ -154,7 +154,7 @@ BYTES = np.random.default_rng(0).integers(0, 256, 6000).tolist()
     ids=["plain", "no end", "runs", "Clear and Clear", "full table", "Clear late", "no Clear", "no Clear for long"],
 )
 def test_whole_strips_are_read_as_libtiff_and_imagecodecs_read_them(codes: list[int], expected: bytes) -> None:
-    """The file of another writer would be refused, or read as something else."""
+    """A whole strip of another writer gives the same bytes as libtiff and imagecodecs give."""
     strip = pack(codes)
     target = np.empty(len(expected), np.uint8)
     decoded = lzw.decode(strip, target)
@@ -171,7 +171,7 @@ def test_whole_strips_are_read_as_libtiff_and_imagecodecs_read_them(codes: list[
 
 @pytest.mark.parametrize("codes", [[END_OF_DATA], [CLEAR, END_OF_DATA], [CLEAR, CLEAR]], ids=str)
 def test_a_strip_without_data(codes: list[int]) -> None:
-    """What was in memory would pass for voxels."""
+    """Of a strip without data no bytes are decoded."""
     assert lzw.decode(pack(codes), np.empty(2, np.uint8)).length == 0
 
 
@@ -183,12 +183,12 @@ IMPOSSIBLE = {
     "after much": ([CLEAR, *BYTES[:300], 2000], 300),
     "a table that overflows": ([CLEAR, *BYTES], 4864),
 }
-"""Codes, and how many bytes come before the one that cannot be."""
+"""Codes, and how many bytes come before the invalid one."""
 
 
 @pytest.mark.parametrize(("codes", "before"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
 def test_codes_that_cannot_be(codes: list[int], before: int) -> None:
-    """The table would be read where nothing was written, and the process end."""
+    """Decoding stops as invalid at a code that cannot be, and writes nothing after the bytes before it."""
     target = np.zeros(8000, np.uint8)
     length, end, _, _ = lzw.decode(pack(codes), target)
     assert (length, end) == (before, End.INVALID)
@@ -200,7 +200,7 @@ def test_codes_that_cannot_be(codes: list[int], before: int) -> None:
     data=st.binary(max_size=300), start=st.sampled_from([b"", b"\x80\x00", b"\x80\x20\x7f"]), size=st.integers(0, 900)
 )
 def test_any_bytes(data: bytes, start: bytes, size: int) -> None:
-    """Memory beside the target would be written, or decoding never end."""
+    """Decoding of any bytes ends and writes nothing outside of the target or beyond the count that it returns."""
     around = np.full(size + 64, 0xA5, np.uint8)
     count, _, bits, _ = lzw.decode(start + data, around[32 : 32 + size])
     assert 0 <= count <= size
@@ -210,7 +210,7 @@ def test_any_bytes(data: bytes, start: bytes, size: int) -> None:
 
 
 def spoil_strip(path: Path, number: int, strip: bytes) -> None:
-    """Put another strip into a TIFF, cut or filled up to the length of its own."""
+    """Replace a strip of a TIFF by another, cut or padded to the length of the old one."""
     with tifffile.TiffFile(path) as tiff:
         offset, count = tiff.pages[0].dataoffsets[number], tiff.pages[0].databytecounts[number]
     data = bytearray(path.read_bytes())
@@ -229,7 +229,7 @@ def one_slice(tmp_path: Path) -> Path:
 
 
 def test_a_damaged_strip_names_its_rows_and_does_not_end_the_process(one_slice: Path) -> None:
-    """One damaged file would take a cluster's worker along, or a notebook with all that is in it."""
+    """A damaged strip is a FormatError that names its rows, and the process goes on."""
     damages = [codes for codes, _ in IMPOSSIBLE.values() if len(codes) < 500]
     for number, codes in enumerate(damages):
         spoil_strip(one_slice, number, pack(codes))
@@ -250,7 +250,7 @@ def test_a_damaged_strip_names_its_rows_and_does_not_end_the_process(one_slice: 
 
 @pytest.mark.parametrize("fewer", [-3, -1, 1, 3])
 def test_a_row_that_gets_another_length_is_noticed(one_slice: Path, fewer: int) -> None:
-    """A changed code shifts all that follows: a row that comes out too long is as wrong as one too short."""
+    """A strip whose row comes out too long or too short is a FormatError that names its row."""
     spoil_strip(one_slice, 7, coded(row("steps", 300 - fewer, 7))[0])
     ds = ld.open_human_liver_em(one_slice.parents[1], shape=(1, 40, 300))
     with pytest.raises(ld.FormatError, match="the strip of rows 7-7 holds"):
@@ -258,7 +258,7 @@ def test_a_row_that_gets_another_length_is_noticed(one_slice: Path, fewer: int) 
 
 
 def test_windows_that_end_within_strips(tmp_path: Path) -> None:
-    """About one prefix of a strip in ten ends in a code that is not all there."""
+    """Windows that end at many columns within strips have the right voxels, though the fetched part cuts a code."""
     shape = (1, 256, 1024)
     make_archive(tmp_path, shape)
     whole = tifffile.imread(tmp_path / EMPIAR_13356.path("raw", 0))
@@ -272,7 +272,7 @@ def test_windows_that_end_within_strips(tmp_path: Path) -> None:
 
 
 def test_the_loop_is_compiled_once_for_many_threads() -> None:
-    """Threads that decode for the first time at the same moment would compile it each, or trip over each other."""
+    """Sixteen threads that call a compiled function for the first time together share one compilation."""
     loop = Compiled("int64(int64)", lambda number: number + 1)
     loop._compile, compiled = _counting(loop._compile)
     found: list[int] = []
@@ -292,7 +292,7 @@ def _counting(function):
 
 @pytest.mark.parametrize("where", ["cannot be written", "damaged"])
 def test_it_is_compiled_where_nothing_can_be_kept(tmp_path: Path, where: str) -> None:
-    """A package that an administrator installed, or a full disk, would leave nobody able to read a row."""
+    """A function is compiled and runs even if Numba's cache folder cannot be written or its files are damaged."""
     folder = tmp_path / "cache"
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
     script = tmp_path / "script.py"
@@ -314,7 +314,7 @@ def test_it_is_compiled_where_nothing_can_be_kept(tmp_path: Path, where: str) ->
 
 
 def test_a_fork_while_the_loop_is_compiled_can_decode() -> None:
-    """A fork would take along a lock that nobody releases: training would hang in its first batch."""
+    """A process that is forked while a thread compiles the loop can decode."""
     script = (
         "import os, threading, numpy as np, sys\n"
         "from liver_dask.archive.formats import lzw\n"

@@ -1,4 +1,4 @@
-"""One mask of a slice, read in parts, by whoever and however interrupted."""
+"""One mask of a slice is read in parts, by several threads, and after interrupts and failed requests."""
 
 import linecache
 import sys
@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 150, 40
 
 @pytest.fixture
 def mask(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, bytes]:
-    """Pixels, and a file of some chunks of them; a request brings one or two."""
+    """Pixels, and their PNG of several chunks; a request fetches one or two of them."""
     pixels = np.where(np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.3, 255, 0).astype(np.uint8)
     for module in (png, mask_rows):
         monkeypatch.setattr(module, "BLOCK_ROWS", 32)
@@ -45,7 +45,7 @@ def read(item: PngSlice, start: int, stop: int) -> np.ndarray:
 
 
 class InterruptAt:
-    """Raises at the n-th line that is run of some modules, as Ctrl-C does; counts them."""
+    """Raises KeyboardInterrupt at the n-th line that runs in some modules, as Ctrl-C does, and counts these lines."""
 
     def __init__(self, number: int) -> None:
         self.left = number
@@ -54,7 +54,7 @@ class InterruptAt:
         if frame.f_code.co_filename not in (png.__file__, png_file.__file__, png_rows.__file__, png_stream.__file__):
             return None
         of_block = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(("with ", "try:"))
-        if event == "line" and not of_block:  # nothing is called there, so nothing interrupts
+        if event == "line" and not of_block:  # these lines call nothing, so no interrupt can occur
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -71,7 +71,7 @@ class InterruptAt:
 
 
 def test_an_interrupt_anywhere_costs_no_pixel(mask: tuple[np.ndarray, bytes]) -> None:
-    """After Ctrl-C in a notebook the same cell, run again, would show rows that are shifted, or fail for ever."""
+    """After an interrupt at any line of a read, the next reads of the same slice give the right pixels."""
     pixels, file = mask
     count = InterruptAt(10**9)
     count.call(lambda: read(PngSlice(MemoryFile(file), HEIGHT, WIDTH, np.dtype("uint8"), "", None), 0, HEIGHT))
@@ -97,7 +97,7 @@ class FailingFile(MemoryFile):
 
 
 def test_a_request_that_was_given_up_costs_no_pixel(mask: tuple[np.ndarray, bytes]) -> None:
-    """A slider that moves on gives up what it reads: the next look would show other rows than these."""
+    """After a failed request, the next reads give the right rows and fetch at most one request's bytes twice."""
     pixels, file = mask
     failed = 0
     for number in range(1, 12):
@@ -109,12 +109,12 @@ def test_a_request_that_was_given_up_costs_no_pixel(mask: tuple[np.ndarray, byte
                 np.testing.assert_array_equal(read(item, 0, stop), pixels[:stop])
             except TimeoutError:
                 failed += 1
-        assert sum(memory_file.sent) <= len(file) + max(memory_file.sent)  # what came beside the one that failed
+        assert sum(memory_file.sent) <= len(file) + max(memory_file.sent)  # fetched along with the failed one
     assert failed > 5
 
 
 def test_many_threads_read_one_mask(mask: tuple[np.ndarray, bytes]) -> None:
-    """Rows that another thread decodes meanwhile would be taken from the wrong block."""
+    """Six threads that read one mask at the same time all get the right rows."""
     pixels, file = mask
     item = PngSlice(MemoryFile(file), HEIGHT, WIDTH, np.dtype("uint8"), "", None)
     wrong: list[tuple[int, int]] = []
@@ -135,7 +135,7 @@ def test_many_threads_read_one_mask(mask: tuple[np.ndarray, bytes]) -> None:
 
 
 def test_fewer_rows_of_a_mask_after_a_read_that_was_given_up(tmp_path: Path) -> None:
-    """A slider that gave up a large window would get a bare ValueError for each smaller one, until all is read anew."""
+    """After a cancelled read of a whole mask, smaller and then larger windows of it are read right."""
     height, width = 200, 4001
     make_archive(tmp_path, (1, height, width))
     pixels = np.random.default_rng(0).integers(0, 2, (height, width), np.uint8) * 255

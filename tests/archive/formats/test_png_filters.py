@@ -1,4 +1,4 @@
-"""Undoing PNG's row filters, byte for byte as the specification says it."""
+"""PNG's row filters are undone byte for byte as the specification says."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -57,7 +57,7 @@ def images(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 @settings(max_examples=400, deadline=None)
 @given(image=images())
 def test_any_bytes_behind_any_filters(image: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
-    """A file of few writers, or a damaged one, would give other bytes than the specification's."""
+    """Random bytes behind any filters are unfiltered as the specification says."""
     kinds, filtered, above, step = image
     check(kinds, filtered, above, step, code(filtered, kinds, above, step, undo=True))
 
@@ -65,7 +65,7 @@ def test_any_bytes_behind_any_filters(image: tuple[np.ndarray, np.ndarray, np.nd
 @settings(max_examples=400, deadline=None)
 @given(image=images())
 def test_any_image_filtered_in_any_way(image: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
-    """An image would not come back: unlike random bytes, its rows fit each other, and so take the faster ways."""
+    """An image that is filtered in any way is restored; its rows, unlike random bytes, take the faster code paths."""
     kinds, pixels, above, step = image
     check(kinds, code(pixels, kinds, above, step, undo=False), above, step, pixels)
 
@@ -78,7 +78,7 @@ def test_any_image_filtered_in_any_way(image: tuple[np.ndarray, np.ndarray, np.n
     lengths=st.lists(st.integers(1, 3 * STRETCH), min_size=1, max_size=12),
 )
 def test_stretches_of_any_length(seed: int, kind: int, values: tuple[int, ...], lengths: list[int]) -> None:
-    """Where a stretch of equal bytes is filled at once, those at its ends would be taken for equal, too."""
+    """Rows with stretches of equal bytes of any length are unfiltered right, up to the ends of each stretch."""
     random = np.random.default_rng(seed)
     width = sum(lengths)
     pixels = np.array([np.repeat(random.choice(values, len(lengths)), random.permutation(lengths)) for _ in range(6)])

@@ -1,4 +1,4 @@
-"""Every kind of PNG: all files of PngSuite (data/pngsuite), and every kind that the specification has, of any size."""
+"""Every kind of PNG is read: all files of PngSuite (data/pngsuite), and all kinds of the specification at any size."""
 
 import struct
 import warnings
@@ -25,11 +25,11 @@ KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2
     (colour, bits) for colour in (4, 6) for bits in (8, 16)
 ]
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-"""First row and column of each pass, and the steps to the next."""
+"""First row and column of each pass, and the steps between its rows and columns."""
 
 
 def read_by_libpng(path: Path) -> np.ndarray:
-    """The same by another library, which gives samples of 16 bits as they are."""
+    """The mask by libpng, which, unlike Pillow, gives samples of 16 bits unchanged."""
     pixels = imagecodecs.png_decode(path.read_bytes())
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -38,7 +38,7 @@ def read_by_libpng(path: Path) -> np.ndarray:
 
 
 def opened(path: Path, height: int, width: int):
-    """The mask of an archive that has this one file."""
+    """The mask of an archive that holds only this file."""
     return ld.open_human_liver_em(path.parents[1], shape=(1, height, width), labels="er").er[0]
 
 
@@ -51,11 +51,11 @@ def archive_of(data: bytes, folder: Path) -> Path:
 
 @pytest.mark.parametrize("path", [path for path in SUITE if path not in BROKEN], ids=lambda path: path.stem)
 def test_every_file_of_the_suite(tmp_path: Path, path: Path) -> None:
-    """A mask of a kind that this archive does not have would be refused, or read as another."""
+    """Every valid file of PngSuite gives the same mask as Pillow, whole and in a window."""
     expected = read_by_pillow(path)
     height, width = expected.shape
     interlaced = path.read_bytes()[28] == 1
-    if not interlaced:  # imagecodecs' libpng warns of each
+    if not interlaced:  # imagecodecs' libpng warns about each interlaced file
         np.testing.assert_array_equal(read_by_libpng(path), expected)
     mask = opened(archive_of(path.read_bytes(), tmp_path), height, width)
     np.testing.assert_array_equal(mask.to_numpy(), expected)
@@ -64,7 +64,7 @@ def test_every_file_of_the_suite(tmp_path: Path, path: Path) -> None:
 
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
 def test_every_broken_file_of_the_suite_is_one_sentence(tmp_path: Path, path: Path) -> None:
-    """A damaged file would be read as a mask, or end in another library's traceback."""
+    """Every broken file of PngSuite is a FormatError of one line that names the slice and file, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ld.FormatError, match=r"er, slice 0, rows 0-31: .*er_mask_000\.png: ") as told:
@@ -73,7 +73,7 @@ def test_every_broken_file_of_the_suite_is_one_sentence(tmp_path: Path, path: Pa
 
 
 def packed_rows(samples: np.ndarray, bits: int) -> np.ndarray:
-    """(rows, columns, samples) as the bytes of rows."""
+    """Samples, as (rows, columns, samples), packed into the bytes of rows."""
     flat = samples.reshape(len(samples), -1)
     if bits == 16:
         return flat.astype(">u2").view(np.uint8).reshape(len(flat), -1)
@@ -82,7 +82,7 @@ def packed_rows(samples: np.ndarray, bits: int) -> np.ndarray:
 
 
 def filtered(rows: np.ndarray, kinds: list[int], step: int) -> bytes:
-    """Rows behind the filters that are asked for, each with its number, by the specification."""
+    """Rows filtered in the given ways by the specification, each behind the number of its filter."""
     out, above = b"", np.zeros(rows.shape[1], int)
     for i, row in enumerate(rows.astype(int)):
         left = np.concatenate([np.zeros(step, int), row])[: len(row)]
@@ -137,7 +137,7 @@ def images(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
 @settings(max_examples=150, deadline=None)
 @given(image=images(), data=st.data())
 def test_any_kind_of_any_size(tmp_path_factory: pytest.TempPathFactory, image, data: st.DataObject) -> None:
-    """A kind that no file of the suite has: a size, a filter in a pass, a row that begins in the middle of a byte."""
+    """A PNG of any kind, size, filters and interlacing gives the right mask, whole and in any window."""
     content, expected = image
     path = archive_of(content, tmp_path_factory.mktemp("kind"))
     mask = opened(path, *expected.shape)
@@ -149,7 +149,7 @@ def test_any_kind_of_any_size(tmp_path_factory: pytest.TempPathFactory, image, d
 
 @pytest.mark.parametrize("palette", [None, b"", bytes(4), bytes(3 * 257)], ids=["none", "empty", "torn", "too long"])
 def test_a_palette_that_cannot_be(tmp_path: Path, palette: bytes | None) -> None:
-    """Without its colours a mask would be all background, or the error be numpy's."""
+    """A mask whose palette is missing, empty, torn or too long is a FormatError that says so."""
     data = png_of(np.ones((9, 9, 1), int), 3, 2, False, [0], 1000)
     right = chunk(b"PLTE", bytes(3) + bytes(range(1, 10)))
     assert right in data
@@ -162,7 +162,7 @@ def test_a_palette_that_cannot_be(tmp_path: Path, palette: bytes | None) -> None
 def test_large_ones_are_decoded_once_and_fetched_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """An interlaced mask would be decoded from its beginning for every block, or fetched more than once."""
+    """A large mask of 16 bits or with interlacing that is read in blocks is fetched once and decoded about once."""
     mask = np.random.default_rng(0).integers(0, 2, (1000, 133)).repeat(3, axis=1)
     colour, bits = (2, 16) if "RGB" in kind else (0, 16 if "16" in kind else 8)
     samples = np.repeat(mask[..., None] * 3, SAMPLES[colour], axis=-1)

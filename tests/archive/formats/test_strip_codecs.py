@@ -1,4 +1,4 @@
-"""Strips of every compression, cut anywhere; LZW has more in test_lzw.py."""
+"""Decoding of strips of every compression, also where they are cut short; more of LZW is in test_lzw.py."""
 
 import zlib
 from pathlib import Path
@@ -31,7 +31,7 @@ STORED = zlib.compress(PLAIN.tobytes(), 0)
 
 @pytest.mark.parametrize("compression", DECODER_OF_COMPRESSION)
 def test_every_prefix(compression: int) -> None:
-    """What a decoder guesses of the last bits of a cut strip would be taken for voxels."""
+    """Of a strip that is cut anywhere, a decoder gives only right bytes, and nearly all that are there."""
     coded = CODED[compression]
     target = np.empty(len(PLAIN), np.uint8)
     counts = []
@@ -58,13 +58,13 @@ def test_every_prefix(compression: int) -> None:
     ids=["a changed checksum", "a changed byte", "no checksum", "a cut one", "more"],
 )
 def test_the_checksum_of_a_whole_deflate_strip(coded: bytes, told: str) -> None:
-    """A changed byte that deflate stores as it is would be a wrong voxel."""
+    """A whole Deflate strip with a wrong, a missing or a cut checksum, or with too many bytes, is an error."""
     with pytest.raises(StripError, match=told):
         DECODER_OF_COMPRESSION[DEFLATE](memoryview(coded), np.empty(len(PLAIN), np.uint8), True)
 
 
 def test_a_changed_byte_of_a_stored_row_is_noticed(tmp_path: Path) -> None:
-    """Deflate has a checksum, and nobody would look at it."""
+    """A changed byte in a row that Deflate stores uncompressed is an error that names the row."""
     path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
     pixels = np.random.default_rng(0).integers(0, 1 << 16, (20, 30), np.uint16)

@@ -1,4 +1,4 @@
-"""TIFFs of other kinds than the archive's: tiles, planes, other codecs and samples; each voxel as tifffile reads it."""
+"""TIFFs of other kinds than the archive's (tiles, planes, other codecs and samples) are read as tifffile does."""
 
 import logging
 import struct
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 150, 203
 
 
 def pixels(dtype: str = "u2", samples: int = 0) -> np.ndarray:
-    """Smooth, with some noise, and with whole numbers that all these types can hold."""
+    """Smooth pixels with some noise, of whole numbers that all these types can hold."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     most = 120 if np.dtype(dtype).itemsize == 1 else 30000
     noise = np.random.default_rng(7).integers(0, most // 30, (HEIGHT, WIDTH))
@@ -30,7 +30,7 @@ def pixels(dtype: str = "u2", samples: int = 0) -> np.ndarray:
 
 
 def write(folder: Path, data: np.ndarray, **options) -> Path:
-    """The one slice of an archive; it says nothing of what the samples are but that they are grey."""
+    """Write the one slice of an archive, by default as grey and without tifffile's metadata."""
     path = folder / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir(exist_ok=True)
     tifffile.imwrite(path, data, **{"photometric": "minisblack", "metadata": None} | options)
@@ -47,7 +47,7 @@ WINDOWS = [
 
 
 def check(source: Path | str, path: Path, windows: Sequence[tuple[slice, slice]] = WINDOWS) -> None:
-    """Windows of the slice against tifffile."""
+    """Compare windows of the slice with what tifffile reads."""
     expected = tifffile.imread(path, key=0)
     if expected.ndim > 2:
         expected = expected[..., 0] if expected.shape[-1] < 5 else expected[0]
@@ -71,7 +71,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("compression", LOSSLESS)
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "f4"])
 def test_types_codecs_and_layouts(tmp_path: Path, dtype: str, compression: str, layout: str) -> None:
-    """A dialect of TIFF would be refused, or give other voxels than tifffile."""
+    """Every combination of type, lossless codec and layout is read as tifffile reads it."""
     for predictor, byteorder in [(False, "<"), (True, ">")]:
         path = write(
             tmp_path,
@@ -87,7 +87,7 @@ def test_types_codecs_and_layouts(tmp_path: Path, dtype: str, compression: str, 
 
 @pytest.mark.parametrize("dtype", ["b1", "i1", "i2", "u4", "u8", "i8", "f2", "f8"])
 def test_types_that_few_use(tmp_path: Path, dtype: str) -> None:
-    """A number that a voxel can hold would be refused, or changed on the way."""
+    """Booleans and rare integer and float types are read unchanged where a voxel can hold their values."""
     data = pixels("u1") > 60 if dtype == "b1" else (pixels("u2") // 16).astype("u1" if dtype == "i1" else "u2")
     data = np.minimum(data, 127 if dtype == "i1" else 2000).astype(dtype)
     check(tmp_path, write(tmp_path, data, tile=(32, 64), compression="zlib" if dtype != "b1" else None))
@@ -115,7 +115,7 @@ def test_types_that_few_use(tmp_path: Path, dtype: str) -> None:
     ids=lambda options: " ".join(map(str, options.values())),
 )  # fmt: skip
 def test_codecs_and_samples_that_few_use(tmp_path: Path, options) -> None:
-    """A file that tifffile reads would be refused."""
+    """Files with rare codecs, several equal samples, or 10 or 12 bits a sample are read as tifffile reads them."""
     asked = dict(options)
     samples = asked.pop("samples", 0)
     data = pixels(asked.pop("dtype", "u2"), samples)
@@ -130,21 +130,21 @@ def test_codecs_and_samples_that_few_use(tmp_path: Path, options) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "lzw", "zlib"])
 def test_bytes_whose_bits_are_in_reverse_order(tmp_path: Path, compression: str) -> None:
-    """The fill order of few writers would be overlooked: every voxel would be wrong."""
+    """A file whose fill order reverses the bits of each byte is read right."""
     encode = {"none": bytes, "lzw": imagecodecs.lzw_encode, "zlib": imagecodecs.zlib_encode}[compression]
     strips = [imagecodecs.bitorder_decode(encode(row.tobytes())) for row in pixels()]
     path = write(
         tmp_path, iter(strips), shape=(HEIGHT, WIDTH), dtype="u2", compression=compression, rowsperstrip=1,
         extratags=[(65000, 3, 1, 2, True)],
     )  # fmt: skip
-    entry, of_fill_order = (struct.pack("<HHI", tag, 3, 1) for tag in (65000, 266))  # which tifffile does not write
+    entry, of_fill_order = (struct.pack("<HHI", tag, 3, 1) for tag in (65000, 266))  # tifffile does not write it
     path.write_bytes(path.read_bytes().replace(entry, of_fill_order))
     assert np.array_equal(tifffile.imread(path), pixels())
     check(tmp_path, path)
 
 
 def test_only_the_touched_tiles_are_fetched_and_it_says_so_once(tmp_path: Path, caplog) -> None:
-    """A window would cost the whole slice, and nobody would know why it takes so long."""
+    """A window fetches only the tiles that it touches, and one log record says that tiles are slower than strips."""
     path = write(tmp_path, np.random.default_rng(0).integers(0, 1 << 16, (1024, 1024), np.uint16), tile=(64, 64))
     with serve(tmp_path) as server, caplog.at_level(logging.INFO, "liver_dask"):
         raw = ld.open_human_liver_em(server.url, shape=(1, 1024, 1024)).raw[0]
@@ -174,7 +174,7 @@ def test_only_the_touched_tiles_are_fetched_and_it_says_so_once(tmp_path: Path, 
     ],
 )
 def test_a_value_that_no_voxel_can_hold(tmp_path: Path, dtype: str, value, told: str) -> None:
-    """It would be wrapped, cut or rounded: a wrong voxel that looks like any other."""
+    """A value that is no whole number of 0 to 65535 is an error that names its row and column; other rows are read."""
     data = pixels("u1").astype(dtype)
     data[77, 101] = value
     for options in ({"tile": (32, 64)}, {"rowsperstrip": 1, "compression": "zlib"}):
@@ -189,7 +189,7 @@ def test_a_value_that_no_voxel_can_hold(tmp_path: Path, dtype: str, value, told:
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_colours_are_no_grey(tmp_path: Path, planar: str) -> None:
-    """One of the samples would be taken for the voxel."""
+    """A pixel whose samples differ is an error that names its row and column; rows of equal samples are read."""
     data = pixels("u2", 3)
     data[77, 101, 1] += 1
     if planar == "separate":
@@ -202,7 +202,7 @@ def test_colours_are_no_grey(tmp_path: Path, planar: str) -> None:
 
 
 def test_a_palette_is_no_grey(tmp_path: Path) -> None:
-    """The number of a colour would be taken for a brightness."""
+    """A slice whose values are colours of a palette is a FormatError."""
     colours = np.arange(3 * 256, dtype="u2").reshape(3, 256)
     write(tmp_path, pixels("u1"), photometric="palette", colormap=colours)
     with pytest.raises(ld.FormatError, match="colours of a palette"):
@@ -211,7 +211,7 @@ def test_a_palette_is_no_grey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "lzw", "zlib", "zstd", "packbits", "jpeg2000"])
 def test_a_damaged_tile_is_one_sentence(tmp_path: Path, compression: str) -> None:
-    """Another library's traceback, or a crash, would be all that a user sees; or zeros."""
+    """A damaged tile is an error of one line that names its rows and columns; the rows above it are read."""
     path = write(tmp_path, pixels(), tile=(32, 64), compression=compression)
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
@@ -254,7 +254,7 @@ def test_any_window_of_any_layout(
     planar: bool,
     compression,
 ) -> None:
-    """A tile at an edge, or a plane, would be put in the wrong place."""
+    """Any window of strips or tiles of any size, with or without planes, has the right voxels."""
     folder = tmp_path_factory.mktemp("layout")
     grey = np.random.default_rng(height * width).integers(0, 1 << 16, (height, width), np.uint16)
     pixels = grey if not samples else np.stack([grey] * samples, axis=0 if planar else -1)
@@ -269,7 +269,7 @@ def test_any_window_of_any_layout(
 
 
 def test_an_8_bit_palette_is_no_grey(tmp_path: Path) -> None:
-    """The numbers of colours would be taken for intensities, now that 8 bits are read straight."""
+    """An 8-bit image with a palette is a FormatError, also in an archive whose voxels have 8 bits."""
     pixels = Image.fromarray(np.arange(600, dtype="uint8").reshape(20, 30)).convert("P")
     pixels.save(tmp_path / "0.tif", compression="tiff_lzw")
     raw = ld.Variable(name="raw", files="{z}.tif", kind="image")

@@ -1,4 +1,4 @@
-"""Voxels at points: those of numpy, from the strips that hold them and no others."""
+"""Voxels at points are those that numpy gives, and are read from the strips that hold them and no others."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ from liver_dask.demo import ArchiveServer, serve
 
 
 class CountingPointReader(CountingReader):
-    """Reads at points as well."""
+    """A counting reader that can also read at points."""
 
     def read_points(self, z: int, y: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
         self.read += len(y)
@@ -39,7 +39,7 @@ def small_array() -> tuple[VolumeArray, CountingReader]:
 
 
 def at_points(array: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
-    """What `vindex` is to give: the points' axes first, then the others."""
+    """The result that `vindex` must give: the points' axes come first, then the others."""
     pointed = [axis for axis, entry in enumerate(key) if not isinstance(entry, slice)]
     others = [axis for axis, entry in enumerate(key) if isinstance(entry, slice)]
     array = array.transpose(*pointed, *others)
@@ -48,7 +48,7 @@ def at_points(array: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
 
 @st.composite
 def point_keys(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Arrays that go together, one of them at least, with slices and numbers between."""
+    """Keys of one or more arrays that broadcast together, with slices and numbers on the other axes."""
     points = draw(st.sampled_from([(1,), (7,), (40,), (2, 3), (1, 1, 4)]))
     one = draw(st.integers(0, len(shape) - 1))
     key: list[Any] = []
@@ -68,7 +68,7 @@ def point_keys(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_any_points_of_any_window_are_numpys(data: st.DataObject) -> None:
-    """A point would have another's voxel, or what lies between the points be read."""
+    """Any points of any window have numpy's voxels, and no voxels between them are read."""
     array, reader = small_array()
     cut = data.draw(st.sampled_from([np.s_[:], np.s_[::-1, 2:20:3], np.s_[1:, [3, 9, 4, 4]], np.s_[3], np.s_[:, :, 5]]))
     window, expected = array[cut], WHOLE[cut]
@@ -82,7 +82,7 @@ def test_any_points_of_any_window_are_numpys(data: st.DataObject) -> None:
 
 
 def test_what_no_point_can_be_is_an_index_error() -> None:
-    """A wrong index would give some voxel, or fail when it is read."""
+    """Points that are out of bounds, of shapes that do not broadcast, or not of integers are an IndexError at once."""
     array, _ = small_array()
     for key in ([5, 0], [0, 0], [0, 0]), ([0], [-25], [0]), ([0, 1], [0, 1, 2], [0]), ([0.5], [0], [0]), ([True], [0]):
         with pytest.raises(IndexError):
@@ -90,7 +90,7 @@ def test_what_no_point_can_be_is_an_index_error() -> None:
 
 
 def test_points_of_many_blocks_stay_in_order_where_they_are_no_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points whose voxels do not fit into one block would be in the order of the files."""
+    """Points whose voxels do not fit into one block come in the order in which they were given."""
     monkeypatch.setattr("liver_dask.archive.lazy.arrays.LARGEST_BLOCK", 200)
     array, _ = small_array()
     random = np.random.default_rng(1)
@@ -108,7 +108,7 @@ def points(*indexes: Any, dims: tuple[str, ...] = ("point",)) -> dict[str, xr.Da
 
 @pytest.mark.parametrize("opened", ["dask", "engine with chunks", "engine without"])
 def test_points_fetch_their_strips_and_no_others(server: ArchiveServer, archive: Path, voxels, opened: str) -> None:
-    """Three voxels would cost the blocks, or all the rows of all the slices, that they are in."""
+    """Points fetch only their strips and the strip indexes of their slices, and nothing until they are computed."""
     ds = opened_as(opened, server.url)
     z, y, x = [7, 0, 3], [10, 150, 290], [400, 3, 200]
     for name in ("raw", "er"):
@@ -123,7 +123,7 @@ def test_points_fetch_their_strips_and_no_others(server: ArchiveServer, archive:
 
 
 def opened_as(opened: str, url: str | Path) -> xr.Dataset:
-    """The archive as its users open it."""
+    """The archive, opened in one of the ways that users have."""
     if opened == "dask":
         return ld.open_human_liver_em(url, shape=SHAPE, chunk_rows=100)
     options = {"chunks": {}} if opened == "engine with chunks" else {}
@@ -132,7 +132,7 @@ def opened_as(opened: str, url: str | Path) -> xr.Dataset:
 
 @pytest.mark.parametrize("opened", ["dask", "engine with chunks", "engine without"])
 def test_each_strip_of_many_points_is_fetched_once(server: ArchiveServer, archive: Path, voxels, opened: str) -> None:
-    """Ten thousand points would be as many requests, or fetch a strip for each of its points."""
+    """Ten thousand points fetch each strip once, in at most six requests a slice."""
     random = np.random.default_rng(3)
     z, y, x = (random.integers(0, length, 10_000) for length in SHAPE)
     found = opened_as(opened, server.url).raw.isel(points(z, y, x))
@@ -143,10 +143,10 @@ def test_each_strip_of_many_points_is_fetched_once(server: ArchiveServer, archiv
 
 
 def test_a_row_is_fetched_up_to_its_own_last_point(server: ArchiveServer, archive: Path, monkeypatch) -> None:
-    """Each row would be fetched as far as the point that is furthest to the right."""
-    monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are smaller than what is fetched along
+    """Of each row, only the part up to its own last point is fetched."""
+    monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are smaller than the default
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
-    for z in (1, 2):  # the first is learnt from
+    for z in (1, 2):  # the first read learns which share of a strip is needed
         begun = server.bytes_sent
         y = np.arange(20, 280, 4)
         x = np.where(y == 40, SHAPE[2] - 1, 50)
@@ -156,7 +156,7 @@ def test_a_row_is_fetched_up_to_its_own_last_point(server: ArchiveServer, archiv
 
 
 def test_points_that_were_looked_at_cost_no_request(server: ArchiveServer, voxels) -> None:
-    """Points of a row that was shown a moment ago would be fetched again, or the row of points."""
+    """Points in parts of rows that were read before, as a window or as points, take no request."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ds.raw[2, 100:120].compute()
     before = len(server.requests)
@@ -171,7 +171,7 @@ def test_points_that_were_looked_at_cost_no_request(server: ArchiveServer, voxel
 
 @pytest.mark.parametrize("opened", ["dask", "engine with chunks", "engine without"])
 def test_xarrays_ways_to_points(archive: Path, voxels, opened: str) -> None:
-    """Labels, the nearest ones, points in two dims, a line through some slices, or points of points would be wrong."""
+    """Xarray's ways of selecting points (nearest labels, two dims, lines, points of points) give the right voxels."""
     ds = opened_as(opened, archive)
     crop = ds.isel(z=slice(2, 9), y=slice(20, 280, 2), x=slice(400, 10, -1))
     for name, whole in voxels.items():
@@ -199,7 +199,7 @@ def test_xarrays_ways_to_points(archive: Path, voxels, opened: str) -> None:
 def test_points_near_each_other_are_interpolated_from_what_is_around_them(
     server: ArchiveServer, archive, voxels
 ) -> None:
-    """`interp` would read whole blocks for a few voxels."""
+    """`interp` at points that are close together gives the right values and fetches only the rows around them."""
     pytest.importorskip("scipy")
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
     z, y, x = [4.5, 4, 5.2], [100.5, 103, 101], [20, 31.5, 29]
@@ -221,7 +221,7 @@ def test_points_near_each_other_are_interpolated_from_what_is_around_them(
     ids=["deep strips", "tiles", "planes"],
 )
 def test_points_of_files_of_other_kinds(tmp_path: Path, options: dict[str, Any]) -> None:
-    """A point would have a voxel of another tile, or each point fetch its tile anew."""
+    """Points of deep strips, tiles and planes have the right voxels and fetch each strip or tile about once."""
     pixels = np.random.default_rng(5).integers(0, 9000, (150, 203)).astype("u2")
     path = tmp_path / EMPIAR_13356.path("raw", 0)
     path.parent.mkdir()
@@ -239,7 +239,7 @@ def test_points_of_files_of_other_kinds(tmp_path: Path, options: dict[str, Any])
 
 
 def test_points_of_missing_slices_are_zeros_and_named_where_they_are_not(archive: Path, tmp_path: Path, voxels) -> None:
-    """A missing slice would be no error at its points, or an error that does not say which it is."""
+    """Points of a missing slice are zeros with `missing="zeros"`, else an error that names the slice and the row."""
     for variable in ("raw", "er"):
         for z in (0, 2):
             path = tmp_path / EMPIAR_13356.path(variable, z)
@@ -254,7 +254,7 @@ def test_points_of_missing_slices_are_zeros_and_named_where_they_are_not(archive
 
 
 def test_an_array_of_points_knows_its_source(archive: Path) -> None:
-    """What is computed of points would not be guarded against a source that changes."""
+    """An array of points knows the reader of its source, and its name is the same only for the same points."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     assert {of.name for of in readers_of(ds.raw.isel(points([1], [2], [3])).data)} == {"raw"}
     first, second = (ds.raw.isel(points([1, 4], [2, 3], [3, x])).data.name for x in (7, 8))
@@ -271,7 +271,7 @@ def test_an_array_of_points_knows_its_source(archive: Path) -> None:
     ids=["points", "a line through all slices", "two dims"],
 )
 def test_points_of_many_slices_are_read_side_by_side(archive: Path, indexes) -> None:
-    """Points of hundreds of slices would be read as many at once as the machine has cores: a round trip each."""
+    """Points of many slices are read in parallel, with more than five requests in progress at once."""
 
     class Asked(SideBySide):
         pass
@@ -299,7 +299,7 @@ def same(array: Any) -> Any:
     ids=["pickle", "optimize", "persist", "map_blocks", "rechunk", "indexed", "deepcopy"],
 )
 def test_points_are_a_dask_array_like_any_other(archive: Path, voxels, through) -> None:
-    """What dask does with its arrays would fail with those of points."""
+    """Arrays of points can be pickled, optimized, persisted, mapped, rechunked, indexed and copied like dask arrays."""
     random = np.random.default_rng(3)
     z, y, x = (random.integers(0, length, 60) for length in SHAPE)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
@@ -309,7 +309,7 @@ def test_points_are_a_dask_array_like_any_other(archive: Path, voxels, through) 
 
 
 def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) -> None:
-    """`distributed` would not carry them to its workers, or a strip be fetched by several."""
+    """Workers of a cluster read points right, and together fetch each strip about once."""
     from distributed import Client, LocalCluster
 
     random = np.random.default_rng(3)
@@ -327,7 +327,7 @@ def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) ->
 
 
 def test_many_points_of_a_mask_are_picked_some_rows_at_a_time(archive: Path, voxels, monkeypatch) -> None:
-    """Points all over a mask would take the memory of the whole mask, or those of a later part be wrong."""
+    """Points all over a mask are right even if its rows are decoded in several parts."""
     monkeypatch.setattr(slices, "BYTES_OF_ROWS", 5000)
     random = np.random.default_rng(4)
     y, x = random.integers(0, SHAPE[1], 500), random.integers(0, SHAPE[2], 500)

@@ -1,4 +1,4 @@
-"""Lazy computing where blocks of a slice share what it takes to read it: in one process and on a cluster."""
+"""In lazy computations, blocks of a slice share what is prepared to read it, in one process and on a cluster."""
 
 import logging
 import pickle
@@ -32,7 +32,7 @@ SMALL_REQUESTS = [
     (png_file, {"FIRST_REQUEST": 1000, "SMALLEST_REQUEST": 1000}),
     (png, {"MARGIN": 16, "MARGIN_LIMIT": 16, "PRIOR_ROWS": 16}),
 ]
-"""So that a mask of some kilobytes takes several."""
+"""Settings with which even a mask of some kilobytes takes several requests."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def sent_of(server: ArchiveServer) -> Counter[str]:
-    """Bytes of each file's path."""
+    """Bytes that were requested of each path since the last call."""
     sent: Counter[str] = Counter()
     for request in server.requests:
         sent[request.path] += request.stop - request.start
@@ -76,7 +76,7 @@ def path_of(name: str, z: int) -> str:
 def test_workers_together_fetch_each_mask_once(
     client: Client, server: ArchiveServer, archive: Path, voxels: dict[str, np.ndarray]
 ) -> None:
-    """Each worker would fetch and decode each mask for itself: the more of them, the slower."""
+    """Three workers together fetch each mask at most once, and the results are right."""
     shares = client.compute((opened(server)[list(LABELS)] > 0).mean(("y", "x"))).result()
     for name in LABELS:
         np.testing.assert_allclose(shares[name], (voxels[name] > 0).mean((1, 2)))
@@ -88,17 +88,17 @@ def test_workers_together_fetch_each_mask_once(
 def test_workers_together_fetch_each_strip_index_once(
     client: Client, server: ArchiveServer, archive: Path, voxels: dict[str, np.ndarray]
 ) -> None:
-    """Each worker would fetch the directory of each file: of a thousand slices some hundred megabytes, each of them."""
+    """Three workers together fetch the beginning of each file once, and in total little more than the files."""
     found = client.compute(opened(server).raw.astype("float64").sum(("y", "x"))).result()
     np.testing.assert_array_equal(found, voxels["raw"].astype("float64").sum((1, 2)))
     sizes = [(archive / path_of("raw", z)[1:]).stat().st_size for z in range(SHAPE[0])]
     beginnings = [request.path for request in server.requests if request.start == 0]
     assert sorted(beginnings) == sorted({*beginnings})
-    assert sent_of(server).total() <= 1.01 * sum(sizes)  # gaps between ranges are fetched along
+    assert sent_of(server).total() <= 1.01 * sum(sizes)  # gaps between byte ranges are fetched, too
 
 
 def test_what_is_left_out_is_not_fetched(client: Client, tmp_path: Path) -> None:
-    """A window of a mask would cost the whole mask, or masks of other slices."""
+    """A window fetches part of its mask (at most all, if cut after a computation on a cluster), and no other mask."""
     pixels = np.where(np.random.default_rng(0).random((300, 400)) < 0.3, 255, 0).astype(np.uint8)
     path = tmp_path / path_of("er", 3)[1:]
     path.parent.mkdir()
@@ -112,7 +112,7 @@ def test_what_is_left_out_is_not_fetched(client: Client, tmp_path: Path) -> None
             (xr.DataArray.compute, False, 0.4),
             (xr.DataArray.compute, True, 0.4),
             (get_from_workers, True, 0.4),
-            (get_from_workers, False, 1.0),  # no worker knows how much of the slice the others want
+            (get_from_workers, False, 1.0),  # a worker does not know how much of the slice the others need
         ):
             mask = ld.open_human_liver_em(server.url, shape=(5, 300, 400), labels="er", chunk_rows=ROWS).er
             window = mask[3, 40:90, 10:] > 0 if is_windowed_first else (mask > 0)[3, 40:90, 10:]
@@ -151,7 +151,7 @@ WAYS: dict[str, Callable[[da.Array], da.Array]] = {
 def test_dask_does_with_them_what_it_does_with_any(
     server: ArchiveServer, voxels: dict[str, np.ndarray], way: str, name: str
 ) -> None:
-    """Some of dask's doings would fail, or give other voxels: it looks into graphs, and changes them."""
+    """What dask does with graphs gives the same voxels as for an array in memory, with fusion on or off."""
     expected = WAYS[way](da.from_array(voxels[name], (1, ROWS, SHAPE[2]))).compute(scheduler="sync")
     for fused in (None, False):
         with dask.config.set({"optimization.fuse.active": fused}):
@@ -162,7 +162,7 @@ def test_dask_does_with_them_what_it_does_with_any(
 def test_a_cluster_does_so_too(
     client: Client, server: ArchiveServer, voxels: dict[str, np.ndarray], way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a worker prepares could not be sent to another, or be taken for something else."""
+    """On a cluster, computed parts and persisted arrays are right, and the scheduler logs no conflict of tasks."""
     expected = WAYS[way](da.from_array(voxels["er"], (1, ROWS, SHAPE[2]))).compute(scheduler="sync")
     array = opened(server).er.data
     np.testing.assert_array_equal(client.compute(WAYS[way](array)).result(), expected)
@@ -174,13 +174,13 @@ def test_a_cluster_does_so_too(
 
 
 def test_a_look_takes_no_task_more(server: ArchiveServer) -> None:
-    """Each look of a slider would wait for a task that nobody shares."""
+    """The graph of one window of a slice has at most two tasks."""
     window = opened(server).er[3, 40:60, 10:300]
     assert len(dict(dask.optimize(window)[0].data.dask)) <= 2
 
 
 def test_what_is_prepared_tells_its_size(server: ArchiveServer) -> None:
-    """A worker would count megabytes of a mask as nothing, and run out of memory."""
+    """The size that a prepared part reports is, within 1000 bytes, that of its pickle."""
     part = opened(server).er.data.lazy.prepare(2)
     assert abs(len(pickle.dumps(part)) - part.__sizeof__()) < 1000
 
@@ -188,7 +188,7 @@ def test_what_is_prepared_tells_its_size(server: ArchiveServer) -> None:
 def test_missing_slices_are_zeros_on_every_worker(
     client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A slice that one worker found missing would be an error on another."""
+    """On a cluster missing slices are zeros with `missing="zeros"`, else an error that names the slice."""
     caplog.set_level(logging.ERROR)
     make_archive(tmp_path, (3, 100, 130))
     (tmp_path / EMPIAR_13356.path("er", 1)).unlink()
@@ -206,7 +206,7 @@ def test_missing_slices_are_zeros_on_every_worker(
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_blocks_of_any_window(small: tuple[Path, np.ndarray], data: st.DataObject) -> None:
-    """Rows would be prepared of another slice, or not down to the last that is wanted."""
+    """Any block of any window, computed together with a part of the window, has the right pixels."""
     folder, mask = small
     array = ld.open_human_liver_em(folder, shape=mask.shape, labels="er", chunk_rows=data.draw(st.integers(1, 40)))
     key: list[Any] = []
@@ -247,6 +247,6 @@ MANIPULATED: dict[str, Callable[[da.Array], da.Array]] = {
 def test_graphs_that_are_cloned_and_bound(
     server: ArchiveServer, voxels: dict[str, np.ndarray], way: str, name: str
 ) -> None:
-    """`bind` and `clone` of a Dataset would end with "Missing dependency": the tasks look for the first window."""
+    """Arrays that dask has cloned or bound to others compute to the right voxels."""
     expected = voxels[name][:, 50:] if "else" in way else voxels[name]
     np.testing.assert_array_equal(MANIPULATED[way](opened(server)[name].data).compute(), expected)

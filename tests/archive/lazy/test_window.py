@@ -1,4 +1,4 @@
-"""Any chain of indexes of a VolumeArray gives what numpy gives, and what is not an index gives a plain dask array."""
+"""Chains of indexes of a VolumeArray give what numpy gives, and other operations give right dask arrays."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ from liver_dask.archive.lazy.arrays import VolumeArray
 
 @st.composite
 def keys(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
-    """Basic indexes, and at most one list or mask, as dask takes them."""
+    """Basic indexes with at most one list or mask, as dask accepts them."""
     basic = draw(hnp.basic_indices(shape, allow_newaxis=False, allow_ellipsis=False))
     key = list(basic) if isinstance(basic, tuple) else [basic]
     if key and draw(st.booleans()):
@@ -31,7 +31,7 @@ def keys(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
 
 
 def outer(array: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
-    """Index axis by axis, so that a list keeps its place among numbers."""
+    """Index axis by axis, so that the axis of a list keeps its place where other axes have numbers."""
     key = (*key, *(slice(None),) * (array.ndim - len(key)))
     for axis in reversed(range(len(key))):
         index = key[axis]
@@ -43,7 +43,7 @@ def outer(array: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_any_chain_of_indexes_reads_those_voxels_and_no_others(data: st.DataObject) -> None:
-    """A composed index would give other voxels than numpy, or read more than it gives."""
+    """Any chain of indexes gives the same voxels as in numpy, and reads exactly those."""
     array, reader = volume_array()
     expected = WHOLE
     result: da.Array = array
@@ -83,7 +83,7 @@ def test_any_chain_of_indexes_reads_those_voxels_and_no_others(data: st.DataObje
     ],
 )
 def test_all_that_dask_arrays_do(use) -> None:
-    """The array would not be a dask array to the rest of the world."""
+    """What can be done with a dask array gives a dask array with numpy's voxels."""
     array, _ = volume_array()
     result = use(array)
     assert isinstance(result, da.Array)
@@ -91,7 +91,7 @@ def test_all_that_dask_arrays_do(use) -> None:
 
 
 def smooth(block: np.ndarray) -> np.ndarray:
-    """Each voxel with its neighbours along every axis, as far as there are some."""
+    """For each voxel, the sum of its two neighbours along every axis, with the block's edges wrapped."""
     return sum(np.roll(block, shift, axis) for axis in range(3) for shift in (-1, 1)).astype("u2")
 
 
@@ -184,7 +184,7 @@ ALIKE = {
 
 @pytest.mark.parametrize("function", ALIKE)
 def test_dasks_functions_give_what_numpys_give(function: str) -> None:
-    """Dask indexes the array in ways of its own there (with floats, 0-d arrays): a TypeError, or wrong."""
+    """Dask's functions, some of which index with floats or 0-d arrays, give the same results as numpy's."""
     array, _ = volume_array()
     for found_in, expected_in in ((array, WHOLE), (array[::-1], WHOLE[::-1])):
         result = ALIKE[function](da, found_in)
@@ -194,7 +194,7 @@ def test_dasks_functions_give_what_numpys_give(function: str) -> None:
 @pytest.mark.parametrize("boundary", ["nearest", "reflect", "periodic", "none", 7])
 @pytest.mark.parametrize("depth", [1, 2, (0, 1, 2), (0, 0, 3), (0, 2, 0)])
 def test_overlaps_of_any_boundary(boundary: str | int, depth: Any) -> None:
-    """A filter over blocks would be a TypeError, or differ at the edges of blocks."""
+    """`map_overlap` with any boundary and depth gives the same as for an array in memory."""
     found, expected = (
         da.map_overlap(smooth, array, depth=depth, boundary=boundary, dtype="u2", allow_rechunk=True).compute(
             scheduler="sync"
@@ -206,7 +206,7 @@ def test_overlaps_of_any_boundary(boundary: str | int, depth: Any) -> None:
 
 @pytest.mark.parametrize("key", [(0.5,), (slice(0.5, 3),), ([0.5, 1],), (slice("a", None),), ("a",), (object(),)])
 def test_what_is_no_index_is_refused_as_dask_does(key) -> None:
-    """Half an index would be rounded."""
+    """A key that is no index, like half a number, raises the same type of error as dask."""
     expected = da.from_array(WHOLE, chunks=(1, 10, 17))
     with pytest.raises(Exception) as refused:  # noqa: PT011  # of dask's own kind
         expected[key]
@@ -216,13 +216,13 @@ def test_what_is_no_index_is_refused_as_dask_does(key) -> None:
 
 @pytest.mark.parametrize("key", [(5,), (0, 24), (slice(None), slice(None), -18), ([7],), (0, 0, 0, 0), (1.5,)])
 def test_what_is_out_of_bounds_is_an_index_error(key) -> None:
-    """A wrong index would give some voxels, or fail when they are read."""
+    """An index that is out of bounds, has too many axes or is no whole number is an IndexError at once."""
     with pytest.raises(IndexError):
         volume_array()[0][key]
 
 
 def test_xarray_composes_too() -> None:
-    """Xarray's own ways of indexing would read whole blocks."""
+    """Chains of `isel` read only the voxels of the result, and points by `isel` have the right voxels."""
     array, reader = volume_array()
     variable = xr.DataArray(array, dims=("z", "y", "x"))
     got = variable.isel(z=2).isel(y=[3, 4, 9], x=[1, 5])[::-1].compute(scheduler="sync")
@@ -233,7 +233,7 @@ def test_xarray_composes_too() -> None:
 
 
 def test_equal_windows_have_equal_names_and_unequal_ones_have_not() -> None:
-    """Dask would take one window's voxels for another's."""
+    """The same window has the same name, however it was indexed, and different windows have different names."""
     first, second = volume_array()[0], volume_array()[0]
     assert first[1, 2:9][3:5].name == second[1, 5:7].name
     names = {first[key].name for key in [(1,), (2,), (slice(1, 2),), (1, slice(0, 9)), ([1],), (slice(None), 1)]}
@@ -241,7 +241,7 @@ def test_equal_windows_have_equal_names_and_unequal_ones_have_not() -> None:
 
 
 def test_blocks_of_a_composed_index_are_cut_where_the_source_is() -> None:
-    """A window across blocks would become one task, or a block read the files of two."""
+    """The blocks of a window end where the source's blocks end, also with steps, backwards and for lists."""
     array, _ = volume_array()
     assert array[1, 5:23].chunks == ((5, 10, 3), (17,))
     assert array[1:4][:, ::-3].chunks == ((1, 1, 1), (2, 3, 3), (17,))
@@ -250,7 +250,7 @@ def test_blocks_of_a_composed_index_are_cut_where_the_source_is() -> None:
 
 @pytest.mark.parametrize("how", ["slice", "mask", "out", "xarray"])
 def test_an_array_that_was_assigned_to_is_no_longer_its_window(how: str) -> None:
-    """What was assigned would be lost with the next index, copy or pickle."""
+    """What was assigned to an array is kept when it is indexed, copied or pickled."""
     array, _ = volume_array()
     expected = WHOLE.copy()
     if how == "slice":
@@ -271,7 +271,7 @@ def test_an_array_that_was_assigned_to_is_no_longer_its_window(how: str) -> None
 
 
 def test_it_mixes_with_other_dask_arrays_in_one_dataset() -> None:
-    """Xarray refuses chunked arrays of two types."""
+    """A dataset of this array and other dask arrays can be computed, persisted, rechunked and passed to ufuncs."""
     array, _ = volume_array()
     ds = xr.Dataset({"raw": (("z", "y", "x"), array)}).assign(half=lambda ds: ds.raw // 2)
     for done in (ds.compute(), ds.persist().compute(), ds.unify_chunks().compute()):
