@@ -305,7 +305,7 @@ def test_a_file_that_was_mended_is_read_anew(own_archive: Path) -> None:
 
 
 def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> None:
-    """Rows beyond the end of a file would be asked for, again and again."""
+    """A TIFF that ends within its data, after its directory, is an error that names the first missing row."""
     import tifffile
 
     path = own_archive / EMPIAR_13356.path("raw", 0)
@@ -316,7 +316,7 @@ def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> N
 
 
 def test_a_directory_that_says_it_is_as_long_as_the_file(own_archive: Path) -> None:
-    """All of a slice would be fetched, and held in memory, for one wrong number."""
+    """A directory entry with an absurd count is an error after less than 4 MiB of reading."""
     path = own_archive / EMPIAR_13356.path("raw", 0)
     data = path.read_bytes()
     at = data.rindex(struct.pack("<HHI", 273, 4, HEIGHT))
