@@ -1,4 +1,4 @@
-"""Whatever is wrong is said in one sentence, early, by an error that callers of the builtins catch too."""
+"""Wrong arguments and damaged files are reported early, in one sentence, by an error that builtins also catch."""
 
 import os
 import struct
@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 40, 50
 
 @pytest.fixture
 def own_archive(tmp_path: Path) -> Path:
-    """An archive of one slice that a test may spoil."""
+    """An archive of one slice that a test may damage."""
     random = np.random.default_rng(0)
     for name in (RAW, *EMPIAR_13356.labels):
         path = tmp_path / EMPIAR_13356.path(name, 0)
@@ -62,7 +62,7 @@ def opened(url: object):
     ],
 )
 def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str) -> None:
-    """A wrong box would write a wrong or empty store."""
+    """A wrong bounding box is refused before anything is written."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     with pytest.raises(ValueError, match=told):
         ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=box)
@@ -92,26 +92,26 @@ def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str
     ],
 )
 def test_options_that_make_no_sense(options, told: str) -> None:
-    """A wrong option would show itself an hour later on a worker."""
+    """A wrong option is an error as soon as the archive is opened."""
     with pytest.raises(ValueError, match=told):
         ld.open_human_liver_em(**options)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    """A typing mistake would show itself only when voxels are read."""
+    """Opening a folder that does not exist is a FileNotFoundError."""
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         ld.open_human_liver_em(tmp_path / "nowhere")
 
 
 def test_a_missing_slice_names_file_slice_and_rows(own_server: ArchiveServer) -> None:
-    """Nobody could tell which of 2388 files is missing."""
+    """The error about a missing file names the file, the slice and the rows."""
     ds = ld.open_human_liver_em(own_server.url, shape=(3, HEIGHT, WIDTH))
     with pytest.raises(FileNotFoundError, match=r"raw, slice 2, rows 3-6: .*humanliver_raw_002\.tif: there is no such"):
         ds.raw[2, 3:7].compute()
 
 
 def test_a_missing_class_lists_the_folders_that_are_there(own_server: ArchiveServer, own_archive: Path) -> None:
-    """Who asks for an unconfirmed class would not learn which ones there are."""
+    """The error about a class without a folder lists the folders that the archive has."""
     for url in (own_server.url, own_archive):
         ds = ld.open_human_liver_em(url, shape=(1, HEIGHT, WIDTH), labels=["sinusoid"])
         with pytest.raises(ld.SliceNotFoundError, match=r"folders: humanliver_er_mask, humanliver_mito_mask, .*raw"):
@@ -120,7 +120,7 @@ def test_a_missing_class_lists_the_folders_that_are_there(own_server: ArchiveSer
 
 @pytest.mark.slow
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong host would end in a stack of connection errors, or never."""
+    """A refused connection fails after 6 tries, and an unknown host is an error that names the host."""
     ds = ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE)
     with pytest.raises(OSError, match=r"raw, slice 0, rows 0-0: .*gave up after 6 tries"):
         ds.raw[0, 0].compute()
@@ -130,7 +130,7 @@ def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_files_work_without_ranges_with_one_warning(archive: Path, voxels) -> None:
-    """`python -m http.server` would give wrong voxels, or warn with every block, or send a file for each row."""
+    """From a server that ignores byte ranges each small file is fetched once, and one warning is given."""
     with serve(archive, NoRanges) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.warns(UserWarning, match="ignores byte ranges") as told:
@@ -142,7 +142,7 @@ def test_small_files_work_without_ranges_with_one_warning(archive: Path, voxels)
 
 
 def test_a_large_file_without_ranges_is_refused_before_it_is_sent(archive: Path) -> None:
-    """880 MB would be fetched for a few rows."""
+    """If a server ignores byte ranges, a large file is refused after one request, with its size."""
     with serve(archive, HugeWithoutRanges) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.RangeNotSupportedError, match=r"slice 0, rows 5-8: .*ignores byte ranges.* \(880 MB\)"):
@@ -151,7 +151,7 @@ def test_a_large_file_without_ranges_is_refused_before_it_is_sent(archive: Path)
 
 
 def spoil(path: Path, how: str) -> None:
-    """Damage a file, or put another in its place."""
+    """Damage a file, or replace it by another one."""
     data = path.read_bytes()
     match how:
         case "empty":
@@ -194,7 +194,7 @@ def spoil(path: Path, how: str) -> None:
     ],
 )
 def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
-    """A damaged or foreign TIFF would be read as voxels, or end in another library's traceback."""
+    """A damaged or foreign TIFF is an error of one sentence, and an export of it leaves no finished store."""
     spoil(own_archive / EMPIAR_13356.path("raw", 0), how)
     check_refusal(own_archive, "raw", tmp_path / "out" / "crop.zarr")
 
@@ -207,7 +207,7 @@ def test_a_bad_tiff_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_pa
     ],
 )  # fmt: skip
 def test_a_bad_png_is_one_sentence_and_leaves_nothing(own_archive: Path, tmp_path: Path, how: str) -> None:
-    """A damaged or foreign PNG would be read as a mask, fill the memory, or end in another library's traceback."""
+    """A damaged or foreign PNG is an error of one sentence, and an export of it leaves no finished store."""
     pixels_limit = Image.MAX_IMAGE_PIXELS
     spoil(own_archive / EMPIAR_13356.path("mito", 0), how)
     check_refusal(own_archive, "mito", tmp_path / "out" / "crop.zarr")
@@ -231,7 +231,7 @@ def check_refusal(archive: Path, name: str, out: Path) -> None:
 
 
 def test_a_damaged_strip_names_its_rows(own_archive: Path) -> None:
-    """A strip that ends early would be filled with what was in memory."""
+    """A strip that ends early is an error that names its rows; the rows after it are still read."""
     import tifffile
 
     path = own_archive / EMPIAR_13356.path("raw", 0)
@@ -247,7 +247,7 @@ def test_a_damaged_strip_names_its_rows(own_archive: Path) -> None:
 
 @pytest.mark.parametrize("path", ["", ".", "/", "~nobody-of-this-name/x", "a\0b", "x" * 300, None])
 def test_a_path_that_is_none(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path) -> None:
-    """A wrong path would end in a traceback, or write into the current folder."""
+    """A path that cannot be that of a store is an error, and nothing is written into the current folder."""
     monkeypatch.chdir(tmp_path)
     if path == ".":
         (tmp_path / "mine").write_text("")
@@ -258,7 +258,7 @@ def test_a_path_that_is_none(archive: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("what", ["a file", "a folder", "a zarr of another", "an unfinished other store", "a url"])
 def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path, what: str) -> None:
-    """Somebody's data would be overwritten, or taken for ours."""
+    """An export to a path that holds something else, or to a URL, is refused and changes no file."""
     import zarr
 
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
@@ -283,7 +283,7 @@ def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path,
 
 
 def test_an_output_folder_that_cannot_be_made(archive: Path, tmp_path: Path) -> None:
-    """A wrong folder would end in a traceback."""
+    """An output folder that cannot be created is an InvalidArgumentError."""
     (tmp_path / "file").write_text("")
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     with pytest.raises(ld.InvalidArgumentError, match="Cannot write"):
@@ -291,7 +291,7 @@ def test_an_output_folder_that_cannot_be_made(archive: Path, tmp_path: Path) -> 
 
 
 def test_a_file_that_was_mended_is_read_anew(own_archive: Path) -> None:
-    """What was kept of a damaged file would be used for ever."""
+    """After a damaged file is repaired, the old Dataset reports a changed source and a new one reads the file."""
     path = own_archive / EMPIAR_13356.path("er", 0)
     good = path.read_bytes()
     spoil(path, "cut in the data")
@@ -305,7 +305,7 @@ def test_a_file_that_was_mended_is_read_anew(own_archive: Path) -> None:
 
 
 def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> None:
-    """Rows beyond the end of a file would be asked for, again and again."""
+    """A TIFF that ends within its data, after its directory, is an error that names the first missing row."""
     import tifffile
 
     path = own_archive / EMPIAR_13356.path("raw", 0)
@@ -316,7 +316,7 @@ def test_a_tiff_cut_in_its_data_with_the_directory_first(own_archive: Path) -> N
 
 
 def test_a_directory_that_says_it_is_as_long_as_the_file(own_archive: Path) -> None:
-    """All of a slice would be fetched, and held in memory, for one wrong number."""
+    """A directory entry with an absurd count is an error after less than 4 MiB of reading."""
     path = own_archive / EMPIAR_13356.path("raw", 0)
     data = path.read_bytes()
     at = data.rindex(struct.pack("<HHI", 273, 4, HEIGHT))
@@ -328,7 +328,7 @@ def test_a_directory_that_says_it_is_as_long_as_the_file(own_archive: Path) -> N
 
 
 def test_a_changed_byte_of_a_mask_is_noticed(own_archive: Path) -> None:
-    """Where nothing is compressed, a damaged byte decodes as well as any: only the checksum tells."""
+    """A changed byte in an uncompressed PNG, which still decodes, is noticed by its checksum."""
     path = own_archive / EMPIAR_13356.path("er", 0)
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(path, compress_level=0)
     data = bytearray(path.read_bytes())
@@ -339,7 +339,7 @@ def test_a_changed_byte_of_a_mask_is_noticed(own_archive: Path) -> None:
 
 
 def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
-    """Imagecodecs reads outside its table where a strip's first code is none, and takes the process along."""
+    """A strip with a bad first LZW code, on which imagecodecs can crash, is a FormatError that names its rows."""
     import tifffile
 
     path = own_archive / EMPIAR_13356.path("raw", 0)
@@ -367,7 +367,7 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
     ids=["pictures", "slicer", "app", "train"],
 )
 def test_without_an_extra_one_sentence_says_what_to_install(tmp_path: Path, module: str, call: str, said: str) -> None:
-    """A traceback out of an import would be all that a user is told."""
+    """If the package of an extra is missing, the error says in one sentence what to install."""
     script = (
         f"import sys; sys.modules['{module}'] = None\n"
         "import liver_dask as ld\n"

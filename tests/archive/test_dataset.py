@@ -1,4 +1,4 @@
-"""Opening, indexing and reading: the right voxels, from no more bytes than they need."""
+"""Opening, indexing and reading give the right voxels, and fetch no more bytes than they need."""
 
 import pickle
 import subprocess
@@ -22,7 +22,7 @@ from liver_dask.demo import ArchiveServer, serve
 
 
 def test_the_default_archive_opens_at_once_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening would touch the network, or the Dataset would not be the whole volume in blocks of full width."""
+    """Opening the default archive makes no connection and gives the whole volume in blocks of full width."""
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was made"))
     ds = ld.open_human_liver_em()
     assert dict(ds.sizes) == {"z": 597, "y": 20000, "x": 20000}
@@ -35,13 +35,13 @@ def test_the_default_archive_opens_at_once_without_a_request(monkeypatch: pytest
 
 
 def test_opening_asks_the_server_nothing(server: ArchiveServer) -> None:
-    """Opening, slicing or printing would cost a request."""
+    """Opening, slicing and printing send no request."""
     repr(ld.open_human_liver_em(server.url, shape=SHAPE).isel(z=slice(2, 5)))
     assert server.requests == []
 
 
 def test_every_lazy_object_pickles_small() -> None:
-    """A task sent to a worker would carry the graph of the whole volume, or 20000 coordinates."""
+    """Datasets, windows of them and lazy arrays pickle to less than 10 kB."""
     ds = ld.open_human_liver_em()
     window = ds.isel(z=slice(3, 400), y=slice(1493, 12000), x=slice(2219, 4267))
     for lazy in (ds, ds.raw, ds.raw.data, window, window.er, ds.raw[290, ::20, ::20], ds.raw.astype("uint8")):
@@ -49,7 +49,7 @@ def test_every_lazy_object_pickles_small() -> None:
 
 
 def test_a_window_fetches_its_strips_and_the_index_and_nothing_else(server: ArchiveServer, archive: Path) -> None:
-    """A window would fetch whole blocks, or read the index in many requests."""
+    """A window fetches its strips and the index; a second one fetches only the rows that are new."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ds.raw.isel(z=4, y=slice(100, 228), x=slice(20, 90)).compute()
     needed = strip_bytes(archive, 4, range(100, 228)) + index_bytes(archive, 4)
@@ -64,7 +64,7 @@ def test_a_window_fetches_its_strips_and_the_index_and_nothing_else(server: Arch
 
 
 def test_a_stride_fetches_only_the_strips_it_needs(server: ArchiveServer, archive: Path) -> None:
-    """An overview of a slice would fetch the rows it leaves out."""
+    """Every 60th row of a slice costs the strips of those rows and the index."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ds.raw[2, ::60, ::60].compute()
     needed = strip_bytes(archive, 2, range(0, SHAPE[1], 60)) + index_bytes(archive, 2)
@@ -100,7 +100,7 @@ def opened_by_the_engine(url: str, **options) -> xr.Dataset:
 def test_any_chain_of_indexes_fetches_only_what_is_left(
     server: ArchiveServer, archive: Path, voxels, index, opened
 ) -> None:
-    """Dask hands down one step; the second would fetch whole blocks and throw them away."""
+    """A chain of indexes gives the right voxels and fetches only the strips of the final selection."""
     whole = xr.DataArray(voxels["raw"], dims=("z", "y", "x"), coords={"z": range(10), "y": range(300)})
     raw = opened(server.url).raw
     if raw.z[0] != 0:
@@ -111,13 +111,13 @@ def test_any_chain_of_indexes_fetches_only_what_is_left(
 
 @pytest.mark.parametrize("name", ["raw", "mito", "er", "nucleus"])
 def test_the_whole_volume_equals_an_independent_reading(server: ArchiveServer, voxels, name: str) -> None:
-    """A voxel would be wrong."""
+    """Every voxel of each variable equals that of an independent reader."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, chunk_rows=64)
     np.testing.assert_array_equal(ds[name].to_numpy(), voxels[name])
 
 
 def test_a_mask_is_fetched_no_further_than_its_last_row(server: ArchiveServer, archive: Path, voxels) -> None:
-    """The top of a mask would cost all of it."""
+    """The top rows of a mask are read by one request of at most 64 KiB."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     np.testing.assert_array_equal(ds.er[3, :10].to_numpy(), voxels["er"][3, :10])
     size = (archive / EMPIAR_13356.path("er", 3)).stat().st_size
@@ -127,7 +127,7 @@ def test_a_mask_is_fetched_no_further_than_its_last_row(server: ArchiveServer, a
 
 @pytest.mark.parametrize("scheme", ["folder", "file", "memory", "path with spaces"])
 def test_the_same_voxels_from_any_file_system(archive: Path, tmp_path: Path, voxels, scheme: str) -> None:
-    """Only http would work."""
+    """A folder, a file URL, an fsspec URL and a path with spaces give the same voxels."""
     import fsspec
 
     url: object = archive
@@ -152,7 +152,7 @@ def sum_of(array: xr.DataArray) -> int:
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_lazy_array_works_on_another_process(server: ArchiveServer, voxels, method: str) -> None:
-    """A worker could not open what the client sent, or a fork would wait for the parent's threads."""
+    """A lazy array is read in a spawned or forked process, even after the parent has used threads."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     window = ds.raw.isel(z=3, y=slice(10, 200))
     window.compute()  # threads, connections and locks are in use before the fork
@@ -161,7 +161,7 @@ def test_a_lazy_array_works_on_another_process(server: ArchiveServer, voxels, me
 
 
 def test_a_dask_cluster_reads_it(server: ArchiveServer, voxels) -> None:
-    """`distributed` would not carry the arrays to its workers."""
+    """A worker of `distributed` computes on the lazy arrays."""
     from distributed import Client
 
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -171,7 +171,7 @@ def test_a_dask_cluster_reads_it(server: ArchiveServer, voxels) -> None:
 
 
 def test_other_chunks_are_whole_rows_all_the_same(server: ArchiveServer, archive: Path, voxels) -> None:
-    """Who chunks first and then crops would think that a block of few columns costs few bytes."""
+    """Chunking before cropping gives the same voxels, but fetches all rows of each block."""
     few = {"y": slice(100, 110), "x": slice(5, 9)}
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
     sent = [0]
@@ -182,7 +182,7 @@ def test_other_chunks_are_whole_rows_all_the_same(server: ArchiveServer, archive
 
 
 def test_the_engine_gives_the_same_dataset(server: ArchiveServer, archive: Path, voxels) -> None:
-    """`xr.open_dataset(engine="liver_dask")` would not find the archive, or fetch more than a window."""
+    """`xr.open_dataset(engine="liver_dask")` gives the same coordinates and voxels, and fetches only the window."""
     ds = xr.open_dataset(server.url, engine="liver_dask", chunks={}, shape=SHAPE, chunk_rows=100)
     xr.testing.assert_identical(
         ds.coords.to_dataset(), ld.open_human_liver_em(server.url, shape=SHAPE).coords.to_dataset()
@@ -196,7 +196,7 @@ def test_the_engine_gives_the_same_dataset(server: ArchiveServer, archive: Path,
 
 
 def test_the_engines_dask_arrays_are_those_of_open(archive: Path) -> None:
-    """What is computed of both, or kept of one, would be read twice; or `chunk` make one block of the volume."""
+    """The dask arrays of the engine have the names and chunks of those of `open_human_liver_em`."""
     ours = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=100)
     engine = opened_by_the_engine(archive, chunks={}, chunk_rows=100)
     later = opened_by_the_engine(archive, chunk_rows=100)
@@ -214,7 +214,7 @@ def test_the_engines_dask_arrays_are_those_of_open(archive: Path) -> None:
 
 
 def test_without_dask_slices_are_read_side_by_side(archive: Path, voxels) -> None:
-    """A line through all slices would take a round trip after the other."""
+    """A line through all slices is read with several requests at a time, without dask, too."""
 
     class Asked(SideBySide):
         pass
@@ -226,14 +226,14 @@ def test_without_dask_slices_are_read_side_by_side(archive: Path, voxels) -> Non
 
 
 def test_options_may_come_from_dask_config(server: ArchiveServer) -> None:
-    """`liver-dask:` in dask's configuration would be ignored, or win over an argument."""
+    """Options are read from `liver-dask` in dask's configuration, and an argument takes precedence."""
     with dask.config.set({"liver-dask.chunk-rows": 77}):
         assert ld.open_human_liver_em(server.url, shape=SHAPE).raw.data.chunksize[1] == 77
         assert ld.open_human_liver_em(server.url, shape=SHAPE, chunk_rows=50).raw.data.chunksize[1] == 50
 
 
 def test_the_voxel_size_is_what_was_given_or_said_to_be_unknown() -> None:
-    """A disputed number would be a silent constant."""
+    """Without an argument there is no voxel size, and an attribute says that it is disputed."""
     attrs = ld.open_human_liver_em().attrs
     assert "voxel_size_nm" not in attrs
     assert "disputed" in attrs["voxel_size_source"]
@@ -243,7 +243,7 @@ def test_the_voxel_size_is_what_was_given_or_said_to_be_unknown() -> None:
 
 @pytest.mark.slow
 def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveServer, tmp_path: Path) -> None:
-    """A second process would fetch strip indexes and masks again."""
+    """A second process takes indexes and masks from `cache_dir`; truncated entries are fetched again."""
     script = (
         "import liver_dask as ld, sys; from liver_dask.core.metrics import traffic\n"
         f"ds = ld.open_human_liver_em({server.url!r}, shape={SHAPE}, cache_dir={str(tmp_path / 'kept')!r})\n"
@@ -264,7 +264,7 @@ def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveS
 
 
 def test_opening_is_quick() -> None:
-    """Opening would build the 48,000 blocks of the volume one by one (0.2 s is the promise, here with room)."""
+    """The default archive opens in less than a second (0.2 s is the promise)."""
     began = time.perf_counter()
     ld.open_human_liver_em()
     assert time.perf_counter() - began < 1

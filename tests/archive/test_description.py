@@ -1,4 +1,4 @@
-"""Descriptions of archives: one place for every fact; what makes no sense is one sentence, told early."""
+"""An archive is described in one place; a wrong description is an early error of one sentence."""
 
 import pickle
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SHAPE = (5, 60, 80)
 
 
 def test_the_built_in_archives_are_where_they_are() -> None:
-    """A wrong name of a file makes every voxel of an archive a 404."""
+    """The built-in archive has the right shape, labels, paths, box of tissue and attributes."""
     liver = ld.archives()["EMPIAR-13356"]
     assert liver is ld.EMPIAR_13356
     assert (liver.shape, liver.labels) == ((597, 20000, 20000), ("mito", "er", "nucleus"))
@@ -43,7 +43,7 @@ def test_the_built_in_archives_are_where_they_are() -> None:
 
 
 def test_a_description_travels_with_what_reads() -> None:
-    """A worker would look for the files of another archive."""
+    """A pickled array reads from the files of the archive description that it was opened with."""
     renamed = replace(ld.EMPIAR_13356["raw"], files="elsewhere/{z}.tif", first=3)
     others = [variable for variable in ld.EMPIAR_13356.variables if variable.name != "raw"]
     archive = replace(ld.EMPIAR_13356, name="mine", variables=(renamed, *others))
@@ -55,7 +55,7 @@ def test_a_description_travels_with_what_reads() -> None:
 
 @given(z=st.integers(0, 99999), first=st.integers(0, 2000), width=st.integers(0, 6), other=st.text(max_size=12))
 def test_the_slice_of_a_file_is_found_again(z: int, first: int, width: int, other: str) -> None:
-    """Checks of sources would compare the wrong files, or none."""
+    """`slice_of` inverts `path` for every slice, and gives None for any other path."""
     spec = f":0{width}d" if width else ""
     variable = ld.Variable(name="raw", files=f"a.b/c+_{{z{spec}}}(1).tif", kind="image", first=first)
     path = variable.path(z)
@@ -105,7 +105,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changed", "said"), WRONG, ids=[f"{next(iter(one))}-{i}" for i, (one, _) in enumerate(WRONG)])
 def test_a_wrong_variable_is_told_when_it_is_described(changed: dict[str, Any], said: str) -> None:
-    """It would be told by whatever it breaks, hours later."""
+    """A wrong attribute of a Variable is an error of one line when the Variable is made."""
     options = {"name": "raw", "files": "raw/{z:03d}.tif", "kind": "image", "dtype": "uint16"} | changed
     with pytest.raises(ld.InvalidArgumentError) as told:
         ld.Variable(**options)
@@ -145,7 +145,7 @@ files = "labels/{z:02d}.tif"
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
-    """A traceback of the parser is all that whoever writes one would get."""
+    """A wrong TOML file is an error with its path and the reason; the command exits with 2."""
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ld.InvalidArgumentError) as told:
@@ -158,7 +158,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> N
 
 
 def test_an_archive_that_there_is_not_is_told_with_those_that_there_are() -> None:
-    """A slip of the pen would be taken for a file, or for another archive."""
+    """The error about an unknown archive lists the known ones, and shows no password of an address."""
     for wrong in ("EMPIAR-1", 3, "nothing.json"):
         with pytest.raises(ld.InvalidArgumentError, match=r"give one of .*EMPIAR-13356"):
             ld.open_archive(wrong)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def voxels_of(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_archive(folder: Path, voxels: dict[str, np.ndarray]) -> ld.Archive:
-    """8-bit raw, a mask of 0 and 1, and instances, all TIFFs, of which the first has the number 1."""
+    """Write 8-bit raw, a mask of 0 and 1, and instance labels as TIFFs that are numbered from 1."""
     options: dict[str, Callable[[int], dict[str, Any]]] = {
         "raw": lambda z: {"compression": "lzw", "predictor": 2, "rowsperstrip": 1 + z},
         "mito": lambda z: {"rowsperstrip": 7},
@@ -201,7 +201,7 @@ def expected_of(voxels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("index", [np.s_[:], np.s_[2, 7:40, 11:60], np.s_[:, ::7, 3:5], np.s_[4, [50, 3, 3], 79]])
 def test_each_dtype_and_kind_is_read_right(tmp_path: Path, index: Any) -> None:
-    """Raw of 8 bits would be taken for a mask, or numbers of instances be cut off."""
+    """8-bit raw, masks and 32-bit instance labels are read with the right dtype and values by any index."""
     voxels = voxels_of()
     ds = ld.open_archive(write_archive(tmp_path, voxels))
     for name, whole in expected_of(voxels).items():
@@ -216,7 +216,7 @@ def test_each_dtype_and_kind_is_read_right(tmp_path: Path, index: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 def test_files_of_another_dtype_are_told_where_they_are_read(tmp_path: Path, dtype: str) -> None:
-    """Voxels would be cut off, without a word; what fits is no fault."""
+    """A value that does not fit the described dtype is an error with its file; smaller dtypes are read."""
     for there in ("uint8", "uint16", "uint32"):
         folder = tmp_path / there / "raw"
         folder.mkdir(parents=True)
@@ -234,7 +234,7 @@ def test_files_of_another_dtype_are_told_where_they_are_read(tmp_path: Path, dty
 
 
 def test_the_command_takes_a_file_that_describes_an_archive(tmp_path: Path) -> None:
-    """Whoever has another archive would have to write Python."""
+    """`info` and `download` accept a TOML file; `verify` needs only the store."""
     voxels = {name: whole for name, whole in voxels_of().items() if name != "cells"}
     write_archive(tmp_path / "data", voxels)
     description = tmp_path / "mine.toml"
@@ -263,7 +263,7 @@ def test_the_command_takes_a_file_that_describes_an_archive(tmp_path: Path) -> N
 
 
 def test_a_picture_shows_what_an_archive_has(tmp_path: Path) -> None:
-    """Raw of 8 bits would be drawn as a mask, and instances as one."""
+    """A picture draws raw, the mask and the instances, each instance in its own colour."""
     ds = ld.open_archive(write_archive(tmp_path, voxels_of()))
     images = ld.show(ds, 2).axes[0].images
     assert len(images) == 3
@@ -275,7 +275,7 @@ def test_a_picture_shows_what_an_archive_has(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_any_value_is_255(tmp_path: Path) -> None:
-    """Masks of PNG files are 0 or 255 whatever their samples are; those of other formats would not be."""
+    """Every nonzero value of a mask is read as 255, from TIFF and from PNG."""
     (tmp_path / "raw").mkdir()
     pixels = np.arange(60 * 80, dtype="uint8").reshape(60, 80)
     for name in ("raw/0.tif", "0.tif", "1.png"):

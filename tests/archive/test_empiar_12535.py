@@ -1,4 +1,4 @@
-"""EMPIAR-12535, laid out small as its descriptions say: opened, kept and trained on by description alone."""
+"""Small copies of EMPIAR-12535, laid out as its descriptions say, are opened, exported and trained on."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ FIRST_FILES = {
 
 
 def lay_out(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Write slices with tifffile and h5py; their voxels."""
+    """Write the slices of an archive with tifffile and h5py; returns their voxels."""
     random = np.random.default_rng(0)
     raw = random.integers(1, 256, SHAPE, "uint8")
     numbers = random.integers(0, 2**32, (SHAPE[0], 12, 16), "uint32") * (random.random((SHAPE[0], 12, 16)) < 0.4)
@@ -51,7 +51,7 @@ COMPRESSED = [{}, {"compression": "gzip"}]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_volume_is_read_kept_and_verified(tmp_path: Path, name: str) -> None:
-    """Its files have numbers from 1 or from 0, in folders of several levels, and other voxels than the liver's."""
+    """Each volume of EMPIAR-12535 is read, exported and verified with its own paths and dtypes."""
     voxels = lay_out(tmp_path / "data", name)
     assert all((tmp_path / "data" / path).exists() for path in FIRST_FILES[name])
     with serve(tmp_path / "data") as server:
@@ -70,13 +70,13 @@ def test_a_volume_is_read_kept_and_verified(tmp_path: Path, name: str) -> None:
 
 
 def test_a_description_is_short() -> None:
-    """Whoever has another archive would write Python instead."""
+    """The description of each volume has at most 30 lines."""
     for path in Path(archives.__file__).parent.joinpath("descriptions").glob("empiar_12535_*.toml"):
         assert len(path.read_text().splitlines()) <= 30, path
 
 
 def test_instances_are_trained_on_with_a_label_transform(tmp_path: Path) -> None:
-    """Numbers would be divided by 255, as masks are; or be taken for classes."""
+    """Instance labels reach the label transform, or an int64 dataset, with their numbers unchanged."""
     torch_em = pytest.importorskip("torch_em", reason="needs the extra `train`")
     voxels = lay_out(tmp_path / "data", NAMES[0])
     options = {
@@ -107,7 +107,7 @@ def test_instances_are_trained_on_with_a_label_transform(tmp_path: Path) -> None
 
 
 def test_a_picture_of_instances(tmp_path: Path) -> None:
-    """They would be one colour, as a mask."""
+    """A picture of instance labels has many colours."""
     lay_out(tmp_path / "data", NAMES[1])
     figure = ld.show(ld.open_archive(NAMES[1], tmp_path / "data", shape=SHAPE), 2)
     colors = np.asarray(figure.axes[0].images[1].get_array()).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""Slices that the archive lacks: an error, or zeros where that is asked for; never without a word, never by mistake."""
+"""A slice that the archive lacks is an error, or zeros if that is asked for, which are always reported."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def own(archive: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def expected(voxels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What there is, and zeros."""
+    """The voxels of the archive, with zeros for the missing slices."""
     filled = {name: array.copy() for name, array in voxels.items()}
     for name, slices in GONE.items():
         filled[name][list(slices)] = 0
@@ -41,14 +41,14 @@ def expected(voxels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class WithoutListings(RangeRequestHandler):
-    """Does not list its folders, as many servers do not."""
+    """Refuses to list its folders, as many servers do."""
 
     def list_directory(self, path: str) -> None:
         self.send_error(403)
 
 
 class Forbids(RangeRequestHandler):
-    """Answers 403 for what it does not have, as S3 does."""
+    """Answers 403 for a missing file, as S3 does."""
 
     def send_error(self, code: int, *args: object, **options: object) -> None:
         super().send_error(403 if code == 404 else code)
@@ -56,7 +56,7 @@ class Forbids(RangeRequestHandler):
 
 @pytest.mark.parametrize("handler", [RangeRequestHandler, WithoutListings, None])
 def test_missing_slices_are_zeros_where_that_is_asked_for(own: Path, handler, expected, caplog) -> None:
-    """A slice would be an error, other voxels, or zeros of which nobody is told."""
+    """With `missing="zeros"` a missing slice is read as zeros, with a warning; other slices are unchanged."""
     with serve(own, handler or RangeRequestHandler) as server:
         source = server.url if handler else own
         ds = ld.open_human_liver_em(source, shape=SHAPE, missing="zeros")
@@ -72,7 +72,7 @@ def test_missing_slices_are_zeros_where_that_is_asked_for(own: Path, handler, ex
 
 
 def test_a_missing_slice_is_asked_for_no_more_than_twice(own: Path) -> None:
-    """Each block of it would ask the archive again."""
+    """A missing slice costs two requests, however many blocks it has."""
     with serve(own) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, chunk_rows=16, missing="zeros")
         ds.er[1].compute()
@@ -84,7 +84,7 @@ def test_a_missing_slice_is_asked_for_no_more_than_twice(own: Path) -> None:
 
 
 def test_without_it_a_missing_slice_is_an_error_that_says_so(own: Path) -> None:
-    """Zeros would be invented, or whoever could live with them not be told how."""
+    """By default a missing slice is an error that mentions `missing="zeros"`."""
     with serve(own) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.SliceNotFoundError, match=r'er, slice 3, .*missing="zeros"'):
@@ -93,7 +93,7 @@ def test_without_it_a_missing_slice_is_an_error_that_says_so(own: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["folder", "host", "500", "403", "410", "once"])
 def test_what_is_not_surely_missing_is_an_error(own: Path, fault: str, monkeypatch, voxels) -> None:
-    """A wrong address, or a server in trouble, would give a volume of zeros."""
+    """A missing folder, no connection, or a status other than 404 is an error, not zeros; a single 404 is retried."""
 
     class Trouble(Forbids if fault == "403" else RangeRequestHandler):
         times = 0
@@ -132,7 +132,7 @@ SMALL = {"chunks": (2, 64, 64), "shards": (4, 128, 128), "progress": False}
 
 
 def test_a_store_lists_what_is_missing_and_is_finished(own: Path, tmp_path: Path, expected) -> None:
-    """A store would stay unfinished for ever, or hold zeros of which it does not tell."""
+    """A store with missing slices is completed and verified, and lists the missing files in its attributes."""
     with serve(own) as server:
         strict = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.SliceNotFoundError, match="er, slice 0"):
@@ -157,7 +157,7 @@ def test_a_store_lists_what_is_missing_and_is_finished(own: Path, tmp_path: Path
 
 
 def test_a_store_that_was_begun_without_is_finished_with_it(own: Path, tmp_path: Path, expected) -> None:
-    """Days of downloading would be lost for one file that the archive lacks."""
+    """An export that failed on a missing slice resumes with `missing="zeros"` and keeps what it fetched."""
     (own / EMPIAR_13356.path("er", 0)).write_bytes((own / EMPIAR_13356.path("er", 1)).read_bytes())
     with serve(own) as server:
         strict = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -175,7 +175,7 @@ def test_a_store_that_was_begun_without_is_finished_with_it(own: Path, tmp_path:
 
 
 def test_what_was_begun_with_zeros_is_not_finished_without(own: Path, tmp_path: Path, monkeypatch) -> None:
-    """The store would hold zeros that its caller has not agreed to."""
+    """A store begun with `missing="zeros"` is not resumed without it."""
     with serve(own) as server:
         lenient = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros")
         with monkeypatch.context() as patch:
@@ -189,7 +189,7 @@ def test_what_was_begun_with_zeros_is_not_finished_without(own: Path, tmp_path: 
 
 
 def test_a_file_that_comes_later_is_not_mixed_in(own: Path, archive: Path, tmp_path: Path) -> None:
-    """Of one slice some regions would be zeros and others not."""
+    """A slice read as zeros stays zeros in its Dataset when the file appears; a new Dataset reads the file."""
     with serve(own) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros", chunk_rows=16)
         assert not ds.er[3, :40].values.any()
@@ -199,7 +199,7 @@ def test_a_file_that_comes_later_is_not_mixed_in(own: Path, archive: Path, tmp_p
 
 
 def test_the_shell_takes_it(own: Path, tmp_path: Path) -> None:
-    """Whoever works in the shell could not finish a store, or would not see what is missing."""
+    """`download` fails on a missing slice, and with `--missing zeros` succeeds and names the file."""
     command = [str(Path(sys.executable).with_name("liver-dask")), "download", str(tmp_path / "a.zarr")]
     command += ["--bbox", "0", "64", "0", "64", "2", "5", "--source", str(own), "--shape", *map(str, SHAPE)]
     strict = subprocess.run(command, capture_output=True, text=True)
@@ -211,6 +211,6 @@ def test_the_shell_takes_it(own: Path, tmp_path: Path) -> None:
 
 
 def test_any_other_word_is_refused() -> None:
-    """A typing error would be taken for one of the two."""
+    """A value of `missing` other than "raise" and "zeros" is an InvalidArgumentError."""
     with pytest.raises(ld.InvalidArgumentError, match="missing='zero' must be 'raise' or 'zeros'"):
         ld.open_human_liver_em(missing="zero")

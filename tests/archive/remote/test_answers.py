@@ -1,4 +1,4 @@
-"""Servers that send more, or longer, than was asked for: what is read of each answer is bounded."""
+"""If a server sends more, or for longer, than was asked for, only a bounded part of the answer is read."""
 
 import gzip
 import tracemalloc
@@ -19,11 +19,11 @@ from liver_dask.archive.remote.source import TransientError
 
 MB = 1 << 20
 SIZE = 500 * MB
-"""Of the file that all these servers say to have."""
+"""The size of the file that these servers report."""
 
 
 def pouring(head: bytes, block: bytes, count: int) -> Iterator[bytes]:
-    """Headers, and a body of so many blocks."""
+    """Yields headers, and a body of `count` blocks."""
     yield head
     for _ in range(count):
         yield block
@@ -50,7 +50,7 @@ def little_memory(most: int) -> Iterator[None]:
 @pytest.mark.parametrize("length", [b"Content-Length: %d\r\n\r\n" % (400 * MB), b"Connection: close\r\n\r\n"])
 @pytest.mark.parametrize("what", ["a part", "many parts", "no part", "an endless header"])
 def test_several_ranges_are_no_more_than_was_asked_for(length: bytes, what: str) -> None:
-    """24 kB that were asked for would come with 400 MB, and take 900 MB of memory."""
+    """Of an endless multipart answer less than 30 MB is received, in less than 20 MB of memory."""
     head = MULTIPART + length
     body = {
         "a part": (head + parts(0, 400 * MB), ZEROS),
@@ -70,7 +70,7 @@ def test_several_ranges_are_no_more_than_was_asked_for(length: bytes, what: str)
 
 
 def test_the_ends_of_a_file_are_no_more_than_was_asked_for() -> None:
-    """What a server sends besides would be taken for the file's end."""
+    """Parts of a multipart answer that were not asked for are not taken for the ends of the file."""
     body = b"".join(parts(at, at + 10) + bytes([at % 251]) * 10 for at in (0, 100, SIZE - 30, SIZE - 10)) + b"\r\n--x--"
     head = MULTIPART + b"Content-Length: %d\r\n\r\n" % len(body)
     with talking(lambda *_: [head + body]) as talker:
@@ -79,7 +79,7 @@ def test_the_ends_of_a_file_are_no_more_than_was_asked_for() -> None:
 
 @pytest.mark.parametrize("body", ["listing", "error", "redirect", "one range", "whole", "compressed"])
 def test_no_body_is_read_beyond_what_it_is_for(body: str) -> None:
-    """A server that pours would fill the memory, or be listened to for hours."""
+    """Of an endless listing, error, redirect or compressed body only a bounded part is read."""
     bomb = gzip.compress(bytes(100 * MB))
     head = {
         "listing": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
@@ -103,7 +103,7 @@ def test_no_body_is_read_beyond_what_it_is_for(body: str) -> None:
 
 
 def test_a_redirect_is_followed_five_times() -> None:
-    """An archive that was moved would not be found; or one that redirects in a ring be asked for ever."""
+    """Five redirects are followed; a sixth one is an error that names the address."""
     with talking(lambda head, number: to(f"/{number}") if number <= 5 else WHOLE) as talker:
         assert fetched(talker.url) == b"abcde"
     with talking(lambda head, number: to("/a")) as talker:
@@ -114,13 +114,13 @@ def test_a_redirect_is_followed_five_times() -> None:
 
 @pytest.mark.parametrize("place", ["ftp://a/b", "http://[bad", "file:///etc/passwd", "http://a:x/"])
 def test_a_redirect_to_no_web_address_is_told(place: str) -> None:
-    """What a server says would be opened as whatever it is, or end in an error of Python's own."""
+    """A redirect to an address that is not a valid http(s) URL is a RemoteError."""
     with talking(lambda *_: to(place)) as talker, pytest.raises(ld.RemoteError, match="is redirected to"):
         fetched(talker.url)
 
 
 def test_what_a_server_says_is_told_in_few_words() -> None:
-    """An error would be a page, or change colours and titles of the terminal."""
+    """An error quotes what the server says in less than 500 printable characters."""
     said = b"\x1b[31m" + b"no " * 10_000
     answer = [b"HTTP/1.1 403 " + said + b"\r\nContent-Length: 0\r\n\r\n"]
     with talking(lambda *_: answer) as talker, pytest.raises(ld.RemoteError) as told:
@@ -136,7 +136,7 @@ def test_what_a_server_says_is_told_in_few_words() -> None:
 )
 @settings(max_examples=300, deadline=None)
 def test_any_content_range_is_read_or_is_none(text: str) -> None:
-    """A header with a number of 5000 digits would end in an error that calls the address wrong."""
+    """Any Content-Range header is parsed to a valid byte range, or to None."""
     found = read_content_range(text)
     if found:
         (start, stop), size = found
@@ -144,7 +144,7 @@ def test_any_content_range_is_read_or_is_none(text: str) -> None:
 
 
 def test_numbers_beyond_any_file_are_a_passing_fault() -> None:
-    """The same, on the whole way."""
+    """A file size of 5000 digits in a Content-Range header is an error that can be retried."""
     head = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/%b\r\nContent-Length: 5\r\n\r\nabcde" % (b"9" * 5000)
     with talking(lambda *_: [head]) as talker, pytest.raises(TransientError, match="Content-Range"):
         fetched(talker.url)

@@ -1,4 +1,4 @@
-"""Ranges of a file: asked for together, put together again, whatever comes first; and prefixes of strips."""
+"""Byte ranges of a file are merged, requested together and put together again; strips are fetched by prefixes."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ spans_of_a_file = st.lists(st.integers(0, len(FILE) - 1), min_size=2, max_size=4
 
 @given(ranges=spans_of_a_file, gap=st.integers(0, 60), most=st.integers(1, 900))
 def test_merged_ranges_hold_all_that_was_asked_for(ranges: list[ByteRange], gap: int, most: int) -> None:
-    """Bytes would be missing, or more be fetched along than was allowed."""
+    """Merged byte ranges cover all that was asked for, and stay within the allowed gaps and length."""
     merged = coalesce_ranges(ranges, gap, most)
     assert all(any(m.start <= s.start and s.stop <= m.stop for m in merged) for s in ranges)
     assert all(a.stop < b.start or gap == 0 or b.stop - a.start > most for a, b in pairwise(merged))
@@ -38,7 +38,7 @@ def test_merged_ranges_hold_all_that_was_asked_for(ranges: list[ByteRange], gap:
 @settings(max_examples=200)
 @given(ranges=spans_of_a_file, sizes=st.lists(st.integers(1, 300), min_size=1), data=st.data())
 def test_a_body_of_several_parts_is_read_whatever_its_blocks_are(ranges: list[ByteRange], sizes, data) -> None:
-    """A header cut in two by the network would lose a part, or a part's bytes be put at another place."""
+    """A multipart body is read correctly however it is split into blocks and whatever the order of its parts."""
     order = data.draw(st.permutations(ranges))
     body = b"".join(
         b"\r\n--X\r\nContent-Type: image/tiff\r\nContent-range: bytes %d-%d/%d\r\n\r\n%b"
@@ -59,7 +59,7 @@ def test_a_body_of_several_parts_is_read_whatever_its_blocks_are(ranges: list[By
 @settings(deadline=None)
 @given(ranges=spans_of_a_file, data=st.data())
 def test_what_came_before_a_fault_is_not_asked_for_again(ranges: list[ByteRange], data) -> None:
-    """A stream that broke midway would begin anew, or leave a hole."""
+    """After a broken answer only the bytes that are still missing are requested."""
     received = Received(ranges)
     while missing := received.missing(len(FILE)):
         first = missing[0]
@@ -72,7 +72,7 @@ def test_what_came_before_a_fault_is_not_asked_for_again(ranges: list[ByteRange]
 
 @pytest.mark.parametrize("x_stop", [1, 30, 200, 420])
 def test_a_window_fetches_the_beginnings_of_its_strips(archive: Path, voxels, monkeypatch, x_stop: int) -> None:
-    """All of a strip would be fetched for its first columns, or too little be decoded as zeros."""
+    """A window fetches of each strip about the share that its columns need, in at most 6 requests."""
     monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are smaller than what is fetched along
     with serve(archive) as server:
         raw = ld.open_human_liver_em(server.url, shape=SHAPE).raw
@@ -89,7 +89,7 @@ def test_a_window_fetches_the_beginnings_of_its_strips(archive: Path, voxels, mo
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7])
 def test_strips_that_are_short_get_what_they_lack(archive: Path, voxels, share: float) -> None:
-    """A row whose bytes run later than those before it would end in zeros, or be called damaged."""
+    """If the fetched prefix of a strip is too short, the rest is fetched and the voxels are right."""
     with serve(archive) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         tiff.prefix_shares.learn(server.url, SHAPE[2], 390, share)
@@ -98,7 +98,7 @@ def test_strips_that_are_short_get_what_they_lack(archive: Path, voxels, share: 
 
 @pytest.mark.parametrize("way", ["200", "first", "416", "400"])
 def test_a_server_that_takes_one_range_a_request_is_asked_so(archive: Path, voxels, way: str) -> None:
-    """A reader would fail at servers that refuse several ranges, or read the 900 MB that some send instead."""
+    """A server that refuses several ranges is sent such a request once, and single ranges from then on."""
     refused = []
 
     class One(RangeRequestHandler):
@@ -124,7 +124,7 @@ def test_a_server_that_takes_one_range_a_request_is_asked_so(archive: Path, voxe
 
 
 def test_shares_between_known_columns_are_guessed_from_them() -> None:
-    """A window beside another would begin to learn anew, or a margin without tissue be paid for in each strip."""
+    """The share of a strip up to a column is interpolated from known columns, with a margin, per archive."""
     counts = np.array([10_000, 40_000])
     shares = PrefixShares()
     assert shares.bytes_wanted("a", 1000, 250, counts).tolist() == pytest.approx([2500, 10_000], rel=0.04)

@@ -1,4 +1,4 @@
-"""The folder that keeps parts of files: it removes nothing but its own entries, and no fault of its disk matters."""
+"""The cache folder removes nothing but its own entries, and an error of its disk makes no read fail."""
 
 import errno
 import logging
@@ -24,7 +24,7 @@ VERSION = FileVersion(10**6, "v1")
 
 
 def make_foreign(folder: Path) -> dict[Path, bytes]:
-    """A user's own files where the cache has, or might have, its own."""
+    """A user's own files where the cache has, or might have, its entries."""
     digest = "0123456789abcdef" * 2
     names = ["mine.txt", "raw/scan.raw", "raw/007/1", f"raw/{digest}/12", f"raw/{digest}/notes", f"masks/{digest}"]
     names += [
@@ -56,7 +56,7 @@ def fill(folder: Path, limit: int, count: int, url: str = "http://a/b.tif") -> R
 
 
 def test_a_cache_that_is_full_removes_its_own_alone(tmp_path: Path) -> None:
-    """A user's files in a folder named `raw` would be the oldest entries, and go first."""
+    """A full cache drops its own oldest entries and leaves a user's files in place."""
     foreign = make_foreign(tmp_path)
     cache = fill(tmp_path, 10_000, 30)
     assert_untouched(foreign)
@@ -64,7 +64,7 @@ def test_a_cache_that_is_full_removes_its_own_alone(tmp_path: Path) -> None:
 
 
 def test_emptying_a_cache_removes_its_own_alone(server: ArchiveServer, tmp_path: Path) -> None:
-    """`liver-dask cache clear` would remove whatever lies in folders named as its own."""
+    """`liver-dask cache clear` removes all files of the cache and no others."""
     foreign = make_foreign(tmp_path)
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, cache_dir=tmp_path, cache_raw_gb=1)
     ds.isel(z=2).compute()
@@ -81,7 +81,7 @@ def test_emptying_a_cache_removes_its_own_alone(server: ArchiveServer, tmp_path:
 
 
 def test_forgetting_a_file_removes_its_entries_alone(tmp_path: Path) -> None:
-    """What somebody put beside the entries of a file that failed would go with them."""
+    """Dropping a file removes its entries and leaves a foreign file beside them."""
     fill(tmp_path, 10**9, 3)
     (entry, *_) = (path for path in tmp_path.rglob("raw/*/*"))
     (entry.parent / "77").write_bytes(b"precious")
@@ -94,7 +94,7 @@ def test_forgetting_a_file_removes_its_entries_alone(tmp_path: Path) -> None:
 def test_a_full_disk_costs_no_voxel_and_leaves_no_parts(
     server: ArchiveServer, tmp_path: Path, monkeypatch, voxels, caplog, step: str, number: int
 ) -> None:
-    """Each entry that could not be written would leave a part of it behind."""
+    """If an entry cannot be written, the voxels are right, no file is left, and one warning is given."""
 
     def fails(*_args: Any, **_options: Any) -> Any:
         raise OSError(number, os.strerror(number))
@@ -121,7 +121,7 @@ def test_a_full_disk_costs_no_voxel_and_leaves_no_parts(
 
 
 class FullFile:
-    """A file of a disk that is full after ten bytes."""
+    """A file on a disk that is full after ten bytes."""
 
     def __init__(self, file: Any, fails: Callable[[], Any]) -> None:
         self._file, self._fails = file, fails
@@ -141,7 +141,7 @@ class FullFile:
 def test_a_read_only_cache_over_its_limit_fails_no_read(
     server: ArchiveServer, tmp_path: Path, monkeypatch, voxels
 ) -> None:
-    """What cannot be dropped would be an error of whoever reads."""
+    """If old entries cannot be removed, reads still succeed."""
     fill(tmp_path, 10**9, 30)
 
     def fails(path: Path, *_args: Any, **_options: Any) -> Any:
@@ -154,7 +154,7 @@ def test_a_read_only_cache_over_its_limit_fails_no_read(
 
 @pytest.mark.parametrize("flip", range(0, 120, 7))
 def test_a_damaged_header_of_an_entry_is_no_entry(server: ArchiveServer, tmp_path: Path, flip: int, voxels) -> None:
-    """The entry would be taken for one of another size or version, or be an error of whoever reads."""
+    """An entry with a damaged header is ignored, and the voxels are right."""
     options = {"shape": SHAPE, "cache_dir": tmp_path, "cache_raw_gb": 1}
     ld.open_human_liver_em(server.url, **options)[["raw", "er"]].isel(z=1).compute()
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):

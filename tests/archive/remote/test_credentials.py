@@ -1,4 +1,4 @@
-"""What is secret of an address is sent to its host, and is nowhere else: not shown, not kept."""
+"""Secrets of an address are sent to its host, and are neither shown nor stored anywhere."""
 
 import base64
 import importlib
@@ -41,7 +41,7 @@ SECRETS = [
 
 
 class Guarded(RangeRequestHandler):
-    """Answers those alone who say both secrets."""
+    """Answers only requests that carry both secrets."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
@@ -76,7 +76,7 @@ def assert_clean(*told: object) -> None:
 def test_the_secret_opens_the_archive_and_is_found_nowhere(
     guarded: str, archive: Path, tmp_path: Path, voxels, caplog: pytest.LogCaptureFixture, capfd
 ) -> None:
-    """A password would be published with the voxels: by attributes, records of a store, a cache, an error, a log."""
+    """The secret gives access, and is in no attribute, repr, log, graph, cache entry or file of a store."""
     with caplog.at_level(logging.INFO), ld.trace():
         ds = ld.open_human_liver_em(guarded, shape=SHAPE, cache_dir=tmp_path / "kept", cache_raw_gb=1)
         np.testing.assert_array_equal(ds.er[1], voxels["er"][1])
@@ -100,7 +100,7 @@ def test_the_secret_opens_the_archive_and_is_found_nowhere(
 
 
 def test_the_same_voxels_have_the_same_name_whatever_opens_them(guarded: str, archive: Path) -> None:
-    """A token that was renewed would be another source: a download could not go on; nor workers be told of it."""
+    """Another token changes no name, description or dask token; a pickle carries the secret."""
     for source in (guarded, guarded.replace("sv=2026", "sv=2027")):
         lazy = ld.open_human_liver_em(source, shape=SHAPE).raw.data.lazy
         told = lazy.describe(), lazy.origin(), dask.base.tokenize(lazy), lazy.read.files
@@ -112,7 +112,7 @@ def test_the_same_voxels_have_the_same_name_whatever_opens_them(guarded: str, ar
 
 
 def test_workers_have_the_secret(guarded: str, voxels, tmp_path: Path) -> None:
-    """Nobody but this process could read."""
+    """Workers of a cluster can read an archive that needs the secret."""
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", processes=False) as cluster,
         Client(cluster) as client,
@@ -126,7 +126,7 @@ def test_workers_have_the_secret(guarded: str, voxels, tmp_path: Path) -> None:
     "fault", ["401", "403 7", "404", "416", "500", "reset", "stall 9", "untold", "refused", "loop", "no host"]
 )
 def test_no_error_holds_the_secret(archive: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Who asks for help would show the password with the error."""
+    """No error, nor any error that it was raised from, nor the log contains the secret."""
     handler = (
         scripted(dict.fromkeys(range(1, 40), fault))
         if fault not in ("refused", "loop", "no host")
@@ -154,7 +154,7 @@ def test_no_error_holds_the_secret(archive: Path, fault: str, caplog: pytest.Log
 
 
 def test_the_shell_shows_no_secret(archive: Path, tmp_path: Path) -> None:
-    """A log of a job would hold the password."""
+    """The output of the command contains no secret, whether it succeeds or fails."""
     with serve(archive, scripted(dict.fromkeys(range(1, 90), "403"))) as server:
         target = with_secrets(server.url)
         box = ["--shape", *map(str, SHAPE), "--bbox", "0", "9", "0", "9", "0", "1"]
@@ -185,7 +185,7 @@ def test_the_shell_shows_no_secret(archive: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_of_an_address_is_secret(address: str, url: str, user: str, query: str) -> None:
-    """A part of the path would be lost, or one of the secret be shown."""
+    """An address is split into a URL without secrets, the user part and the query."""
     clean, secret = split_secret(address)
     assert (clean.rstrip("/"), secret) == (url, Secret(user, query))
 
@@ -194,14 +194,14 @@ def test_what_of_an_address_is_secret(address: str, url: str, user: str, query: 
     "torn", ["http://u:s3cr3t#x@host/", "http://u:s3cr3t/x@host/", "http://u:s3cr3t?x@host/", "http://u:s3cr3t[@host"]
 )
 def test_a_password_that_tears_its_address_is_not_shown(torn: str) -> None:
-    """The error about the address would show what it is about."""
+    """The error about an address with an unquoted password does not show the password."""
     with pytest.raises(ld.InvalidArgumentError) as told:
         resolve_url(torn)
     assert_clean(chain_of(told.value))
 
 
 def test_a_query_goes_behind_the_path_and_a_header_with_it() -> None:
-    """A signature would be put in front of the path, or a password not be sent at all."""
+    """The query is sent after the path, and user and password as a Basic Authorization header."""
     with talking(lambda *_: WHOLE) as talker:
         assert fetched(talker.url.replace("://", "://u%3A:p%C3%A4@") + "/b/?x=1") == b"abcde"
     (request,) = talker.requests
@@ -210,7 +210,7 @@ def test_a_query_goes_behind_the_path_and_a_header_with_it() -> None:
 
 
 def test_a_secret_goes_to_no_other_host() -> None:
-    """Whoever is redirected to would learn the password."""
+    """A redirect to another host carries no secret; one to the same host carries the Authorization header."""
     with talking(lambda *_: WHOLE) as other, talking(lambda *_: to(other.url + "/c?its=own")) as first:
         assert fetched(first.url.replace("://", "://u:p@") + "?mine=1") == b"abcde"
     assert b"/a?mine=1" in first.requests[0]
@@ -225,7 +225,7 @@ def test_a_secret_goes_to_no_other_host() -> None:
 
 
 def test_netrc_is_looked_at_as_requests_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who keeps passwords where all tools look for them would have to write them into addresses."""
+    """A password from netrc is used unless the address has one; a broken or missing netrc file is ignored."""
     file = tmp_path / "own-netrc"
     file.write_text("machine 127.0.0.1 login carl password s3cr3t\n")
     monkeypatch.setenv("NETRC", str(file))
@@ -248,7 +248,7 @@ def test_netrc_is_looked_at_as_requests_does(tmp_path: Path, monkeypatch: pytest
 
 
 def test_file_systems_get_their_user_and_nobody_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive on ftp or sftp could not be opened with a password, or its errors would show it."""
+    """An fsspec file system gets user and password, and no attribute, repr or error shows them."""
     asked = []
 
     class Ftp(fsspec.get_filesystem_class("memory")):
@@ -278,7 +278,7 @@ def test_file_systems_get_their_user_and_nobody_sees_it(monkeypatch: pytest.Monk
 
 
 def test_the_slicers_notebook_holds_no_secret(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source of a cell is shown by Voila, and lies on the disk."""
+    """The notebook cell of the slicer contains no secret; the address is passed by the environment."""
     pytest.importorskip("voila", reason="needs the extra `app`")
     view, browser = (importlib.import_module(f"liver_dask.viewing.{name}") for name in ("view", "browser"))
     cells = []

@@ -1,4 +1,4 @@
-"""The hostile archive itself: what the tests of the network rest on."""
+"""The test server that simulates slow and faulty archives works as the network tests expect."""
 
 import email
 import threading
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def asked(folder: Path, handler=None) -> Iterator:
-    """A function that asks for ranges of the file, and the server."""
+    """A function that requests ranges of the file, and the server."""
     with (
         serve(folder, *([handler] if handler else [])) as server,
         urllib3.PoolManager(timeout=5, maxsize=20, retries=False) as pool,
@@ -37,7 +37,7 @@ def asked(folder: Path, handler=None) -> Iterator:
 
 
 def parts_of(response: urllib3.BaseHTTPResponse) -> list[tuple[str, bytes]]:
-    """The ranges of a multipart answer and their bytes, as Python's own parser of mail sees them."""
+    """The ranges of a multipart answer and their bytes, as parsed by Python's email package."""
     head = f"Content-Type: {response.headers['Content-Type']}\r\n\r\n".encode()
     parts = email.message_from_bytes(head + response.data).get_payload()
     assert {part.get_content_type() for part in parts} == {"image/tiff"}
@@ -46,7 +46,7 @@ def parts_of(response: urllib3.BaseHTTPResponse) -> list[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("handler", [None, hostile(LAN), scripted({})], ids=["demo", "hostile", "scripted"])
 def test_several_ranges_come_as_one_multipart_answer(folder: Path, handler) -> None:
-    """A client of several ranges would be tested against an answer that no real server gives."""
+    """Several ranges are answered by one multipart body with correct headers and byte counts."""
     with asked(folder, handler) as (ask, server):
         response = ask(SEVERAL)
         assert response.status == 206
@@ -60,7 +60,7 @@ def test_several_ranges_come_as_one_multipart_answer(folder: Path, handler) -> N
 
 
 def test_ranges_beyond_the_end_and_long_headers_are_answered_as_nginx_does(folder: Path) -> None:
-    """A client would be let off with what nginx refuses."""
+    """Ranges beyond the end are answered with 416, and too long Range headers with 400, as by nginx."""
     with asked(folder) as (ask, server):
         only = ask("bytes=299999-300005,300000-300001")
         assert (only.status, only.headers["Content-Range"], only.data) == (
@@ -78,7 +78,7 @@ def test_ranges_beyond_the_end_and_long_headers_are_answered_as_nginx_does(folde
 
 @pytest.mark.parametrize(("kind", "status"), [("whole", 200), ("first", 206), ("refused", 416)])
 def test_several_ranges_can_be_turned_off(folder: Path, kind, status: int) -> None:
-    """The ways of servers that know one range alone would go untested."""
+    """The server can answer several ranges by the whole file, by the first range, or with 416."""
     with asked(folder, hostile(LAN, multi_range=kind)) as (ask, _):
         response = ask(SEVERAL)
         assert (response.status, response.data) == (status, {200: CONTENT, 206: CONTENT[:10], 416: b""}[status])
@@ -86,7 +86,7 @@ def test_several_ranges_can_be_turned_off(folder: Path, kind, status: int) -> No
 
 
 def test_rate_and_latency_are_kept(folder: Path) -> None:
-    """Figures of a slow archive would be those of a fast one, or one connection's rate would be that of all."""
+    """Each connection has its own rate and latency, and the counts of connections and bytes are right."""
     handler = hostile(Profile(rate=5e5, latency=0.1))
     spent = []
     with asked(folder, handler) as (ask, _):
@@ -114,7 +114,7 @@ def test_rate_and_latency_are_kept(folder: Path) -> None:
 
 
 def outcome(ask) -> str:
-    """What a client makes of one answer."""
+    """The name of the fault that a client sees in one answer."""
     try:
         response = ask("bytes=100-9099")
     except urllib3.exceptions.TimeoutError:
@@ -136,14 +136,14 @@ def outcome(ask) -> str:
 
 
 def test_each_fault_is_what_it_is_called(folder: Path) -> None:
-    """A run with a share of some fault would have none, or another."""
+    """Each kind of fault of a profile is the one that a client sees."""
     for kind in (*(name for name in WORST.shares() if not name.startswith("stall")), ""):
         with asked(folder, hostile(Profile(**{kind: 1}) if kind else LAN)) as (ask, _):
             assert outcome(ask) == kind
 
 
 def test_the_seed_says_which_requests_fail(folder: Path) -> None:
-    """A failure that a seed found could not be looked at again."""
+    """The same seed gives the same sequence of faults, and another seed another one."""
     told = []
     for seed in (1, 1, 2):
         handler = hostile(Profile(reset=0.2, error_503=0.2, shorter=0.2), seed)
@@ -157,7 +157,7 @@ def test_the_seed_says_which_requests_fail(folder: Path) -> None:
 
 
 def test_a_stalled_answer_ends_with_its_client_or_its_server(folder: Path) -> None:
-    """Threads that are silent for two minutes would outlive their test, and hold its files."""
+    """A stalled answer ends when its client or its server closes, and leaves no thread behind."""
     before = threading.active_count()
     handler = hostile(Profile(stall=1, stall_seconds=120))
     with (

@@ -1,4 +1,4 @@
-"""A slow and faulty archive: no hang, no wrong voxel, nothing fetched twice that was kept."""
+"""A slow and faulty archive gives the right voxels without hanging, and nothing that was kept is fetched twice."""
 
 import logging
 import multiprocessing
@@ -33,7 +33,7 @@ from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, se
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_worst_archive_gives_the_right_voxels(archive: Path, voxels, tmp_path: Path, seed: int) -> None:
-    """One of the faults would hang a download, end it, or be taken for voxels."""
+    """An export from an archive with all kinds of faults has the right voxels, after retries."""
     handler = hostile(WORST, seed)
     with serve(archive, handler) as server, dask.config.set({"liver-dask.timeout": 0.5, "liver-dask.attempts": 12}):
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -48,7 +48,7 @@ def test_the_worst_archive_gives_the_right_voxels(archive: Path, voxels, tmp_pat
 
 
 def test_a_changed_byte_that_breaks_a_file_is_fetched_again(archive: Path, voxels) -> None:
-    """A byte that was changed on its way would be called damage of the source, and be kept."""
+    """A mask that cannot be decoded because of a changed byte is fetched again, and is right."""
     changed = []
 
     class Changes(RangeRequestHandler):
@@ -65,7 +65,7 @@ def test_a_changed_byte_that_breaks_a_file_is_fetched_again(archive: Path, voxel
 
 
 def test_a_stream_that_breaks_off_is_continued(archive: Path, voxels) -> None:
-    """Megabytes would be fetched again for the last kilobyte."""
+    """After a truncated answer only the missing bytes are fetched: at most a tenth is fetched in vain."""
     with serve(archive, hostile(Profile(truncate=0.5), seed=4)) as server, ld.trace() as told:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=1)
         np.testing.assert_array_equal(ds.raw[:4], voxels["raw"][:4])
@@ -75,7 +75,7 @@ def test_a_stream_that_breaks_off_is_continued(archive: Path, voxels) -> None:
 
 
 def test_a_trickle_is_abandoned(archive: Path, voxels) -> None:
-    """A connection that sends a byte now and then would never be silent, and hold up the read for hours."""
+    """A connection that sends single bytes is counted as a stall and given up, and the voxels are right."""
     slow = []
 
     class Trickles(RangeRequestHandler):
@@ -98,14 +98,14 @@ def test_a_trickle_is_abandoned(archive: Path, voxels) -> None:
 
 
 def test_a_server_that_takes_its_time_is_waited_for(archive: Path, voxels) -> None:
-    """An archive under load would be asked the same again and again, and each time given up too early."""
+    """A server whose latency is longer than the timeout is still read from."""
     with serve(archive, hostile(Profile(latency=0.3))) as server, dask.config.set({"liver-dask.timeout": 0.1}):
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         np.testing.assert_array_equal(ds.er[0, :20], voxels["er"][0, :20])
 
 
 def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From far away each slice would cost a round trip more before its first voxel."""
+    """The first look at a slice takes two requests: one for both ends of the file, one for the strips."""
     monkeypatch.setattr(tiff_index, "BOTH_ENDS_FROM", 0)
     with serve(archive) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -114,7 +114,7 @@ def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monke
 
 
 def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user would not know whether the server was silent, overloaded or wrong."""
+    """The error after the last try counts the reasons of all tries."""
     monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     answers = iter(["503", "503", "elsewhere", "503", "503", "503"])
 
@@ -134,7 +134,7 @@ def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.Mon
 
 
 def test_a_trace_counts_what_was_fetched(server: ArchiveServer, caplog: pytest.LogCaptureFixture) -> None:
-    """What a read costs could not be seen, or another read's cost be told."""
+    """`trace` counts the requests and bytes of its block alone, and logs them."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ds.raw[0, :9].compute()
     before = len(server.requests), server.bytes_sent
@@ -147,7 +147,7 @@ def test_a_trace_counts_what_was_fetched(server: ArchiveServer, caplog: pytest.L
 
 @pytest.mark.slow
 def test_strips_are_kept_for_other_processes(server: ArchiveServer, tmp_path: Path) -> None:
-    """A second process would fetch again what the first kept, or the wrong strips."""
+    """A second process takes the strips from the cache, with the same voxels and at most 3 requests."""
     script = f"""
 import liver_dask as ld
 ds = ld.open_human_liver_em({server.url!r}, shape={SHAPE}, cache_dir={str(tmp_path)!r}, cache_raw_gb=0.1)
@@ -169,7 +169,7 @@ print(sums, told.requests)
 
 
 def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, monkeypatch) -> None:
-    """The cache would fill the disk, or drop what was used a moment ago."""
+    """Cached strips stay within the limit, the oldest go first, and other versions or lengths are not found."""
     monkeypatch.setattr("liver_dask.archive.remote.cache.BLOCK_BYTES", 1000)
     cache = RangeCache(str(tmp_path), 20_000)
     version = FileVersion(10**6, "v1")
@@ -193,7 +193,7 @@ def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, m
 
 @pytest.mark.slow
 def test_the_shell_tells_and_empties_a_cache(server: ArchiveServer, tmp_path: Path) -> None:
-    """A cache could not be looked at, or other files in its folder would be removed with it."""
+    """`cache info` lists what a cache holds, and `cache clear` empties it but leaves foreign files."""
     command = str(Path(sys.executable).with_name("liver-dask"))
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -217,21 +217,21 @@ def test_the_shell_tells_and_empties_a_cache(server: ArchiveServer, tmp_path: Pa
 
 @pytest.mark.parametrize("given", [-1, "much", float("nan"), 1])
 def test_a_limit_of_the_cache_that_makes_no_sense(archive: Path, tmp_path: Path, given: object) -> None:
-    """A cache would be without limit, or be asked for and not be there."""
+    """A senseless `cache_raw_gb`, or one without `cache_dir`, is an InvalidArgumentError."""
     with pytest.raises(ld.InvalidArgumentError, match="cache_raw_gb"):
         ld.open_human_liver_em(archive, shape=SHAPE, cache_raw_gb=given, cache_dir=None if given == 1 else tmp_path)
 
 
 FAULTS = ["stall", "reset", "truncate", "error_500", "error_503", "too_many", "ignore_range", "shorter", "elsewhere"]
 SCHEDULES = int(os.environ.get("LIVER_DASK_FAULT_SCHEDULES", "20"))
-"""How many seeds are tried; 500 were before a release."""
+"""How many seeds are tried; 500 were tried before a release."""
 
 SMALL = (3, 90, 130)
 SECONDS_OF_ONE = 30
 
 
 def random_profile(seed: int) -> Profile:
-    """Up to two thirds of all requests go wrong, each in a way that headers or formats show."""
+    """Up to two thirds of all requests fail, each in a way that headers or formats show."""
     chosen = random.Random(seed)
     shares = {name: chosen.choice([0, 0, 0.02, 0.1, 0.2]) for name in FAULTS}
     total = max(sum(shares.values()) * 1.5, 1)
@@ -242,7 +242,7 @@ def random_profile(seed: int) -> Profile:
 @pytest.mark.timeout(30 + SCHEDULES * 3)
 @pytest.mark.filterwarnings("ignore:.* ignores byte ranges")
 def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path, monkeypatch) -> None:
-    """A schedule of faults that nobody thought of would hang, give a wrong voxel, or leave a connection open."""
+    """Any mix of faults gives the right voxels or a LiverDaskError, in time, and leaves no connection open."""
     sleep = time.sleep
     monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: sleep(min(seconds, 0.01)))
     make_archive(tmp_path, SMALL)
@@ -275,7 +275,7 @@ def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_changed_byte_costs_no_more_than_its_row(tmp_path: Path, seed: int) -> None:
-    """A wrong byte that no format shows would spoil more than the docs say, or a mask, which has checksums."""
+    """A changed byte makes at most one row of raw wrong, and no mask."""
     make_archive(tmp_path, SMALL)
     handler = hostile(Profile(corrupt=0.15), seed)
     with serve(tmp_path) as honest, serve(tmp_path, handler) as server:
@@ -291,7 +291,7 @@ def test_a_changed_byte_costs_no_more_than_its_row(tmp_path: Path, seed: int) ->
 
 
 def test_a_look_asks_for_raw_and_masks_at_once(archive: Path, voxels, monkeypatch) -> None:
-    """On a machine of two cores, two of four variables would wait until the others have come from far away."""
+    """Raw and three masks are requested at the same time, even if dask has a single thread."""
     monkeypatch.setattr("dask.threaded.default_pool", ThreadPoolExecutor(1))
     waiting = threading.Barrier(4, timeout=20)
 
@@ -314,7 +314,7 @@ def test_a_look_asks_for_raw_and_masks_at_once(archive: Path, voxels, monkeypatc
 @pytest.mark.parametrize("told", [{"num_workers": 1}, {"pool": ThreadPoolExecutor(1)}])
 @pytest.mark.parametrize("how", ["config", "argument"])
 def test_the_threads_that_were_asked_for_are_used(archive: Path, told: dict[str, Any], how: str) -> None:
-    """Who limits dask to one thread would get sixteen."""
+    """If dask is limited to one thread, there is one request at a time."""
     answering: set[str] = set()
     side_by_side = []
 
@@ -334,7 +334,7 @@ def test_the_threads_that_were_asked_for_are_used(archive: Path, told: dict[str,
 
 
 def test_a_look_may_be_computed_with_anything_else(archive: Path, voxels) -> None:
-    """Dask would refuse arrays of "differing default schedulers", or mix up their order."""
+    """Arrays of an archive and other dask arrays are computed together, in the order in which they were given."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(z=2, y=slice(30, 80))
     ones = da.ones(3, chunks=1)
     one, raw, zero, mean = dask.compute(ones, ds.raw.data, ones - 1, ds.mito.data.mean())
@@ -348,7 +348,7 @@ def test_a_look_may_be_computed_with_anything_else(archive: Path, voxels) -> Non
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_look_after_a_fork(server: ArchiveServer, voxels) -> None:
-    """Who looked, and then forked, as loaders of patches do, would wait for threads that the child does not have."""
+    """A process forked after a read can read, too."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ds.isel(z=1, y=slice(9)).compute()
     with multiprocessing.get_context("fork").Pool(1) as pool:

@@ -1,4 +1,4 @@
-"""Proxies and certificates, as the environment names them for `requests`, curl and others."""
+"""Proxies and certificates are taken from the environment, as by `requests`, curl and other tools."""
 
 import base64
 import select
@@ -23,7 +23,7 @@ from liver_dask.archive.remote import files as remote
 from liver_dask.demo import RangeRequestHandler, serve
 
 PEM = DATA / "loopback.pem"
-"""The key, and the certificate, of 127.0.0.1 and localhost; nobody else trusts it."""
+"""The key and the certificate of 127.0.0.1 and localhost, which no system trusts."""
 
 VARIABLES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy", *connections.CERTIFICATES]
 
@@ -73,7 +73,7 @@ class Proxy:
 
 
 def relay(client: socket.socket, server: socket.socket, dropped: bytes = b"") -> None:
-    """Pass on what comes, either way, until one of them has enough; of each request without the server's address."""
+    """Pass on data in both directions until one side closes; drop the server's address from requests."""
     with suppress(OSError):
         while True:
             for ready in select.select([client, server], [], [], 20)[0]:
@@ -119,7 +119,7 @@ def secured(archive: Path, handler: type[Secured] = Secured) -> Iterator[str]:
 @pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize("user", ["", "u%40:p%C3%A4s3cr3t@"])
 def test_the_proxy_is_asked(archive: Path, voxels, monkeypatch, variable: str, scheme: str, user: str) -> None:
-    """Behind a company's or a cluster's proxy nothing could be read."""
+    """Requests go through the proxy of the environment, with its user and password if it has them."""
     with serve(archive) as server, proxy() as between:
         monkeypatch.setenv(variable, f"{scheme}{user}{between.address}")
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -131,7 +131,7 @@ def test_the_proxy_is_asked(archive: Path, voxels, monkeypatch, variable: str, s
 
 @pytest.mark.parametrize("excepted", ["127.0.0.1", "*", "127.0.0.0/8", "x.org, 127.0.0.0/8", ""])
 def test_some_hosts_are_asked_without_it(monkeypatch: pytest.MonkeyPatch, excepted: str) -> None:
-    """A server of the own network would be asked for through a proxy that cannot see it."""
+    """Hosts listed in `no_proxy` are asked directly."""
     with talking(lambda *_: WHOLE) as talker, proxy() as between:
         monkeypatch.setenv("http_proxy", between.address)
         monkeypatch.setenv("no_proxy", excepted)
@@ -140,7 +140,7 @@ def test_some_hosts_are_asked_without_it(monkeypatch: pytest.MonkeyPatch, except
 
 
 def test_tls_goes_through_the_proxy(archive: Path, voxels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy would read what is fetched over TLS, or its password be sent to the archive."""
+    """An https archive is read through a CONNECT tunnel, and the proxy's password is sent with CONNECT."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(PEM))
     with secured(archive) as url, proxy() as between:
         monkeypatch.setenv("https_proxy", f"http://u:p@{between.address}")
@@ -155,7 +155,7 @@ def test_tls_goes_through_the_proxy(archive: Path, voxels, monkeypatch: pytest.M
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_refuses_is_told_without_its_password(monkeypatch, answer: bytes | None, scheme: str) -> None:
-    """Who asks for help would show the password, or be told of the archive what the proxy did."""
+    """The error about a proxy that refuses or is unreachable names the proxy without its password."""
     with proxy(answer or b"x") as between, dask.config.set({"liver-dask.attempts": 2, "liver-dask.timeout": 1}):
         monkeypatch.setenv("all_proxy", f"http://u:s3cr3t@{between.address if answer else '127.0.0.1:9'}")
         ds = ld.open_human_liver_em(f"{scheme}://127.0.0.1:7/a", shape=SHAPE)
@@ -169,7 +169,7 @@ def test_a_proxy_that_refuses_is_told_without_its_password(monkeypatch, answer: 
 def test_certificates_are_those_that_are_set_up(
     archive: Path, voxels, monkeypatch, tmp_path: Path, variable: str
 ) -> None:
-    """Behind a proxy that looks into TLS, or of an archive of one's own, nothing could be read."""
+    """Certificates come from the environment's variables; a missing file or an untrusted certificate is an error."""
     with secured(archive) as url:
         monkeypatch.setenv(variable, str(PEM))
         ds = ld.open_human_liver_em(url, shape=SHAPE)
@@ -186,7 +186,7 @@ def test_certificates_are_those_that_are_set_up(
 
 
 def test_tls_is_not_left_for_a_redirect(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was asked for over TLS would come over a line that anybody can read and change."""
+    """A redirect from https to http is an error, and is not retried."""
 
     class Leaves(Secured):
         def do_GET(self) -> None:
@@ -201,7 +201,7 @@ def test_tls_is_not_left_for_a_redirect(archive: Path, monkeypatch: pytest.Monke
 
 
 def test_tls_is_taken_up_by_a_redirect(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive that moves its readers to TLS could not be read, or unknown certificates be taken."""
+    """A redirect from http to https is followed only if the certificate is trusted."""
     with secured(archive) as url, talking(lambda head, _: to(f"{url}/{path_of(head)}")) as talker:
         ds = ld.open_human_liver_em(talker.url, shape=SHAPE)
         with pytest.raises(ld.RemoteError, match="not trusted"):
@@ -217,7 +217,7 @@ def path_of(head: bytes) -> str:
 
 @pytest.mark.parametrize(("address", "told"), [("socks9://a:1", "is none of"), ("gopher://u:s3cr3t@a:1", "is none of")])
 def test_a_proxy_of_another_kind_is_told(monkeypatch: pytest.MonkeyPatch, address: str, told: str) -> None:
-    """A proxy that nobody understands would end in urllib3's own error, or be left out."""
+    """A proxy with an unknown scheme is an InvalidArgumentError without its password."""
     if "socks" in address:
         pytest.importorskip("socks")
     monkeypatch.setenv("all_proxy", address)
@@ -227,7 +227,7 @@ def test_a_proxy_of_another_kind_is_told(monkeypatch: pytest.MonkeyPatch, addres
 
 
 def test_socks_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that needs a package would be left out, or end in an error of Python's own."""
+    """A SOCKS proxy without PySocks is a MissingExtraError that says what to install."""
     monkeypatch.setitem(sys.modules, "socks", None)
     monkeypatch.delitem(sys.modules, "urllib3.contrib.socks", raising=False)
     monkeypatch.delattr("urllib3.contrib.socks", raising=False)
@@ -237,7 +237,7 @@ def test_socks_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_socks_proxy_is_asked(archive: Path, voxels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind an ssh tunnel (ssh -D) nothing could be read."""
+    """Requests go through a SOCKS proxy with user and password."""
     pytest.importorskip("socks")
     asked = []
 

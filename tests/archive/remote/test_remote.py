@@ -1,4 +1,4 @@
-"""Byte ranges: verified, retried, capped; a wrong answer is never taken for the file."""
+"""Byte ranges are verified and retried within limits; a wrong answer is never taken for the file."""
 
 import threading
 from pathlib import Path
@@ -16,7 +16,7 @@ from liver_dask.demo import RangeRequestHandler, serve
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Waits between tries are noted, not made."""
+    """Waits between tries are recorded and not made."""
     waits: list[float] = []
     monkeypatch.setattr("liver_dask.archive.remote.retry.pause", waits.append)
     return waits
@@ -24,7 +24,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize("fault", ["reset", "truncate", "shorter", "elsewhere", "untold", "500", "503 7", "429 2"])
 def test_a_passing_fault_costs_one_more_request(archive: Path, voxels, no_waiting: list[float], fault: str) -> None:
-    """A fault would end the read, or its answer be taken for the file's bytes."""
+    """A temporary fault is retried after a wait, which honours Retry-After, and the voxels are right."""
     with serve(archive, scripted({1: fault, 3: fault})) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         part = ds.isel(z=3, y=slice(20, 60)).compute()
@@ -36,7 +36,7 @@ def test_a_passing_fault_costs_one_more_request(archive: Path, voxels, no_waitin
 
 
 def test_a_silent_request_is_given_up_and_asked_again_at_once(archive: Path, voxels, no_waiting: list[float]) -> None:
-    """One request in thirty would hang for minutes."""
+    """A request without an answer is given up after the timeout and retried without a wait."""
     with serve(archive, scripted({1: "stall 5"})) as server, dask.config.set({"liver-dask.timeout": 0.3}):
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         np.testing.assert_array_equal(ds.raw[1, :9], voxels["raw"][1, :9])
@@ -44,7 +44,7 @@ def test_a_silent_request_is_given_up_and_asked_again_at_once(archive: Path, vox
 
 
 def test_tries_are_bounded_and_the_error_tells_the_last_reason(archive: Path, no_waiting: list[float]) -> None:
-    """A server that always fails would be asked for ever, or the reason be lost."""
+    """After 6 tries the error gives the reason, and no wait is longer than 10 s."""
     with serve(archive, scripted(dict.fromkeys(range(1, 100), "503"))) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.RemoteError, match=r"slice 0, rows 0-4: .*gave up after 6 tries.*answered 503"):
@@ -54,7 +54,7 @@ def test_tries_are_bounded_and_the_error_tells_the_last_reason(archive: Path, no
 
 
 def test_a_file_that_changes_between_two_reads_is_an_error_not_a_mix(archive: Path) -> None:
-    """Rows of two versions of a file would be put into one slice."""
+    """A file that changes between two requests of a read is a SourceChangedError."""
     with serve(archive, scripted({3: "changed"})) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.SourceChangedError, match="is not the file it was"):
@@ -63,7 +63,7 @@ def test_a_file_that_changes_between_two_reads_is_an_error_not_a_mix(archive: Pa
 
 
 def test_no_more_requests_at_once_than_connections(archive: Path) -> None:
-    """The archive would be asked more at once than the user allowed, or one window wait for one connection."""
+    """There are as many requests at once as `connections` allows, and no more."""
     under_way, most = 0, 0
     lock, met = threading.Lock(), threading.Event()
 
@@ -87,7 +87,7 @@ def test_no_more_requests_at_once_than_connections(archive: Path) -> None:
 
 
 def test_connections_are_kept_alive(archive: Path) -> None:
-    """Every request would pay for a new connection."""
+    """Many requests reuse at most `connections` connections."""
     ports = set()
 
     class Noting(RangeRequestHandler):
@@ -103,7 +103,7 @@ def test_connections_are_kept_alive(archive: Path) -> None:
 
 
 def test_a_failure_does_not_use_up_the_connections(archive: Path, voxels, no_waiting: list[float]) -> None:
-    """Each failed request would keep its place in the pool, until the next one waits for ever."""
+    """A failed request returns its connection, so that later reads go on with the only one."""
     with serve(archive, scripted(dict.fromkeys((1, 2, 4, 5), "truncate"))) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=1)
         for z in range(4):
@@ -112,7 +112,7 @@ def test_a_failure_does_not_use_up_the_connections(archive: Path, voxels, no_wai
 
 @pytest.mark.parametrize("fault", ["503", "404", "changed"])
 def test_a_fault_while_the_index_is_read_is_not_called_damage(archive: Path, fault: str) -> None:
-    """An outage would be reported as a damaged file, since tifffile takes any failing read for that."""
+    """A fault while the index is read gives its own error, and is not reported as a damaged file."""
     kind = {"503": ld.RemoteError, "404": ld.SliceNotFoundError, "changed": ld.SourceChangedError}[fault]
     with serve(archive, scripted(dict.fromkeys(range(2, 50), fault))) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -121,7 +121,7 @@ def test_a_fault_while_the_index_is_read_is_not_called_damage(archive: Path, fau
 
 
 def test_a_refused_connection_is_told_as_such_and_waited_for(no_waiting: list[float]) -> None:
-    """A server that restarts would fail the whole job within milliseconds, as silent."""
+    """A refused connection is retried after waits, and the error names the host and port."""
     with pytest.raises(ld.RemoteError, match=r"no connection to 127\.0\.0\.1:9"):
         ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE).raw[0, 0].compute()
     assert len(no_waiting) == 5
@@ -129,7 +129,7 @@ def test_a_refused_connection_is_told_as_such_and_waited_for(no_waiting: list[fl
 
 
 def test_a_body_longer_than_its_range_is_not_read(archive: Path, no_waiting: list[float]) -> None:
-    """A server that sends more than it says would fill the memory."""
+    """An answer with a Content-Length beyond its range is an error, and its body is not read."""
 
     class TooMuch(RangeRequestHandler):
         def answer(self, body: bytes, start: int, stop: int, size: int, etag: str) -> None:
@@ -145,7 +145,7 @@ def test_a_body_longer_than_its_range_is_not_read(archive: Path, no_waiting: lis
 
 
 def test_opening_anew_looks_anew(archive: Path, tmp_path: Path) -> None:
-    """A mask that was replaced would stay the old one for as long as the process lives."""
+    """A new Dataset sees a mask that was replaced."""
     folder = tmp_path / "humanliver_er_mask"
     folder.mkdir()
     path = folder / "humanliver_er_mask_000.png"
@@ -155,7 +155,7 @@ def test_opening_anew_looks_anew(archive: Path, tmp_path: Path) -> None:
 
 
 def test_a_kept_entry_of_an_older_file_is_replaced_without_an_error(tmp_path: Path) -> None:
-    """After a change at the source every cached file would cost one failed run."""
+    """A cache entry of an older version of a file is replaced, and the new file is read."""
     (tmp_path / "humanliver_raw_images").mkdir()
     path = tmp_path / "humanliver_raw_images" / "humanliver_raw_000.tif"
     for value in (7, 900):
@@ -167,7 +167,7 @@ def test_a_kept_entry_of_an_older_file_is_replaced_without_an_error(tmp_path: Pa
 
 
 def test_a_cache_folder_that_cannot_be_written_costs_no_voxel(archive: Path, tmp_path: Path, voxels, caplog) -> None:
-    """A full or read-only disk under the cache would end a read whose voxels are there."""
+    """If the cache folder cannot be created, the voxels are right and a message is logged."""
     (tmp_path / "file").write_text("")
     ds = ld.open_human_liver_em(archive, shape=SHAPE, cache_dir=tmp_path / "file" / "kept")
     np.testing.assert_array_equal(ds.er[0], voxels["er"][0])

@@ -1,4 +1,4 @@
-"""One limit of connections for all workers of a cluster that read lazily, whoever comes, ends or is killed."""
+"""All workers of a cluster that read lazily share one limit of connections, whichever start, end or are killed."""
 
 import asyncio
 import importlib
@@ -34,7 +34,7 @@ MOST = 4
 
 
 class Counts(RangeRequestHandler):
-    """Knows how many connections are open, and from which processes; answers slowly. Made anew for each test."""
+    """Counts open connections and requests under way, and answers slowly. A new class is made for each test."""
 
     lock: threading.Lock
     open: set[socket.socket]
@@ -73,7 +73,7 @@ class Counts(RangeRequestHandler):
 
 
 def has_hung_up(connection: socket.socket) -> bool:
-    """Whether the other side has closed it, though its thread here may not have noticed, or read what came before."""
+    """Whether the client has closed the connection, even if its thread here has not noticed."""
     established = 1  # as Linux tells it
     try:
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != established
@@ -82,7 +82,7 @@ def has_hung_up(connection: socket.socket) -> bool:
 
 
 def counts() -> type[Counts]:
-    """A handler that begins to count."""
+    """A handler class whose counts start at zero."""
     state = {"lock": threading.Lock(), "open": set(), "most": 0, "busy": 0, "busy_since": []}
     return type("CountsHere", (Counts,), state)
 
@@ -96,7 +96,7 @@ def workers(count: int, folder: Path, **options: Any) -> Iterator[Client]:
 
 
 def take_short_turns() -> None:
-    """In a worker, from which the scheduler will get its part."""
+    """Shorten the turns in a worker, from which the scheduler gets its plugin."""
     vars(importlib.import_module("liver_dask.archive.remote.ledger"))["SECONDS_OF_A_TURN"] = 1.0
 
 
@@ -112,7 +112,7 @@ def opened(url: str, connections: int = MOST) -> xr.Dataset:
 
 @pytest.mark.parametrize("most", [MOST, 16], ids=["fewer than workers", "more than workers"])
 def test_workers_that_read_lazily_keep_to_one_limit(client: Client, archive: Path, voxels, most: int) -> None:
-    """Each of twenty workers would open sixteen connections, and the archive shut them all out."""
+    """Six workers that read lazily together open at most the allowed connections, and use most of them."""
     handler = counts()
     with serve(archive, handler) as server:
         ds = opened(server.url, most)
@@ -123,7 +123,7 @@ def test_workers_that_read_lazily_keep_to_one_limit(client: Client, archive: Pat
 
 
 def test_workers_take_turns(client: Client, archive: Path) -> None:
-    """With more workers than connections the last would wait until the first have read all they will ever read."""
+    """With more workers than connections each worker reads within 8 s, and the limit holds."""
     handler = counts()
     handler.seconds = 0.2
     with serve(archive, handler) as server:
@@ -143,10 +143,7 @@ def test_workers_take_turns(client: Client, archive: Path) -> None:
 
 @pytest.mark.slow
 def test_event_loops_that_stand_still_keep_to_the_limit(client: Client, archive: Path) -> None:
-    """On an overloaded machine, or behind somebody's slow function, a loop that waits for nothing here may stand still.
-
-    Each worker whose turn it is not would open a connection of its own.
-    """
+    """If the event loops of the workers are blocked, the limit of connections still holds."""
     handler = counts()
     handler.seconds = 0.2
     with serve(archive, handler) as server:
@@ -160,7 +157,7 @@ def test_event_loops_that_stand_still_keep_to_the_limit(client: Client, archive:
 
 @pytest.mark.slow
 def test_a_worker_alone_has_all_of_them(client: Client, archive: Path) -> None:
-    """A look of one task would take as much longer as there are workers that do nothing."""
+    """A worker that reads alone gets more connections than its share of the limit."""
     handler = counts()
     with serve(archive, handler) as server:
         ds = opened(server.url, 6)
@@ -174,7 +171,7 @@ def test_a_worker_alone_has_all_of_them(client: Client, archive: Path) -> None:
 
 
 def test_an_export_and_lazy_reads_share_them(client: Client, archive: Path, tmp_path: Path) -> None:
-    """Two ways of reading on one cluster would have twice as many connections."""
+    """An export and lazy reads on one cluster together keep to the limit."""
     handler = counts()
     with serve(archive, handler) as server:
         ds = opened(server.url)
@@ -186,7 +183,7 @@ def test_an_export_and_lazy_reads_share_them(client: Client, archive: Path, tmp_
 
 @pytest.mark.slow
 def test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs(archive: Path, tmp_path: Path, voxels) -> None:
-    """The rest would go on with what the dead one left them, or for a while there would be more than allowed."""
+    """The connections of a killed worker are used by others, new workers get a share, and the limit holds."""
     handler = counts()
     handler.seconds = 0.2
     with workers(2, tmp_path, threads_per_worker=4) as client, serve(archive, handler) as server:
@@ -208,7 +205,7 @@ def test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs(archive: P
 
 @pytest.mark.slow
 def test_workers_that_are_scaled_away_read_no_more(archive: Path, tmp_path: Path) -> None:
-    """Their connections are others' by then; with `adapt` there would be twice as many as allowed."""
+    """While a cluster shrinks from six workers to two, the limit holds."""
     handler = counts()
     handler.seconds = 0.3
     with workers(6, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
@@ -223,7 +220,7 @@ def test_workers_that_are_scaled_away_read_no_more(archive: Path, tmp_path: Path
 
 
 def readers(client: Client) -> list[str]:
-    """The workers that have read something."""
+    """The workers that have joined to read."""
 
     def reads() -> bool:
         return any(share._visit and share._visit.has_joined for share in shares._shares.values())
@@ -234,7 +231,7 @@ def readers(client: Client) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError("broken"), RuntimeError("refused")])
 def test_a_message_to_the_scheduler_that_fails_is_sent_again(archive: Path, tmp_path: Path, error: Exception) -> None:
-    """A worker would read beside the limit of all for as long as it lives."""
+    """If registering with the scheduler fails once, it is repeated and the limit holds."""
 
     def fail_once(dask_worker: Any) -> None:
         remote = type(dask_worker.scheduler)
@@ -261,7 +258,7 @@ def test_a_message_to_the_scheduler_that_fails_is_sent_again(archive: Path, tmp_
 
 
 def test_workers_that_are_threads_share_as_one_process(archive: Path, tmp_path: Path, voxels) -> None:
-    """A cluster without processes would hang, or each of its workers be counted as another."""
+    """Workers that are threads of one process share the limit, and the process reads on after the cluster."""
     handler = counts()
     with workers(3, tmp_path, processes=False) as client, serve(archive, handler) as server:
         np.testing.assert_array_equal(client.compute(opened(server.url).raw).result(), voxels["raw"])
@@ -271,7 +268,7 @@ def test_workers_that_are_threads_share_as_one_process(archive: Path, tmp_path: 
 
 
 def test_reading_that_blocks_the_event_loop_goes_on(archive: Path, voxels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who calls `compute` in a coroutine, beside a cluster of the same loop, would wait for ever."""
+    """`compute` in a coroutine reads, though it blocks the event loop of its cluster."""
     monkeypatch.setattr(shares, "SECONDS_FOR_A_LOOP", 0.5)
 
     async def read(url: str) -> xr.DataArray:
@@ -286,7 +283,7 @@ def test_reading_that_blocks_the_event_loop_goes_on(archive: Path, voxels, monke
 def test_a_fork_of_a_worker_waits_for_nobody(
     archive: Path, tmp_path: Path, voxels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a task forks (a DataLoader does) would wait for a worker whose event loop is not there."""
+    """A process forked from a worker reads without waiting for the worker's event loop."""
     monkeypatch.setattr(shares, "SECONDS_FOR_A_LOOP", 1000)
     with workers(1, tmp_path, processes=False), serve(archive) as server:
         ds = opened(server.url)
@@ -299,7 +296,7 @@ def test_a_fork_of_a_worker_waits_for_nobody(
 def test_a_scheduler_that_cannot_share_out_is_told_of(
     archive: Path, tmp_path: Path, voxels, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without this package where the scheduler runs, nothing could be read, or nobody knew of the connections."""
+    """If the scheduler lacks this package, reads succeed and a log message gives the limit of each worker."""
 
     def refuse(**_: Any) -> None:
         raise ModuleNotFoundError("No module named 'liver_dask'")
@@ -311,7 +308,7 @@ def test_a_scheduler_that_cannot_share_out_is_told_of(
 
 
 class Worker:
-    """A worker as the ledger sees it, with messages that are on their way in both directions."""
+    """A worker as the ledger sees it, with messages under way in both directions."""
 
     def __init__(self) -> None:
         self.visit = self.allowed = self.number = self.taken = 0
@@ -347,7 +344,7 @@ ACTS = st.sampled_from(["join", "leave", "take", "take", "end", "hear", "hear", 
 
 
 CROSSING = "0 join, 0 deliver, 0 hear, 0 deliver, 1 join, 1 deliver, 0 hear, 1 leave, 1 deliver, 0 deliver, "
-"""The first worker's word that it has one left passes the scheduler's that it may have two again."""
+"""The first worker's message that it holds one crosses the scheduler's message that it may have two again."""
 
 
 @settings(max_examples=300, deadline=None)
@@ -360,7 +357,7 @@ CROSSING = "0 join, 0 deliver, 0 hear, 0 deliver, 1 join, 1 deliver, 0 hear, 1 l
 )
 @given(most=st.integers(1, 5), acts=st.lists(st.tuples(st.integers(0, 6), ACTS), max_size=150))
 def test_whatever_crosses_on_the_way_there_are_never_more(most: int, acts: list[tuple[int, str]]) -> None:
-    """Messages that cross would let two workers have the same connection, or lose one for good."""
+    """Whatever messages cross, workers never hold more connections than the limit, and all are shared out."""
     book, names, now = Ledger(most), [str(i) for i in range(7)], 0.0
     members = {name: Worker() for name in names}
 
@@ -411,7 +408,7 @@ def test_whatever_crosses_on_the_way_there_are_never_more(most: int, acts: list[
 
 
 def test_a_share_of_no_cluster_waits_for_nobody() -> None:
-    """A process without dask would wait for a scheduler."""
+    """Without a cluster a share never waits, and gives the whole limit."""
     share = shares.share_of("http://nowhere", 3)
     with share, share, share, share:
         assert share.now == 3
@@ -419,9 +416,9 @@ def test_a_share_of_no_cluster_waits_for_nobody() -> None:
 
 @pytest.mark.slow
 def test_reads_that_block_an_event_loop_again_and_again(server: ArchiveServer, voxels: dict[str, np.ndarray]) -> None:
-    """In an asynchronous program, or in a task that is `async`, the second or third look would last for ever.
+    """Repeated reads that block the event loop of an asynchronous cluster all finish.
 
-    The scheduler's leave can be heard on the event loop alone, which waits for what is read.
+    The scheduler's message that gives leave arrives on the event loop, which waits for the read.
     """
 
     async def look() -> list[np.ndarray]:
@@ -448,9 +445,9 @@ def sum_of(array: xr.DataArray) -> int:
 
 @pytest.mark.slow
 def test_a_worker_whose_event_loop_read_goes_on(server: ArchiveServer, voxels: dict[str, np.ndarray], tmp_path) -> None:
-    """`client.run(...)` reads on the workers' event loops; after it the scheduler would break with all of them.
+    """After reads on the workers' event loops by `client.run`, the workers stay and go on reading.
 
-    It would be told of connections before it has the part that understands it.
+    Workers report no connections before the scheduler has the plugin that understands them.
     """
     options: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "local_directory": tmp_path}
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:

@@ -1,4 +1,4 @@
-"""A Dataset sees one version of each file, or an error: however it is copied, cached, pickled and sent about."""
+"""A Dataset sees one version of each file, or raises an error, also after copies, pickles and from a cache."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ LONG_AGO = 1_000_000_000
 
 @pytest.fixture
 def own(archive: Path, tmp_path: Path) -> Path:
-    """An archive that may be changed."""
+    """An archive that a test may change."""
     folder = tmp_path / "own"
     shutil.copytree(archive, folder)
     for path in folder.rglob("*.*"):
@@ -41,7 +41,7 @@ def own(archive: Path, tmp_path: Path) -> Path:
 
 
 def change(own: Path, z: int = 0, when: float | None = None) -> None:
-    """Let every file of a slice be another one, of inverted pixels, of a date after now; `when` gives another date."""
+    """Replace every file of a slice by one with other pixels, dated `when` (default: now)."""
     for name in (RAW, *EMPIAR_13356.labels):
         path = own / EMPIAR_13356.path(name, z)
         if name == RAW:
@@ -52,7 +52,7 @@ def change(own: Path, z: int = 0, when: float | None = None) -> None:
 
 
 class WithoutVersions(RangeRequestHandler):
-    """Tells neither ETag nor date, so that versions cannot be told apart."""
+    """Sends neither ETag nor date, so that versions cannot be told apart."""
 
     def send_header(self, keyword: str, value: str) -> None:
         if keyword not in ("ETag", "Last-Modified"):
@@ -60,7 +60,7 @@ class WithoutVersions(RangeRequestHandler):
 
 
 class WithoutEtags(RangeRequestHandler):
-    """Tells a date and no ETag, as python's own web server."""
+    """Sends a date and no ETag, as Python's own web server does."""
 
     def send_header(self, keyword: str, value: str) -> None:
         if keyword != "ETag":
@@ -68,7 +68,7 @@ class WithoutEtags(RangeRequestHandler):
 
 
 def forget() -> None:
-    """What a process that begins has."""
+    """Clear the caches of this process, as in a new process."""
     reader._memory._clear()
     tiff.cached_rows._clear()
 
@@ -83,7 +83,7 @@ def read_or_error(ds: xr.Dataset, name: str, rows: slice = slice(None)) -> np.nd
 @pytest.mark.parametrize("name", ["raw", "er"])
 @pytest.mark.parametrize("raw_gb", [0, 1])
 def test_a_cached_file_is_of_the_present_version_or_not_used(own: Path, tmp_path: Path, name: str, raw_gb: int) -> None:
-    """Rows of the version that was cached and rows of the present one would make up one slice."""
+    """After a change of a file, a new Dataset reads the new version and nothing from the cache."""
     with serve(own) as server:
         options = {"shape": SHAPE, "chunk_rows": 16, "cache_dir": tmp_path / "kept", "cache_raw_gb": raw_gb}
         before = ld.open_human_liver_em(server.url, **options)[name][0].values
@@ -97,7 +97,7 @@ def test_a_cached_file_is_of_the_present_version_or_not_used(own: Path, tmp_path
 
 
 def test_what_is_cached_is_checked_by_one_byte_and_once(server: ArchiveServer, tmp_path: Path) -> None:
-    """Whether a file is what it was would cost more than the file, or be asked for each block."""
+    """A new process checks each cached file by one request of one byte."""
     options = {"shape": SHAPE, "chunk_rows": 16, "cache_dir": tmp_path, "cache_raw_gb": 1}
     ld.open_human_liver_em(server.url, **options)[["raw", "er"]].isel(z=[0, 1]).compute()
     forget()
@@ -109,7 +109,7 @@ def test_what_is_cached_is_checked_by_one_byte_and_once(server: ArchiveServer, t
 
 @pytest.mark.parametrize("name", ["raw", "er"])
 def test_another_dataset_of_the_source_changes_nothing_for_the_first(own: Path, name: str) -> None:
-    """The first would go on with the version that the second found."""
+    """After a change, the first Dataset gives its own version or an error, even if a second one reads the new."""
     with serve(own) as server:
         first = ld.open_human_liver_em(server.url, shape=SHAPE)
         expected = ld.open_human_liver_em(own, shape=SHAPE)[name][0].values
@@ -132,7 +132,7 @@ def test_another_dataset_of_the_source_changes_nothing_for_the_first(own: Path, 
 def test_two_processes_that_share_a_dataset_see_one_version(
     own: Path, tmp_path: Path, handler: type[RangeRequestHandler], read_first: bool, name: str
 ) -> None:
-    """Two workers of a cluster would each take what they find for the file."""
+    """If a file changes between the reads of two processes, the second one raises SourceChangedError."""
     script = (
         "import pickle, sys, numpy as np, liver_dask as ld\n"
         "ds = pickle.loads(open(sys.argv[1], 'rb').read())\n"
@@ -157,7 +157,7 @@ def test_two_processes_that_share_a_dataset_see_one_version(
 
 
 def test_a_file_that_is_older_than_the_dataset_is_read_whatever_the_clocks_say(own: Path) -> None:
-    """A server whose clock is an hour ahead or behind would have all its files refused."""
+    """Files are read from a server whose clock is an hour ahead or behind."""
 
     class Ahead(RangeRequestHandler):
         hours = 1.0
@@ -172,7 +172,7 @@ def test_a_file_that_is_older_than_the_dataset_is_read_whatever_the_clocks_say(o
 
 
 def test_copies_in_a_process_share_what_was_read(own: Path) -> None:
-    """A pickled and a deep copied Dataset would each begin anew, and accept another version."""
+    """Copies, pickles and crops of a Dataset know the versions of files that it has read."""
     ds = ld.open_human_liver_em(own, shape=SHAPE)
     copies = [pickle.loads(pickle.dumps(ds)), ds.copy(deep=True), ds.isel(z=slice(2)), ds.chunk(y=50)]
     ds.er[0, :20].compute()
@@ -183,7 +183,7 @@ def test_copies_in_a_process_share_what_was_read(own: Path) -> None:
 
 
 def test_without_etag_and_date_nothing_kept_outlives_the_dataset(own: Path, tmp_path: Path) -> None:
-    """Kept blocks of a file of the same size would be taken for those of another version."""
+    """Without ETag and date nothing is kept in the cache folder, and a new Dataset reads the new file."""
     with serve(own, WithoutVersions) as server:
         options = {"shape": SHAPE, "cache_dir": tmp_path / "kept", "cache_raw_gb": 1}
         path = own / EMPIAR_13356.path("er", 0)
@@ -210,7 +210,7 @@ def many_read(server: ArchiveServer) -> Iterator[xr.Dataset]:
 
 
 def test_a_store_knows_the_files_that_it_is_made_of_and_no_others(server: ArchiveServer, tmp_path: Path) -> None:
-    """A change of a file that the store does not hold would stop its making; its manifest would list foreign files."""
+    """The manifest of each variable lists exactly the source files that it was computed from."""
     with many_read(server) as ds:
         part = ds.assign(both=ds.raw.where(ds.mito > 0, 0))[["raw", "er", "both"]].isel(z=slice(4, 6))
         ld.to_zarr(part, tmp_path / "a.zarr", progress=False)
@@ -221,7 +221,7 @@ def test_a_store_knows_the_files_that_it_is_made_of_and_no_others(server: Archiv
 
 
 def test_a_changed_file_of_another_slice_does_not_stop_a_store(own: Path, tmp_path: Path) -> None:
-    """A run would be refused for a file that it does not read."""
+    """A changed file stops an export only if the export reads it."""
     with serve(own) as server, many_read(server) as ds:
         ld.to_zarr(ds.isel(z=slice(0, 2)), tmp_path / "a.zarr", progress=False)
         change(own, z=0)
@@ -231,7 +231,7 @@ def test_a_changed_file_of_another_slice_does_not_stop_a_store(own: Path, tmp_pa
 
 
 def test_what_was_read_of_files_changes_no_name(own: Path) -> None:
-    """What was computed of the engine's variables would be another thing to dask, and to an unfinished store."""
+    """Dask names do not depend on what was read before, and differ for different parts."""
 
     def names() -> list[str]:
         ds = xr.open_dataset(own, engine="liver_dask", shape=SHAPE)
@@ -250,7 +250,7 @@ def test_what_was_read_of_files_changes_no_name(own: Path) -> None:
 def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
     own: Path, tmp_path: Path, name: str
 ) -> None:
-    """What the one keeps and what the other notes would make up one slice."""
+    """If two processes have read two versions of a file, every copy of the Dataset raises an error afterwards."""
     script = (
         "import pickle, sys, liver_dask as ld\n"
         "ds = pickle.load(open(sys.argv[1], 'rb'))\nds[sys.argv[2]][0, -1].values\n"
@@ -269,7 +269,7 @@ def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
 
 
 def test_a_file_that_is_replaced_while_it_is_read(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its new bytes would be taken for those of the version that was there a moment before."""
+    """A file that is replaced during a read is a SourceChangedError."""
     path = own / EMPIAR_13356.path("raw", 0)
     shutil.copyfile(own / EMPIAR_13356.path("raw", 1), tmp_path / "new")
     os.utime(tmp_path / "new", (LONG_AGO + 5,) * 2)
@@ -288,7 +288,7 @@ def test_a_file_that_is_replaced_while_it_is_read(own: Path, tmp_path: Path, mon
 
 
 def test_a_file_system_is_asked_what_there_is_and_not_what_there_was(own: Path) -> None:
-    """Size and ETag of when a folder was listed would be taken for those of now, by every Dataset of the process."""
+    """Each transport has its own fsspec file system, which caches no listings."""
     source = ld.open_human_liver_em(f"file://{own}", shape=SHAPE).raw.data.lazy.read.source
     one, other = FsspecTransport(source), FsspecTransport(source)
     assert not one._fs.dircache.use_listings_cache
@@ -296,7 +296,7 @@ def test_a_file_system_is_asked_what_there_is_and_not_what_there_was(own: Path) 
 
 
 def test_datasets_that_treat_missing_slices_in_two_ways_are_two_to_dask(own: Path) -> None:
-    """Zeros would stand in the one that is to raise, where both are computed together or kept by a cluster."""
+    """Datasets with `missing="raise"` and `missing="zeros"` have different dask names."""
     (own / EMPIAR_13356.path("er", 3)).unlink()
     strict, lenient = (ld.open_human_liver_em(own, shape=SHAPE, missing=word).er[3].data for word in ("raise", "zeros"))
     assert strict.name != lenient.name
