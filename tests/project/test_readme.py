@@ -1,9 +1,9 @@
-"""Each promise of the README has a test that would fail if it were false, and it is named here beside the promise.
+"""Each promise of the README has tests that check it, which are named here beside the promise.
 
-A sentence of the README counts as covered if it holds a fragment of PROMISES, whose tests are the evidence; of
-MEASURED, whose figures the named benchmark prints; or of NO_PROMISE: what points elsewhere, or states a fact that is
-not this package's. UNTESTED are promises without a test, each a debt. Whoever changes a sentence changes its
-fragment here.
+A sentence of the README counts as covered if it contains a fragment of PROMISES, whose tests check it; of MEASURED,
+whose figures the named benchmark prints; or of NO_PROMISE: sentences that point elsewhere, or state a fact that does
+not depend on this package. UNTESTED are promises without a test, which are debts. Whoever changes a sentence changes
+its fragment here.
 """
 
 import ast
@@ -384,7 +384,7 @@ UNTESTED = [
     "`to_zarr` has its own scheduling",
     "otherwise a voxel has size 1",
 ]
-"""Parts of sentences that nothing would notice if they were false."""
+"""Fragments of promises that no test checks."""
 
 NO_PROMISE = [
     "Try it with nothing but Python",
@@ -420,7 +420,7 @@ def flat(text: str) -> str:
 
 
 def sentences() -> list[str]:
-    """Of the prose, and the comments of examples; headings and pictures say nothing."""
+    """The sentences of the prose and the comments of examples, without headings and pictures."""
     text = readme()
     prose = re.sub(r"^```.*?^```$", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
     parts = [flat(part) for part in re.split(r"\n\s*\n|\n(?=- )", prose)]
@@ -433,7 +433,7 @@ def sentences() -> list[str]:
 
 @functools.cache
 def functions_in(path: str) -> set[str]:
-    """Those of a file of tests, which is known by the end of its path; no two have the same name."""
+    """The functions in a file of tests, which is found by the end of its path."""
     files = list((ROOT / "tests").rglob(f"{path}.py"))
     assert len(files) == 1, f"{path} is the name of {len(files)} files of tests"
     tree = ast.parse(files[0].read_text())
@@ -441,7 +441,7 @@ def functions_in(path: str) -> set[str]:
 
 
 def test_each_promise_is_in_the_readme_and_its_tests_are_there() -> None:
-    """A test would be renamed, or a sentence be changed, and nobody look at the other."""
+    """Each fragment is in the README, and each named test and benchmark exists."""
     text = flat(readme())
     fragments = [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]
     assert [fragment for fragment in fragments if flat(fragment) not in text] == [], "not in the README"
@@ -453,14 +453,14 @@ def test_each_promise_is_in_the_readme_and_its_tests_are_there() -> None:
 
 
 def test_each_sentence_of_the_readme_is_covered() -> None:
-    """A promise would be made that no test holds it to."""
+    """Each sentence of the README contains a fragment of one of the lists."""
     known = [flat(fragment) for fragment in [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]]
     bare = [sentence for sentence in sentences() if not any(fragment in sentence for fragment in known)]
     assert bare == [], "add each to PROMISES with its tests, or to one of the other lists"
 
 
 def test_a_sentence_that_is_new_would_be_noticed() -> None:
-    """The two tests above would pass whatever is written."""
+    """`sentences` finds the sentences of the README."""
     found = sentences()
     assert len(found) > 80
     assert all(len(sentence) > 3 for sentence in found)
@@ -469,7 +469,7 @@ def test_a_sentence_that_is_new_would_be_noticed() -> None:
 
 
 def test_going_back_costs_no_request(server: ArchiveServer) -> None:
-    """Each look at what was seen a moment ago would be fetched again."""
+    """A window that was read before is read again without a request."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     first = ds.isel(z=3, y=slice(40, 90), x=slice(10, 200)).compute()
     ds.isel(z=4, y=slice(40, 90), x=slice(10, 200)).compute()
@@ -482,7 +482,7 @@ def test_going_back_costs_no_request(server: ArchiveServer) -> None:
 def test_a_file_system_without_locks_is_only_logged(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing could be kept on a network disk that has none; or nobody be told to take care."""
+    """On a file system without locks an export succeeds, and a warning is logged."""
 
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
