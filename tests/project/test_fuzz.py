@@ -42,7 +42,7 @@ def mutated(inputs: list[bytes], rng: random.Random) -> bytes:
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each target accepts its corpus and mutated inputs without a failure."""
-    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)  # targets change it
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)  # the targets change it
     target = importlib.import_module(f"fuzz_{name}")
     sys.modules.pop(f"fuzz_{name}")
     inputs = [path.read_bytes() for path in sorted((FUZZ / "corpus" / name).iterdir())]

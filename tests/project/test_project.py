@@ -70,7 +70,7 @@ def test_ci_runs_the_readmes_own_test_command() -> None:
 
 
 def test_all_that_is_public_is_documented() -> None:
-    """Public modules, classes and functions have docstrings, which document all parameters of the API."""
+    """All that is public has a docstring, and functions of the API document each parameter."""
     for module in MODULES:
         assert module.__doc__, module
         for name, thing in vars(module).items():
@@ -86,7 +86,7 @@ def test_all_that_is_public_is_documented() -> None:
 
 
 def imports_in(source: str, package: str) -> set[str]:
-    """The modules of this project that a module of `package` imports, wherever in its source it does."""
+    """The modules of this project that a module of `package` imports anywhere in its source."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

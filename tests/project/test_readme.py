@@ -325,7 +325,7 @@ PROMISES = {
         "test_network::test_a_changed_byte_costs_no_more_than_its_row",
         "test_lzw::test_a_row_that_gets_another_length_is_noticed",
     ],
-    # what is not as the archive's own files
+    # files that differ from the archive's own
     "is read by whole strips or tiles": [
         "test_tiff_segments::test_types_codecs_and_layouts",
         "test_tiff_segments::test_only_the_touched_tiles_are_fetched_and_it_says_so_once",
@@ -337,7 +337,7 @@ PROMISES = {
         "test_png_suite::test_large_ones_are_decoded_once_and_fetched_once",
     ],
     "replays some thousand": ["test_fuzz::test_damaged_inputs"],
-    # secrets, and servers that mean harm
+    # secrets and hostile servers
     "is sent only to its host, and is never shown or stored": [
         "test_credentials::test_the_secret_opens_the_archive_and_is_found_nowhere",
         "test_credentials::test_no_error_holds_the_secret",
@@ -377,9 +377,9 @@ MEASURED = {
 }
 
 UNTESTED = [
-    "`s3://...`",  # of other file systems `memory` and `file` are tested
-    "on a cluster that already runs, `--scheduler tcp://...`",  # only that a wrong address is told
-    "A worker needs 0.6 GB",  # what is projected is tested against what is taken in one process alone
+    "`s3://...`",  # only the file systems `memory` and `file` are tested
+    "on a cluster that already runs, `--scheduler tcp://...`",  # only the error about a wrong address is tested
+    "A worker needs 0.6 GB",  # the projected memory is tested in one process only
     "dask reads as many as the machine has cores",
     "`to_zarr` has its own scheduling",
     "otherwise a voxel has size 1",

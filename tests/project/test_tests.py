@@ -75,7 +75,7 @@ def lasting_in(source: str) -> set[str]:
             counters = [part for part in node.body if isinstance(part, ast.Assign) and isinstance(part.value, ast.Call)]
             found |= {f"{node.name}.{name}" for part in counters for name in assigned(part) if "count" in told(part)}
             if not node.bases and all(isinstance(part, ast.Assign) for part in node.body):
-                found.add(node.name)  # it is its attributes, and has no instances
+                found.add(node.name)  # a namespace of attributes, without instances
         elif isinstance(node, ast.FunctionDef):
             if any("cache" in ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list):
                 found.add(node.name)

@@ -65,7 +65,7 @@ def sorted_by_value(archive: Path) -> tuple[np.ndarray, np.ndarray]:
 def position_of(patch: np.ndarray, raw: np.ndarray, archive: Path) -> tuple[slice, ...]:
     """The position in the volume of a patch of raw; fails if there is none."""
     values, order = sorted_by_value(archive)
-    rare = np.unravel_index(np.argmax(patch), patch.shape)  # bright voxels are few
+    rare = np.unravel_index(np.argmax(patch), patch.shape)  # bright voxels are rare
     ends = (np.searchsorted(values, patch[rare], side) for side in ("left", "right"))
     for corner in np.stack(np.unravel_index(order[slice(*ends)], raw.shape), 1) - rare:
         if corner.min() < 0:

@@ -62,7 +62,7 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         if found:
             break
     assert found, "no address was printed"
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # or the server waits for who reads what it logs
+    threading.Thread(target=process.stderr.read, daemon=True).start()  # else a full pipe of logs blocks it
     yield Server(process, found[0], folder)
     process.terminate()
     process.communicate(timeout=60)
@@ -139,7 +139,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def test_it_listens_on_this_machine_alone_and_a_users_configuration_changes_nothing() -> None:
-    """Address, token and `--no-browser` are given as options, which take precedence over a configuration."""
+    """The options of the server set 127.0.0.1, the token, and `--no-browser` unless a browser is wanted."""
     options = browser.options_of(Path("a.ipynb"), 8866, "secret", False)
     assert "--Voila.ip=127.0.0.1" in options
     assert "--Voila.token=secret" in options

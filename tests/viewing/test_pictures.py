@@ -46,7 +46,7 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pi
     step = pictures.window(corner, 290, y, x, pixels).attrs["step"]
     assert (step > 1) == (pixels == 100)
 
-    for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked: it is drawn from 5099.5 on
+    for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked; it begins at 5099.5
         assert is_red(5099.5 + away, 7199.5 + away)
         assert not is_red(5099.5 - away, 7199.5 + away)
         assert not is_red(5099.5 + away, 7199.5 - away)
@@ -165,7 +165,7 @@ def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
         assert failed.exit_code in (1, 2), failed.output
         assert said in failed.output
         assert "Traceback" not in failed.output
-    Path(store, "er", "c", "0", "0", "0").unlink()  # which readers of Zarr take for zeros
+    Path(store, "er", "c", "0", "0", "0").unlink()  # Zarr readers read it as zeros
     assert "lost shard (0, 0, 0) of er" in run(store, "--z", 3, "-o", tmp_path / "c.png").output
     assert not list(tmp_path.glob("c.*"))
 

@@ -108,7 +108,7 @@ def test_whatever_was_done_pictures_show_the_voxels_that_they_tell(store: Path, 
         names.append(name)
     try:
         levels = pictures.Levels(ds)
-    except ld.InvalidArgumentError:  # coordinates that do not run one by one
+    except ld.InvalidArgumentError:  # coordinates that do not increase by one
         return
     if set(names) <= {"cut", "shifted", "numbered", "copied"}:
         assert len(levels._levels) == 4, "the levels are not used where they could be"

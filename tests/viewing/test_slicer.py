@@ -142,7 +142,7 @@ def test_sliding_back_fetches_nothing(server: ArchiveServer, slicers, voxels) ->
     slicer.z.value = 4
     seen_by(slicer)
     server.requests.clear()
-    slicer._levels.window = None  # not even from memory: a far view would take the index and a mask's inflating
+    slicer._levels.window = None  # a call fails: nothing is read again, not even from the cache
     slicer.z.value = 3
     np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
     assert not server.requests
@@ -285,7 +285,7 @@ def test_closing_ends_the_threads(archive: Path) -> None:
     slicer = ld.view(ld.open_human_liver_em(archive, shape=SHAPE), size=SIZE)
     seen_by(slicer)
     slicer.close()
-    slicer._look()  # of a timer that was about to
+    slicer._look()  # as by a timer that was about to fire
     until = time.monotonic() + 10
     while any(thread.name.startswith("liver_dask-view") for thread in threading.enumerate()):
         assert time.monotonic() < until
