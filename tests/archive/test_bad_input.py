@@ -299,7 +299,7 @@ def test_a_file_that_was_mended_is_read_anew(own_archive: Path) -> None:
     with pytest.raises(ld.FormatError):
         ds.er.compute()
     path.write_bytes(good)
-    with pytest.raises(ld.SourceChangedError, match="open the source again"):  # other parts of it may have been read
+    with pytest.raises(ld.SourceChangedError, match="open the source again"):  # other parts may have been read before
         ds.er.compute()
     assert opened(own_archive).er.compute().shape == (1, HEIGHT, WIDTH)
 

@@ -258,7 +258,7 @@ def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveS
     )
     for entry in (tmp_path / "kept").rglob("*"):
         if entry.is_file():
-            entry.write_bytes(entry.read_bytes()[:-3])  # torn, as by a full disk
+            entry.write_bytes(entry.read_bytes()[:-3])  # truncated, as by a full disk
     torn = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert torn.stdout.split() == [mask, raw, requests]
 

@@ -121,7 +121,7 @@ def test_what_is_not_surely_missing_is_an_error(own: Path, fault: str, monkeypat
         if fault == "once":
             np.testing.assert_array_equal(ds.er[3], voxels["er"][3])
             return
-        with pytest.raises(OSError, match="er, slice 3") as told:  # two of ours are
+        with pytest.raises(OSError, match="er, slice 3") as told:  # two of the package's errors are OSErrors
             ds.er[3].compute()
         assert isinstance(told.value, ld.LiverDaskError)
         if fault == "folder":

@@ -1,4 +1,4 @@
-"""The command line as a person uses it, rightly and wrongly."""
+"""The command line, used correctly and incorrectly."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.slow
 def test_the_demo_shows_checks_and_can_be_run_again(tmp_path: Path) -> None:
-    """The first thing that anyone tries would fail, or fail the second time."""
+    """The demo succeeds twice in the same folder, and makes a checked crop and a picture."""
     for _ in range(2):
         done = run("demo", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def test_the_demo_shows_checks_and_can_be_run_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
-    """A crop could not be kept from the shell, or not be asked what it is."""
+    """`download` exports a crop, `--dry-run` reports its state, and `info` describes a store or an archive."""
     store = str(tmp_path / "crop.zarr")
     box = ["--bbox", "20", "90", "30", "80", "2", "5"]
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
 def test_used_wrongly_it_says_so_in_one_sentence(
     server: ArchiveServer, tmp_path: Path, args: str, code: int, told: str
 ) -> None:
-    """A typing mistake would end in a traceback, a wrong exit code, or half a store."""
+    """A wrong command exits with the right code and a message, and writes nothing."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("")
     words = args.replace("OUT", "out.zarr").replace("THERE", "there").split()
@@ -109,7 +109,7 @@ def test_used_wrongly_it_says_so_in_one_sentence(
 
 
 def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
-    """The README would promise other costs than the command, or a dry run ask the archive or write something."""
+    """The plan in the README is the output of `--full --dry-run`, which writes nothing."""
     readme = (ROOT / "README.md").read_text()
     shown = readme.split("--full --dry-run\n")[1].split("```")[0]
     done = run("download", "full_volume.zarr", "--full", "--dry-run", cwd=tmp_path)
@@ -120,7 +120,7 @@ def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_volume_by_processes_of_this_machine(server: ArchiveServer, tmp_path: Path, voxels) -> None:
-    """The whole could not be kept from the shell, or not with more than one process."""
+    """`--full --workers 2` exports the whole volume, and counts the requests of its workers."""
     store = str(tmp_path / "full.zarr")
     done = run("download", store, "--full", "--workers", "2", "--source", server.url, *SHAPE_OPTION)
     assert done.returncode == 0, done.stderr
@@ -133,7 +133,7 @@ def test_a_full_volume_by_processes_of_this_machine(server: ArchiveServer, tmp_p
 
 @pytest.mark.slow
 def test_no_traceback_whatever_is_wrong(archive: Path, tmp_path: Path) -> None:
-    """Damage, a store without raw, or an address for a folder would end in a traceback, or in a folder named `s3:`."""
+    """A damaged store, a store without raw, and an address instead of a folder are errors without traceback."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(z=slice(2), y=slice(64), x=slice(64))
     store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False))
     ld.to_zarr(ds[["er"]], tmp_path / "b.zarr", progress=False)

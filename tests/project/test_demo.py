@@ -1,4 +1,4 @@
-"""The demo in a folder of somebody's: nothing of theirs is touched, and no kill stands in its way."""
+"""The demo leaves a user's files in its folder untouched, and works again after it was killed."""
 
 import shutil
 import signal
@@ -28,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(out: Path) -> None:
-    """A demo has been here, and left nothing but what it promised."""
+    """Check that the folder holds exactly what a demo leaves."""
     assert {path.name for path in out.iterdir()} == {"slice.png", "crop.zarr", ".liver_dask_demo"}
     assert {path.name for path in (out / ".liver_dask_demo").iterdir()} == {"lock", "made.json"}
     assert dict(xr.open_zarr(out / "crop.zarr").sizes) == {"z": 2, "y": 70, "x": 70}
@@ -36,7 +36,7 @@ def check(out: Path) -> None:
 
 @pytest.mark.parametrize("what", ["crop.zarr", "slice.png", "crop.zarr of ours", ".liver_dask_demo"])
 def test_what_is_a_users_stays(tmp_path: Path, archive: Path, what: str) -> None:
-    """`liver-dask demo --out .` would replace somebody's crop, or their picture."""
+    """The demo refuses to replace files that it did not make, and changes nothing."""
     path = tmp_path / what.split()[0]
     if what.endswith("ours"):
         ds = ld.open_human_liver_em(archive, shape=(10, 300, 420))
@@ -52,7 +52,7 @@ def test_what_is_a_users_stays(tmp_path: Path, archive: Path, what: str) -> None
 
 
 def test_what_a_user_changed_of_a_demo_stays(tmp_path: Path) -> None:
-    """Annotations of the made-up crop would be gone with the next demo."""
+    """The demo refuses to replace its own files if they were changed; after their removal it works again."""
     for _ in range(2):
         demo.run_demo(tmp_path)
         check(tmp_path)
@@ -72,7 +72,7 @@ def test_what_a_user_changed_of_a_demo_stays(tmp_path: Path) -> None:
 
 
 def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
-    """The demo would take a folder for its own."""
+    """Other files and folders in the demo's folder keep their contents."""
     (tmp_path / "crop.zarr.partial").mkdir()
     (tmp_path / "crop.zarr.partial" / "mine").write_text("mine")
     (tmp_path / "archive").write_text("mine")
@@ -81,7 +81,7 @@ def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
 
 
 def test_two_at_once_and_the_second_is_told(tmp_path: Path) -> None:
-    """One would remove the folder under the other."""
+    """A second replacement of the same files at the same time is an error, and the first one succeeds."""
     with own_files.replacing(tmp_path, ("a",), "test") as new:
         (new / "a").write_text("first")
         with (
@@ -94,7 +94,7 @@ def test_two_at_once_and_the_second_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made_before", [False, True])
 def test_killed_at_any_step_the_next_one_replaces_what_was_made(tmp_path: Path, made_before: bool) -> None:
-    """A kill between two renames would leave a crop that is taken for a user's."""
+    """After a kill at any step the next replacement succeeds."""
 
     def make(text: str) -> None:
         with own_files.replacing(tmp_path / "out", ("a", "b"), "test") as new:
@@ -117,7 +117,7 @@ def test_killed_at_any_step_the_next_one_replaces_what_was_made(tmp_path: Path, 
 
 @pytest.mark.parametrize("share", [0.4, 0.9])
 def test_after_a_real_kill_the_next_demo_works(tmp_path: Path, share: float) -> None:
-    """Whoever closes the terminal over their first demo would never see a second one."""
+    """A demo succeeds after an earlier one in the same folder was killed by SIGKILL."""
     script = (
         f"from pathlib import Path; from liver_dask import demo; {SMALL}; print('began', flush=True); "
         "[print(n, flush=True) or demo.run_demo(Path('out')) for n in range(100)]"

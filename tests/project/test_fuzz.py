@@ -1,6 +1,6 @@
-"""The fuzz targets, as far as a suite can run them: what they begin with, and some damaged inputs each.
+"""Each fuzz target runs on its corpus and on some mutated inputs.
 
-The same targets run for hours under atheris, which looks for inputs that take new ways: see fuzz/run.py.
+The same targets run for hours under atheris, which looks for inputs that reach new code: see fuzz/run.py.
 """
 
 import importlib
@@ -14,11 +14,11 @@ from helpers.paths import FUZZ
 
 NAMES = sorted(path.stem.removeprefix("fuzz_") for path in FUZZ.glob("fuzz_*.py"))
 MUTATIONS = {"metadata": 300, "verify": 40}
-"""Of slow targets; of others a thousand."""
+"""The number of mutations of slow targets; others get a thousand."""
 
 
 def mutated(inputs: list[bytes], rng: random.Random) -> bytes:
-    """One of the inputs with bytes changed, left out, repeated or taken from another."""
+    """One of the inputs with bytes changed, deleted, inserted or taken from another one."""
     data = bytearray(rng.choice(inputs))
     for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
         at = rng.randint(0, len(data))
@@ -41,8 +41,8 @@ def mutated(inputs: list[bytes], rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Damaged bytes would crash or hang the process, or pass for right ones."""
-    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)  # targets change it
+    """Each target accepts its corpus and mutated inputs without a failure."""
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)  # the targets change it
     target = importlib.import_module(f"fuzz_{name}")
     sys.modules.pop(f"fuzz_{name}")
     inputs = [path.read_bytes() for path in sorted((FUZZ / "corpus" / name).iterdir())]

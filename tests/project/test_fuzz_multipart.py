@@ -1,4 +1,4 @@
-"""The corpus of answers of several ranges, and some mutations of it; `tests/fuzz/run.py multipart` makes more."""
+"""The corpus of multipart answers, and some mutations of it; `tests/fuzz/run.py multipart` makes more."""
 
 import random
 
@@ -15,7 +15,7 @@ def one_input():
 
 
 def test_answers_that_were_found(one_input) -> None:
-    """A fault that was mended would come back."""
+    """Each answer of the corpus passes the target's checks."""
     assert len(INPUTS) >= 5
     for path in INPUTS:
         one_input(path.read_bytes())
@@ -23,7 +23,7 @@ def test_answers_that_were_found(one_input) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mutated_answers(one_input, seed: int) -> None:
-    """An answer that is wrong in a way that nobody thought of would be taken for what was asked for."""
+    """Mutated answers pass the target's checks."""
     chosen = random.Random(seed)
     for _ in range(300):
         data = bytearray(chosen.choice(INPUTS).read_bytes())

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, on the demo's archive."""
+"""The notebooks run from the first cell to the last on the demo's archive."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def executed(name: str, environ: dict[str, str], folder: Path) -> list[nbformat.NotebookNode]:
-    """Run a notebook in a folder of its own; its cells."""
+    """Run a notebook in a folder of its own; returns its cells."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     client = NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | environ)
@@ -34,7 +34,7 @@ def shown(cells: list[nbformat.NotebookNode], kind: str = "image/png") -> int:
 
 @pytest.mark.timeout(900)
 def test_training_runs_and_learns(tmp_path: Path) -> None:
-    """The notebook on training would stop midway, or not learn what it is for."""
+    """The training notebook runs, and its network scores more than twice as high as a guess."""
     pytest.importorskip("torch_em", reason="the extra `train` is not installed")
     cells = executed("train_mito.ipynb", {"LIVER_DASK_EM": "none", "LIVER_DASK_ITERATIONS": "30"}, tmp_path)
     told = printed(cells)
@@ -46,7 +46,7 @@ def test_training_runs_and_learns(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_looking(tmp_path: Path) -> None:
-    """Who tries the first notebook would see an error where the slicer is to be."""
+    """The first notebook runs, and shows the slicer and one picture."""
     cells = executed("01_open_and_look.ipynb", {}, tmp_path)
     assert "(128, 128) voxels of slice 5" in printed(cells)
     assert shown(cells, "application/vnd.jupyter.widget-view+json") == 1
@@ -55,7 +55,7 @@ def test_looking(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_keeping(tmp_path: Path) -> None:
-    """The notebook on clusters would not go on after its interruption, or verify what is not there."""
+    """The notebook on clusters runs, and its store is complete and verified."""
     cells = executed("02_download_on_a_cluster.ipynb", {}, tmp_path)
     told = printed(cells)
     assert "http://127.0.0.1:" in told
@@ -66,7 +66,7 @@ def test_keeping(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_measuring(tmp_path: Path) -> None:
-    """The shares and the contact that somebody copies for a paper would be of something else."""
+    """The contact that the notebook prints equals an independent calculation."""
     cells = executed("03_measure.ipynb", {}, tmp_path)
     ds = ld.open_human_liver_em(tmp_path / "made-up_liver", shape=(24, 700, 900))
     mito, er = (ds[name][:, 40:660, 60:840].values > 0 for name in ("mito", "er"))
@@ -81,7 +81,7 @@ def test_measuring(tmp_path: Path) -> None:
 
 
 def test_notebooks_are_kept_without_what_a_run_left() -> None:
-    """Pictures, times and paths of somebody's run would be in every change."""
+    """The notebooks are stored without outputs and execution counts."""
     for path in NOTEBOOKS.glob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
             assert not cell.get("outputs"), path.name

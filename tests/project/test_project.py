@@ -1,4 +1,4 @@
-"""The project holds together: metadata, README, environments, docstrings, style and types."""
+"""Checks of the project itself: metadata, README, environments, docstrings, imports, style and types."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ from helpers.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "liver_dask"
 OF_AN_EXTRA = {"liver_dask.training.dataset": "torch_em", "liver_dask.viewing.browser": "voila"}
-"""Modules that need a package which need not be there."""
+"""Modules that need an optional package."""
 
 PACKAGES_BELOW = {
     "core": set(),
@@ -30,7 +30,7 @@ PACKAGES_BELOW = {
     "viewing": {"core", "archive", "store"},
     "top": {"core", "archive", "store", "training", "viewing"},
 }
-"""What each package may import, beside itself. The modules at the top, such as `cli`, are in none."""
+"""What each package may import besides itself. Modules at the top level, such as `cli`, are `top`."""
 
 
 def name_of(path: Path) -> str:
@@ -44,11 +44,11 @@ MODULES = [
 ]
 
 CONDA_NAME_OF = {"dask[array]": "dask", "zlib-ng": "python-zlib-ng", "torch": "pytorch"}
-"""Packages that conda-forge has under another name."""
+"""Packages that have another name on conda-forge."""
 
 
 def test_environment_yml_is_in_step_with_pyproject() -> None:
-    """Conda users would lack a package, or have another version of it."""
+    """environment.yml lists the dependencies of pyproject.toml with the same lower bounds."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     given = {spec for spec in environment["dependencies"] if isinstance(spec, str)}
     needed = {f"python {PROJECT['requires-python']}", "pip"}
@@ -61,7 +61,7 @@ def test_environment_yml_is_in_step_with_pyproject() -> None:
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
-    """CI could pass with a command that the README does not show."""
+    """The script of CI refers to the README and holds no copy of its test command."""
     commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert "liver-dask demo" in commands[0]
     assert "pytest" in commands[1]
@@ -70,7 +70,7 @@ def test_ci_runs_the_readmes_own_test_command() -> None:
 
 
 def test_all_that_is_public_is_documented() -> None:
-    """A user would have to read the source."""
+    """All that is public has a docstring, and functions of the API document each parameter."""
     for module in MODULES:
         assert module.__doc__, module
         for name, thing in vars(module).items():
@@ -86,7 +86,7 @@ def test_all_that_is_public_is_documented() -> None:
 
 
 def imports_in(source: str, package: str) -> set[str]:
-    """The modules of this project that a module of `package` imports, wherever in its source it does."""
+    """The modules of this project that a module of `package` imports anywhere in its source."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -112,7 +112,7 @@ def package_of(name: str) -> str:
 
 
 def test_imports_are_found_however_they_are_written() -> None:
-    """The tests of imports would pass because they see none."""
+    """`imports_in` finds every kind of import, and `package_of` the package of a module."""
     package = "liver_dask.store"
     for source, found in {
         "from .record import RECORD": "liver_dask.store.record",
@@ -130,7 +130,7 @@ def test_imports_are_found_however_they_are_written() -> None:
 
 
 def test_packages_import_only_those_below() -> None:
-    """A change of pictures would break an export, and whoever reads a store would need all that writes one."""
+    """A package imports only itself and the packages that PACKAGES_BELOW lists."""
     assert {package_of(name) for name in NAMES} == PACKAGES_BELOW.keys()
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} | {
         "top"
@@ -148,7 +148,7 @@ def is_allowed(package: str, other: str) -> bool:
 
 @pytest.mark.parametrize("reader", ["store.array", "store.record", "store.levels", "viewing.figures"])
 def test_who_reads_a_store_does_not_import_what_writes_one(reader: str) -> None:
-    """Locks, fsync and the whole export would have to work wherever somebody only reads."""
+    """Modules that read a store import none of those that write one, directly or indirectly."""
     found, left = set(), [f"liver_dask.{reader}"]
     while left:
         new = imports_of(left.pop()) - found
@@ -161,7 +161,7 @@ def test_who_reads_a_store_does_not_import_what_writes_one(reader: str) -> None:
 
 
 def test_modules_import_each_other_in_no_ring() -> None:
-    """What is in a ring can only be understood, tested and changed as a whole."""
+    """There are no import cycles among the modules."""
     imported_by = {name: imports_of(name) - {name} for name in NAMES}
     while imported_by:
         leaves = {name for name, needed in imported_by.items() if not needed & imported_by.keys()}
@@ -170,7 +170,7 @@ def test_modules_import_each_other_in_no_ring() -> None:
 
 
 def test_importing_is_light() -> None:
-    """`import liver_dask` would start threads, or drag in torch, matplotlib or numba."""
+    """`import liver_dask` starts no thread and does not import torch, matplotlib or numba."""
     script = (
         "import sys, threading, liver_dask; "
         "print(threading.active_count(), {'torch', 'matplotlib', 'torch_em', 'IPython', 'numba'} & set(sys.modules))"
@@ -184,7 +184,7 @@ def test_importing_is_light() -> None:
     "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=["lint", "format", "types"]
 )
 def test_style_and_types(command: list[str]) -> None:
-    """Style or types would drift."""
+    """Ruff finds nothing to change in style or format, and mypy no error."""
     if not shutil.which(command[0], path=str(Path(sys.executable).parent)):
         pytest.fail(f"{command[0]} is not installed; install the extra `test`")
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
@@ -192,7 +192,7 @@ def test_style_and_types(command: list[str]) -> None:
 
 
 def test_the_map_of_modules_is_complete() -> None:
-    """A newcomer would look for a behaviour where it is no longer."""
+    """The list of modules in CONTRIBUTING.md has each module with the first line of its docstring."""
     expected = []
     for name, path in NAMES.items():
         if path.name != "__init__.py":

@@ -1,9 +1,9 @@
-"""Each promise of the README has a test that would fail if it were false, and it is named here beside the promise.
+"""Each promise of the README has tests that check it, which are named here beside the promise.
 
-A sentence of the README counts as covered if it holds a fragment of PROMISES, whose tests are the evidence; of
-MEASURED, whose figures the named benchmark prints; or of NO_PROMISE: what points elsewhere, or states a fact that is
-not this package's. UNTESTED are promises without a test, each a debt. Whoever changes a sentence changes its
-fragment here.
+A sentence of the README counts as covered if it contains a fragment of PROMISES, whose tests check it; of MEASURED,
+whose figures the named benchmark prints; or of NO_PROMISE: sentences that point elsewhere, or state a fact that does
+not depend on this package. UNTESTED are promises without a test, which are debts. Whoever changes a sentence changes
+its fragment here.
 """
 
 import ast
@@ -325,7 +325,7 @@ PROMISES = {
         "test_network::test_a_changed_byte_costs_no_more_than_its_row",
         "test_lzw::test_a_row_that_gets_another_length_is_noticed",
     ],
-    # what is not as the archive's own files
+    # files that differ from the archive's own
     "is read by whole strips or tiles": [
         "test_tiff_segments::test_types_codecs_and_layouts",
         "test_tiff_segments::test_only_the_touched_tiles_are_fetched_and_it_says_so_once",
@@ -337,7 +337,7 @@ PROMISES = {
         "test_png_suite::test_large_ones_are_decoded_once_and_fetched_once",
     ],
     "replays some thousand": ["test_fuzz::test_damaged_inputs"],
-    # secrets, and servers that mean harm
+    # secrets and hostile servers
     "is sent only to its host, and is never shown or stored": [
         "test_credentials::test_the_secret_opens_the_archive_and_is_found_nowhere",
         "test_credentials::test_no_error_holds_the_secret",
@@ -377,14 +377,14 @@ MEASURED = {
 }
 
 UNTESTED = [
-    "`s3://...`",  # of other file systems `memory` and `file` are tested
-    "on a cluster that already runs, `--scheduler tcp://...`",  # only that a wrong address is told
-    "A worker needs 0.6 GB",  # what is projected is tested against what is taken in one process alone
+    "`s3://...`",  # only the file systems `memory` and `file` are tested
+    "on a cluster that already runs, `--scheduler tcp://...`",  # only the error about a wrong address is tested
+    "A worker needs 0.6 GB",  # the projected memory is tested in one process only
     "dask reads as many as the machine has cores",
     "`to_zarr` has its own scheduling",
     "otherwise a voxel has size 1",
 ]
-"""Parts of sentences that nothing would notice if they were false."""
+"""Fragments of promises that no test checks."""
 
 NO_PROMISE = [
     "Try it with nothing but Python",
@@ -420,7 +420,7 @@ def flat(text: str) -> str:
 
 
 def sentences() -> list[str]:
-    """Of the prose, and the comments of examples; headings and pictures say nothing."""
+    """The sentences of the prose and the comments of examples, without headings and pictures."""
     text = readme()
     prose = re.sub(r"^```.*?^```$", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
     parts = [flat(part) for part in re.split(r"\n\s*\n|\n(?=- )", prose)]
@@ -433,7 +433,7 @@ def sentences() -> list[str]:
 
 @functools.cache
 def functions_in(path: str) -> set[str]:
-    """Those of a file of tests, which is known by the end of its path; no two have the same name."""
+    """The functions in a file of tests, which is found by the end of its path."""
     files = list((ROOT / "tests").rglob(f"{path}.py"))
     assert len(files) == 1, f"{path} is the name of {len(files)} files of tests"
     tree = ast.parse(files[0].read_text())
@@ -441,7 +441,7 @@ def functions_in(path: str) -> set[str]:
 
 
 def test_each_promise_is_in_the_readme_and_its_tests_are_there() -> None:
-    """A test would be renamed, or a sentence be changed, and nobody look at the other."""
+    """Each fragment is in the README, and each named test and benchmark exists."""
     text = flat(readme())
     fragments = [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]
     assert [fragment for fragment in fragments if flat(fragment) not in text] == [], "not in the README"
@@ -453,14 +453,14 @@ def test_each_promise_is_in_the_readme_and_its_tests_are_there() -> None:
 
 
 def test_each_sentence_of_the_readme_is_covered() -> None:
-    """A promise would be made that no test holds it to."""
+    """Each sentence of the README contains a fragment of one of the lists."""
     known = [flat(fragment) for fragment in [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]]
     bare = [sentence for sentence in sentences() if not any(fragment in sentence for fragment in known)]
     assert bare == [], "add each to PROMISES with its tests, or to one of the other lists"
 
 
 def test_a_sentence_that_is_new_would_be_noticed() -> None:
-    """The two tests above would pass whatever is written."""
+    """`sentences` finds the sentences of the README."""
     found = sentences()
     assert len(found) > 80
     assert all(len(sentence) > 3 for sentence in found)
@@ -469,7 +469,7 @@ def test_a_sentence_that_is_new_would_be_noticed() -> None:
 
 
 def test_going_back_costs_no_request(server: ArchiveServer) -> None:
-    """Each look at what was seen a moment ago would be fetched again."""
+    """A window that was read before is read again without a request."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     first = ds.isel(z=3, y=slice(40, 90), x=slice(10, 200)).compute()
     ds.isel(z=4, y=slice(40, 90), x=slice(10, 200)).compute()
@@ -482,7 +482,7 @@ def test_going_back_costs_no_request(server: ArchiveServer) -> None:
 def test_a_file_system_without_locks_is_only_logged(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing could be kept on a network disk that has none; or nobody be told to take care."""
+    """On a file system without locks an export succeeds, and a warning is logged."""
 
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

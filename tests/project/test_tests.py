@@ -1,4 +1,4 @@
-"""The tests hold together: none depends on another, on a file of tests or on what another test left in the process."""
+"""The tests are independent of each other, of other test files, and of what another test left in the process."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ SHARED = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path not in
 
 
 def imports_of_tests(source: str) -> list[str]:
-    """The files of tests, or of fixtures, that a source imports, wherever in it."""
+    """The test files and conftest files that a source imports anywhere in it."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -51,31 +51,31 @@ def imports_of_tests(source: str) -> list[str]:
     ],
 )
 def test_imports_are_found_however_they_are_written(source: str, found: list[str]) -> None:
-    """The test of imports would pass because it sees none."""
+    """`imports_of_tests` finds every kind of import of test files."""
     assert imports_of_tests(source) == found
 
 
 def test_no_test_imports_another_or_fixtures() -> None:
-    """Whoever changes a test would change others, which are nowhere near it, and could not run or move one alone."""
+    """No file of the tests imports a test file or a conftest file."""
     assert len(FILES) > 50
     assert len(SHARED) > 20, "helpers, benchmarks and targets are looked at, too"
     assert {path.name: found for path in [*FILES, *SHARED] if (found := imports_of_tests(path.read_text()))} == {}
 
 
 def test_no_two_files_of_tests_have_the_same_name() -> None:
-    """Pytest would take one for the other; and a promise of the README name either."""
+    """All test files have different names."""
     assert len({path.name for path in FILES}) == len(FILES)
 
 
 def lasting_in(source: str) -> set[str]:
-    """What a module has for as long as the process lives, and may change: no constants, types, options or logs."""
+    """The names of a module's mutable state: no constants, types, options or loggers."""
     found = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
             counters = [part for part in node.body if isinstance(part, ast.Assign) and isinstance(part.value, ast.Call)]
             found |= {f"{node.name}.{name}" for part in counters for name in assigned(part) if "count" in told(part)}
             if not node.bases and all(isinstance(part, ast.Assign) for part in node.body):
-                found.add(node.name)  # it is its attributes, and has no instances
+                found.add(node.name)  # a namespace of attributes, without instances
         elif isinstance(node, ast.FunctionDef):
             if any("cache" in ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list):
                 found.add(node.name)
@@ -96,7 +96,7 @@ def told(node: ast.Assign | ast.AnnAssign) -> str:
 
 
 def test_whatever_lasts_is_emptied_or_cannot_matter() -> None:
-    """A new cache would let a test pass, or fail, for what another test did before it."""
+    """All mutable state of the package's modules is listed in helpers/lasting.py."""
     there = set()
     for path in sorted((ROOT / "liver_dask").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -107,7 +107,7 @@ def test_whatever_lasts_is_emptied_or_cannot_matter() -> None:
 
 @pytest.mark.parametrize("time", ["first", "second"])
 def test_a_test_begins_as_a_process_does(time: str) -> None:
-    """What one test learnt, or put into the environment, would be there in the next."""
+    """Caches, counters and the environment are reset before each test."""
     assert "LIVER_DASK_LEFT_BY_A_TEST" not in os.environ
     assert not tiff_index.known_directories
     assert not tiff.prefix_shares._seen

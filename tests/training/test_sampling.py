@@ -1,4 +1,4 @@
-"""Where patches are drawn: as asked, everywhere that is allowed, and no split in another's voxels."""
+"""Patches are drawn as asked and wherever it is allowed, and splits share no voxels."""
 
 import random
 from itertools import combinations, product
@@ -27,7 +27,7 @@ def table_of(voxels: np.ndarray) -> Densities:
 @settings(max_examples=200)
 @given(shape=shapes, data=st.data())
 def test_the_share_of_a_patch_is_what_its_chunks_hold(shape, data: st.DataObject) -> None:
-    """A patch would be taken for fuller or emptier than its chunks are; at a ragged edge, or of whatever size."""
+    """The share of a patch is the mean density of its chunks, and `at_most` is an upper bound of the true share."""
     voxels = np.random.default_rng(data.draw(st.integers(0, 99))).random(shape) < 0.3
     patch = tuple(data.draw(st.integers(1, length)) for length in shape)
     position = [data.draw(st.integers(0, length - of)) for length, of in zip(shape, patch, strict=True)]
@@ -44,7 +44,7 @@ def test_the_share_of_a_patch_is_what_its_chunks_hold(shape, data: st.DataObject
 
 
 def test_every_allowed_position_is_drawn_and_no_other() -> None:
-    """A part of the volume would never be learnt from; or patches be drawn where they may not."""
+    """Every position that meets the constraint is drawn, and no other."""
     voxels = np.zeros((4, 12, 15), bool)
     voxels[:2, :8, 5:15] = True
     sampler = PatchSampler((2, 4, 5), (Box((0, 0, 0), voxels.shape),), (Constraint(table_of(voxels), 1.0),))
@@ -53,7 +53,7 @@ def test_every_allowed_position_is_drawn_and_no_other() -> None:
 
 
 def test_boxes_are_drawn_by_their_size() -> None:
-    """Patches of a small block would be seen more often than those of a large one."""
+    """Boxes are drawn in proportion to the number of their positions."""
     boxes = (Box((0, 0, 0), (1, 1, 10)), Box((0, 5, 0), (1, 6, 1)))
     sampler = PatchSampler((1, 1, 1), boxes)
     rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_boxes_are_drawn_by_their_size() -> None:
 
 
 def test_a_needle_is_found_and_nothing_is_given_up_on() -> None:
-    """A rare structure would not be drawn; or a search for what is not there would not end."""
+    """A rare structure is found; if no patch meets the constraint, the result is None."""
     voxels = np.zeros((8, 100, 125), bool)
     voxels[4:6, 20:24, 30:35] = True
     everywhere = (Box((0, 0, 0), voxels.shape),)
@@ -75,7 +75,7 @@ def test_a_needle_is_found_and_nothing_is_given_up_on() -> None:
 
 
 def test_nearby_chunks_of_the_same_layer_count_as_labelled() -> None:
-    """A label would end at the chunks that it happens to touch, or reach into other slices."""
+    """The chunks around a labelled chunk, in the same layer, count as labelled."""
     voxels = np.zeros((4, 20, 25), bool)
     voxels[0, 8, 10] = True
     near = table_of(voxels).nearby().values
@@ -91,7 +91,7 @@ def test_nearby_chunks_of_the_same_layer_count_as_labelled() -> None:
     seed=st.integers(0, 9),
 )
 def test_no_two_splits_touch(shape, patch, corner, seed: int) -> None:
-    """A network would be validated on what it was trained on, or on its neighbours."""
+    """Blocks of the splits lie in the box, hold a patch, and are a patch apart from each other."""
     assume(all(length >= of for length, of in zip(shape, patch, strict=True)))
     box = Box(corner, tuple(c + s for c, s in zip(corner, shape, strict=True)))
     try:
@@ -112,7 +112,7 @@ def test_no_two_splits_touch(shape, patch, corner, seed: int) -> None:
 
 
 def test_each_split_gets_of_the_rich_and_of_the_poor() -> None:
-    """Labels cover a part of the slices: validation would be where there are none."""
+    """Each split has blocks with labels, and about a tenth of the blocks are for validation."""
     voxels = np.zeros((2, 240, 300), bool)
     voxels[:, :60] = True
     table = table_of(voxels)
@@ -125,7 +125,7 @@ def test_each_split_gets_of_the_rich_and_of_the_poor() -> None:
 
 
 def test_validation_is_not_the_richest_part_nor_always_the_same() -> None:
-    """Scores would be of the easiest blocks; or another seed give the same split."""
+    """Each seed gives another split, and validation has sometimes more and sometimes fewer labels than test."""
     voxels = np.random.default_rng(0).random((2, 240, 300)) < np.linspace(0, 1, 300)
     table = table_of(voxels)
     splits = [plan_split(Box((0, 0, 0), voxels.shape), (2, 8, 10), [table], seed) for seed in range(8)]
@@ -138,7 +138,7 @@ def test_validation_is_not_the_richest_part_nor_always_the_same() -> None:
 
 
 def test_blocks_of_nothing_belong_to_no_split() -> None:
-    """All of validation could be empty glass."""
+    """Blocks without tissue are in no split."""
     voxels = np.zeros((2, 240, 300), bool)
     voxels[:, 120:] = True
     split = plan_split(Box((0, 0, 0), voxels.shape), (2, 8, 10), [table_of(voxels)])
@@ -146,6 +146,6 @@ def test_blocks_of_nothing_belong_to_no_split() -> None:
 
 
 def test_a_box_without_room_for_three_splits() -> None:
-    """Splits would overlap, or one of them be empty."""
+    """A box that is too small for three splits is an InvalidArgumentError."""
     with pytest.raises(ld.InvalidArgumentError, match="holds 1 blocks of twice the patch"):
         plan_split(Box((0, 0, 0), (8, 40, 40)), (8, 24, 24), ())

@@ -1,4 +1,4 @@
-"""torch_em's datasets and loaders on stores and on the archive: right voxels, wherever and however they are drawn."""
+"""torch_em's datasets and loaders give the right voxels from stores and from the archive."""
 
 import inspect
 import pickle
@@ -56,16 +56,16 @@ def dataset(asked: dict[str, Any], **more: Any) -> Any:
 
 @cache
 def sorted_by_value(archive: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All voxels of raw, ascending, and where each is."""
+    """All voxels of raw in ascending order, and their positions."""
     raw = ld.open_human_liver_em(archive, shape=SHAPE).raw.values.ravel()
     order = np.argsort(raw, kind="stable")
     return raw[order], order
 
 
 def position_of(patch: np.ndarray, raw: np.ndarray, archive: Path) -> tuple[slice, ...]:
-    """Where in the volume a patch of raw is; it fails where it is nowhere."""
+    """The position in the volume of a patch of raw; fails if there is none."""
     values, order = sorted_by_value(archive)
-    rare = np.unravel_index(np.argmax(patch), patch.shape)  # bright voxels are few
+    rare = np.unravel_index(np.argmax(patch), patch.shape)  # bright voxels are rare
     ends = (np.searchsorted(values, patch[rare], side) for side in ("left", "right"))
     for corner in np.stack(np.unravel_index(order[slice(*ends)], raw.shape), 1) - rare:
         if corner.min() < 0:
@@ -78,7 +78,7 @@ def position_of(patch: np.ndarray, raw: np.ndarray, archive: Path) -> tuple[slic
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_thousand_patches_are_voxels_of_the_source(asked, archive: Path, voxels, method: str) -> None:
-    """A patch would be of other voxels than its labels, or of none; a start method would mix up or stop the workers."""
+    """Forked and spawned workers give patches of raw with the labels of the same voxels."""
     found = set()
     for raw, labels in loader(
         asked, n_samples=1000, batch_size=4, num_workers=2, multiprocessing_context=method, **AS_READ
@@ -94,7 +94,7 @@ def test_a_thousand_patches_are_voxels_of_the_source(asked, archive: Path, voxel
 @pytest.mark.parametrize("workers", [0, 4])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_any_number_of_workers_will_do(asked, archive: Path, voxels, workers: int) -> None:
-    """A loader would stop, or repeat itself, with some number of workers."""
+    """Without workers and with four of them, all patches are different."""
     patches = [raw.numpy()[0, 0] for raw, _ in loader(asked, n_samples=20, num_workers=workers, **AS_READ)]
     places = {str(position_of(patch, voxels["raw"], archive)) for patch in patches}
     assert len(places) == 20
@@ -106,7 +106,7 @@ def drawn(asked: dict[str, Any], **more: Any) -> list[bytes]:
 
 
 def test_a_seed_gives_the_same_patches_and_no_worker_anothers(asked) -> None:
-    """A run could not be repeated; or workers would train on the same patches."""
+    """A seed, given or torch's global one, gives the same patches again, and no patch comes twice."""
     first = drawn(asked, seed=5)
     assert len(set(first)) == 12
     assert first == drawn(asked, seed=5, multiprocessing_context="spawn")
@@ -120,14 +120,14 @@ def test_a_seed_gives_the_same_patches_and_no_worker_anothers(asked) -> None:
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_another_epoch_has_other_patches(asked, persistent: bool) -> None:
-    """A network would see the same few patches for ever."""
+    """A second epoch has no patch of the first one."""
     epochs = loader(asked, n_samples=6, num_workers=2, seed=1, persistent_workers=persistent, **AS_READ)
     first, second = ({raw.numpy().tobytes() for raw, _ in epochs} for _ in range(2))
     assert not first & second
 
 
 def test_no_global_random_state_is_used(asked) -> None:
-    """Drawing patches would change what the user's own seed gives."""
+    """Drawing a patch leaves numpy's global random state unchanged."""
     before = np.random.get_state()  # noqa: NPY002  # it is numpy's global state that is looked at
     dataset(asked, min_foreground=0.01, **AS_READ)[0]
     np.testing.assert_equal(np.random.get_state(), before)  # noqa: NPY002  # it is numpy's global state that must not have moved
@@ -135,7 +135,7 @@ def test_no_global_random_state_is_used(asked) -> None:
 
 @pytest.mark.parametrize("least", [0.05, 0.2])
 def test_every_patch_has_the_foreground_that_was_asked_for(asked, voxels, least: float) -> None:
-    """Patches with hardly a label would come through, since the table knows only chunks; or raw be read for nothing."""
+    """Each patch has at least the foreground `min_foreground`, and raw is read once per patch."""
     one = dataset(asked, min_foreground=least, seed=0, **AS_READ)
     reads = []
     one.raw = counting(one.raw, reads)
@@ -158,7 +158,7 @@ def counting(array: Any, reads: list[Any]) -> Any:
 
 
 def half_labelled(folder: Path) -> tuple[Path, tuple[int, int, int]]:
-    """An archive whose masks are empty in the lower half, and whose raw is in the right third."""
+    """An archive whose masks are empty in the lower half, and whose raw is empty in the right third."""
     from PIL import Image
 
     from liver_dask.core.kinds import RAW
@@ -192,7 +192,7 @@ def places(one: Any, count: int) -> np.ndarray:
 
 
 def test_patches_are_of_tissue_and_of_what_is_labelled(half) -> None:
-    """Empty glass would be learnt from; or regions that nobody labelled be taken for background."""
+    """Patches lie in tissue, and with `labelled_region_only` near chunks with labels."""
     anywhere = places(dataset(half, seed=0), 300)
     assert anywhere[:, 2].max() < 1024 - 96 // 2 + 1
     assert anywhere[:, 1].max() > 900
@@ -203,7 +203,7 @@ def test_patches_are_of_tissue_and_of_what_is_labelled(half) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_split_keeps_to_its_blocks_and_says_so(half, split: str) -> None:
-    """A network would be tested on what it was trained on, and nobody could find out later."""
+    """Patches lie in the blocks of their split, which `split` lists, also after pickling and for other labels."""
     one = dataset(half, split=split, seed=0)
     blocks = one.split["blocks"]
     assert one.split["name"] == split
@@ -218,7 +218,7 @@ def test_a_split_keeps_to_its_blocks_and_says_so(half, split: str) -> None:
 
 
 def test_a_checkpoint_of_torch_ems_trainer_tells_the_split(half, tmp_path: Path) -> None:
-    """Nobody could find out, a year later, what a network was trained on."""
+    """A dataset from a checkpoint of torch_em's trainer knows its split and still gives patches."""
     from torch_em.model import UNet2d
     from torch_em.trainer import DefaultTrainer
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_torch_ems_trainer_tells_the_split(half, tmp_path: Path)
 
 
 class SilentProgress:
-    """What torch_em wants of a progress bar."""
+    """A progress bar with what torch_em calls, and without output."""
 
     total = 0
 
@@ -255,7 +255,7 @@ class SilentProgress:
 
 
 def test_labels_are_what_a_loss_takes_unless_a_transform_says_otherwise(asked, voxels) -> None:
-    """BCE and Dice would be fed 255, as the reference does; or a user's own transform be given another input."""
+    """Masks are 0 and 1; a label transform gets 0 and 255."""
     assert set(np.unique(dataset(asked, min_foreground=0.1, **AS_READ)[0][1])) == {0, 1}
     seen = []
     dataset(asked, min_foreground=0.1, label_transform=lambda labels: seen.append(labels) or labels, **AS_READ)[0]
@@ -263,7 +263,7 @@ def test_labels_are_what_a_loss_takes_unless_a_transform_says_otherwise(asked, v
 
 
 def test_several_labels_are_channels(asked, archive: Path, voxels) -> None:
-    """Two classes would be one, or change places."""
+    """Several labels are channels in the order in which they were given."""
     raw, labels = dataset(asked, label_choice=["er", "mito"], **AS_READ)[0]
     window = position_of(raw.numpy()[0], voxels["raw"], archive)
     assert labels.shape == (2, *PATCH)
@@ -272,7 +272,7 @@ def test_several_labels_are_channels(asked, archive: Path, voxels) -> None:
 
 
 def test_torch_ems_own_options_mean_what_they_mean_there(asked, voxels) -> None:
-    """A user who changes one import would get another dataset."""
+    """The options rois, ndim, sampler, dtypes and n_samples work as in torch_em."""
     rois = [(slice(2, 8), slice(50, 150), slice(100, 300))]
     raw, _ = dataset(asked, rois=rois, patch_shape=(6, 100, 200), **AS_READ)[0]
     np.testing.assert_array_equal(raw[0], voxels["raw"][2:8, 50:150, 100:300])
@@ -290,7 +290,7 @@ def test_torch_ems_own_options_mean_what_they_mean_there(asked, voxels) -> None:
 
 
 def test_the_dataset_is_torch_ems_and_has_all_that_it_sets(asked, folder: Path) -> None:
-    """What another version of torch_em sets and uses would be missing in ours."""
+    """The dataset is a torch_em SegmentationDataset with all of its attributes and options."""
     (store,) = folder.glob("*.zarr")
     theirs = SegmentationDataset(str(store), "raw", str(store), "mito", PATCH)
     ours = dataset(asked)
@@ -304,7 +304,7 @@ def test_the_dataset_is_torch_ems_and_has_all_that_it_sets(asked, folder: Path) 
 
 
 def test_patches_straight_from_the_archive(server: ArchiveServer, archive: Path, voxels, tmp_path: Path) -> None:
-    """Hours of downloading would come before the first look; or a second epoch be fetched again."""
+    """Streamed patches are right; a second epoch is the same and takes most bytes from the cache."""
     asked = {"path": tmp_path, "patch_shape": PATCH, "bounding_boxes": [WHOLE], "source": server.url, "shape": SHAPE}
     stream = {"stream": True, "n_samples": 12, "min_foreground": 0.02, "seed": 1, **AS_READ}
     patches = []
@@ -322,7 +322,7 @@ def test_patches_straight_from_the_archive(server: ArchiveServer, archive: Path,
 
 
 def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
-    """A training would be killed after some hours."""
+    """Memory and open files do not grow over 1500 batches."""
 
     def used() -> tuple[int, int]:
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -366,13 +366,13 @@ def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
     ],
 )
 def test_what_makes_no_sense_is_told_at_once(asked, wrong: dict[str, Any], told: str) -> None:
-    """It would be told by a worker an hour later, or by nobody."""
+    """A wrong argument is an error when the dataset is made."""
     with pytest.raises(ld.LiverDaskError, match=told):
         ld.get_human_liver_em_dataset(**{**asked, **wrong})
 
 
 def test_a_store_of_another_box_or_unfinished_is_not_trained_on(asked, tmp_path: Path, folder: Path) -> None:
-    """A network would be trained on half a store, or on another one."""
+    """A store of another box and an unfinished store are refused."""
     import shutil
 
     (store,) = folder.glob("*.zarr")

@@ -1,4 +1,4 @@
-"""`liver-dask view`: nobody but who started it gets at the volume, or at the kernel behind it. Needs `app`."""
+"""`liver-dask view` serves the volume, and the kernel behind it, only to the user who started it. Needs `app`."""
 
 import http.client
 import json
@@ -24,7 +24,7 @@ KERNEL = re.compile(r'"kernelId": ?"([0-9a-f-]{36})"')
 
 
 class Server:
-    """A running `liver-dask view`, and how to ask it."""
+    """A running `liver-dask view`, with methods that send requests to it."""
 
     def __init__(self, process: subprocess.Popen[str], url: str, folder: Path) -> None:
         self.process, self.url, self.folder = process, url, folder
@@ -62,7 +62,7 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         if found:
             break
     assert found, "no address was printed"
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # or the server waits for who reads what it logs
+    threading.Thread(target=process.stderr.read, daemon=True).start()  # else a full pipe of logs blocks it
     yield Server(process, found[0], folder)
     process.terminate()
     process.communicate(timeout=60)
@@ -70,7 +70,7 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def kernel(server: Server) -> tuple[str, str]:
-    """The kernel that the page with its token began, and the cookie that came with it."""
+    """The kernel that the page with its token started, and the cookie that came with it."""
     status, headers, body = server.ask(f"/?{server.query}")
     assert status == 200
     assert KERNEL.search(body), body[:2000]
@@ -82,7 +82,7 @@ PATHS = ["/", "/voila/files/liver_dask.ipynb", "/api/kernels/{}", "/voila/api/sh
 
 @pytest.mark.timeout(300)
 def test_with_the_token_there_is_a_page_and_its_kernel(server: Server, kernel: tuple[str, str]) -> None:
-    """Nobody could use it; or the source's password be in the page."""
+    """With the token the page, its kernel and the websocket are served, and the page does not show the code."""
     number, cookie = kernel
     status, _, body = server.ask(f"/api/kernels/{number}", Cookie=cookie)
     assert status == 200
@@ -94,7 +94,7 @@ def test_with_the_token_there_is_a_page_and_its_kernel(server: Server, kernel: t
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("token", ["", "token=", "token=" + 48 * "0"])
 def test_without_the_token_there_is_nothing(server: Server, kernel: tuple[str, str], token: str) -> None:
-    """Any user of the machine, and any page in the user's browser, could run code as the user."""
+    """Without the token every request is refused or sent to the login, and the kernel keeps running."""
     number, _ = kernel
     for path, method in product(PATHS, ("GET", "POST", "DELETE")):
         asked = path.format(number)
@@ -109,7 +109,7 @@ def test_without_the_token_there_is_nothing(server: Server, kernel: tuple[str, s
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("host", ["example.org", "example.org:{}", "localhost.example.org", "10.0.0.1"])
 def test_under_a_foreign_name_there_is_nothing(server: Server, kernel: tuple[str, str], host: str) -> None:
-    """A page whose name was made to point to this machine could do as the user, token or not."""
+    """A request with a foreign Host or Origin is refused, even with the token and the cookie."""
     number, cookie = kernel
     host = host.format(server.port)
     for path in ("/", f"/api/kernels/{number}"):
@@ -122,7 +122,7 @@ def test_under_a_foreign_name_there_is_nothing(server: Server, kernel: tuple[str
 
 
 def test_what_it_writes_is_for_the_user_alone(server: Server, kernel: tuple[str, str]) -> None:
-    """The source's password would be read out of a file, or off the list of processes."""
+    """Only the user can read the notebook and its folders, and no command line contains the token."""
     notebook = next(server.folder.glob("liver_dask-view-*/liver_dask.ipynb"))
     assert stat.S_IMODE(notebook.stat().st_mode) == 0o600
     for folder in server.folder.iterdir():
@@ -139,7 +139,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def test_it_listens_on_this_machine_alone_and_a_users_configuration_changes_nothing() -> None:
-    """Somebody's `voila.json` would open the slicer to the network."""
+    """The options of the server set 127.0.0.1, the token, and `--no-browser` unless a browser is wanted."""
     options = browser.options_of(Path("a.ipynb"), 8866, "secret", False)
     assert "--Voila.ip=127.0.0.1" in options
     assert "--Voila.token=secret" in options
@@ -148,7 +148,7 @@ def test_it_listens_on_this_machine_alone_and_a_users_configuration_changes_noth
 
 
 def test_the_browser_gets_the_token_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The token would be on a command line that everybody sees; or the page that opens ask for it."""
+    """The browser is given a file that only the user can read, and not the address with the token."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     server = browser.SlicerServer.__new__(browser.SlicerServer)

@@ -1,4 +1,4 @@
-"""Pictures: masks on the voxels that they mark, few bytes for far views, and a command that keeps them."""
+"""Pictures show masks on the voxels that they mark, far views fetch few bytes, and a command saves pictures."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ DEPTH, HEIGHT, WIDTH = SHAPE
 
 @pytest.fixture
 def corner() -> xr.Dataset:
-    """A dark slice far from the volume's origin, with mito below row 5100 and right of column 7200."""
+    """A dark slice far from the origin of the volume, with mito from row 5100 and column 7200 on."""
     shape, first = (1, 400, 600), (290, 5000, 7000)
     masks = {name: np.zeros(shape, np.uint8) for name in ("mito", "er")}
     masks["mito"][:, 100:, 200:] = 255
@@ -39,21 +39,21 @@ def corner() -> xr.Dataset:
     ("y", "x", "pixels"), [(None, None, 100), ((5050, 5170), (7120, 7290), 1024), ((5098, 5118), (7198, 7218), 1024)]
 )
 def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pixels: int) -> None:
-    """A mask would be shown beside what it marks, at some zoom."""
+    """At every zoom a mask is drawn exactly on the voxels that it marks."""
     figure = ld.show(corner, 290, y, x, labels=["mito"], opacity=1, pixels=pixels)
     canvas = FigureCanvasAgg(figure)
     is_red = marks_of_mito(canvas, *figure.axes)
     step = pictures.window(corner, 290, y, x, pixels).attrs["step"]
     assert (step > 1) == (pixels == 100)
 
-    for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked: it is drawn from 5099.5 on
+    for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked; it begins at 5099.5
         assert is_red(5099.5 + away, 7199.5 + away)
         assert not is_red(5099.5 - away, 7199.5 + away)
         assert not is_red(5099.5 + away, 7199.5 - away)
 
 
 def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxels) -> None:
-    """Every strip of a slice would be fetched for a picture of a hundred rows."""
+    """A far view shows every 14th row and column, and fetches less than a third of the file."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
     seen = ds.liver.overview(4, pixels=30)
     assert not server.requests
@@ -64,7 +64,7 @@ def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxel
 
 
 def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
-    """`ds.liver` would be another thing than what is documented."""
+    """`ds.liver` crops, shows a slice and computes the fraction of each label lazily."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     crop = ds.liver.crop((37, 137, 21, 121, 2, 6))
     np.testing.assert_array_equal(crop.raw, voxels["raw"][2:6, 21:121, 37:137])
@@ -76,7 +76,7 @@ def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
 
 
 def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:
-    """Shares of a store, of other blocks, of one slice or of what is in memory would be other numbers, or fail."""
+    """Fractions are the same for a store, other chunks, parts, strides and data in memory."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=70).isel(y=slice(5, 290))
     expected = (ds[list(EMPIAR_13356.labels)].compute() > 0).mean(("y", "x"))
     small = ds.isel(z=slice(0, 3))
@@ -88,7 +88,7 @@ def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:
 
 
 def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
-    """A picture would be measured by a wrong bar, or by one that nobody knows."""
+    """The scale bar is in µm if the voxel size is known, otherwise in pixels."""
 
     def told(ds: xr.Dataset) -> str:
         (bar,) = ld.show(ds, 290).axes[0].artists
@@ -114,7 +114,7 @@ def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
     ],
 )
 def test_a_window_that_is_not_there(corner: xr.Dataset, wrong, told: str) -> None:
-    """Another part of the volume would be shown than was asked for."""
+    """A window outside the Dataset, or an invalid one, is an error with the allowed range."""
     with pytest.raises(ld.InvalidArgumentError, match=told):
         ld.show(corner, **wrong)
     with pytest.raises(ld.InvalidArgumentError, match="holds no voxels"):
@@ -133,7 +133,7 @@ def test_a_window_that_is_not_there(corner: xr.Dataset, wrong, told: str) -> Non
     ],
 )
 def test_slices_are_as_good_as_pairs(corner: xr.Dataset, given, rows: tuple[int, int]) -> None:
-    """Whoever says a range as xarray and Python do would be refused, or shown another range."""
+    """Slices and pairs of numbers give the same window."""
     (bottom, top) = corner.liver.show(290, y=given).axes[0].get_ylim()
     assert (top, bottom) == (rows[0] - 0.5, rows[1] - 0.5)
     (left, right) = ld.show(corner, 290, x=slice(7100, 7200), y=given).axes[0].get_xlim()
@@ -142,7 +142,7 @@ def test_slices_are_as_good_as_pairs(corner: xr.Dataset, given, rows: tuple[int,
 
 
 def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
-    """Whoever has no notebook would see nothing; or a mistyped command show a traceback."""
+    """`snapshot` saves a picture; a wrong option and a lost shard are errors without a traceback."""
 
     def run(*arguments: object):
         return CliRunner().invoke(main, ["snapshot", *map(str, arguments)])
@@ -165,11 +165,11 @@ def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
         assert failed.exit_code in (1, 2), failed.output
         assert said in failed.output
         assert "Traceback" not in failed.output
-    Path(store, "er", "c", "0", "0", "0").unlink()  # which readers of Zarr take for zeros
+    Path(store, "er", "c", "0", "0", "0").unlink()  # Zarr readers read it as zeros
     assert "lost shard (0, 0, 0) of er" in run(store, "--z", 3, "-o", tmp_path / "c.png").output
     assert not list(tmp_path.glob("c.*"))
 
 
 def test_one_label_may_be_a_word(corner: xr.Dataset) -> None:
-    """`labels="mito"` would be told to have no label 'm'."""
+    """A single label can be given as a string."""
     assert len(ld.show(corner, 290, labels="mito").axes[0].images) == 2

@@ -1,4 +1,4 @@
-"""Pictures of a store with a pyramid: whatever was done with the Dataset, each pixel is of the voxels that it tells."""
+"""Each pixel of a picture of a store with a pyramid shows the voxels at its coordinates, after any operation."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ OPENED = [{}, {"chunks": None}, {"chunks": {"y": 48, "x": 64}}]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A store whose voxels tell their place, as those of its levels do: 16384 z + 128 y + x; and a mask."""
+    """A store whose voxels encode their position, as do those of its levels: 16384 z + 128 y + x; and a mask."""
     z, y, x = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
     voxels = {"raw": (z * 16384 + y * 128 + x).astype(np.float32), "mito": ((y + x) % 64 < 32).astype(np.uint8) * 255}
     flags = {"flag_values": [0, 255], "flag_meanings": "background mito"}
@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def draw_chain(data: st.DataObject) -> list[tuple[str, Callable[[xr.Dataset], xr.Dataset]]]:
-    """Some operations, each with its name."""
+    """A random sequence of operations, each with its name."""
 
     def cut(ds: xr.Dataset) -> xr.Dataset:
         dim = data.draw(st.sampled_from(DIMS))
@@ -100,7 +100,7 @@ def draw_chain(data: st.DataObject) -> list[tuple[str, Callable[[xr.Dataset], xr
 @given(data=st.data(), opened=st.sampled_from(OPENED))
 @settings(deadline=None, max_examples=60, phases=[Phase.explicit, Phase.generate])
 def test_whatever_was_done_pictures_show_the_voxels_that_they_tell(store: Path, data: st.DataObject, opened) -> None:
-    """Another row would be shown than the axes say: a crop whose coordinates begin anew, mirrored or joined ones."""
+    """After any operations on the Dataset each pixel is the mean of the voxels at its coordinates."""
     ds = xr.open_zarr(store, **opened)
     names = []
     for name, step in draw_chain(data):
@@ -108,7 +108,7 @@ def test_whatever_was_done_pictures_show_the_voxels_that_they_tell(store: Path, 
         names.append(name)
     try:
         levels = pictures.Levels(ds)
-    except ld.InvalidArgumentError:  # coordinates that do not run one by one
+    except ld.InvalidArgumentError:  # coordinates that do not increase by one
         return
     if set(names) <= {"cut", "shifted", "numbered", "copied"}:
         assert len(levels._levels) == 4, "the levels are not used where they could be"
@@ -125,7 +125,7 @@ def test_whatever_was_done_pictures_show_the_voxels_that_they_tell(store: Path, 
 
 @pytest.mark.parametrize("opened", OPENED)
 def test_pictures_of_a_part_are_of_its_levels_under_whatever_coordinates(store: Path, opened) -> None:
-    """A crop would be shown from afar by reading all of it, or a level be laid over it where the crop used to be."""
+    """A crop with new coordinates is still shown from the pyramid levels, at the right place."""
     ds = xr.open_zarr(store, **opened)
     part = ds.isel(y=slice(10, 80)).isel(z=slice(1, 5), x=slice(3, 99)).assign_coords(y=np.arange(20, 90), z=range(4))
     assert len(pictures.Levels(part)._levels) == len(pictures.Levels(ds)._levels) == 4
@@ -147,13 +147,13 @@ def test_pictures_of_a_part_are_of_its_levels_under_whatever_coordinates(store: 
     ],
 )
 def test_of_other_voxels_there_are_no_levels(store: Path, change) -> None:
-    """From afar a store would be shown in the place of what was made of it."""
+    """A Dataset whose voxels were moved, mirrored, joined or renamed uses no pyramid level."""
     for opened in OPENED:
         assert len(store_levels.open_levels(change(xr.open_zarr(store, **opened)))) == 1
 
 
 def test_a_level_of_another_store_or_of_none_is_not_shown(store: Path, tmp_path: Path) -> None:
-    """Far views would be of voxels that the store does not hold, or fail."""
+    """A pyramid level that does not match the store's manifest, or is no level, is not used."""
     own = shutil.copytree(store, tmp_path / "a.zarr")
     assert len(store_levels.open_levels(xr.open_zarr(own))) == 4
     manifest = own / "raw" / "manifest.json"
@@ -169,7 +169,7 @@ def test_a_level_of_another_store_or_of_none_is_not_shown(store: Path, tmp_path:
 
 
 def test_nothing_is_read_to_find_out(store: Path) -> None:
-    """All voxels of a store without dask would be read before the first picture."""
+    """Finding the pyramid levels reads no voxels, even without dask."""
     ds = xr.open_zarr(store, chunks=None)
     levels = pictures.Levels(ds)
     assert isinstance(ds.raw.variable._data, indexing.MemoryCachedArray)
@@ -178,7 +178,7 @@ def test_nothing_is_read_to_find_out(store: Path) -> None:
 
 
 def check_picture(seen: xr.Dataset, levels: pictures.Levels, ds: xr.Dataset, voxels: np.ndarray, asked, pixels) -> None:
-    """Compare each pixel with the voxels about its coordinates, and their extent with what was asked for."""
+    """Compare each pixel with the voxels about its coordinates, and the picture's extent with what was asked for."""
     least = max(1, -(-max(high - low for low, high in asked[1:]) // pixels))
     factors = next((factors for _, factors in levels._levels if factors[1] >= least), levels._levels[-1][1])
     weights = {}

@@ -1,4 +1,4 @@
-"""The slicer: the right voxels at the right place, few bytes, and alive whatever fails."""
+"""The slicer shows the right voxels at the right place, fetches few bytes, and survives errors."""
 
 import shutil
 import threading
@@ -35,7 +35,7 @@ def settle(slicer: Slicer) -> None:
 
 
 def seen_by(slicer: Slicer) -> dict[str, np.ndarray]:
-    """What is in the picture's images, of those that can be seen."""
+    """The arrays of the visible images of the picture."""
     settle(slicer)
     assert not slicer.status.value
     images = {"raw": slicer._picture._raw, **slicer._picture._masks}
@@ -44,7 +44,7 @@ def seen_by(slicer: Slicer) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def slicers() -> Iterator[Callable[..., Slicer]]:
-    """Makes slicers, and closes them."""
+    """A function that makes slicers, which are closed after the test."""
     made: list[Slicer] = []
 
     def make(*arguments, **options) -> Slicer:
@@ -59,7 +59,7 @@ def slicers() -> Iterator[Callable[..., Slicer]]:
 @pytest.mark.parametrize("window", [((20, 120), (37, 200)), ((299, 300), (0, 9)), ((0, 300), (0, 420))])
 @pytest.mark.parametrize("kind", ["archive", "store", "in memory"])
 def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slicers, kind: str, window) -> None:
-    """Another slice, or another window, would be shown than the sliders say."""
+    """The picture shows the voxels of the chosen slice and window, at the right coordinates."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     if kind == "store":
         ds = xr.open_zarr(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False))
@@ -77,7 +77,7 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
 
 
 def test_it_goes_to_slices_as_to_pairs_and_to_nothing_else(archive: Path, slicers) -> None:
-    """A range said as xarray does would be refused; or a place that is not there be another one, without a word."""
+    """`go_to` accepts slices and pairs; an invalid place is an error and changes nothing."""
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
     slicer.go_to(5, slice(20, 120), slice(None, 200))
     assert (slicer.z.value, slicer.window) == (5, ((20, 120), (0, 200)))
@@ -91,7 +91,7 @@ def test_it_goes_to_slices_as_to_pairs_and_to_nothing_else(archive: Path, slicer
 
 @pytest.mark.parametrize("zoom", [1, 4, 16])
 def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
-    """A mask would be shown beside what it marks, at some zoom."""
+    """At every zoom a mask is drawn exactly on the voxels that it marks."""
     corner, shape = (5100, 7200), (1, 800, 800)
     first = (290, corner[0] - 300, corner[1] - 300)
     mito = np.zeros(shape, np.uint8)
@@ -116,7 +116,7 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
 
 
 def test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing(server: ArchiveServer, slicers) -> None:
-    """Raw would be fetched again for each click."""
+    """Switching a mask on fetches this mask alone; a known mask, colours and contrast fetch nothing."""
     slicer = slicers(ld.open_human_liver_em(server.url, shape=SHAPE), z=3, labels=["mito"])
     assert seen_by(slicer).keys() == {"raw", "mito"}
     server.requests.clear()
@@ -136,20 +136,20 @@ def test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing(server: Arc
 
 
 def test_sliding_back_fetches_nothing(server: ArchiveServer, slicers, voxels) -> None:
-    """Whoever compares two slices would wait for each of them every time."""
+    """Going back to the previous slice sends no request and computes nothing."""
     slicer = slicers(ld.open_human_liver_em(server.url, shape=SHAPE), z=3)
     seen_by(slicer)
     slicer.z.value = 4
     seen_by(slicer)
     server.requests.clear()
-    slicer._levels.window = None  # not even from memory: a far view would take the index and a mask's inflating
+    slicer._levels.window = None  # a call fails: nothing is read again, not even from the cache
     slicer.z.value = 3
     np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
     assert not server.requests
 
 
 def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxels) -> None:
-    """A slider moved to and fro would leave the pale picture of a slice that is no longer read."""
+    """After a move away and back the slice is shown in full, and late results of other slices are ignored."""
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
     seen_by(slicer)
     slicer.z.value = 4
@@ -165,7 +165,7 @@ def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxel
 
 
 def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) -> None:
-    """Nothing would be seen until all of a slow window is there."""
+    """A coarse picture of raw comes first, for less than a fifth of the bytes; sharp ones of all follow."""
     came: list[tuple[str, int, int]] = []
     reader = ProgressiveReader(
         pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE)),
@@ -184,7 +184,7 @@ def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) ->
 
 @pytest.mark.slow
 def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
-    """Whoever drags the slider would wait for every slice on the way, or be shown one of them in the end."""
+    """Reads of slices that are no longer looked at are cancelled, and the last view is shown soon."""
     make_archive(tmp_path / "archive", shape := (6, 1200, 1200))
     slow = hostile(Profile(rate=150_000, latency=0.02))
     shown: list[int] = []
@@ -209,7 +209,7 @@ def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, tmp_path: Path, slicers) -> None:
-    """One missing file would end the viewer, or leave the last slice there as if it were this one."""
+    """An error is shown, escaped, in the status; its masks are hidden, and later reads succeed."""
     shutil.copytree(archive, tmp_path / "archive")
     (tmp_path / "archive" / EMPIAR_13356.path("raw", 6)).unlink()
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE)
@@ -231,7 +231,7 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
 
 
 def test_a_slow_look_is_told_of(archive: Path) -> None:
-    """Whoever waits would not know whether anything happens."""
+    """During a slow read the status shows the progress, and is empty afterwards."""
     told: list[str] = []
     with serve(archive, hostile(Profile(rate=80_000, latency=0.1))) as server:
         levels = pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE, labels=[], connections=2))
@@ -244,7 +244,7 @@ def test_a_slow_look_is_told_of(archive: Path) -> None:
 
 
 def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A far view would decode a whole slice; or show a level of voxels that were changed since, or of another place."""
+    """Far views of a store, or of a crop of it, read a pyramid level; changed Datasets use no level."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 64)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     box = (37, 401, 21, 290, 1, 9)
@@ -275,17 +275,17 @@ def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, m
     ],
 )
 def test_what_is_not_there_cannot_be_viewed(archive: Path, wrong, told: str) -> None:
-    """A typing error would end in a traceback, or in an empty picture."""
+    """A wrong slice, label, contrast or size is an InvalidArgumentError."""
     with pytest.raises(ld.InvalidArgumentError, match=told):
         ld.view(ld.open_human_liver_em(archive, shape=SHAPE), **wrong)
 
 
 def test_closing_ends_the_threads(archive: Path) -> None:
-    """A notebook in which many slicers were made would hold a dozen threads for each."""
+    """Closing a slicer ends its threads."""
     slicer = ld.view(ld.open_human_liver_em(archive, shape=SHAPE), size=SIZE)
     seen_by(slicer)
     slicer.close()
-    slicer._look()  # of a timer that was about to
+    slicer._look()  # as by a timer that was about to fire
     until = time.monotonic() + 10
     while any(thread.name.startswith("liver_dask-view") for thread in threading.enumerate()):
         assert time.monotonic() < until

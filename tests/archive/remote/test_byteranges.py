@@ -73,10 +73,10 @@ def test_what_came_before_a_fault_is_not_asked_for_again(ranges: list[ByteRange]
 @pytest.mark.parametrize("x_stop", [1, 30, 200, 420])
 def test_a_window_fetches_the_beginnings_of_its_strips(archive: Path, voxels, monkeypatch, x_stop: int) -> None:
     """A window fetches of each strip about the share that its columns need, in at most 6 requests."""
-    monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are smaller than what is fetched along
+    monkeypatch.setattr("liver_dask.archive.remote.files.GAP", 0)  # these strips are shorter than the gap
     with serve(archive) as server:
         raw = ld.open_human_liver_em(server.url, shape=SHAPE).raw
-        for z in (1, 2):  # nothing is known of the first
+        for z in (1, 2):  # no share is known yet for the first
             begun, requests = server.bytes_sent, len(server.requests)
             np.testing.assert_array_equal(raw[z, 5:250, :x_stop], voxels["raw"][z, 5:250, :x_stop])
         sent, requests = server.bytes_sent - begun, len(server.requests) - requests

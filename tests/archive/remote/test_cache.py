@@ -38,7 +38,7 @@ def make_foreign(folder: Path) -> dict[Path, bytes]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"precious " + name.encode() * 1000)
-        os.utime(path, (1, 1))  # the oldest would go first
+        os.utime(path, (1, 1))  # as the oldest they are the first to be removed
     (folder / "raw" / "empty").mkdir()
     return {folder / name: (folder / name).read_bytes() for name in names}
 
@@ -70,7 +70,7 @@ def test_emptying_a_cache_removes_its_own_alone(server: ArchiveServer, tmp_path:
     ds.isel(z=2).compute()
     torn = next(path for path in tmp_path.rglob("*") if path.is_file() and path not in foreign)
     killed = torn.with_name(".part-abcd1234")
-    killed.write_bytes(torn.read_bytes()[:60])  # what a process that was killed leaves
+    killed.write_bytes(torn.read_bytes()[:60])  # as a killed process leaves it
     command = [str(Path(sys.executable).with_name("liver-dask")), "cache", "clear", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -147,7 +147,7 @@ def test_a_read_only_cache_over_its_limit_fails_no_read(
     def fails(path: Path, *_args: Any, **_options: Any) -> Any:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "unlink", fails)  # root may write anywhere
+    monkeypatch.setattr(Path, "unlink", fails)  # file modes do not stop root
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, cache_dir=tmp_path, cache_raw_gb=1e-5)
     np.testing.assert_array_equal(ds.raw[:2], voxels["raw"][:2])
 

@@ -105,7 +105,7 @@ def test_rate_and_latency_are_kept(folder: Path) -> None:
             thread.join()
         assert time.monotonic() - began < sum(spent) / 2
         until = time.monotonic() + 5
-        while handler.bytes_out <= 500_000 and time.monotonic() < until:  # it counts after it has sent
+        while handler.bytes_out <= 500_000 and time.monotonic() < until:  # bytes are counted after they are sent
             time.sleep(0.01)
     assert len(spent) == len(ranges)
     assert min(spent) >= 0.1 + 100_000 / 5e5

@@ -177,7 +177,7 @@ def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, m
         byte_range = ByteRange(number * 1000, number * 1000 + 900)
         cache.keep("http://a/b.tif", version, [byte_range], [memoryview(bytes([number]) * 900)])
         for age, path in enumerate(sorted(tmp_path.rglob("raw/*/*"), key=lambda path: int(path.name))):
-            os.utime(path, (age, age))  # file systems may not tell neighbours in time apart
+            os.utime(path, (age, age))  # file systems may give neighbours the same time
         if number == 15:
             (kept,) = cache.find("http://a/b.tif", version, [ByteRange(15_100 - 100, 15_500)])
             assert kept == bytes([15]) * 500
@@ -266,7 +266,7 @@ def test_any_schedule_of_faults_gives_the_voxels_or_a_named_error(tmp_path: Path
                 ends[type(error).__name__] += 1
             assert time.monotonic() - began < SECONDS_OF_ONE, f"schedule {seed} took too long"
             while handler.connections and time.monotonic() - began < 2 * SECONDS_OF_ONE:
-                remote._process.close_idle()  # of reads that went on beside the one that failed, too
+                remote._process.close_idle()  # also those of reads beside the one that failed
                 sleep(0.01)
             assert handler.connections == 0, f"schedule {seed} left a connection open"
     print(f"\n{SCHEDULES} schedules of faults: {dict(ends)}")

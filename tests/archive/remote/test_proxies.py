@@ -37,11 +37,11 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Proxy:
-    """A proxy that passes on what comes, the one way or the other.
+    """A proxy that relays data in both directions.
 
     Attributes:
         address: Host and port.
-        asked: The first lines and headers of what it was asked.
+        asked: The first line and headers of each request.
     """
 
     def __init__(self, answer: bytes = b"") -> None:
@@ -243,7 +243,7 @@ def test_a_socks_proxy_is_asked(archive: Path, voxels, monkeypatch: pytest.Monke
 
     def answer(connection: socket.socket) -> None:
         with connection:
-            connection.recv(100)  # the ways to say who asks
+            connection.recv(100)  # the methods of authentication
             connection.sendall(b"\x05\x02")
             asked.append(connection.recv(100))  # name and password
             connection.sendall(b"\x01\x00")

@@ -59,7 +59,7 @@ def test_a_file_that_changes_between_two_reads_is_an_error_not_a_mix(archive: Pa
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.SourceChangedError, match="is not the file it was"):
             ds.raw[0, :5].compute()
-        ds.raw[0, :5].compute()  # the next read begins anew
+        ds.raw[0, :5].compute()  # the next read starts again
 
 
 def test_no_more_requests_at_once_than_connections(archive: Path) -> None:

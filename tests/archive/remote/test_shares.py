@@ -60,7 +60,7 @@ class Counts(RangeRequestHandler):
             type(self).busy += 1
             self.busy_since.append((time.monotonic(), self.busy))
         try:
-            if not select.select([self.connection], [], [], self.seconds)[0]:  # else the client has hung up
+            if not select.select([self.connection], [], [], self.seconds)[0]:  # otherwise the client has closed
                 super().send(*args)
         finally:
             with self.lock:
@@ -68,13 +68,13 @@ class Counts(RangeRequestHandler):
 
     @classmethod
     def most_busy_after(cls, since: float) -> int:
-        """The most requests under way at once from a time on."""
+        """The largest number of requests under way at once after a time."""
         return max([busy for began, busy in cls.busy_since if began > since], default=0)
 
 
 def has_hung_up(connection: socket.socket) -> bool:
     """Whether the client has closed the connection, even if its thread here has not noticed."""
-    established = 1  # as Linux tells it
+    established = 1  # the number of this state in Linux
     try:
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != established
     except OSError:
@@ -91,7 +91,7 @@ def counts() -> type[Counts]:
 def workers(count: int, folder: Path, **options: Any) -> Iterator[Client]:
     options = {"threads_per_worker": 6, "dashboard_address": "127.0.0.1:0", "local_directory": folder} | options
     with LocalCluster(n_workers=count, **options) as cluster, Client(cluster) as client:
-        client.run(take_short_turns)  # and import the package, so that they begin together
+        client.run(take_short_turns)  # this imports the package, so that they start together
         yield client
 
 
@@ -112,7 +112,7 @@ def opened(url: str, connections: int = MOST) -> xr.Dataset:
 
 @pytest.mark.parametrize("most", [MOST, 16], ids=["fewer than workers", "more than workers"])
 def test_workers_that_read_lazily_keep_to_one_limit(client: Client, archive: Path, voxels, most: int) -> None:
-    """Six workers that read lazily together open at most the allowed connections, and use most of them."""
+    """Six workers that read lazily together open at most the allowed connections, and more than half of them."""
     handler = counts()
     with serve(archive, handler) as server:
         ds = opened(server.url, most)
@@ -148,8 +148,8 @@ def test_event_loops_that_stand_still_keep_to_the_limit(client: Client, archive:
     handler.seconds = 0.2
     with serve(archive, handler) as server:
         future = client.compute(opened(server.url).raw[:7])
-        time.sleep(3)  # until each has had its turn
-        client.run(time.sleep, shares.SECONDS_FOR_A_LOOP + 3)  # on the event loops
+        time.sleep(3)  # until each worker has had its turn
+        client.run(time.sleep, shares.SECONDS_FOR_A_LOOP + 3)  # blocks the event loops
         assert not future.done()
         future.result()
     assert handler.most <= MOST
@@ -193,7 +193,7 @@ def test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs(archive: P
         wait_until(lambda: handler.most_busy_after(0) == MOST)
         os.kill(next(iter(pids.values())), signal.SIGKILL)
         time.sleep(0.5)
-        client.cluster.scale(4)  # the nanny starts another one, too
+        client.cluster.scale(4)  # and the nanny restarts the killed one
         killed = time.monotonic()
         wait_until(lambda: handler.most_busy_after(killed) == MOST)
         wait_until(lambda: len(client.scheduler_info()["workers"]) == 4)
@@ -249,7 +249,7 @@ def test_a_message_to_the_scheduler_that_fails_is_sent_again(archive: Path, tmp_
     handler = counts()
     with workers(3, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
         client.run(fail_once)
-        if isinstance(error, RuntimeError):  # as a scheduler that takes no plugins: each has the limit for itself
+        if isinstance(error, RuntimeError):  # as if there were no plugins: each worker has the whole limit
             client.compute(opened(server.url, 2).raw[:3]).result()
             wait_until(lambda: not handler.open)
             handler.most = 0
@@ -262,7 +262,7 @@ def test_workers_that_are_threads_share_as_one_process(archive: Path, tmp_path: 
     handler = counts()
     with workers(3, tmp_path, processes=False) as client, serve(archive, handler) as server:
         np.testing.assert_array_equal(client.compute(opened(server.url).raw).result(), voxels["raw"])
-    with serve(archive, handler) as server:  # the cluster has ended, and its process reads on
+    with serve(archive, handler) as server:  # after the cluster has ended
         np.testing.assert_array_equal(opened(server.url).raw, voxels["raw"])
     assert 1 < handler.most <= MOST
 

@@ -146,7 +146,7 @@ def test_two_processes_that_share_a_dataset_see_one_version(
 
     with serve(own, handler) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
-        if read_first:  # then the pickle itself knows the version, whatever the clocks say
+        if read_first:  # then the pickle contains the version
             ds[name][0, :3].compute()
         (tmp_path / "ds").write_bytes(pickle.dumps(ds))
         assert read("one.npy", 0) == ""
@@ -192,7 +192,7 @@ def test_without_etag_and_date_nothing_kept_outlives_the_dataset(own: Path, tmp_
         mask = np.asarray(Image.open(path))
         mask = np.roll(mask, 1, axis=0)
         Image.fromarray(mask).save(path)
-        with path.open("ab") as file:  # of the same size; what follows IEND is not looked at
+        with path.open("ab") as file:  # pad to the same size; bytes after IEND are ignored
             file.write(bytes(max(size - path.stat().st_size, 0)))
         if path.stat().st_size != size:
             Image.fromarray(mask).save(path, compress_level=9)
@@ -260,7 +260,7 @@ def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
     ds = ld.open_human_liver_em(own, shape=SHAPE)
     pickled.write_bytes(pickle.dumps(ds))
     ds[name][0, :40].compute()
-    change(own, when=LONG_AGO + 5)  # a date from before, as `mv` and `rsync` leave it
+    change(own, when=LONG_AGO + 5)  # a date in the past, as `mv` and `rsync` keep it
     subprocess.run([sys.executable, "-c", script, str(pickled), name], check=True)
     again = pickle.loads(pickled.read_bytes())
     for copy in (ds, again, pickle.loads(pickle.dumps(ds))):
