@@ -1,4 +1,4 @@
-"""A store with a pyramid in the viewers of the field, with pictures: `pytest -m real tests/real/test_viewers.py`.
+"""A store with a pyramid in napari and neuroglancer, with screenshots: `pytest -m real tests/real/test_viewers.py`.
 
 Each viewer needs the following, or its tests are skipped:
 
@@ -178,7 +178,7 @@ def test_napari_shows_raw_and_labels(store: Path, display: str, pictures: Path, 
 
 
 def test_neuroglancer_shows_raw_and_labels(store: Path, pictures: Path) -> None:
-    """From a web server, neuroglancer shows raw and labels; it reads byte ranges of shards, and levels."""
+    """From a web server, neuroglancer shows raw and labels. It requests only byte ranges of shards, also of levels."""
     neuroglancer = pytest.importorskip("neuroglancer", reason="needs neuroglancer")
     pytest.importorskip("playwright", reason="needs playwright")
     if CHROMIUM is None:
@@ -220,7 +220,7 @@ def fill(state, server: ArchiveServer, store: Path) -> None:
 
 
 def photograph(url: str, picture: Path) -> set[str | None]:
-    """Open a page in a headless browser, save a screenshot when all is drawn, and return the hosts that it asked."""
+    """Open a page in a headless browser, save a screenshot when all is drawn, and return the hosts that it contacts."""
     from playwright.sync_api import sync_playwright
 
     hosts: set[str | None] = set()

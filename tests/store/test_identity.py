@@ -77,7 +77,7 @@ def test_a_store_is_returned_wherever_its_archive_is_now(archive: Path, server: 
 def test_a_store_goes_on_at_another_address(
     archive: Path, server: ArchiveServer, tmp_path: Path, others: tuple[str, int]
 ) -> None:
-    """An unfinished store is resumed from another address without a request to the first, and notes each file once."""
+    """An unfinished store is resumed from another address without a request to the first, and lists each file once."""
     whole = keep(opened(server.url), tmp_path / "whole.zarr")
     lost = lose(archive, *others)
     with pytest.raises(ld.SliceNotFoundError):
@@ -100,7 +100,7 @@ def test_a_store_goes_on_at_another_address(
 
 
 def test_it_goes_on_at_a_third_address_too(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:
-    """An unfinished store is resumed from a third address, and each file is noted once in its manifest."""
+    """An unfinished store is resumed from a third address, and each file is listed once in its manifest."""
     lost = lose(archive, "raw", 3)
     for source in (server.url, archive):
         with pytest.raises(ld.SliceNotFoundError):
@@ -163,7 +163,7 @@ def test_another_archive_variable_or_box_is_another_store(archive: Path, tmp_pat
 
 
 def test_two_archives_in_one_store_keep_their_files_apart(tmp_path: Path) -> None:
-    """Two archives whose files have the same paths keep their voxels and their noted files apart in one store."""
+    """Two archives whose files have the same paths keep their voxels and lists of files apart in one store."""
     parts = []
     for number in (0, 1):
         make_archive(tmp_path / str(number), SHAPE, seed=number)

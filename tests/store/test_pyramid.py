@@ -206,7 +206,7 @@ def test_killed_at_any_step_the_levels_are_the_same(
 
 @pytest.mark.slow
 def test_a_changed_byte_of_a_level_is_found(store: Path) -> None:
-    """A changed byte in a shard of a level is reported by verify, for this level and the one made from it."""
+    """A changed byte in a shard of a level is reported by verify, and only for this level and the one made from it."""
     shard = store / "pyramid" / "s2" / "raw" / "c" / "0" / "0" / "0"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
@@ -272,7 +272,7 @@ def own_files(store: Path) -> dict[str, bytes]:
 
 
 def check_own_things(store: Path, before: dict[str, bytes]) -> None:
-    """Assert that the user's labels and settings are in the store, and this package's, too."""
+    """Assert that the store has the user's labels and settings, and those of this package."""
     assert own_files(store) == before
     labels = zarr.open_group(store / "labels", mode="r").attrs
     assert labels["by"] == "me"
@@ -304,7 +304,7 @@ def test_labels_that_a_user_adds_later_stay(store: Path) -> None:
     """Labels that a user adds after add_pyramid are kept by the next call, which lists the masks again beside them."""
     labels = zarr.open_group(store / "labels", mode="r+")
     labels.create_group("mine").create_array("0", data=np.ones((8, 269, 364), "uint8"))
-    labels.attrs.update({"ome": {"version": "0.5", "labels": ["mine"]}})  # some tools drop the names before
+    labels.attrs.update({"ome": {"version": "0.5", "labels": ["mine"]}})  # some tools drop the other names
     ld.add_pyramid(store, progress=False)
     assert zarr.open_array(store / "labels" / "mine" / "0", mode="r")[:].all()
     names = zarr.open_group(store / "labels", mode="r").attrs["ome"]["labels"]

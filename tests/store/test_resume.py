@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(
 
 
 def test_a_late_job_of_an_ended_run_writes_nothing(archive: Path, tmp_path: Path) -> None:
-    """A job that outlives its run is not current any more, and cannot write beside the finished store."""
+    """A job that outlives its run is no longer current, and cannot write beside the finished store."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
     late = store.Store(path, plan_layout((8, 269, 364), {"raw": 2}, **SMALL), {"variables": {"raw": {"files": []}}})

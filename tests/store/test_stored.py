@@ -1,4 +1,4 @@
-"""Windows of a written store have the right voxels, leave no file open and report damage; and what the tables say."""
+"""Windows and tables of a written store: they have the right numbers, leave no file open and report damage."""
 
 import contextlib
 import os
@@ -95,7 +95,7 @@ def test_a_chunk_of_another_size_is_told(size: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_damaged_chunk_without_a_checksum_is_told_or_harmless(data: st.DataObject) -> None:
-    """Decoding a damaged chunk without a checksum raises DamagedError or nothing."""
+    """Decoding a damaged chunk without a checksum raises DamagedError or succeeds, but raises no other error."""
     chunk = (8, 256, 128)
     voxels = np.random.default_rng(0).integers(0, 300, chunk).astype("<u2")
     whole = bytearray(encode_chunk(voxels, chunk).data[:-4])

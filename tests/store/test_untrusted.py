@@ -1,4 +1,4 @@
-"""Stores from elsewhere: no server is asked, no file opened and no memory allocated only because a store says so."""
+"""Stores from elsewhere: no request is sent, no file opened and no memory allocated only because a store says so."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def of_server(made: Path, tmp_path: Path, server: ArchiveServer) -> Path:
 def test_the_recorded_address_is_told_before_it_is_asked(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`verify` prints or logs the recorded address of the source, and prints it before the first request."""
+    """`verify` prints the recorded address of the source before the first request, or logs it if progress is off."""
     asked: list[int] = []
     with serve(made.parent / "archive") as server:
         path = of_server(made, tmp_path, server)
@@ -78,7 +78,7 @@ def test_who_names_the_source_is_not_told_of_it(made: Path, elsewhere: Path, cap
 
 @pytest.mark.parametrize("full", [False, True])
 def test_another_address_of_the_archive_can_be_named(made: Path, elsewhere: Path, tmp_path: Path, full: bool) -> None:
-    """`verify` compares a store with the source that the caller gives, and does not ask the recorded address."""
+    """`verify` compares a store with the given source, and sends no request to the recorded address."""
     with serve(made.parent / "archive") as first:
         path = of_server(made, tmp_path, first)
         first.requests.clear()
@@ -324,8 +324,8 @@ def result_of(what: str, call: Callable[[], Any]) -> Any:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", ABSURD)
 def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, what: str) -> None:
-    """Absurd metadata are reported by `verify`. All other readers return right data or raise a short error, and take
-    little memory.
+    """Absurd metadata are reported or refused by `verify`. The other readers return right voxels or raise a short
+    error, and none of them takes much memory.
     """
     expected = StoredArray(made, "raw")[:, :, :]
     ABSURD[what](store)

@@ -173,7 +173,7 @@ def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
 
 
 NOT_A_NUMBER = [0x7FC00000, 0xFFC00000, 0x7F800001]
-"""Bits of a positive and a negative quiet NaN, which processors make, and of a signalling NaN."""
+"""Bit patterns of NaN: quiet ones, as different processors make them, and a signalling one."""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

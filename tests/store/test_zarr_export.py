@@ -197,7 +197,7 @@ def test_regions_and_shards_hold_every_voxel_once(shape, chunks, times, itemsize
 
 
 def test_chunks_of_zeros_take_no_space_and_are_still_there(archive: Path, tmp_path: Path, voxels) -> None:
-    """A shard of zeros is a file that has only its index."""
+    """A shard of zeros is a file that has only its index, and it is read as zeros."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     ds = ds.assign(nothing=ds.mito * 0)[["nothing"]]
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL))
