@@ -1,4 +1,4 @@
-"""Fixtures: a folder for screenshots, which somebody may want to keep."""
+"""A fixture: the folder for screenshots, which the environment variable LIVER_DASK_PICTURES may name."""
 
 import os
 from pathlib import Path

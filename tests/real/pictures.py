@@ -1,4 +1,4 @@
-"""Make the README's pictures: `python pictures.py FOLDER`. Needs what test_browser.py needs; all data are made up."""
+"""Make the README's pictures: `python pictures.py FOLDER`. Needs what test_browser.py needs; all data are synthetic."""
 
 import shutil
 import sys
@@ -22,7 +22,7 @@ COLOURS = 256
 
 
 def save_slicer(path: Path, folder: Path) -> None:
-    """The slicer as a browser shows it."""
+    """Save a screenshot of the slicer in a browser."""
     make_archive(folder / "archive", SHAPE)
     serving = viewing(folder, "archive", "--shape", *map(str, SHAPE), "--z", "8", "--port", "0")
     with serving as address, sync_playwright() as playwright:
@@ -38,7 +38,7 @@ def save_slicer(path: Path, folder: Path) -> None:
 
 
 def save_plan(path: Path) -> None:
-    """How the tissue of the whole volume is cut, and two of the tasks that write it."""
+    """Draw the shards and regions of the tissue of the whole volume, and two of the tasks that write it."""
     box = EMPIAR_13356.full_box
     layout = plan_layout(box.shape, {"raw": 2, "mito": 1, "er": 1, "nucleus": 1}, CHUNKS, SHARDS)
     figure, (side, front) = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
@@ -69,7 +69,7 @@ def save_plan(path: Path) -> None:
 
 
 def draw_grid(axes: Axes, size: tuple[int, int], shards: tuple[int, int], regions: tuple[int, int]) -> None:
-    """Regions in thin lines, shards in thick ones."""
+    """Draw the borders of regions in thin lines, and those of shards in thick ones."""
     for of, colour, line in ((regions, "0.85", 0.3), (shards, "0.3", 1.2)):
         axes.vlines(range(0, size[0] + 1, of[0]), 0, size[1], color=colour, linewidth=line)
         axes.hlines(range(0, size[1] + 1, of[1]), 0, size[0], color=colour, linewidth=line)

@@ -41,7 +41,7 @@ def browser() -> Iterator:
 
 @contextmanager
 def running(command: list[str], url: str, folder: Path) -> Iterator[None]:
-    """A server of this machine, until the end of the context."""
+    """Run a server on this machine until the end of the context."""
     process = subprocess.Popen([sys.executable, *command], cwd=folder, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(300):
@@ -62,7 +62,7 @@ def picture_of(canvas) -> np.ndarray:
 
 
 def slide_and_toggle(page, pictures: Path, name: str, first_z: int) -> None:
-    """Move the slider by two, switch mitochondria off, zoom by the wheel, with a screenshot each."""
+    """Check that the slider, the checkbox of the mitochondria and the mouse wheel work, and save screenshots."""
     canvas = page.locator(".jupyter-matplotlib-canvas-container").first
     canvas.wait_for(timeout=120_000)
     page.wait_for_timeout(5000)
@@ -97,7 +97,7 @@ def slide_and_toggle(page, pictures: Path, name: str, first_z: int) -> None:
 
 
 def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:
-    """The slicer of the first notebook would not be drawn, or be dead, in the place where people use it."""
+    """The slicer of the first notebook is drawn in JupyterLab, and its controls work."""
     pytest.importorskip("jupyterlab", reason="needs jupyterlab from PyPI")
     shutil.copy(NOTEBOOK, tmp_path)
     port = free_port()
@@ -116,7 +116,7 @@ def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:
 
 
 def test_without_a_notebook(browser, tmp_path: Path, pictures: Path) -> None:
-    """`liver-dask view` would show an empty page to those who have no notebook."""
+    """`liver-dask view` shows the slicer in a browser without a notebook, and its controls work."""
     pytest.importorskip("voila", reason="needs the extra `app`")
     make_archive(tmp_path / "archive", SHAPE)
     with viewing(tmp_path, "archive", "--shape", *map(str, SHAPE), "--z", "5", "--port", "0") as address:

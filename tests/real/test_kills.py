@@ -1,7 +1,7 @@
 """Twenty kills at random moments of a run of some hundred slabs: `pytest -m real -s tests/real/test_kills.py`.
 
-By turns the whole run (driver, scheduler, workers) and one worker is killed; the same command is given until it
-succeeds. Prints what each kill made be fetched again.
+Every other kill hits the whole run (driver, scheduler, workers), which is then started again; the others hit one
+worker. The test prints how much is fetched again after each kill.
 """
 
 import os
@@ -64,7 +64,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def wait_for_slabs(process: subprocess.Popen[bytes], store: Path, count: int) -> int:
-    """Until so many slabs were written, in all; how many of them are there now, and not yet put together."""
+    """Wait until `count` slabs were written in all, and return how many of them are not merged yet."""
     seen: set[Path] = set()
     while len(seen) < count:
         there = set(slabs_of(store))
@@ -75,7 +75,7 @@ def wait_for_slabs(process: subprocess.Popen[bytes], store: Path, count: int) ->
 
 
 def test_twenty_kills(server: ArchiveServer, tmp_path: Path) -> None:
-    """A kill would leave another store, or make more be fetched again than was in flight."""
+    """After each kill the store has the same files, and less than a quarter of the bytes is fetched again."""
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     expected = tmp_path / "expected.zarr"

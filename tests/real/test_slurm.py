@@ -1,4 +1,4 @@
-"""A full volume as jobs of a real Slurm, one of them cancelled midway: `pytest -m real -s tests/real/test_slurm.py`.
+"""A full volume written by jobs of a real Slurm, one of them cancelled: `pytest -m real -s tests/real/test_slurm.py`.
 
 Needs root, Debian's `slurm-wlm` and `munge`, and `pip install dask-jobqueue`.
 """
@@ -35,7 +35,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 
 
 def cancel_one(slurm: dict[str, str], store: Path, told: list[str]) -> None:
-    """Take a job away once some regions are written."""
+    """Cancel a running job once five slabs are written."""
     while len(slabs_of(store)) < 5:
         time.sleep(0.05)
     job = slurm_node.jobs(slurm, "running")[0]
@@ -44,7 +44,7 @@ def cancel_one(slurm: dict[str, str], store: Path, told: list[str]) -> None:
 
 
 def test_a_full_volume_as_jobs_of_which_one_is_cancelled(slurm: dict[str, str], tmp_path: Path) -> None:
-    """A batch system that takes a job away would end the download, or leave a hole in it."""
+    """A full volume is complete although a job is cancelled, and its shards equal those of a local export."""
     from dask_jobqueue import SLURMCluster
 
     make_archive(tmp_path / "archive", SHAPE)

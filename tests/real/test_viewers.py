@@ -1,15 +1,15 @@
-"""A store with a pyramid in the viewers of the field, with pictures: `pytest -m real tests/real/test_viewers.py`.
+"""A store with a pyramid in napari and neuroglancer, with screenshots: `pytest -m real tests/real/test_viewers.py`.
 
-What each needs, else it is skipped:
+Each viewer needs the following, or its tests are skipped:
 
 - napari: `pip install napari PyQt6 napari-ome-zarr`; for its window also Debian's `xvfb`, `libegl1`, `libgl1`,
   `libgl1-mesa-dri`, `libdbus-1-3`, `libxkbcommon-x11-0`, `libxcb-cursor0`, `libxcb-icccm4`, `libxcb-image0`,
-  `libxcb-keysyms1`, `libxcb-render-util0` and `libxcb-shape0`. Where it is installed, pytest must be told
-  `-p no:napari -p no:npe2 -p no:napari-plugin-engine`: its fixtures for pytest warn when they are imported.
-- neuroglancer: `pip install neuroglancer playwright`, and Debian's `chromium`. The viewer is in the wheel: nothing is
-  fetched from elsewhere.
+  `libxcb-keysyms1`, `libxcb-render-util0` and `libxcb-shape0`. Where it is installed, pytest needs the options
+  `-p no:napari -p no:npe2 -p no:napari-plugin-engine`, because napari's plugins for pytest warn when imported.
+- neuroglancer: `pip install neuroglancer playwright`, and Debian's `chromium`. The wheel contains the viewer: nothing
+  is fetched from elsewhere.
 
-The pictures are kept in the folder that the environment variable LIVER_DASK_PICTURES names, if it is set.
+If the environment variable LIVER_DASK_PICTURES names a folder, the pictures are kept there.
 """
 
 import json
@@ -80,7 +80,7 @@ ALL_IS_DRAWN = """() => {
 
 
 class ForBrowsers(RangeRequestHandler):
-    """Lets pages from elsewhere read what it serves."""
+    """Lets web pages of other origins read the responses."""
 
     def end_headers(self) -> None:
         self.send_header("Access-Control-Allow-Origin", "*")
@@ -90,7 +90,9 @@ class ForBrowsers(RangeRequestHandler):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A box that does not begin where the volume does, with levels; its voxels are thick."""
+    """A store with levels, of a box that does not begin at the volume's corner. Its slices are thicker than its pixels
+    are wide.
+    """
     folder = tmp_path_factory.mktemp("viewers")
     make_archive(folder / "archive", SHAPE)
     ds = ld.open_human_liver_em(folder / "archive", shape=SHAPE, voxel_size_nm=VOXEL_SIZE)
@@ -99,7 +101,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def display() -> Iterator[str]:
-    """A screen that nobody sees."""
+    """A virtual screen."""
     if shutil.which("Xvfb") is None:
         pytest.skip("needs Xvfb")
     read, write = os.pipe()
@@ -119,7 +121,7 @@ def levels_of(store: Path) -> list[xr.Dataset]:
 
 
 def drawn(picture: Path, label: str) -> int:
-    """How many pixels are some grey under the label's colour."""
+    """Return how many pixels have the colour of the label over some grey."""
     pixels = np.asarray(Image.open(picture).convert("RGB"), np.float64)
     grey = pixels - OPACITY * np.array(ImageColor.getrgb(EMPIAR_13356[label].color))
     is_grey = np.ptp(grey, axis=-1) < 4
@@ -127,7 +129,7 @@ def drawn(picture: Path, label: str) -> int:
 
 
 def assert_shows_the_slice(picture: Path, store: Path) -> None:
-    """There is something to see, and of the labels as much of each as there is in the store."""
+    """Assert that a picture has many greys and all labels, mitochondria and nuclei in the proportion of the store."""
     grey = np.asarray(Image.open(picture).convert("L"))
     assert len(np.unique(grey)) > 100
     voxels = levels_of(store)[0].sel(z=SLICE)
@@ -139,7 +141,7 @@ def assert_shows_the_slice(picture: Path, store: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # napari's dependencies deprecate each other
 def test_napari_reads_every_voxel_of_every_level(store: Path) -> None:
-    """A level in the wrong place, a mask without its colour or other voxels would be what users see in napari."""
+    """The plugin of napari reads all voxels of all levels, names, scales and colours, and a contrast range for raw."""
     plugin = pytest.importorskip("napari_ome_zarr", reason="needs napari-ome-zarr")
     layers = plugin.napari_get_reader(str(store))(str(store))
     assert [kind for _, _, kind in layers] == ["image", "labels", "labels", "labels"]
@@ -160,7 +162,7 @@ def test_napari_reads_every_voxel_of_every_level(store: Path) -> None:
 
 
 def test_napari_shows_raw_and_labels(store: Path, display: str, pictures: Path, tmp_path: Path) -> None:
-    """A store that napari refuses, shows black, or reads whole to show it from afar is of no use in it."""
+    """The window of napari shows raw and labels, and reads the coarsest level when it is zoomed out."""
     for module in ("napari", "PyQt6", "napari_ome_zarr"):
         if find_spec(module) is None:
             pytest.skip(f"needs {module}")
@@ -176,7 +178,7 @@ def test_napari_shows_raw_and_labels(store: Path, display: str, pictures: Path, 
 
 
 def test_neuroglancer_shows_raw_and_labels(store: Path, pictures: Path) -> None:
-    """A store that cannot be looked at from a web server, or only by fetching its shards whole, cannot be shared."""
+    """From a web server, neuroglancer shows raw and labels. It requests only byte ranges of shards, also of levels."""
     neuroglancer = pytest.importorskip("neuroglancer", reason="needs neuroglancer")
     pytest.importorskip("playwright", reason="needs playwright")
     if CHROMIUM is None:
@@ -198,7 +200,7 @@ def test_neuroglancer_shows_raw_and_labels(store: Path, pictures: Path) -> None:
 
 
 def fill(state, server: ArchiveServer, store: Path) -> None:
-    """Say what neuroglancer is to show: it looks for labels, colours and contrast nowhere itself."""
+    """Set what neuroglancer shows: it does not read the labels, colours and contrast from the metadata itself."""
     import neuroglancer
 
     url = f"zarr3://{server.url}/{store.name}"
@@ -218,7 +220,7 @@ def fill(state, server: ArchiveServer, store: Path) -> None:
 
 
 def photograph(url: str, picture: Path) -> set[str | None]:
-    """Open a page without a screen, and keep what it shows when all is there; returns the hosts that it asked."""
+    """Open a page in a headless browser, save a screenshot when all is drawn, and return the hosts that it contacts."""
     from playwright.sync_api import sync_playwright
 
     hosts: set[str | None] = set()

@@ -1,8 +1,8 @@
 """Real size: 2000 windows anywhere in four slices of 20000 x 20000, two of them with uneven rows, against tifffile.
 
 Off by default: `pytest -m real -s tests/real/test_windows.py`. It takes some minutes, 3.4 GB of disk and 3 GB of
-memory; with `LIVER_DASK_REAL_WINDOWS=FOLDER` the slices are kept there. Where the images are, see test_real_size.py,
-or say it as `LIVER_DASK_REAL_EM=FOLDER`.
+memory; with `LIVER_DASK_REAL_WINDOWS=FOLDER` the slices are kept there. The images are described in test_real_size.py;
+`LIVER_DASK_REAL_EM=FOLDER` names their folder.
 """
 
 import os
@@ -24,7 +24,7 @@ WINDOWS_OF_A_SLICE = 500
 
 @pytest.mark.parametrize("z", range(4))
 def test_windows_anywhere(tmp_path: Path, z: int) -> None:
-    """A window that ends within strips would have wrong voxels in its last columns."""
+    """Windows of any size and place in a slice, also those that end within strips, have the voxels of tifffile."""
     if not EM.is_dir():
         pytest.skip(f"there is no real EM in {EM}")
     kept = os.environ.get("LIVER_DASK_REAL_WINDOWS")

@@ -1,4 +1,4 @@
-"""Which store is the one of a call: archive, variable and voxels decide, and not the address."""
+"""What identifies a store: its archive, variables and voxels do, and the address of the archive does not."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def lose(archive: Path, name: str, z: int) -> Path:
 
 
 def test_a_store_is_returned_wherever_its_archive_is_now(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:
-    """Whoever copies an archive, or takes a mirror, would fetch all of it again."""
+    """A complete store is returned as it is when its archive is at another address, and verify reports no change."""
     store = keep(opened(server.url), tmp_path / "a.zarr")
     before = contents(store)
     moved = archive.rename(tmp_path / "moved")
@@ -77,7 +77,7 @@ def test_a_store_is_returned_wherever_its_archive_is_now(archive: Path, server: 
 def test_a_store_goes_on_at_another_address(
     archive: Path, server: ArchiveServer, tmp_path: Path, others: tuple[str, int]
 ) -> None:
-    """Where a server is down for good, all that was fetched of it would be lost."""
+    """An unfinished store is resumed from another address without a request to the first, and lists each file once."""
     whole = keep(opened(server.url), tmp_path / "whole.zarr")
     lost = lose(archive, *others)
     with pytest.raises(ld.SliceNotFoundError):
@@ -100,7 +100,7 @@ def test_a_store_goes_on_at_another_address(
 
 
 def test_it_goes_on_at_a_third_address_too(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:
-    """A file that was noted at the second address would be noted twice, or be nobody's."""
+    """An unfinished store is resumed from a third address, and each file is listed once in its manifest."""
     lost = lose(archive, "raw", 3)
     for source in (server.url, archive):
         with pytest.raises(ld.SliceNotFoundError):
@@ -118,7 +118,7 @@ def test_it_goes_on_at_a_third_address_too(archive: Path, server: ArchiveServer,
 def test_an_archive_of_the_same_name_and_other_files_is_refused(
     archive: Path, server: ArchiveServer, tmp_path: Path, complete: bool
 ) -> None:
-    """Half of the store would be of one volume and half of another; or the store be returned for another volume."""
+    """An archive of the same name with other files is refused, and its own archive can still be used with the store."""
     other = tmp_path / "other"
     make_archive(other, SHAPE, seed=1)
     if complete:
@@ -141,7 +141,7 @@ def test_an_archive_of_the_same_name_and_other_files_is_refused(
 def test_without_a_connection_a_complete_store_is_returned(
     archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a train nobody could train on what was downloaded at home."""
+    """A complete store is returned with a warning if the server of the archive cannot be reached."""
     monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     store = keep(opened(archive), tmp_path / "a.zarr")
     with caplog.at_level(logging.WARNING, "liver_dask"):
@@ -150,7 +150,7 @@ def test_without_a_connection_a_complete_store_is_returned(
 
 
 def test_another_archive_variable_or_box_is_another_store(archive: Path, tmp_path: Path) -> None:
-    """A store of other voxels would be returned."""
+    """A store is refused for another archive, for its voxels in reverse order, and for another variable."""
     store = keep(opened(archive), tmp_path / "a.zarr")
     named = replace(ld.EMPIAR_13356, name="EMPIAR-2")
     for ds in (
@@ -163,7 +163,7 @@ def test_another_archive_variable_or_box_is_another_store(archive: Path, tmp_pat
 
 
 def test_two_archives_in_one_store_keep_their_files_apart(tmp_path: Path) -> None:
-    """Their files have the same paths."""
+    """Two archives whose files have the same paths keep their voxels and lists of files apart in one store."""
     parts = []
     for number in (0, 1):
         make_archive(tmp_path / str(number), SHAPE, seed=number)
@@ -181,7 +181,7 @@ def test_two_archives_in_one_store_keep_their_files_apart(tmp_path: Path) -> Non
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="{}"), max_size=9), st.integers(0, 10**6))
 def test_a_file_is_known_by_the_pattern_of_its_variable(root: str, z: int) -> None:
-    """Files of raw would be taken for those of a mask that begins alike."""
+    """A URL belongs to a variable if it matches its whole file pattern or, in older stores, lies in its folder."""
     assert is_file_of(f"{root}/a_{{z:03d}}.tif", f"{root}/a_{z:03d}.tif")
     assert not is_file_of(f"{root}/a_{{z:03d}}.tif", f"{root}/a_b_{z:03d}.tif")
     assert not is_file_of(f"{root}/a_{{z:03d}}.tif", f"{root}/a_{z:03d}.tif.part")
@@ -190,7 +190,7 @@ def test_a_file_is_known_by_the_pattern_of_its_variable(root: str, z: int) -> No
 
 
 def test_the_identity_of_a_damaged_record_is_no_crash() -> None:
-    """A store that somebody damaged would end in a traceback, where it is to be refused."""
+    """The identity of a damaged record is determined without an error, and differs from that of another record."""
     for record in ({}, {"variables": 3}, {"variables": {"raw": []}}, {"variables": {"raw": {"voxels": {"z": 1}}}}):
         assert identity_of(record) != identity_of({"shape": [1, 2, 3]} | {"variables": {"raw": {}}})
 
@@ -201,7 +201,7 @@ LAYOUT_4 = {"chunks": (2, 32, 32), "shards": (4, 64, 64)}
 
 @pytest.fixture
 def archive_4() -> Iterator[xr.Dataset]:
-    """The archive that the stores of an earlier version were made of, where it was."""
+    """The archive from which the stores of format 4 were made, at the same address."""
     memory, root = fsspec.filesystem("memory"), "archive-of-format-4"
     z, y, x = np.indices(SHAPE_4)
     raw = ((z * 1009 + y * 37 + x * 11) % 60000 + 1) * (x >= 32)
@@ -220,7 +220,7 @@ def archive_4() -> Iterator[xr.Dataset]:
 
 @pytest.fixture
 def stores_4(tmp_path: Path) -> Path:
-    """Of a version that knew one archive: `complete`, `pyramid` (with a level), `bytes` (raw // 256), `unfinished`."""
+    """Stores of format 4, which has no archive names: `complete`, `pyramid`, `bytes` (raw // 256) and `unfinished`."""
     with tarfile.open(DATA / "format4.tar.xz") as packed:
         packed.extractall(tmp_path, filter="data")
     return tmp_path
@@ -229,7 +229,9 @@ def stores_4(tmp_path: Path) -> Path:
 def test_stores_that_name_no_archive_are_of_the_first_one(
     stores_4: Path, archive_4: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was kept by an earlier version would be refused, or be made again."""
+    """Stores of an earlier version, which name no archive, are returned and verified as stores of EMPIAR-13356. The
+    pyramid of such a store is left as it is.
+    """
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 50)
     before = contents(stores_4)
     for name in ("complete", "pyramid"):
@@ -247,7 +249,7 @@ def test_stores_that_name_no_archive_are_of_the_first_one(
 
 
 def test_an_unfinished_store_of_an_earlier_version_is_finished(stores_4: Path, archive_4: xr.Dataset) -> None:
-    """A week of downloading would be lost with an update."""
+    """An unfinished store of an earlier version is resumed, and gets the shards and manifests of a complete one."""
     store = stores_4 / "unfinished.zarr"
     slabs = {path.name for path in (stores_4 / "unfinished.zarr.partial" / "progress" / "slabs").rglob("*")}
     assert slabs, "else there is nothing to go on with"
@@ -261,7 +263,7 @@ def test_an_unfinished_store_of_an_earlier_version_is_finished(stores_4: Path, a
 
 
 def test_a_record_may_not_lead_out_of_the_archive(archive: Path, tmp_path: Path) -> None:
-    """A store from elsewhere would have any file of this machine read."""
+    """A file pattern in a record that leads out of the archive, or has an absurd width, is an error."""
     described = replace(ld.EMPIAR_13356, name="mine")
     store = keep(ld.open_archive(described, archive, shape=SHAPE, labels=[]), tmp_path / "a.zarr")
     for files in ("../../secret_{z}.tif", "/etc/{z}.tif", "file:///etc/{z}.tif", "{z:9999999999d}.tif"):
@@ -275,7 +277,7 @@ def test_a_record_may_not_lead_out_of_the_archive(archive: Path, tmp_path: Path)
 
 
 def plain_archive(folder: Path, seed: int, where: str = "raw") -> ld.Archive:
-    """Slices that are not compressed: those of any two archives have the same size."""
+    """Write uncompressed slices and return their archive. The files of any two such archives have the same size."""
     voxels = np.random.default_rng(seed).integers(1, 2**16, SHAPE, "uint16")
     (folder / where).mkdir(parents=True, exist_ok=True)
     for z, pixels in enumerate(voxels):
@@ -287,7 +289,7 @@ def plain_archive(folder: Path, seed: int, where: str = "raw") -> ld.Archive:
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("how", ["address", "files", "first"])
 def test_other_voxels_of_files_of_the_same_size_are_refused(tmp_path: Path, complete: bool, how: str) -> None:
-    """Half of a store would be of one volume and half of another, or the wrong store be returned."""
+    """Other voxels in files of the same size are refused, and the store can still be used with its own archive."""
     archive = plain_archive(tmp_path / "a", 0)
     if complete:
         keep(ld.open_archive(archive), tmp_path / "a.zarr")
@@ -314,7 +316,7 @@ def test_other_voxels_of_files_of_the_same_size_are_refused(tmp_path: Path, comp
 
 
 def test_files_that_were_renamed_are_the_same_archive(tmp_path: Path) -> None:
-    """Whoever tidies up folders would have to fetch all of it again."""
+    """A store is resumed, and returned when complete, after the folder of the archive's files was renamed."""
     archive = plain_archive(tmp_path / "a", 0)
     lost = (tmp_path / "a" / "raw" / "3.tif").rename(tmp_path / "lost")
     with pytest.raises(ld.SliceNotFoundError):
@@ -329,7 +331,7 @@ def test_files_that_were_renamed_are_the_same_archive(tmp_path: Path) -> None:
 
 
 def test_a_mask_is_no_image(tmp_path: Path) -> None:
-    """One has 255 where the other has 1."""
+    """A store with a variable of the kind `image` is refused for the same variable of the kind `instances`."""
     archive = plain_archive(tmp_path / "a", 0)
     other = ld.Variable(name="other", files="raw/{z}.tif", kind="image", dtype="uint16")
     image, instances = (
@@ -341,7 +343,7 @@ def test_a_mask_is_no_image(tmp_path: Path) -> None:
 
 
 def test_the_name_of_a_built_in_archive_is_its_own(tmp_path: Path) -> None:
-    """Its stores could not be verified: files of the archive of that name would be looked for."""
+    """A user's archive with the name of a built-in archive is refused."""
     mine = replace(plain_archive(tmp_path, 0), name="EMPIAR-13356")
     with pytest.raises(ld.InvalidArgumentError, match="EMPIAR-13356 is the name of another archive"):
         ld.open_archive(mine)
@@ -351,7 +353,7 @@ def test_the_name_of_a_built_in_archive_is_its_own(tmp_path: Path) -> None:
     "change", [lambda record: record["variables"]["raw"].pop("files"), lambda record: record.pop("shape")]
 )
 def test_an_unfinished_store_with_a_damaged_record_is_refused(archive: Path, tmp_path: Path, change: Any) -> None:
-    """It would be finished, and be damaged; or end in a traceback."""
+    """An unfinished store whose record lacks an entry is refused as damaged."""
     lost = lose(archive, "raw", 3)
     with pytest.raises(ld.SliceNotFoundError):
         keep(opened(archive), tmp_path / "a.zarr")

@@ -1,4 +1,4 @@
-"""Instances and raw of 8 bits keep their values everywhere: in a store, its pyramid, for viewers, in verification."""
+"""Instance labels and 8-bit raw keep their values in a store and its pyramid, and viewers are told their kind."""
 
 from collections import Counter
 from itertools import pairwise, product
@@ -25,7 +25,7 @@ SHAPE = (6, 130, 170)
 
 @pytest.fixture
 def archive(tmp_path: Path) -> ld.Archive:
-    """8-bit raw with empty glass, and instances with large numbers."""
+    """An archive of 8-bit raw with an empty border, and of instance labels with large numbers."""
     random = np.random.default_rng(0)
     raw = random.normal(120, 30, SHAPE).clip(1, 255).astype("uint8")
     raw[:, :, :40] = 0
@@ -45,7 +45,7 @@ def archive(tmp_path: Path) -> ld.Archive:
 
 
 def most_frequent(labels: np.ndarray, step: tuple[int, int, int]) -> np.ndarray:
-    """Voxel by voxel, as the documentation says it."""
+    """Return the most frequent label of each block of voxels, computed one by one with the documented rule for ties."""
     out = np.zeros([-(-length // of) for length, of in zip(labels.shape, step, strict=True)], labels.dtype)
     for at in product(*map(range, out.shape)):
         part = labels[tuple(slice(i * of, (i + 1) * of) for i, of in zip(at, step, strict=True))]
@@ -62,14 +62,14 @@ def most_frequent(labels: np.ndarray, step: tuple[int, int, int]) -> np.ndarray:
     st.tuples(*[st.integers(1, 2)] * 3),
 )
 def test_the_most_frequent_number_stays(labels: np.ndarray, step: tuple[int, int, int]) -> None:
-    """A mean of two numbers is a third object's."""
+    """Downsampling instance labels keeps the most frequent label of each block."""
     np.testing.assert_array_equal(downsampling.downsample(labels, step, "instances"), most_frequent(labels, step))
 
 
 def test_a_store_and_its_pyramid_keep_every_number(
     archive: ld.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Viewers would show objects that there are not, or raw of 8 bits as black and white."""
+    """A store has the archive's values, and each pyramid level has the most frequent labels of the one below."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 40)
     ds = ld.open_archive(archive)
     assert [kind_of(ds[name]) for name in ("raw", "mito")] == ["image", "instances"]
@@ -92,7 +92,7 @@ def test_a_store_and_its_pyramid_keep_every_number(
 
 
 def test_viewers_are_told_what_it_is(archive: ld.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Napari would show numbers as grey, and raw of 8 bits from 0 to 1."""
+    """The OME-Zarr metadata give the contrast range of 8-bit raw, and list the instances as labels without colours."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 100)
     store = Path(ld.to_zarr(ld.open_archive(archive), tmp_path / "a.zarr", chunks=(2, 32, 32), progress=False))
     ld.add_pyramid(store, progress=False)
@@ -110,7 +110,7 @@ def test_viewers_are_told_what_it_is(archive: ld.Archive, tmp_path: Path, monkey
 
 
 def test_the_attribute_kind_is_a_users_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's own segmentation would be averaged; and a word that means nothing be believed."""
+    """The attribute `kind` makes an integer variable instance labels. It is ignored for floats and if it is invalid."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 16)
     numbers = np.random.default_rng(0).integers(0, 9, (2, 32, 32)).astype("i4")
     places = {"z": range(2), "y": range(32), "x": range(32)}

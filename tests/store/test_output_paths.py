@@ -1,4 +1,4 @@
-"""Where a store is to be: a path that it could not get is refused before anything is fetched; else it gets it."""
+"""The path of a store: links are followed, and a path that no store can be written to is refused before any request."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ BOX = (100, 160, 100, 140, 2, 4)
 
 
 def make_link(kind: str, folder: Path) -> tuple[Path, Path]:
-    """A symbolic link to write to, and where it leads."""
+    """Make a symbolic link of the given kind, and return it and the path that it leads to."""
     there, link = folder / "disk" / "b.zarr", folder / "a.zarr"
     there.parent.mkdir()
     match kind:
@@ -53,7 +53,7 @@ def make_link(kind: str, folder: Path) -> tuple[Path, Path]:
 def test_a_store_is_made_where_a_link_leads(
     server: ArchiveServer, tmp_path: Path, kind: str, voxels: dict[str, np.ndarray]
 ) -> None:
-    """All would be fetched before it is seen that a link cannot be replaced; and again with the next call."""
+    """A store is written where a symbolic link leads, and later calls find it there, by the link and by its target."""
     link, there = make_link(kind, tmp_path)
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     assert ld.to_zarr(ds, link, bounding_box=BOX, progress=False) == str(there)
@@ -70,7 +70,7 @@ def test_a_store_is_made_where_a_link_leads(
 
 
 def test_torch_ems_names_find_a_store_behind_a_link(server: ArchiveServer, tmp_path: Path) -> None:
-    """What was moved to a larger disk would be called something else than what the download gave."""
+    """A store that was moved and replaced by a link is found by the name that torch_em gives it."""
     path = ld.get_human_liver_em_data(tmp_path / "a", BOX, download=True, source=server.url, shape=SHAPE)
     shutil.move(path, tmp_path / "moved.zarr")
     Path(path).symlink_to(tmp_path / "moved.zarr")
@@ -81,7 +81,7 @@ def test_torch_ems_names_find_a_store_behind_a_link(server: ArchiveServer, tmp_p
 
 @pytest.mark.parametrize("kind", ["in a circle", "to a file", "to a folder with a file", "to the root"])
 def test_a_link_that_leads_nowhere_good_is_refused_early(server: ArchiveServer, tmp_path: Path, kind: str) -> None:
-    """A user's file would be replaced, or all be fetched in vain."""
+    """A link in a circle, to a file, to a folder with files or to the root is an error before any request or change."""
     link, there = tmp_path / "a.zarr", tmp_path / "there"
     match kind:
         case "in a circle":
@@ -104,7 +104,7 @@ def test_a_link_that_leads_nowhere_good_is_refused_early(server: ArchiveServer, 
 
 
 def test_an_empty_folder_is_replaced(server: ArchiveServer, tmp_path: Path) -> None:
-    """Who has made the folder already would be refused."""
+    """A store takes the place of an empty folder."""
     (tmp_path / "a.zarr").mkdir()
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
@@ -115,7 +115,7 @@ def test_an_empty_folder_is_replaced(server: ArchiveServer, tmp_path: Path) -> N
 def test_an_empty_folder_that_cannot_be_replaced_is_refused_early(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mount point, or somebody else's folder in a shared one, would be found out when all is fetched."""
+    """An empty folder that cannot be renamed or replaced is an error before any request."""
     target = tmp_path / "a.zarr"
     target.mkdir()
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -135,7 +135,7 @@ def test_an_empty_folder_that_cannot_be_replaced_is_refused_early(
 
 
 def test_a_mount_point_is_refused_early(archive: Path, tmp_path: Path) -> None:
-    """As above, by the system itself."""
+    """A real mount point is an error, with the message of the system."""
     (tmp_path / "a.zarr").mkdir()
     script = f"""
         import subprocess
@@ -157,7 +157,7 @@ def test_a_mount_point_is_refused_early(archive: Path, tmp_path: Path) -> None:
 def test_a_partial_folder_on_another_disk_is_refused_early(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A finished store cannot be renamed from one disk to another: all would have been fetched."""
+    """A `.partial` folder on another disk than the store is an error before any request."""
     elsewhere = Path("/dev/shm")
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no other disk here")
@@ -174,7 +174,7 @@ def test_a_partial_folder_on_another_disk_is_refused_early(
 
 
 def test_what_is_foreign_in_the_partial_folder_stays(server: ArchiveServer, tmp_path: Path) -> None:
-    """What a user put beside an unfinished store would go with it."""
+    """A user's file in the `.partial` folder stays there when the store is complete."""
     partial = tmp_path / "a.zarr.partial"
     partial.mkdir()
     (partial / "lock").write_text("")
@@ -188,7 +188,7 @@ def test_what_is_foreign_in_the_partial_folder_stays(server: ArchiveServer, tmp_
 def test_what_is_foreign_in_an_unfinished_store_stays(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a user put among its files would go when it is completed, for its name or its place."""
+    """A user's files in an unfinished store, and in its progress folder, are kept when the store is completed."""
     ds, box = ld.open_human_liver_em(server.url, shape=SHAPE), BOX
     with monkeypatch.context() as patch:
         patch.setattr("liver_dask.store.writer.Store.complete", lambda store: 1 / 0)

@@ -1,4 +1,4 @@
-"""Pyramids: each level is what another library makes of the one below, whatever happens; any reader opens it."""
+"""Pyramids: each level equals what tensorstore makes of the one below, also after kills, and other readers open it."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int64", "uint64")
 
 
 def downsampled(voxels: np.ndarray, step: tuple[int, ...], method: str) -> np.ndarray:
-    """What tensorstore makes of it."""
+    """Return the voxels as tensorstore downsamples them."""
     return tensorstore.downsample(tensorstore.array(voxels), list(step), method).read().result()
 
 
@@ -45,10 +45,10 @@ def downsampled(voxels: np.ndarray, step: tuple[int, ...], method: str) -> np.nd
 )
 @settings(deadline=None, max_examples=300)
 def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) -> None:
-    """Rounding, an overflow or an odd edge would shift what is seen from afar."""
+    """Means of blocks equal tensorstore's; those of 64-bit integers are exact, with halves rounded to even."""
     found = downsampling.downsample(voxels, step, "image")
     assert found.dtype == voxels.dtype
-    if voxels.dtype.itemsize < 8:  # of wider ones tensorstore's sum overflows
+    if voxels.dtype.itemsize < 8:  # tensorstore's sum of 64-bit integers overflows
         np.testing.assert_array_equal(found, downsampled(voxels, step, "mean"))
     else:
         parts = [*map(int, voxels[: step[0], : step[1], : step[2]].ravel())]
@@ -64,7 +64,7 @@ def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) 
 )
 @settings(deadline=None, max_examples=300)
 def test_masks_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
-    """Thin membranes would vanish from afar, or a mask hold values that mean nothing."""
+    """Each block of a mask gets its most frequent value, as in tensorstore, and a half-labelled block is labelled."""
     labels = mask * np.uint8(255)
     found = downsampling.downsample(labels, step, "mask")
     share = downsampled(mask.astype(np.float64), step, "mean")
@@ -80,20 +80,20 @@ def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def plain(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of a box whose sides are odd, without levels; voxels are thick."""
+    """A store without levels, of a box with odd sides. Its slices are thicker than its pixels are wide."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, voxel_size_nm=(30, 8, 8))
     return Path(ld.to_zarr(ds, tmp_path_factory.mktemp("plain") / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
 
 
 @pytest.fixture
 def store(plain: Path, tmp_path: Path) -> Path:
-    """A copy of it, with levels."""
+    """A copy of `plain`, with levels."""
     ld.add_pyramid(shutil.copytree(plain, tmp_path / "a.zarr"), progress=False)
     return tmp_path / "a.zarr"
 
 
 def test_each_level_is_the_one_below_as_tensorstore_halves_it(store: Path) -> None:
-    """A level would be of another place, of another level, or lack a band of rows."""
+    """Each level equals the one below as tensorstore halves it, and its coordinates and voxel size match."""
     steps = [(1, 2, 2), (1, 2, 2), (2, 2, 2)]  # 30, 8, 8 nm; 30, 16, 16; 30, 32, 32; 60, 64, 64
     levels = [xr.open_zarr(store), *xr.open_datatree(store, group="pyramid", engine="zarr").children.values()]
     assert len(levels) == 4
@@ -115,7 +115,7 @@ def test_each_level_is_the_one_below_as_tensorstore_halves_it(store: Path) -> No
 
 
 def test_what_reads_the_store_reads_it_as_before(plain: Path, store: Path) -> None:
-    """Adding levels would change the variables, warn, or hide them from xarray, from training or from `verify`."""
+    """A store with levels is read like one without by xarray, StoredArray, verify and to_zarr, without warnings."""
     with warnings.catch_warnings(action="error"):
         before, after = xr.open_zarr(plain), xr.open_zarr(store)
         xr.testing.assert_equal(before.compute(), after.compute())
@@ -127,14 +127,14 @@ def test_what_reads_the_store_reads_it_as_before(plain: Path, store: Path) -> No
 
 
 def test_once_there_nothing_is_written_again(store: Path) -> None:
-    """Each call would write links and metadata anew, under whoever looks at them."""
+    """A second call of add_pyramid changes no file."""
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     assert len(ld.add_pyramid(store, progress=False)) == 4
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
 
 def test_the_metadata_are_ome_zarr(store: Path) -> None:
-    """A viewer would refuse the image or its labels, or place them beside each other."""
+    """The metadata are valid OME-Zarr, and levels and labels have the voxels, scales and translations of the store."""
     image = Image.from_zarr(zarr.open_group(store, mode="r"))
     (scale,) = image.ome_attributes.multiscales
     assert [axis.unit for axis in scale.axes] == ["nanometer"] * 3
@@ -158,7 +158,7 @@ def test_the_metadata_are_ome_zarr(store: Path) -> None:
 
 
 def test_an_unknown_voxel_size_is_not_guessed(archive: Path, tmp_path: Path) -> None:
-    """A figure would carry a scale bar that nobody measured; or slices be merged on a guess."""
+    """Without a voxel size, axes have no unit, scales count voxels, and levels halve only y and x."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, pyramid=True, **SMALL)
     (scale,) = Image.from_zarr(zarr.open_group(tmp_path / "a.zarr", mode="r")).ome_attributes.multiscales
@@ -172,7 +172,7 @@ def test_an_unknown_voxel_size_is_not_guessed(archive: Path, tmp_path: Path) -> 
 def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
     plain: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Masks would be on the disk twice; or a disk without hard links have a store without labels."""
+    """The shards in `labels` are hard links to those of the masks, or copies where links cannot be made."""
     shards = [path for path in (store / "labels").rglob("*") if path.is_file() and path.name.isdigit()]
     assert shards
     assert all(path.stat().st_nlink == 2 for path in shards)
@@ -192,7 +192,7 @@ def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
 def test_killed_at_any_step_the_levels_are_the_same(
     steps: list[int], plain: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A kill would leave half a level that viewers take for whole, damage the store, or never be made good."""
+    """After kills at any steps raw is unchanged, and another call makes the same files as an undisturbed one."""
     folder = tmp_path_factory.mktemp("killed")
     expected, other = (shutil.copytree(plain, folder / name / "a.zarr") for name in ("expected", "other"))
     ld.add_pyramid(expected, progress=False)
@@ -206,7 +206,7 @@ def test_killed_at_any_step_the_levels_are_the_same(
 
 @pytest.mark.slow
 def test_a_changed_byte_of_a_level_is_found(store: Path) -> None:
-    """A far view would be wrong, and nothing say so."""
+    """A changed byte in a shard of a level is reported by verify, and only for this level and the one made from it."""
     shard = store / "pyramid" / "s2" / "raw" / "c" / "0" / "0" / "0"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
@@ -219,7 +219,9 @@ def test_a_changed_byte_of_a_level_is_found(store: Path) -> None:
 @pytest.mark.parametrize("content", ['{"attributes"', "[]", None])
 @pytest.mark.parametrize("where", ["", "pyramid/s1"])
 def test_damaged_metadata_are_told_and_no_traceback(store: Path, where: str, content: str | None) -> None:
-    """The very command that is to find damage would end in a traceback over it."""
+    """Damaged or missing metadata of the store or of a level are reported by verify. Those of the store are an error in
+    add_pyramid.
+    """
     path = store / where / "zarr.json"
     path.unlink() if content is None else path.write_text(content)
     report = ld.verify(store, progress=False)
@@ -232,7 +234,7 @@ def test_damaged_metadata_are_told_and_no_traceback(store: Path, where: str, con
 
 @pytest.fixture(scope="module")
 def undescribed(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its levels, as a run leaves it that was killed before it wrote what viewers want."""
+    """A store with levels but without OME-Zarr metadata, as a killed run leaves it."""
     path = shutil.copytree(plain, tmp_path_factory.mktemp("undescribed") / "a.zarr")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(store_levels, "SMALL_ENOUGH", SMALL_ENOUGH)
@@ -247,7 +249,7 @@ def levels_only(undescribed: Path, tmp_path: Path) -> Path:
 
 
 def add_own_things(store: Path, shape: Sequence[int] = (8, 269, 364)) -> None:
-    """What a user puts into a store: a segmentation in `labels`, as OME-Zarr says, and how they want it to be shown."""
+    """Add what a user may put into a store: a segmentation in `labels`, as in OME-Zarr, and display settings."""
     voxels = np.arange(np.prod(shape)).reshape(shape).astype("uint16")
     scale = {
         "axes": [{"name": dim, "type": "space"} for dim in "zyx"],
@@ -264,13 +266,13 @@ def add_own_things(store: Path, shape: Sequence[int] = (8, 269, 364)) -> None:
 
 
 def own_files(store: Path) -> dict[str, bytes]:
-    """The files of a user's that nothing may change."""
+    """Return the user's files, which nothing may change, and their contents."""
     folders = store / "labels" / "mine", store / "labels" / "not_listed"
     return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 def check_own_things(store: Path, before: dict[str, bytes]) -> None:
-    """All of a user's is there, and so is all of ours."""
+    """Assert that the store has the user's labels and settings, and those of this package."""
     assert own_files(store) == before
     labels = zarr.open_group(store / "labels", mode="r").attrs
     assert labels["by"] == "me"
@@ -289,7 +291,7 @@ def check_own_things(store: Path, before: dict[str, bytes]) -> None:
 
 @pytest.mark.slow
 def test_a_users_own_labels_and_settings_stay(levels_only: Path) -> None:
-    """A segmentation of weeks would be gone, with the command that was to show it; or be there, and no viewer know."""
+    """A user's own labels and settings are kept by add_pyramid, which adds this package's to them."""
     add_own_things(levels_only)
     before = own_files(levels_only)
     for _ in range(2):
@@ -299,10 +301,10 @@ def test_a_users_own_labels_and_settings_stay(levels_only: Path) -> None:
 
 
 def test_labels_that_a_user_adds_later_stay(store: Path) -> None:
-    """The next call, which has nothing to do, would do it all the same."""
+    """Labels that a user adds after add_pyramid are kept by the next call, which lists the masks again beside them."""
     labels = zarr.open_group(store / "labels", mode="r+")
     labels.create_group("mine").create_array("0", data=np.ones((8, 269, 364), "uint8"))
-    labels.attrs.update({"ome": {"version": "0.5", "labels": ["mine"]}})  # as some tools do: without those before
+    labels.attrs.update({"ome": {"version": "0.5", "labels": ["mine"]}})  # some tools drop the other names
     ld.add_pyramid(store, progress=False)
     assert zarr.open_array(store / "labels" / "mine" / "0", mode="r")[:].all()
     names = zarr.open_group(store / "labels", mode="r").attrs["ome"]["labels"]
@@ -311,7 +313,9 @@ def test_labels_that_a_user_adds_later_stay(store: Path) -> None:
 
 
 def test_a_label_that_a_user_made_or_changed_is_never_replaced(plain: Path, levels_only: Path, tmp_path: Path) -> None:
-    """The user's own mitochondria would be overwritten with the archive's, after hours of computing levels."""
+    """A label image that a user made or changed is an error, and it is not replaced. No level is computed before the
+    error.
+    """
     other = shutil.copytree(plain, tmp_path / "b.zarr")
     zarr.create_group(other / "labels").create_group("mito").create_array("0", data=np.ones((8, 269, 364), "uint8"))
     before = {path: path.read_bytes() for path in (other / "labels").rglob("*") if path.is_file()}
@@ -334,7 +338,7 @@ def test_a_label_that_a_user_made_or_changed_is_never_replaced(plain: Path, leve
 
 
 def test_labels_of_an_earlier_version_are_made_whole(levels_only: Path) -> None:
-    """Ours with a level too few, or left half-made by a kill, would be taken for a user's, or stay."""
+    """The package's own labels that lack a level are completed, and a `labels.partial` that a kill left is removed."""
     ld.add_pyramid(levels_only, progress=False)
     expected = shutil.copytree(levels_only, levels_only.with_name("expected"))
     root = zarr.open_group(levels_only, mode="r+", use_consolidated=False)
@@ -349,7 +353,7 @@ def test_labels_of_an_earlier_version_are_made_whole(levels_only: Path) -> None:
 
 @pytest.mark.parametrize("what", ["labels", "labels as a file", "pyramid", "pyramid as a file", "pyramid/s1", "ome"])
 def test_what_is_not_ours_is_refused_before_anything_is_computed(plain: Path, tmp_path: Path, what: str) -> None:
-    """Somebody's own pyramid would be mixed with ours, or removed."""
+    """Foreign files, groups or metadata where the pyramid or labels belong are an error, and no file changes."""
     store = shutil.copytree(plain, tmp_path / "a.zarr")
     name = what.split()[0]
     if what.endswith("file"):
@@ -372,7 +376,7 @@ CHANGING_OF_OS = ("link", "fsync", "rename", "replace", "mkdir")
 
 
 def failing_at(step: int, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether a call got to a file operation, which failed."""
+    """Call a function, let its file operation number `step` fail, and return whether it got that far."""
     done = 0
 
     def counted(operation: Callable) -> Callable:
@@ -392,7 +396,7 @@ def failing_at(step: int, call: Callable[[], object], monkeypatch: pytest.Monkey
             patched.setattr(os, name, counted(getattr(os, name)))
         try:
             call()
-        except Exception:  # whatever becomes of it: what counts is what is left
+        except Exception:  # any error is allowed: the test checks the files that are left
             assert done >= step
     return done >= step
 
@@ -401,8 +405,8 @@ def failing_at(step: int, call: Callable[[], object], monkeypatch: pytest.Monkey
 def test_a_fault_at_any_file_operation_harms_nothing_of_a_users(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full or bad disk would cost the user's labels, or leave ours half there for ever."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a hundred a run: what is on the disk is not looked at here
+    """A fault at any file operation leaves the user's labels as they are, and the next call completes the metadata."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a hundred calls a run, and this test does not check durability
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"])
     store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 130, 21, 90, 1, 3), progress=False, **SMALL))
     with monkeypatch.context() as patched:
@@ -431,7 +435,7 @@ def test_a_fault_at_any_file_operation_harms_nothing_of_a_users(
 
 @pytest.mark.parametrize("step", [3, 20, 60, 90, 120])
 def test_a_kill_harms_nothing_of_a_users(levels_only: Path, step: int) -> None:
-    """What a kill leaves would stand in the way of the next call, or the user's labels be gone."""
+    """A kill leaves the user's labels as they are, and the next call completes the pyramid without leftovers."""
     add_own_things(levels_only)
     before = own_files(levels_only)
     killed_at(step, partial(ld.add_pyramid, levels_only, progress=False))
@@ -444,7 +448,7 @@ def test_a_kill_harms_nothing_of_a_users(levels_only: Path, step: int) -> None:
 def test_what_viewers_need_is_on_the_disk_when_the_call_is_done(
     levels_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut a minute later would leave a store whose metadata are empty."""
+    """All files and folders that add_pyramid makes or changes are synchronised to the disk before it returns."""
     synced: set[int] = set()
     fsync = os.fsync
 
@@ -462,7 +466,7 @@ def test_what_viewers_need_is_on_the_disk_when_the_call_is_done(
 
 
 def test_bad_input_is_one_sentence(plain: Path, tmp_path: Path) -> None:
-    """A traceback would be all that somebody is told who mistyped a path."""
+    """A path without a store, and a variable with a reserved name, are errors that say so."""
     with pytest.raises(ld.NotDownloadedError, match="no complete store"):
         ld.add_pyramid(tmp_path / "nothing.zarr")
     ds = ld.open_human_liver_em(tmp_path, shape=SHAPE)

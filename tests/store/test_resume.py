@@ -1,4 +1,4 @@
-"""Whatever ends a run, wherever: the same call goes on, fetches what is missing, and ends with the same bytes."""
+"""Resuming: after an error or a kill the same call fetches what is missing, and the store has the same bytes."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def write_store(archive: Path, path: Path, options: dict) -> None:
 
 
 class WriteKillResume(RuleBasedStateMachine):
-    """Runs of one call, killed at any step, in any order, and the store that an undisturbed run leaves."""
+    """Runs of one call, killed at any step and in any order; the store must equal that of an undisturbed run."""
 
     @initialize()
     def begin(self) -> None:
@@ -72,7 +72,7 @@ class WriteKillResume(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_killed_in_any_order_at_any_step_the_store_is_the_same(archive: Path, tmp_path: Path) -> None:
-    """A kill would leave a store that passes for complete, a torn shard, or work that is never finished."""
+    """After kills at any steps a store exists only if it is complete, and it equals that of an undisturbed run."""
     WriteKillResume.archive, WriteKillResume.root = archive, tmp_path / "runs"
     WriteKillResume.root.mkdir()
     WriteKillResume.expected = undisturbed(archive, tmp_path)
@@ -85,7 +85,7 @@ def test_killed_in_any_order_at_any_step_the_store_is_the_same(archive: Path, tm
 
 @pytest.mark.slow
 def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, tmp_path: Path, voxels) -> None:
-    """What is left of it would block the path, or a store be gone on with that has no folder for its slabs."""
+    """After a kill while a run that finished nothing removes its files, the next call completes the store."""
     box = (150, 214, 100, 164, 1, 3)
     shutil.copytree(archive, tmp_path / "archive")
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=[])
@@ -96,7 +96,7 @@ def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, t
         with pytest.raises(ld.SliceNotFoundError):
             ld.to_zarr(ds, path, bounding_box=box, progress=False, **SMALL)
 
-    step, code = 70, 9  # before, it begins
+    step, code = 70, 9  # at earlier steps the run only begins
     while code == 9:
         missing.unlink()
         path = tmp_path / f"{step}.zarr"
@@ -110,7 +110,7 @@ def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, t
 
 
 def test_after_a_kill_only_what_was_in_flight_is_fetched_again(archive: Path, tmp_path: Path) -> None:
-    """What is finished would be fetched again."""
+    """After a kill only the regions in flight, the strip indexes and the masks are fetched again."""
     with serve(archive) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         ld.to_zarr(ds, tmp_path / "whole.zarr", bounding_box=BOX, progress=False, **SMALL)
@@ -120,24 +120,24 @@ def test_after_a_kill_only_what_was_in_flight_is_fetched_again(archive: Path, tm
         first = server.bytes_sent
         ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
         again = server.bytes_sent - once
-    in_flight = 4 * 2 * 2 * 64 * 420 * 2 * 1.5  # four jobs, a region written and one read ahead, LZW expands
-    files = 8 * (512 + 2 * 16 * SHAPE[1]) + 3 * 8 * 4000  # strip indexes and masks are read anew
+    in_flight = 4 * 2 * 2 * 64 * 420 * 2 * 1.5  # four jobs, each with a region written and one read ahead; LZW expands
+    files = 8 * (512 + 2 * 16 * SHAPE[1]) + 3 * 8 * 4000  # strip indexes and masks are read again
     assert first > 0.3 * once
     assert again < in_flight + files
 
 
 def test_a_source_that_changed_between_two_runs_is_refused(archive: Path, tmp_path: Path) -> None:
-    """A store would be made of two versions of a file, or of one that other slices do not belong to."""
+    """A source file whose version changed between two runs is an error."""
     own = tmp_path / "archive"
     shutil.copytree(archive, own)
     with serve(own) as server:
         assert killed_at(500, partial(write_store, server.url, tmp_path / "a.zarr", SMALL)) == 9
         for path in own.rglob("human*_*.*"):
-            os.utime(path, ns=(1, 1))  # the server makes its ETag of the date
+            os.utime(path, ns=(1, 1))  # the server derives its ETag from the date
         progress = tmp_path / "a.zarr.partial" / "progress"
         assert list((progress / "sources").iterdir())
         for done in (*progress.glob("slabs/*/[0-9]*"), *progress.glob("shards/*/*.json")):
-            done.unlink()  # so that something of those slices is left to do, whatever the kill left
+            done.unlink()  # so that some work on those slices is left, wherever the kill happened
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         with pytest.raises(ld.SourceChangedError, match=r"is not the file that parts of .*a\.zarr were made of"):
             ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
@@ -147,7 +147,9 @@ def test_a_source_that_changed_between_two_runs_is_refused(archive: Path, tmp_pa
 def test_a_slice_that_cannot_be_read_costs_its_own_regions(
     archive: Path, tmp_path: Path, on_error: str, voxels
 ) -> None:
-    """One bad file would cost the run, or be filled with zeros without a word."""
+    """A corrupt slice is an error that names it, and the next call completes the store with the repaired file. With
+    `on_error="continue"` only the regions of this slice fail.
+    """
     own = tmp_path / "archive"
     shutil.copytree(archive, own)
     bad = own / EMPIAR_13356.path("raw", 4)
@@ -174,7 +176,7 @@ def test_a_slice_that_cannot_be_read_costs_its_own_regions(
 def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk would tear the store, or lose what was finished."""
+    """A full disk is an error that says where the finished work is, and the next call completes the store."""
     written = 0
 
     class FullDisk(slabs.DurableFile):
@@ -196,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(
 
 
 def test_a_late_job_of_an_ended_run_writes_nothing(archive: Path, tmp_path: Path) -> None:
-    """A job that outlived its driver would make the folder of a finished store anew, or write for hours."""
+    """A job that outlives its run is no longer current, and cannot write beside the finished store."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
     late = store.Store(path, plan_layout((8, 269, 364), {"raw": 2}, **SMALL), {"variables": {"raw": {"files": []}}})
@@ -209,7 +211,7 @@ def test_a_late_job_of_an_ended_run_writes_nothing(archive: Path, tmp_path: Path
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), shape=st.tuples(*[st.integers(1, 90)] * 3), times=st.tuples(*[st.integers(1, 5)] * 3))
 def test_the_runs_hold_what_is_missing_once(data: st.DataObject, shape: tuple, times: tuple) -> None:
-    """After a kill a region would be written twice, or never; or a mask be read from the middle."""
+    """The batches contain each missing region once and in order; a mask has one batch for each layer of chunks."""
     chunks = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
     layout = plan_layout(shape, {"raw": 2, "er": 1}, chunks, [n * m for n, m in zip(chunks, times, strict=True)])
     groups = [Group(("raw",)), Group(("er", "mito"), from_the_top=True)]
@@ -234,7 +236,7 @@ def test_the_runs_hold_what_is_missing_once(data: st.DataObject, shape: tuple, t
 
 
 def test_zeros_are_not_taken_for_what_is_missing(tmp_path: Path) -> None:
-    """Empty tissue would be fetched again after a kill, or a missing shard pass for an empty one."""
+    """Shards of zeros are written, pass verify, and are not fetched again by a second call."""
     shape = (5, 200, 300)
     make_archive(tmp_path / "archive", shape)
     with serve(tmp_path / "archive") as server:

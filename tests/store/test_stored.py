@@ -1,4 +1,4 @@
-"""A written store read by the window: the same voxels, nothing left open, damage told; and what its table says."""
+"""Windows and tables of a written store: they have the right numbers, leave no file open and report damage."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ def read_by_tensorstore(kept: Path) -> dict[str, np.ndarray]:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_window_is_what_others_read(kept: Path, read_by_tensorstore, data: st.DataObject) -> None:
-    """A window across chunks, blocks of a chunk or shards, or at a ragged edge, would have wrong voxels."""
+    """A window at any position has the same voxels as read by tensorstore."""
     name = data.draw(st.sampled_from(sorted(read_by_tensorstore)))
     array = StoredArray(kept, name)
     bounds = [sorted(data.draw(st.tuples(*[st.integers(0, length)] * 2))) for length in array.shape]
@@ -54,7 +54,7 @@ def test_any_window_is_what_others_read(kept: Path, read_by_tensorstore, data: s
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_planes_of_a_chunk_are_those_of_all_of_it(dtype: str, data: st.DataObject) -> None:
-    """Blocks of a chunk that were decoded alone would not be where they belong."""
+    """Planes of a chunk that are decoded alone equal those of the whole chunk."""
     chunk = data.draw(st.tuples(st.integers(1, 9), st.sampled_from([1, 33, 256]), st.sampled_from([7, 256])))
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     noise = random.integers(0, data.draw(st.sampled_from([2, 300, 60000])), chunk)
@@ -68,7 +68,7 @@ def test_planes_of_a_chunk_are_those_of_all_of_it(dtype: str, data: st.DataObjec
 @pytest.mark.parametrize("dtype", ["<u2", "<u1"])
 @pytest.mark.parametrize("depth", [7, 8])
 def test_planes_of_a_last_block_that_is_shorter(dtype: str, depth: int) -> None:
-    """A chunk that is no whole number of Blosc's blocks would be called damaged where it ends."""
+    """Planes of a chunk are decoded correctly whether or not its last Blosc block is shorter than the others."""
     chunk = (depth, 256, 256)
     voxels = np.random.default_rng(0).integers(0, 2, chunk).astype(dtype)
     encoded = encode_chunk(voxels, chunk).data
@@ -82,7 +82,7 @@ def test_planes_of_a_last_block_that_is_shorter(dtype: str, depth: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 262144, 524288, 2**31, 2**32 - 1])
 def test_a_chunk_of_another_size_is_told(size: int) -> None:
-    """Voxels of a torn or foreign chunk would be taken for those of this one."""
+    """A chunk whose header has a wrong size is an error, with and without a checksum."""
     chunk = (8, 256, 256)
     encoded = encode_chunk(np.random.default_rng(0).integers(0, 300, chunk).astype("<u2"), chunk).data
     torn = encoded[:4] + size.to_bytes(4, "little") + encoded[8:]
@@ -95,7 +95,7 @@ def test_a_chunk_of_another_size_is_told(size: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_damaged_chunk_without_a_checksum_is_told_or_harmless(data: st.DataObject) -> None:
-    """Damage in a store of format 3 would end in another error than ours, or crash the process."""
+    """Decoding a damaged chunk without a checksum raises DamagedError or succeeds, but raises no other error."""
     chunk = (8, 256, 128)
     voxels = np.random.default_rng(0).integers(0, 300, chunk).astype("<u2")
     whole = bytearray(encode_chunk(voxels, chunk).data[:-4])
@@ -113,7 +113,7 @@ def test_a_damaged_chunk_without_a_checksum_is_told_or_harmless(data: st.DataObj
 
 
 def test_a_shard_that_is_damaged_or_gone_is_named(kept: Path, tmp_path: Path) -> None:
-    """A worker would fail an hour into a training, without a word on which file to look at."""
+    """A damaged shard is an error that names its file and `liver-dask verify`, and a missing shard is an error."""
     array = StoredArray(kept, "raw")
     everything = (slice(None),) * 3
     (shard, *_) = sorted((kept / "raw" / "c").rglob("*/*/*"))
@@ -131,7 +131,7 @@ def test_a_shard_that_is_damaged_or_gone_is_named(kept: Path, tmp_path: Path) ->
 
 
 def test_nothing_is_left_open_and_a_pickle_is_small(kept: Path) -> None:
-    """Thousands of patches would use up the descriptors; each worker would be sent all indexes."""
+    """Reading windows leaves no file open, and a pickled array is small and reads the same voxels."""
     array = StoredArray(kept, "raw")
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     first = array[:, :, :]
@@ -144,7 +144,7 @@ def test_nothing_is_left_open_and_a_pickle_is_small(kept: Path) -> None:
 
 
 def test_what_is_not_a_store_is_told(kept: Path, tmp_path: Path) -> None:
-    """A training would begin without data."""
+    """A path without a store, and a variable that the store does not have, are errors."""
     with pytest.raises(ld.NotDownloadedError, match="no complete store"):
         StoredArray(tmp_path / "none.zarr", "raw")
     with pytest.raises(ld.InvalidArgumentError, match="does not hold 'bile_duct'; it holds raw, mito"):
@@ -152,7 +152,7 @@ def test_what_is_not_a_store_is_told(kept: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_says_what_is_in_each_chunk(kept: Path, read_by_tensorstore) -> None:
-    """Patches would be drawn where there is nothing, and never where there is something; or be scaled wrongly."""
+    """The table has the number of nonzero voxels of each chunk, and of raw also the mean and standard deviation."""
     depth, height, width = SMALL["chunks"]
     for name, voxels in read_by_tensorstore.items():
         table = {kind: read_statistics(kept, name, kind) for kind in ("nonzero", "mean", "std")}
@@ -168,7 +168,7 @@ def test_the_table_says_what_is_in_each_chunk(kept: Path, read_by_tensorstore) -
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_voxels_without_a_mean_are_written_all_the_same(value: float) -> None:
-    """A computed variable with a NaN would fill the screen with warnings, or not be written."""
+    """Voxels with a NaN, an infinity or a very large number are encoded without a warning, and decoded unchanged."""
     voxels = np.ones((2, 3, 4))
     voxels[0, 0, 0] = value
     encoded = encode_chunk(voxels, (2, 3, 4))
@@ -177,12 +177,12 @@ def test_voxels_without_a_mean_are_written_all_the_same(value: float) -> None:
 
 
 def test_the_table_is_no_part_of_the_dataset(kept: Path) -> None:
-    """Whoever opens a store with xarray would find arrays of another shape among the variables."""
+    """The tables of a store are not among the variables that xarray finds."""
     assert set(xr.open_zarr(kept).data_vars) == {"raw", "mito", "er", "nucleus", "nothing"}
 
 
 def test_a_table_that_is_damaged_is_told(kept: Path, tmp_path: Path) -> None:
-    """Patches would be drawn by numbers that nobody wrote."""
+    """A damaged table is an error when it is read."""
     (part,) = (path for path in (kept / "liver_dask" / "er" / "nonzero" / "c").rglob("*") if path.is_file())
     whole = part.read_bytes()
     try:

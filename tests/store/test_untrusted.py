@@ -1,4 +1,4 @@
-"""A store that comes from elsewhere: nothing is asked, opened or allocated because it says so."""
+"""Stores from elsewhere: no request is sent, no file opened and no memory allocated only because a store says so."""
 
 import io
 import json
@@ -33,7 +33,7 @@ MOST_MEMORY = 96 << 20
 
 @pytest.fixture
 def elsewhere(made: Path, tmp_path: Path) -> Path:
-    """The same archive in another place, which a test may change."""
+    """A copy of the archive in another place, which a test may change."""
     return shutil.copytree(made.parent / "archive", tmp_path / "elsewhere")
 
 
@@ -44,7 +44,7 @@ def of_server(made: Path, tmp_path: Path, server: ArchiveServer) -> Path:
 def test_the_recorded_address_is_told_before_it_is_asked(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store could send requests of whoever looks at it to any machine, unseen."""
+    """`verify` prints the recorded address of the source before the first request, or logs it if progress is off."""
     asked: list[int] = []
     with serve(made.parent / "archive") as server:
         path = of_server(made, tmp_path, server)
@@ -68,7 +68,7 @@ def test_the_recorded_address_is_told_before_it_is_asked(
 
 
 def test_who_names_the_source_is_not_told_of_it(made: Path, elsewhere: Path, capsys: pytest.CaptureFixture) -> None:
-    """A line that is always there is not read."""
+    """`verify` prints the recorded address, but not if the caller gives a source or a Dataset."""
     ld.verify(made, source=elsewhere)
     ld.verify(made, ld.open_human_liver_em(made.parent / "archive", shape=tiny.SHAPE, labels=["er"]))
     assert "Comparing with" not in capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_who_names_the_source_is_not_told_of_it(made: Path, elsewhere: Path, cap
 
 @pytest.mark.parametrize("full", [False, True])
 def test_another_address_of_the_archive_can_be_named(made: Path, elsewhere: Path, tmp_path: Path, full: bool) -> None:
-    """A store whose archive has moved could not be compared with it, or only if the old address were asked first."""
+    """`verify` compares a store with the given source, and sends no request to the recorded address."""
     with serve(made.parent / "archive") as first:
         path = of_server(made, tmp_path, first)
         first.requests.clear()
@@ -92,13 +92,13 @@ def test_another_address_of_the_archive_can_be_named(made: Path, elsewhere: Path
             voxels = tifffile.imread(file)
             voxels[0, 7] += 1
             tifffile.imwrite(file, voxels, rowsperstrip=1)
-            ld.open_human_liver_em(other.url, shape=tiny.SHAPE)  # what was read of it is not kept
+            ld.open_human_liver_em(other.url, shape=tiny.SHAPE)  # opening it again forgets what was read
             report = ld.verify(path, source=other.url, full=full, progress=False)
             assert any("raw[3, 0, 7]" in problem for problem in report.problems), report
 
 
 def test_a_source_and_a_dataset_are_one_too_many(made: Path) -> None:
-    """One of the two would be passed over in silence."""
+    """`verify` refuses a source and a Dataset together."""
     ds = ld.open_human_liver_em(made.parent / "archive", shape=tiny.SHAPE, labels=["er"])
     with pytest.raises(ld.InvalidArgumentError, match="either"):
         ld.verify(made, ds, source=made.parent / "archive")
@@ -106,7 +106,9 @@ def test_a_source_and_a_dataset_are_one_too_many(made: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_takes_a_source(made: Path, elsewhere: Path, store: Path) -> None:
-    """Whoever verifies from the shell could name none."""
+    """`liver-dask verify` takes `--source`. Without it, the command prints the recorded address and mentions this
+    option.
+    """
     command = [str(Path(sys.executable).with_name("liver-dask")), "verify"]
     told = subprocess.run([*command, str(store)], capture_output=True, text=True, timeout=100)
     assert told.returncode == 0, told.stderr
@@ -136,7 +138,9 @@ def test_the_command_takes_a_source(made: Path, elsewhere: Path, store: Path) ->
 def test_an_address_of_another_kind_is_not_opened_unasked(
     store: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """A store could have any package of fsspec connect to anything, with the keys of whoever looks at it."""
+    """A recorded address that is relative or of another protocol is an error and is not opened. `verify` accepts
+    another source instead.
+    """
     import fsspec
 
     def change(record: dict[str, Any]) -> None:
@@ -158,7 +162,7 @@ def of_record(key: str, value: Any) -> Callable[[Path], None]:
 
 
 def of_both(key: str, value: Any, in_array: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    """The record and the arrays' own metadata say the same absurd thing."""
+    """Return a change of a value in the record, and of the arrays' metadata, so that both say the same."""
 
     def change(store: Path) -> None:
         of_record(key, value)(store)
@@ -298,7 +302,9 @@ LARGE = re.compile(r"many|large|everywhere|of all|huge|2147483647|1000000")
 
 
 def result_of(what: str, call: Callable[[], Any]) -> Any:
-    """What a call returns, or its error, in one sentence; where something large is named it must not take memory."""
+    """Return the result of a call, or its error, whose message is one short line. If the name of the case stands for
+    something large, the call must not take much memory.
+    """
     if LARGE.search(what):
         tracemalloc.start()
     try:
@@ -318,7 +324,9 @@ def result_of(what: str, call: Callable[[], Any]) -> Any:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", ABSURD)
 def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, what: str) -> None:
-    """A number in a file could fill the memory, keep a machine busy for days, or end in a traceback."""
+    """Absurd metadata are reported or refused by `verify`. The other readers return right voxels or raise a short
+    error, and none of them takes much memory.
+    """
     expected = StoredArray(made, "raw")[:, :, :]
     ABSURD[what](store)
 
@@ -348,9 +356,9 @@ def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, wha
 @pytest.mark.parametrize("path", ["liver_dask/zarr.json", "labels/zarr.json"])
 @pytest.mark.parametrize("depth", [600, 1_100, 100_000])
 def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str, depth: int) -> None:
-    """`liver-dask pyramid` would end in thousands of lines of a traceback, and say of no file that it is damaged.
+    """Deeply nested metadata are a short error of add_pyramid, which names the store.
 
-    Which depth is read but cannot be written depends on the versions of Python and Zarr: 600 is, or is well.
+    Which depth can be read but not written depends on the versions of Python and Zarr: a depth of 600 may also be fine.
     """
     (store / "labels").mkdir()
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
@@ -366,7 +374,7 @@ def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str
 
 
 def test_a_name_leads_nowhere_else(store: Path, tmp_path: Path) -> None:
-    """Files outside of a store would be read, and their size and checksum be told."""
+    """A variable name that leads out of the store is an error in verify and in StoredArray."""
     (tmp_path / "secret" / "c" / "0" / "0").mkdir(parents=True)
     (tmp_path / "secret" / "c" / "0" / "0" / "0").write_bytes(b"secret" * 100)
     shutil.copy(store / "raw" / "manifest.json", tmp_path / "secret")
@@ -379,7 +387,7 @@ def test_a_name_leads_nowhere_else(store: Path, tmp_path: Path) -> None:
 
 
 def test_arrays_that_disagree_with_the_record_are_not_read(store: Path) -> None:
-    """Chunks would be taken for chunks of another place, or of another size."""
+    """An array whose shape is not that of the record is an error when it is read, and is reported by verify."""
     tiny.edit(store / "raw" / "zarr.json", set_shape([4, 40, 48]))
     with pytest.raises(ld.DamagedError, match="shape"):
         StoredArray(store, "raw")

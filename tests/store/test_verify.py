@@ -1,4 +1,4 @@
-"""`verify`: what is right passes, and every kind of damage is told, where it is."""
+"""`verify`: a good store passes, and every kind of damage is reported with its position."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def kept(archive: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_good_store_passes(kept: Path, full: bool) -> None:
-    """Nobody could tell a good store from a bad one; or voxels would be said to be compared that were not."""
+    """A good store passes, and the report has the numbers of its shards, its bytes and the compared voxels."""
     report = ld.verify(kept, full=full, progress=False)
     assert report.ok, report
     assert report.shards == 4 * 2 * 3 * 3
@@ -57,7 +57,7 @@ def every_shard(store: Path) -> list[Path]:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_changed_byte_is_found(small: Path, data: st.DataObject) -> None:
-    """A byte could change anywhere in a shard, its chunks, its index or between, and pass."""
+    """A changed byte anywhere in a shard is reported with the shard and its variable."""
     path = data.draw(st.sampled_from(every_shard(small)))
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -73,7 +73,7 @@ def test_any_changed_byte_is_found(small: Path, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "longer", "empty"])
 def test_a_shard_that_is_not_whole_is_found(kept: Path, damage: str) -> None:
-    """Zarr takes a missing shard for zeros."""
+    """A shard that is missing, cut, too long or empty is reported with its position."""
     path = every_shard(kept)[7]
     whole = path.read_bytes()
     path.unlink()
@@ -85,7 +85,7 @@ def test_a_shard_that_is_not_whole_is_found(kept: Path, damage: str) -> None:
 
 
 def test_wrong_voxels_with_right_checksums_are_found_where_they_are_read(kept: Path) -> None:
-    """Whoever wrote wrong voxels at first would record their checksums, too."""
+    """A full comparison reports a wrong voxel, with its position, even if the checksum of its shard matches."""
     array = zarr.open_array(kept / "raw", mode="r+")
     array[3, 100, 7] += 1
     checksums = record.read_checksums(kept, "raw")
@@ -102,7 +102,7 @@ def test_wrong_voxels_with_right_checksums_are_found_where_they_are_read(kept: P
 
 
 def test_lost_records_and_changed_metadata_are_told(kept: Path) -> None:
-    """Without the checksums, or with another shape, the rest would be called right."""
+    """A missing manifest and a changed data type in the metadata of an array are reported."""
     (kept / "mito" / "manifest.json").unlink()
     metadata = kept / "er" / "zarr.json"
     document = json.loads(metadata.read_bytes())
@@ -114,7 +114,7 @@ def test_lost_records_and_changed_metadata_are_told(kept: Path) -> None:
 
 
 def test_computed_variables_are_compared_if_the_dataset_is_given(archive: Path, tmp_path: Path) -> None:
-    """A computed variable would pass unseen, or be compared with what it was computed of."""
+    """Computed variables are reported as unchecked, or compared if their Dataset is given; another one is an error."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     ds = ds.assign(small=(ds.raw // 256).astype("uint8"))[["small", "mito"]]
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL))
@@ -132,7 +132,7 @@ def test_computed_variables_are_compared_if_the_dataset_is_given(archive: Path, 
 
 
 def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> None:
-    """An unfinished store would be called wrong, or right."""
+    """A path without a store, or with an unfinished one, is an error."""
     with pytest.raises(ld.NotDownloadedError, match="no complete store"):
         ld.verify(tmp_path / "nothing", progress=False)
     (tmp_path / "b.zarr.partial").mkdir()
@@ -142,7 +142,7 @@ def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: ArchiveServer, tmp_path: Path) -> None:
-    """Samples would all fall into one corner; or another seed look at the same."""
+    """The seed determines which slices are compared, and the first and the last slice are among them."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     path = ld.to_zarr(ds, tmp_path / "b.zarr", progress=False, **SMALL)
     looked = []
@@ -156,7 +156,7 @@ def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: Arch
 
 @pytest.mark.slow
 def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
-    """A script could not tell."""
+    """`liver-dask verify` exits with 0 for a good store, and with 1 and a message for a damaged or missing one."""
     command = [str(Path(sys.executable).with_name("liver-dask")), "verify", str(kept)]
     good = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert good.returncode == 0, good.stderr
@@ -166,14 +166,14 @@ def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
     assert bad.returncode == 1
     assert "is missing" in bad.stdout
     assert "Traceback" not in bad.stderr
-    assert np.all(xr.open_zarr(kept).er[:4, :128, :128] == 0)  # as zarr has it
+    assert np.all(xr.open_zarr(kept).er[:4, :128, :128] == 0)  # zarr reads a missing shard as zeros
     nothing = subprocess.run([*command[:2], "no.zarr"], capture_output=True, text=True, timeout=100)
     assert nothing.returncode == 1
     assert "no complete store" in nothing.stderr
 
 
 NOT_A_NUMBER = [0x7FC00000, 0xFFC00000, 0x7F800001]
-"""Bits of NaNs as different processors make them, and of one that signals."""
+"""Bit patterns of NaN: quiet ones, as different processors make them, and a signalling one."""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -181,7 +181,7 @@ NOT_A_NUMBER = [0x7FC00000, 0xFFC00000, 0x7F800001]
 def test_floats_are_compared_by_their_bits_and_nan_is_nan(
     archive: Path, tmp_path: Path, dtype: str, full: bool
 ) -> None:
-    """A good store that holds NaN would be called damaged; or a zero that lost its sign be called the same."""
+    """A store of floats with NaN and negative zeros passes the comparison with its Dataset."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
     inside = ds.er > 0
     value = xr.where(inside, np.nan, xr.where(ds.raw % 2 == 0, -0.0, 1.5)).astype(dtype)
@@ -197,7 +197,7 @@ def test_floats_are_compared_by_their_bits_and_nan_is_nan(
 
 
 def test_zeros_that_lost_their_sign_are_found(archive: Path, tmp_path: Path) -> None:
-    """As numbers they are the same; as what was computed they are not."""
+    """A zero that lost its sign is reported with its position."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
     ds = ds.assign(value=xr.where(ds.raw % 2 == 0, -0.0, 1.5).astype("float32"))[["value"]]
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL))
@@ -213,7 +213,7 @@ def test_zeros_that_lost_their_sign_are_found(archive: Path, tmp_path: Path) -> 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_voxels_differ_where_their_bits_do_but_for_nan(data: st.DataObject) -> None:
-    """A comparison by value passes over the sign of a zero, and never finds NaN the same."""
+    """Two voxels differ if their bits differ, except for two NaNs."""
     special = st.sampled_from([0x0, 0x80000000, 0x3F800000, 0x7F800000, 0xFF800000, 1, *NOT_A_NUMBER])
     one, other = (
         np.array(data.draw(st.lists(st.one_of(special, st.integers(0, 2**32 - 1)), min_size=6, max_size=6)), "<u4")
@@ -231,14 +231,14 @@ def test_voxels_differ_where_their_bits_do_but_for_nan(data: st.DataObject) -> N
 
 
 def test_big_endian_voxels_are_compared_by_value() -> None:
-    """The bytes of a computed variable may be in another order than those that were read."""
+    """Voxels in different byte orders are compared by value, including the sign of a zero."""
     voxels = np.array([[[1.5, -0.0, np.nan]]], ">f4")
     assert not differs(voxels.astype("<f4"), voxels).any()
     assert differs(voxels.astype("<f4"), -voxels).ravel().tolist() == [True, True, False]
 
 
 def test_a_source_that_cannot_be_read_is_told(archive: Path, tmp_path: Path) -> None:
-    """A traceback, or a store called damaged, because a server is down."""
+    """`verify` raises SliceNotFoundError if a file of the source, or all of it, is missing."""
     shutil.copytree(archive, tmp_path / "archive")
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"])
     path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 165, 21, 149, 1, 5), progress=False, **SMALL)

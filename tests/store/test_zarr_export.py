@@ -1,4 +1,4 @@
-"""Stores: the same voxels for every reader, complete or not there, and resumed whatever ended the run."""
+"""Writing stores: every reader gets the same voxels, a store is complete or absent, and the next call resumes a run."""
 
 import json
 import os
@@ -32,14 +32,14 @@ from liver_dask.store.plan import Export
 @pytest.mark.parametrize("layout", [{}, SMALL, {"chunks": (3, 50, 70), "shards": (3, 100, 70)}])
 @pytest.mark.parametrize("box", [BOX, (0, 420, 0, 300, 0, 10), (419, 420, 299, 300, 9, 10)])
 def test_every_reader_gets_the_voxels_of_the_box(server: ArchiveServer, tmp_path: Path, voxels, layout, box) -> None:
-    """A chunk would be in the wrong place, the wrong length, or written with another codec than the metadata say."""
+    """zarr-python, tensorstore and xarray read the voxels of the box, in several boxes and layouts."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     path = ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=box, progress=False, **layout)
     check_store(Path(path), voxels, box)
 
 
 def test_open_zarr_gives_the_dataset_back(server: ArchiveServer, tmp_path: Path) -> None:
-    """Coordinates would lose their global values, attributes be lost, or xarray warn."""
+    """xr.open_zarr returns the Dataset with its global coordinates and attributes, and with the default layout."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, voxel_size_nm=(80, 8, 8))
     path = ld.to_zarr(ds, tmp_path / "crop.zarr", bounding_box=BOX, progress=False)
     crop = ds.isel(z=slice(1, 9), y=slice(21, 290), x=slice(37, 401))
@@ -53,7 +53,7 @@ def test_open_zarr_gives_the_dataset_back(server: ArchiveServer, tmp_path: Path)
 
 
 def test_a_second_call_makes_no_request(server: ArchiveServer, tmp_path: Path) -> None:
-    """What is there would be fetched again."""
+    """A second call returns the same path without a request, and so does get_human_liver_em_paths."""
     paths = []
     for _ in range(2):
         paths.append(ld.get_human_liver_em_data(tmp_path, BOX, download=True, source=server.url, shape=SHAPE))
@@ -66,7 +66,7 @@ def test_a_second_call_makes_no_request(server: ArchiveServer, tmp_path: Path) -
 
 
 def test_nothing_there_and_no_download_is_torch_ems_error(server: ArchiveServer, tmp_path: Path, voxels) -> None:
-    """A caller that catches torch_em's RuntimeError would not catch ours, or find an empty store made."""
+    """A missing store without `download=True` is a RuntimeError, as in torch_em, and no folder is made."""
     with pytest.raises(RuntimeError, match="download=True"):
         ld.get_human_liver_em_data(tmp_path / "new", BOX, source=server.url, shape=SHAPE)
     with pytest.raises(ld.NotDownloadedError):
@@ -80,7 +80,7 @@ def test_nothing_there_and_no_download_is_torch_ems_error(server: ArchiveServer,
 
 
 def test_empty_arrays_of_somebody_else_are_not_a_finished_store(server: ArchiveServer, tmp_path: Path) -> None:
-    """Complete would mean that the keys exist, as in the reference."""
+    """A folder with Zarr arrays that this package did not write is refused."""
     for name in ("raw", *EMPIAR_13356.labels):
         zarr.create_array(tmp_path / "full_volume.zarr" / name, shape=(1, 10, 10), dtype="u1")
     with pytest.raises(ld.StoreExistsError):
@@ -88,7 +88,9 @@ def test_empty_arrays_of_somebody_else_are_not_a_finished_store(server: ArchiveS
 
 
 def test_changed_and_cropped_datasets_can_be_kept(server: ArchiveServer, tmp_path: Path, voxels) -> None:
-    """Only what was opened would be written; a box of a crop would be counted from the crop's corner."""
+    """Computed variables and cropped Datasets are written, and the box is in global coordinates. The store is refused
+    for another box or data type.
+    """
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=["mito"]).isel(z=slice(2, 8), x=slice(100, None))
     ds = (ds.assign(small=(ds.raw // 256).astype("float32"))).drop_vars("raw")
     path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(120, 300, 10, 90, 3, 5), progress=False)
@@ -114,7 +116,7 @@ def test_changed_and_cropped_datasets_can_be_kept(server: ArchiveServer, tmp_pat
     ],
 )
 def test_datasets_that_cannot_be_kept(archive: Path, tmp_path: Path, change, told: str) -> None:
-    """A Dataset of another form would end in a traceback from zarr."""
+    """A Dataset of another form or without voxels, and shards that are no whole number of chunks, are errors."""
     with pytest.raises(ld.InvalidArgumentError, match=told):
         ld.to_zarr(change(ld.open_human_liver_em(archive, shape=SHAPE)), tmp_path / "a.zarr", progress=False)
     with pytest.raises(ld.InvalidArgumentError, match="whole number of chunks"):
@@ -123,7 +125,7 @@ def test_datasets_that_cannot_be_kept(archive: Path, tmp_path: Path, change, tol
 
 
 def test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest(archive: Path, tmp_path: Path) -> None:
-    """An error in the last slice would cost the whole download."""
+    """An error keeps what is finished, and the next call fetches the rest and completes the store."""
     with serve(archive) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         ld.to_zarr(ds, tmp_path / "all.zarr", bounding_box=BOX, progress=False, **SMALL)
@@ -153,7 +155,9 @@ def test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest(arc
 def test_memory_is_bounded_by_what_is_projected_not_by_the_box(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
-    """The whole box would be held, or every shard whole; or what is read once for four places."""
+    """The peak memory of an export stays below the plan's estimate, which is smaller than half of the Dataset plus what
+    jobs may hold.
+    """
     monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
     monkeypatch.setattr(computed, "HELD_BYTES", held)
     ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=64)
@@ -177,7 +181,7 @@ def test_memory_is_bounded_by_what_is_projected_not_by_the_box(
     itemsize=st.integers(1, 8),
 )
 def test_regions_and_shards_hold_every_voxel_once(shape, chunks, times, itemsize: int) -> None:
-    """A voxel would belong to no region or to two, or a region's chunks to a shard that does not wait for it."""
+    """Each voxel is in one region, regions begin where chunks do, and each region is in one row of shards."""
     shards = tuple(chunk * n for chunk, n in zip(chunks, times, strict=True))
     layout = plan_layout(shape, {"raw": itemsize}, chunks, shards)
     covered = np.zeros(shape[:2], int)
@@ -193,7 +197,7 @@ def test_regions_and_shards_hold_every_voxel_once(shape, chunks, times, itemsize
 
 
 def test_chunks_of_zeros_take_no_space_and_are_still_there(archive: Path, tmp_path: Path, voxels) -> None:
-    """Empty chunks would be stored, or an empty shard pass for a missing one."""
+    """A shard of zeros is a file that has only its index, and it is read as zeros."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     ds = ds.assign(nothing=ds.mito * 0)[["nothing"]]
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **SMALL))
@@ -205,7 +209,7 @@ def test_chunks_of_zeros_take_no_space_and_are_still_there(archive: Path, tmp_pa
 
 
 def test_a_damaged_slab_is_not_merged(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad disk under the slabs would put a broken index into a shard."""
+    """A slab whose index has a wrong checksum is an error when it is merged into a shard."""
     write_slab = store.write_slab
 
     def write_badly(path: Path, chunks) -> None:
@@ -221,7 +225,7 @@ def test_a_damaged_slab_is_not_merged(archive: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_engine_without_chunks_is_written_region_by_region(server: ArchiveServer, tmp_path: Path, voxels) -> None:
-    """The whole box would be read at once, and again to see that it is there."""
+    """A Dataset of the xarray engine without dask chunks is written, and a second call makes no request."""
     ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE)
     path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
     check_store(Path(path), voxels, BOX)
@@ -234,7 +238,7 @@ def test_the_engine_without_chunks_is_written_region_by_region(server: ArchiveSe
 def test_a_failure_while_the_region_before_is_written_leaves_no_torn_store(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder would be removed under the writer, who makes it again, without a record, and blocks the next call."""
+    """An error while another region is being written keeps what is finished, and does not block the next call."""
     broken = tmp_path / "archive"
     for folder in archive.iterdir():
         (broken / folder.name).mkdir(parents=True)
@@ -251,7 +255,7 @@ def test_a_failure_while_the_region_before_is_written_leaves_no_torn_store(
 
 
 def test_two_writers_at_once_and_the_second_is_told(server: ArchiveServer, tmp_path: Path) -> None:
-    """Two processes would write one store, and tear it."""
+    """A second writer of the same store gets an error, and the first one completes the store."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -272,7 +276,7 @@ def test_two_writers_at_once_and_the_second_is_told(server: ArchiveServer, tmp_p
 
 
 def test_a_store_that_lost_a_shard_is_not_complete(server: ArchiveServer, tmp_path: Path) -> None:
-    """Voxels that were deleted would be taken for zeros."""
+    """A store that lost a shard is refused, with the position of the shard."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False))
     (path / "mito" / "c" / "0" / "0" / "0").unlink()
@@ -285,7 +289,7 @@ def with_z(ds: xr.Dataset, **attributes: Any) -> xr.Dataset:
 
 
 def test_coordinates_come_back_as_they_are(archive: Path, tmp_path: Path) -> None:
-    """How they were encoded in another file, or in what unit they are, would change them."""
+    """A coordinate keeps its values, data type and units, whatever its encoding in another file was."""
     ds = with_z(ld.open_human_liver_em(archive, shape=SHAPE), units="nm")
     ds.z.encoding = {"scale_factor": 0.5, "dtype": "int8", "chunks": (1,)}
     path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False)
@@ -313,7 +317,7 @@ def test_coordinates_come_back_as_they_are(archive: Path, tmp_path: Path) -> Non
     ],
 )
 def test_variables_that_would_be_read_back_as_something_else(archive: Path, tmp_path: Path, change, told: str) -> None:
-    """A variable would vanish, or come back scaled, masked or under another name."""
+    """A variable or coordinate that readers would change or not find is an error, and nothing is written."""
     with pytest.raises(ld.InvalidArgumentError, match=told):
         ld.to_zarr(change(ld.open_human_liver_em(archive, shape=SHAPE)), tmp_path / "a.zarr", progress=False)
     assert list(tmp_path.iterdir()) == []
