@@ -156,6 +156,7 @@ def test_another_archive_variable_or_box_is_another_store(archive: Path, tmp_pat
     for ds in (
         ld.open_archive(named, archive, shape=SHAPE, labels=["er"]),
         opened(archive).isel(z=slice(None, None, -1)),
+        opened(archive).isel(y=slice(1, None)),
         ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"]).rename(mito="er"),
     ):
         with pytest.raises(ld.StoreExistsError, match="a store of another box, archive or layout"):
@@ -330,7 +331,7 @@ def test_files_that_were_renamed_are_the_same_archive(tmp_path: Path) -> None:
     assert keep(ld.open_archive(renamed), store) == store
 
 
-def test_a_mask_is_no_image(tmp_path: Path) -> None:
+def test_instances_are_no_image(tmp_path: Path) -> None:
     """A store with a variable of the kind `image` is refused for the same variable of the kind `instances`."""
     archive = plain_archive(tmp_path / "a", 0)
     other = ld.Variable(name="other", files="raw/{z}.tif", kind="image", dtype="uint16")
