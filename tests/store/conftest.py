@@ -15,5 +15,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """A copy of the store, which the test may change."""
     return shutil.copytree(made, tmp_path / "a.zarr")

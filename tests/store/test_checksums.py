@@ -1,4 +1,4 @@
-"""What was written is what every reader gets, to the bit, whatever its type; or, where a bit was changed, an error."""
+"""Every reader gets the bits that were written, of every data type; a changed bit is an error."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def read_by_the_loader_in_planes(path: Path, name: str) -> np.ndarray:
 
 
 READERS = (read_by_xarray, read_by_zarr, read_by_tensorstore, read_by_the_loader, read_by_the_loader_in_planes)
-"""neuroglancer reads the same codec, but JavaScript is not run here."""
+"""neuroglancer, which reads the same codec, is not among them, because the tests run no JavaScript."""
 
 
 def bits(voxels: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def dataset_of(voxels: np.ndarray) -> xr.Dataset:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_is_written_comes_back_to_the_bit(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Zeros of a computed variable would come back as NaN, -0.0 as 0.0, or bytes in another order."""
+    """Every reader returns the written voxels bit for bit, NaN and -0.0 included, for every data type."""
     dtype = np.dtype(data.draw(st.sampled_from(DTYPES)))
     plain = st.sampled_from([0, 1] if dtype.kind in "bui" else [0.0, -0.0, float("nan"), float("inf"), 1.5])
     shape = data.draw(arrays.array_shapes(min_dims=3, max_dims=3, max_side=9))
@@ -84,7 +84,7 @@ def test_what_is_written_comes_back_to_the_bit(data: st.DataObject, tmp_path_fac
 
 @pytest.mark.parametrize("value", [0.0, -0.0, float("nan"), 1.0])
 def test_a_chunk_of_one_value_comes_back(tmp_path: Path, value: float) -> None:
-    """A chunk would be left out that readers fill with something else; or one of zeros take room."""
+    """A chunk is left out only if all its bits are 0, and every reader returns its values bit for bit."""
     voxels = np.full((2, 3, 4), value, np.float32)
     assert (encode_chunk(voxels, (2, 3, 4)).data == b"") == (bits(voxels) == 0).all()
     ld.to_zarr(dataset_of(voxels), tmp_path / "a.zarr", progress=False, **TINY)
@@ -93,7 +93,7 @@ def test_a_chunk_of_one_value_comes_back(tmp_path: Path, value: float) -> None:
 
 
 def test_a_float_that_zarr_lacks_is_refused(tmp_path: Path) -> None:
-    """The whole would be read before zarr says that it knows no such type."""
+    """A data type that zarr lacks is refused before anything is written."""
     voxels = np.zeros((2, 2, 2), "longdouble")
     with pytest.raises(ld.InvalidArgumentError, match="only numbers"):
         ld.to_zarr(dataset_of(voxels), tmp_path / "a.zarr", progress=False)
@@ -103,7 +103,7 @@ def test_a_float_that_zarr_lacks_is_refused(tmp_path: Path) -> None:
 def test_zeros_of_glass_are_zeros_at_every_level(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxels
 ) -> None:
-    """Glass would be NaN from afar, or from near, and a mean over it NaN."""
+    """Voxels of a computed float variable that are 0 are 0, not NaN, for every reader and at every pyramid level."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 100)
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=[])
     ds = ds.assign(grey=(ds.raw / 65535).astype("float32") * (ds.x > 200))[["grey"]]
@@ -120,7 +120,7 @@ def test_zeros_of_glass_are_zeros_at_every_level(
 
 @pytest.fixture(scope="module")
 def kept(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with shards of raw, masks, and a computed variable."""
+    """A store with shards of raw, of masks and of a computed variable."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE).assign(grey=lambda ds: (ds.raw / 65535).astype("float32"))
     path = tmp_path_factory.mktemp("kept") / "a.zarr"
     layout = {"chunks": (4, 32, 64), "shards": (4, 64, 128)}
@@ -128,7 +128,7 @@ def kept(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_changed_bit_is_an_error_for_every_reader(kept: Path) -> None:
-    """A bad disk, cable or copy would put other voxels into a training or a figure, and nobody be told."""
+    """A changed bit anywhere in a shard is an error for every reader; that of this package names the shard."""
     random = np.random.default_rng(0)
     told = dict.fromkeys(READERS, 0)
     names = ("raw", "mito", "er", "grey")
@@ -159,7 +159,7 @@ def test_a_changed_bit_is_an_error_for_every_reader(kept: Path) -> None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_no_plane_of_a_damaged_chunk_is_decoded(data: st.DataObject) -> None:
-    """Planes whose own blocks are whole would be taken from a chunk that is not; or a cut one be taken for whole."""
+    """Decoding any plane of a damaged or shortened chunk is a checksum error, as is decoding the whole chunk."""
     chunk = (8, 32, 64)
     encoded = bytearray(encode_chunk(np.random.default_rng(0).integers(0, 300, chunk).astype("<u2"), chunk).data)
     if data.draw(st.booleans()):
@@ -174,7 +174,7 @@ def test_no_plane_of_a_damaged_chunk_is_decoded(data: st.DataObject) -> None:
 
 
 def test_nothing_passes_for_a_chunk(kept: Path) -> None:
-    """A hole in a file, or nothing, would be taken for voxels that are 0."""
+    """Decoding empty bytes or bytes that are all 0 is an error."""
     for hole in (b"", bytes(4), bytes(5), bytes(1000)):
         with pytest.raises(ld.DamagedError):
             decode_planes(hole, np.dtype("<u2"), (2, 3, 4), slice(1))
@@ -185,7 +185,7 @@ def test_nothing_passes_for_a_chunk(kept: Path) -> None:
 def test_a_damaged_chunk_of_a_slab_is_not_merged(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a bad disk made of a chunk, before its shard was made, would get a shard's checksum."""
+    """An export ends with an error if a chunk of a slab changed on the disk before it is merged into a shard."""
     write_slab = store.write_slab
 
     def write_badly(path: Path, chunks: list[slabs.Chunk]) -> None:
@@ -204,7 +204,7 @@ def test_a_damaged_chunk_of_a_slab_is_not_merged(
 
 
 def test_the_metadata_say_what_chunks_are(kept: Path) -> None:
-    """Readers would not compare checksums, or take them for a part of the chunk; or take a value for none."""
+    """The metadata of every array list the codecs blosc and crc32c, a fill value of 0, and no _FillValue attribute."""
     for name in ("raw", "mito", "grey"):
         codecs = [codec.to_dict()["name"] for codec in zarr.open_array(kept / name, mode="r").compressors]
         assert codecs == ["blosc", "crc32c"]

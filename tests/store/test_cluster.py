@@ -1,4 +1,4 @@
-"""Exports over a real dask cluster: the same store as without one, whoever is killed, and good manners."""
+"""Exports over a dask cluster: the same store as without one, killed processes, limits, and what is refused."""
 
 import math
 import os
@@ -33,7 +33,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("workers")
     options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "local_directory": folder}
     with LocalCluster(**options) as cluster:
-        client = Client(cluster, set_as_default=False)  # without `with`, too, it is in force nowhere
+        client = Client(cluster, set_as_default=False)  # `with` makes it the current client
         yield client
         client.close()
 
@@ -41,7 +41,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(
     client: Client, archive: Path, tmp_path: Path, server: ArchiveServer
 ) -> None:
-    """A job would write other voxels than a thread does; strips or masks would be fetched by two workers."""
+    """A cluster writes the same files as threads do, and no strip or mask is fetched by two workers."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     ld.to_zarr(ds, tmp_path / "here.zarr", progress=False, **SMALL)
     server.requests.clear()
@@ -54,9 +54,9 @@ def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(
     for path, ranges in asked.items():
         allowed = sizes[path]
         if path.endswith("_000.png"):
-            allowed *= 2  # its beginning is looked at, by another worker maybe, before anything is written
+            allowed *= 2  # its beginning is also read before anything is written, maybe by another worker
         if path.endswith(".tif"):
-            allowed += 4 * (512 + 16 * SHAPE[1])  # each of two workers: head, directory, offsets and counts
+            allowed += 4 * (512 + 16 * SHAPE[1])  # each of two workers reads the header, directory, offsets and counts
         assert sum(stop - start for start, stop in ranges) <= allowed, path
         strips = sorted(pair for pair in ranges if pair[0] and pair[1] < sizes[path] - 16 * SHAPE[1])
         assert all(a[1] <= b[0] for a, b in pairwise(strips)), path
@@ -66,7 +66,7 @@ def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(
 def test_a_cluster_makes_the_same_levels(
     client: Client, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker would halve other voxels than a thread does, or not find the level below."""
+    """A cluster writes the same files of pyramid levels as threads do."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 100)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     ld.to_zarr(ds, tmp_path / "here.zarr", progress=False, pyramid=True, **SMALL)
@@ -77,7 +77,7 @@ def test_a_cluster_makes_the_same_levels(
 
 @pytest.mark.slow
 def test_a_cluster_verifies_as_threads_do(client: Client, archive: Path, tmp_path: Path, server: ArchiveServer) -> None:
-    """A worker could not be sent a check, or what it finds be lost."""
+    """`verify` returns the same report over a cluster as in threads, for an intact and for a damaged store."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=["er"])
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
     assert ld.verify(path, client=client, progress=False) == ld.verify(path, progress=False)
@@ -89,7 +89,7 @@ def test_a_cluster_verifies_as_threads_do(client: Client, archive: Path, tmp_pat
 
 
 class CountsConnections(RangeRequestHandler):
-    """Notes the most connections that were open at once; made anew for each test."""
+    """Counts the connections that are open, and keeps the maximum; the test resets both."""
 
     lock = threading.Lock()
     now = most = 0
@@ -106,12 +106,12 @@ class CountsConnections(RangeRequestHandler):
             CountsConnections.now -= 1
 
     def send(self, *args) -> None:
-        time.sleep(0.01)  # so that requests meet
+        time.sleep(0.01)  # so that requests overlap
         super().send(*args)
 
 
 def test_all_workers_together_keep_to_one_limit(client: Client, archive: Path, tmp_path: Path) -> None:
-    """Each worker would open as many connections as the archive is to bear from all."""
+    """All workers together open at most as many connections as `connections` allows."""
     CountsConnections.now = CountsConnections.most = 0
     with serve(archive, CountsConnections) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=3)
@@ -122,7 +122,7 @@ def test_all_workers_together_keep_to_one_limit(client: Client, archive: Path, t
 def test_computed_variables_are_computed_once_wherever_their_blocks_are_cut(
     client: Client, server: ArchiveServer, tmp_path: Path, voxels
 ) -> None:
-    """A block that reaches into two regions would be computed, and fetched, for each."""
+    """Strips of raw are fetched once although blocks of computed variables lie in two regions; the voxels are right."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, chunk_rows=70).isel(y=slice(33, None))
     ds = ds.assign(small=(ds.raw // 256).astype("uint8"), both=(ds.raw.where(ds.mito > 0, 0))).drop_vars("nucleus")
     ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False, **SMALL)
@@ -138,7 +138,7 @@ def test_computed_variables_are_computed_once_wherever_their_blocks_are_cut(
 
 
 class Waits(RangeRequestHandler):
-    """Waits before each answer, so that there is time to kill somebody; long before those from a certain one on."""
+    """Waits before each answer, so that there is time to kill a process; from request `read_timeout` on, for 5 s."""
 
     read_timeout = math.inf
 
@@ -149,7 +149,7 @@ class Waits(RangeRequestHandler):
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
-    """A scheduler and two workers, each a process of its own; the scheduler's address, and the processes."""
+    """The address of a scheduler, and the processes of the scheduler and its two workers by name."""
     address = f"tcp://127.0.0.1:{free_port()}"
     options = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
     environ = os.environ | {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s", "PYTHONWARNINGS": "ignore"}
@@ -179,7 +179,7 @@ with Client(sys.argv[1], timeout=20) as client:
 
 
 def begin(address: str, url: str, store: Path, workers: int = 2) -> subprocess.Popen[str]:
-    """The driver in a process of its own, once it has written something."""
+    """Start the driver in a process of its own, and return the process once it has written a slab."""
     environ = os.environ | {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, address, url, str(store), str(workers)],
@@ -198,19 +198,19 @@ def begin(address: str, url: str, store: Path, workers: int = 2) -> subprocess.P
 
 @pytest.fixture
 def expected(archive: Path, tmp_path: Path) -> Path:
-    """The store as an undisturbed run without a cluster leaves it."""
+    """The store that an undisturbed run without a cluster writes."""
     return undisturbed(archive, tmp_path, "expected.zarr")
 
 
 def assert_same_chunks(one: Path, other: Path) -> None:
-    """The same but for the records, which name the port of the server."""
+    """Compare the shards only, because the records contain the port of the server."""
     for name in ("raw", "mito", "er", "nucleus"):
         assert_same_files(one / name / "c", other / name / "c")
 
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_what_it_was_at(archive: Path, tmp_path: Path, processes, expected: Path) -> None:
-    """A vanished worker would hang the run, or leave a hole."""
+    """An export finishes after one of its workers was killed, with the same shards as an undisturbed run."""
     address, started = processes
     with serve(archive, Waits) as server:
         driver = begin(address, server.url, tmp_path / "a.zarr")
@@ -224,7 +224,7 @@ def test_a_killed_worker_costs_what_it_was_at(archive: Path, tmp_path: Path, pro
 def test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with(
     archive: Path, tmp_path: Path, processes, expected: Path
 ) -> None:
-    """Jobs that still run for the killed driver would tear the store that the next one writes."""
+    """After the driver was killed, the same call finishes the store, with the same shards as an undisturbed run."""
     address, _ = processes
     with serve(archive, Waits) as server:
         first = begin(address, server.url, tmp_path / "a.zarr")
@@ -241,7 +241,7 @@ def test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with(
 def test_a_killed_scheduler_is_told_and_another_cluster_goes_on(
     archive: Path, tmp_path: Path, processes, expected: Path
 ) -> None:
-    """The driver would wait for ever for a cluster that is gone."""
+    """After the scheduler was killed, the driver's error says so, and a call without a cluster finishes the store."""
     address, started = processes
     with serve(archive, Waits) as server:
         driver = begin(address, server.url, tmp_path / "a.zarr")
@@ -257,7 +257,7 @@ def test_a_killed_scheduler_is_told_and_another_cluster_goes_on(
 
 @pytest.mark.slow
 def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expected: Path) -> None:
-    """A traceback would be shown, or what was finished be lost."""
+    """Ctrl-C ends the command with the folder of what is kept, not a traceback; the same command then succeeds."""
     store = tmp_path / "a.zarr"
     box = [str(number) for number in BOX]
     command = [str(Path(sys.executable).with_name("liver-dask")), "download", str(store), "--bbox", *box]
@@ -268,7 +268,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expec
         while not slabs_of(store):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
         _, told = process.communicate(timeout=60)
         assert process.returncode == 1, told
         assert "Traceback" not in told
@@ -279,7 +279,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expec
 
 
 def test_refused_with_numbers_before_anything_is_written(client: Client, archive: Path, tmp_path: Path) -> None:
-    """A worker would be killed for its memory, or the disk be full, hours later."""
+    """An export with too little memory or disk, or with a wrong `client`, is refused before anything is written."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     wide = ld.open_human_liver_em(archive, shape=(597, 20000, 20000))
     deep = {"chunks": (64, 4096, 4096), "shards": (64, 4096, 4096)}
@@ -301,7 +301,7 @@ def test_refused_with_numbers_before_anything_is_written(client: Client, archive
 def test_a_folder_that_workers_do_not_see_is_refused(
     client: Client, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each machine would write its own part into its own folder of that name."""
+    """A folder that the workers do not see is refused, and nothing is written."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     monkeypatch.setattr(export_checks, "os", SimpleNamespace(path=SimpleNamespace(exists=lambda path: False)))
     with pytest.raises(ld.InvalidArgumentError, match=r"2 workers, tcp://.* for one, do not see"):
@@ -310,7 +310,7 @@ def test_a_folder_that_workers_do_not_see_is_refused(
 
 
 def test_room_is_not_checked_where_that_is_switched_off(archive: Path, tmp_path: Path) -> None:
-    """A wrong guess of the disk that is needed could not be overruled."""
+    """With `liver-dask.check-room` off, an export runs although no disk space seems to be free."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     with pytest.MonkeyPatch.context() as patch, dask.config.set({"liver-dask.check-room": False}):
         patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))

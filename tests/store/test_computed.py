@@ -1,4 +1,4 @@
-"""Computed variables: what jobs fetch of the archive, told in advance, and what they are sent."""
+"""Computed variables: how much the plan says an export fetches for them, what it fetches, and what jobs are sent."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ ROWS = 64
 LAYOUT = {"chunks": (4, 32, 64), "shards": (8, 128, 128)}
 BLOCK_BYTES = ROWS * SHAPE[2] * 2
 INDEX_BYTES = 2 * 512 + 16 * SHAPE[1]
-"""What a slice of raw costs besides its strips: head, directory, places and lengths."""
+"""Bytes that are fetched of a slice of raw besides its strips: header, directory, offsets and lengths."""
 
 Change = Callable[[xr.Dataset], xr.DataArray]
 
@@ -67,7 +67,7 @@ def server(archive: Path) -> Iterator[ArchiveServer]:
 
 @pytest.fixture(autouse=True)
 def larger_than_all_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the real archive is: nothing but strip indexes outlives its use, and a job holds a dozen blocks."""
+    """Caches keep only strip indexes, and a job holds 12 blocks, because the real archive is larger than all caches."""
     monkeypatch.setattr(reader, "_memory", MemoryCache(16 * SHAPE[1] * SHAPE[0]))
     monkeypatch.setattr(tiff, "cached_rows", MemoryCache(0))
     monkeypatch.setattr(export_plan, "REGION_BYTES", 1)
@@ -79,7 +79,7 @@ def opened(server: ArchiveServer, **options) -> xr.Dataset:
 
 
 def overlapping(raw: xr.DataArray, depth: tuple[int, int, int]) -> xr.DataArray:
-    """Each voxel and its neighbours' greatest, along z and y."""
+    """Return the maximum of each voxel and its neighbours along z and y."""
 
     def greatest(block: np.ndarray) -> np.ndarray:
         found = block.copy()
@@ -109,7 +109,7 @@ COMPUTED: dict[str, tuple[Change, Mapping[str, float]]] = {
 
 @pytest.fixture(scope="module")
 def whole(archive: Path) -> xr.Dataset:
-    """All voxels, in memory."""
+    """The Dataset with all its voxels in memory."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"])
     return ds.compute().chunk()
 
@@ -128,7 +128,7 @@ def fetched_once(archive: Path, variable: str, folder: Path) -> int:
 def test_what_is_fetched_is_what_the_plan_says(
     archive: Path, server: ArchiveServer, tmp_path: Path, whole: xr.Dataset, name: str
 ) -> None:
-    """Strips would be fetched for each region that needs them: days for nothing, and nobody be told before."""
+    """An export fetches what its plan says, within 5 percent, and stores the right voxels; the plan fetches nothing."""
     change, most = COMPUTED[name]
     ds = change(opened(server)).transpose(*geometry.DIMS).to_dataset(name="changed")
     told = Export.plan(ds, tmp_path / "a.zarr", **LAYOUT).estimate().times
@@ -152,7 +152,7 @@ def test_what_is_fetched_is_what_the_plan_says(
 def test_what_would_be_fetched_too_often_is_refused_unless_told(
     server: ArchiveServer, tmp_path: Path, change: Change, times: str
 ) -> None:
-    """An export would begin that fetches the archive many times over, and end in weeks."""
+    """An export that fetches a variable more often than `most-refetches` is refused before it sends any request."""
     ds = change(opened(server)).to_dataset(name="changed")
     with (
         dask.config.set({"liver-dask.most-refetches": 1.5}),
@@ -168,7 +168,7 @@ def test_what_would_be_fetched_too_often_is_refused_unless_told(
 def test_what_all_regions_need_is_refused_where_it_is_large(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gigabytes would be kept here, and sent along with each job."""
+    """A statistic for all regions that is larger than the limit is refused, with the advice to compute it before."""
     monkeypatch.setattr("liver_dask.store.preflight.MOST_OF_STATISTICS", 3)
     ds = opened(server)
     ds = (ds.raw / ds.raw.max()).to_dataset(name="changed")
@@ -178,7 +178,7 @@ def test_what_all_regions_need_is_refused_where_it_is_large(
 
 
 def test_what_is_as_large_as_what_is_read_is_no_statistic(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All voxels of the box would be computed before, and sent along with each job; or be held, unprojected."""
+    """An intermediate array as large as what is read is no statistic; its bytes count as held by a deep group."""
     monkeypatch.setattr(computed, "HELD_BYTES", 1 << 30)
     raw = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=ROWS).raw.data
     work = computed.Work({"v": da.concatenate([np.sqrt(raw)] * 4)})
@@ -193,7 +193,7 @@ def test_what_is_as_large_as_what_is_read_is_no_statistic(archive: Path, monkeyp
 def test_a_statistic_is_computed_over_the_cluster_and_anew_by_the_next_run(
     server: ArchiveServer, tmp_path: Path, whole: xr.Dataset
 ) -> None:
-    """The driver would fetch all of the archive itself; a run that goes on would have no statistic, or another."""
+    """The workers compute a statistic: the driver fetches nothing of the archive, and the stored voxels are right."""
     ds = opened(server)
     ds = (ds.raw / ds.raw.max()).to_dataset(name="changed")
     with LocalCluster(2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as client:
@@ -206,7 +206,7 @@ def test_a_statistic_is_computed_over_the_cluster_and_anew_by_the_next_run(
 def test_a_run_that_goes_on_computes_the_statistic_anew(
     archive: Path, tmp_path: Path, whole: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would have none, or be another call."""
+    """A run that resumes an export with a statistic finishes the store, with the right voxels."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=ROWS)
     ds = (ds.raw / ds.raw.max()).to_dataset(name="changed")
     write_slab, written = store.write_slab, []
@@ -228,7 +228,7 @@ def test_a_run_that_goes_on_computes_the_statistic_anew(
 def test_a_graph_is_optimised_once_and_a_job_is_sent_its_part(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each region would cost the optimising of the whole graph, and each job its pickle: megabytes and hours."""
+    """The graph is optimised once per export, and each job is sent only its part of it."""
     optimised, sent = [], []
     optimize, write = computed.optimize, Task.write
     monkeypatch.setattr(computed, "optimize", lambda *arrays: optimised.append(arrays) or optimize(*arrays))
@@ -248,7 +248,7 @@ def test_a_graph_is_optimised_once_and_a_job_is_sent_its_part(
     ("dim", "wanted"), [("y", slice(5, None, -1)), ("x", slice(3, None, -1)), ("z", slice(None, None, -1))]
 )
 def test_blocks_that_are_cut_backwards(archive: Path, tmp_path: Path, dim: str, wanted: slice, is_fused: bool) -> None:
-    """What reads of a block the few rows that are cut from it would read none, down to row 0."""
+    """Blocks that are cut with a negative step are stored with the right voxels, on each axis and down to index 0."""
     slices = [tifffile.imread(archive / EMPIAR_13356.path("raw", z)) for z in range(6)]
     whole = xr.DataArray(np.stack(slices), dims=geometry.DIMS)
 
@@ -269,7 +269,7 @@ def test_blocks_that_are_cut_backwards(archive: Path, tmp_path: Path, dim: str, 
     "change", [lambda ds: ds, lambda ds: ds * 2, lambda ds: ds.chunk(y=50), lambda ds: ds.mean("z")]
 )
 def test_the_windows_of_an_optimised_graph_are_found(archive: Path, change: Callable[[xr.Dataset], xr.Dataset]) -> None:
-    """A store would not know of which files it is made, and not notice that they changed."""
+    """The reads of the archive are found in the graph of an optimised Dataset, for each variable."""
     options = {"shape": SHAPE, "labels": ["mito"]}
     engine = xr.open_dataset(archive, engine="liver_dask", chunks={}, **options)
     for ds in (ld.open_human_liver_em(archive, **options), engine, engine.isel(z=slice(1), y=slice(9))):
@@ -281,7 +281,7 @@ def test_the_windows_of_an_optimised_graph_are_found(archive: Path, change: Call
 
 
 def test_a_store_of_an_optimised_dataset_knows_its_files(server: ArchiveServer, tmp_path: Path) -> None:
-    """A changed file would not be noticed: the manifest would list none."""
+    """The manifest of a store of an optimised Dataset lists the files that were read."""
     (ds,) = dask.optimize(opened(server).isel(z=slice(2)))
     ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, **LAYOUT)
     for name in ("raw", "mito"):
@@ -291,7 +291,7 @@ def test_a_store_of_an_optimised_dataset_knows_its_files(server: ArchiveServer, 
 
 
 def test_what_a_cluster_keeps_outlives_a_change_of_the_source(archive: Path, tmp_path: Path) -> None:
-    """The README would promise too little or too much: old voxels while they are held, new ones after."""
+    """A cluster returns the old voxels of a changed file while it holds them, and the new ones afterwards."""
     own = tmp_path / "archive"
     shutil.copytree(archive, own)
 
@@ -311,7 +311,7 @@ def test_what_a_cluster_keeps_outlives_a_change_of_the_source(archive: Path, tmp
 
 
 class Counting:
-    """Reads made-up voxels, and counts rows, those of its pickles too."""
+    """A reader of random voxels that counts the rows it reads; its unpickled copies add to the same count."""
 
     slices_at_once = 1
     variant = files = ""
@@ -344,7 +344,7 @@ OPERATIONS: list[Callable[[da.Array], da.Array]] = [
     lambda a: a.cumsum(axis=0),
     lambda a: a.cumsum(axis=1),
     lambda a: a[::-1, ::-1],
-    lambda a: da.concatenate([a[:, 1::-1], a[:, :2], a[:, 4:]], axis=1),  # two cuts of a block, one of them backwards
+    lambda a: da.concatenate([a[:, 1::-1], a[:, :2], a[:, 4:]], axis=1),  # cuts a block twice, once backwards
     lambda a: da.concatenate([a[:1], a[1:] - a[:-1]]),
     lambda a: a.map_overlap(lambda b: b * 2, depth=(1, 1, 0), boundary="none"),
     lambda a: a.map_overlap(lambda b: b + 1, depth=(1, 2, 1), boundary="periodic"),
@@ -354,7 +354,7 @@ OPERATIONS: list[Callable[[da.Array], da.Array]] = [
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_regions_of_any_graph_are_right_and_read_as_often_as_told(data: st.DataObject) -> None:
-    """A voxel would be of another block, or be held too short or too long; or more be read than was told."""
+    """Random graphs give the right voxels in random regions, and read as many rows as the plan says."""
     shape = data.draw(st.tuples(st.integers(2, 9), st.integers(4, 40), st.integers(1, 8)))
 
     def chunks() -> tuple[int, ...]:
@@ -364,7 +364,7 @@ def test_any_regions_of_any_graph_are_right_and_read_as_often_as_told(data: st.D
     lazy = LazyWindow(reader, Window.whole(shape), np.dtype("u2"))
     array = VolumeArray.of(lazy, normalize_chunks((1, data.draw(st.integers(2, shape[1])), shape[2]), shape))
     if data.draw(st.booleans()):
-        (array,) = dask.optimize(array)  # whose blocks are cut, where a window would be another window
+        (array,) = dask.optimize(array)  # slicing cuts its blocks, while slicing a window makes another window
     for operation in data.draw(st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=2)):
         array = operation(array)
     if data.draw(st.booleans()):
@@ -383,7 +383,7 @@ def test_any_regions_of_any_graph_are_right_and_read_as_often_as_told(data: st.D
 
 
 def computed_by_regions(work: computed.Work, layout: Layout, group: Group) -> tuple[np.ndarray, int]:
-    """All voxels, as jobs compute them, and how many rows were read for that."""
+    """Return all voxels, computed as jobs do, and the number of rows that were read for that."""
     found = np.zeros(layout.shape)
     rows_read.clear()
     with ContextPool(2) as pool:

@@ -1,4 +1,4 @@
-"""Damage anywhere in a store but in its shards (those are in `test_verify`), and what is none."""
+"""Damage of a store outside its shards (`test_verify` has that of shards), and changes that are no damage."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from liver_dask.store.record import open_record, read_checksums, read_statistics
 from liver_dask.store.shards import STATISTICS
 
 NO_VOXELS = xr.Dataset()
-"""As what a store was made of: then no voxel is compared, and metadata alone must tell."""
+"""A source without variables: `verify` compares no voxel with it, so that only the files of the store are checked."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def with_levels(made_with_levels: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def set_in(*keys: Any, value: Any) -> Callable[[Any], None]:
-    """Sets a value deep in a document."""
+    """Return a function that sets a value deep in a document."""
 
     def change(document: Any) -> None:
         for key in keys[:-1]:
@@ -56,7 +56,7 @@ def set_in(*keys: Any, value: Any) -> Callable[[Any], None]:
 
 
 def of_array(*keys: Any, value: Any) -> dict[str, Callable[[Path], None]]:
-    """The same change of an array's own metadata, and of their copy that xarray reads."""
+    """Return the same change of an array's own metadata and of the consolidated copy, which xarray reads."""
     named = f"{'.'.join(map(str, keys))} {value!r}"
     copy = "consolidated_metadata", "metadata", "raw"
     return {
@@ -66,7 +66,7 @@ def of_array(*keys: Any, value: Any) -> dict[str, Callable[[Path], None]]:
 
 
 def shift(path: str, by: int) -> Callable[[Path], None]:
-    """Rewrites an array of integers, as anything might that reads and writes Zarr."""
+    """Return a function that adds `by` to an array of integers, and writes it as any Zarr program does."""
 
     def change(store: Path) -> None:
         array = zarr.open_array(store / path, mode="r+")
@@ -169,7 +169,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_found(store: Path, what: str) -> None:
-    """`verify` would say all right, and readers get other values, other places, or nothing."""
+    """`verify` reports each of these changes as damage, without comparing voxels."""
     DAMAGE[what](store)
     with warnings.catch_warnings(action="ignore"):
         assert not ld.verify(store, NO_VOXELS, progress=False).ok
@@ -182,12 +182,12 @@ NOT_RECORDED = {
     "no attribute of the root", "a source's ETag", "the inventory gone", "the inventory changed",
     "the inventory forgotten", "the record changed",
 }  # fmt: skip
-"""Damage that an earlier version recorded nothing to know by."""
+"""Damage that is not found in a store of an earlier version, because it recorded too little."""
 
 
 @pytest.mark.parametrize("what", sorted(DAMAGE.keys() - NOT_RECORDED))
 def test_in_a_store_that_recorded_less_most_is_found(store: Path, what: str) -> None:
-    """A store of an earlier version would not be looked at, or be called damaged for what it lacks."""
+    """`verify` accepts a store of an earlier version, says what that did not record, and reports all other damage."""
     tiny.forget_what_was_recorded(store)
     report = ld.verify(store, progress=False)
     assert report.ok, report
@@ -222,18 +222,18 @@ ADDED: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("what", ADDED)
 def test_what_was_added_is_no_damage(store: Path, what: str) -> None:
-    """Whoever annotates a store would be told that it is damaged, and trust `verify` no more."""
+    """`verify` accepts added attributes, arrays, groups and hidden files, and notes attributes that were replaced."""
     with warnings.catch_warnings(action="ignore"):
         for of in (what, "consolidated anew"):
             ADDED[of](store)
             report = ld.verify(store, progress=False)
             assert report.ok, report
-    replaced = "through xarray" in what  # it leaves no attribute that was there
+    replaced = "through xarray" in what  # it removes the attributes that were there
     assert replaced == ("attributes of" in " ".join(report.notes))
 
 
 def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Path) -> None:
-    """A store that was described for viewers would be called damaged."""
+    """`verify` accepts a store with a pyramid, also if it was consolidated again and a channel got another colour."""
     assert len(store_levels.levels_of(with_levels)) == 3
     for _ in range(2):
         report = ld.verify(with_levels, progress=False)
@@ -246,7 +246,7 @@ def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Path) -> No
 
 
 def test_a_pyramid_that_is_not_finished_is_no_damage(with_levels: Path) -> None:
-    """Whoever interrupts `pyramid` would be told that the store is damaged."""
+    """`verify` accepts a store whose pyramid is not finished, and notes that."""
     tiny.edit(
         with_levels / "zarr.json", lambda root: [root["attributes"].pop(key) for key in ("ome", "labels")] and None
     )
@@ -260,7 +260,7 @@ def test_a_pyramid_that_is_not_finished_is_no_damage(with_levels: Path) -> None:
 
 
 def test_a_level_is_looked_at_even_if_the_one_below_is_damaged(with_levels: Path) -> None:
-    """Mending what is told would bring the next surprise."""
+    """`verify` reports a damaged shard of a pyramid level even if the metadata of the array below are damaged."""
     (with_levels / "raw" / "zarr.json").write_text("{")
     shard = with_levels / "pyramid" / "s1" / "er" / "c" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -285,13 +285,13 @@ OF_S1 = "attributes", "ome", "multiscales", 0, "datasets", 1
     ],
 )  # fmt: skip
 def test_a_damaged_root_of_a_pyramid_is_found(with_levels: Path, change: Callable[[Any], None]) -> None:
-    """Viewers, and xarray, go by the root's metadata, which the pyramid has written anew."""
+    """`verify` reports changes of the root's metadata, which the pyramid has rewritten."""
     tiny.edit(with_levels / "zarr.json", change)
     assert not ld.verify(with_levels, NO_VOXELS, progress=False).ok
 
 
 def test_damage_in_the_metadata_of_a_level_is_found(with_levels: Path) -> None:
-    """Far views would be elsewhere, or of other values."""
+    """`verify` reports changes of the metadata of pyramid levels, and of their consolidated copies."""
     for path, change in (
         ("pyramid/s1/x/zarr.json", set_in("attributes", "scale_factor", value=2)),
         ("pyramid/zarr.json", set_in("consolidated_metadata", "metadata", "s1/raw", "data_type", value="int16")),
@@ -305,7 +305,7 @@ def test_damage_in_the_metadata_of_a_level_is_found(with_levels: Path) -> None:
 
 @pytest.mark.parametrize("statistic", ["nonzero", "mean", "std"])
 def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Path, statistic: str) -> None:
-    """Patches would be drawn by a table that was wrong from the first, or came with an old store."""
+    """A full `verify` reports a table entry that differs from the decoded chunk, also without a checksum of it."""
     tiny.forget_what_was_recorded(store)
     array = zarr.open_array(store / "liver_dask" / "raw" / statistic, mode="r+")
     value = array[1, 2, 1]
@@ -318,7 +318,7 @@ def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Path, stati
 
 
 def test_tables_of_empty_chunks_are_compared(archive: Path, tmp_path: Path) -> None:
-    """Training would look for labels where nothing is."""
+    """`verify` reports a table entry that is not 0 for an empty chunk."""
     ds = ld.open_human_liver_em(archive, shape=(10, 300, 420)).assign(nothing=lambda ds: ds.mito * 0)[["nothing"]]
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(0, 40, 0, 40, 0, 4), progress=False, **tiny.LAYOUT))
     assert ld.verify(path, ds.isel(x=slice(40), y=slice(40), z=slice(4)), full=True, progress=False).ok
@@ -330,7 +330,7 @@ def test_tables_of_empty_chunks_are_compared(archive: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_source_that_changed_is_told_as_such(tmp_path: Path, full: bool) -> None:
-    """A good store would be called damaged because the archive has other files by now; or nothing be said of that."""
+    """`verify` lists changed files of the source; only voxels that differ from the source's are a problem."""
     archive = tmp_path / "archive"
     archive.mkdir()
     make_archive(archive, tiny.SHAPE)
@@ -338,7 +338,7 @@ def test_a_source_that_changed_is_told_as_such(tmp_path: Path, full: bool) -> No
         path = tiny.make_tiny_store(tmp_path, server.url)
         report = ld.verify(path, full=full, progress=False)
         assert (report.ok, report.changed) == (True, [])
-        for name in ("raw", "er"):  # another version of the same pixels
+        for name in ("raw", "er"):  # another version of the file, with the same pixels
             file = archive / EMPIAR_13356.path(name, 0)
             os.utime(file, (1, 1))
         report = ld.verify(path, full=full, progress=False)
@@ -360,7 +360,7 @@ def test_a_source_that_changed_is_told_as_such(tmp_path: Path, full: bool) -> No
 
 
 def test_all_files_are_asked_for_their_version_only_if_all_are_compared(tmp_path: Path) -> None:
-    """A look at some rows would ask for each of the archive's 2388 files."""
+    """A full `verify` asks for the version of every file of the source; one of some rows asks for few of them."""
     shape = (40, 20, 20)
     (tmp_path / "archive").mkdir()
     make_archive(tmp_path / "archive", shape)
@@ -378,7 +378,7 @@ def test_all_files_are_asked_for_their_version_only_if_all_are_compared(tmp_path
 def test_all_that_is_no_shard_is_on_the_disk_before_the_store_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a power cut a complete store would have coordinates of zeros."""
+    """All files and folders of a store are synced to the disk before the store gets its name."""
     synced: set[int] = set()
     fsync, replace = os.fsync, Path.replace
     at_the_end: list[set[int]] = []
@@ -401,7 +401,7 @@ def test_all_that_is_no_shard_is_on_the_disk_before_the_store_has_its_name(
 
 
 class Readings:
-    """What each reader makes of a store."""
+    """What each reader returns for a store."""
 
     def __init__(self, store: Path) -> None:
         self.of_reader = {
@@ -433,7 +433,7 @@ class Readings:
 
 
 def flip(store: Path, path: Path, at: int, mask: int, expected: Readings) -> str:
-    """Flip bits of a byte; what became of it: found, or harmless."""
+    """Flip bits of a byte; return "found" if `verify` reports it, else "harmless" if all readers return the same."""
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :])
@@ -455,13 +455,13 @@ def flip(store: Path, path: Path, at: int, mask: int, expected: Readings) -> str
 
 
 def small_files(store: Path) -> list[Path]:
-    """All but shards."""
+    """Return all files but shards."""
     shards = {path for name in ("raw", "er") for path in (store / name / "c").rglob("*")}
     return sorted(path for path in store.rglob("*") if path.is_file() and path not in shards)
 
 
 def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Path) -> None:
-    """One bit of a bad disk would give other voxels, places or labels to some reader, and `verify` say all right."""
+    """Four flipped bits in each small file are each reported by `verify`, or no reader returns anything else."""
     expected = Readings(store)
     rng = random.Random(0)
     files = small_files(store)
@@ -475,7 +475,7 @@ def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Path) -> N
 @pytest.mark.real
 @pytest.mark.timeout(0)
 def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
-    """The same for all bytes, each with one of its bits: an hour."""
+    """The same holds for every byte of every small file, each with one flipped bit; this takes an hour."""
     archive = tmp_path / "archive"
     archive.mkdir()
     make_archive(archive, tiny.SHAPE)
@@ -493,7 +493,7 @@ def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_no_copy_of_its_mask_is_told(tmp_path: Path) -> None:
-    """After a move without hard links, what viewers show would be another mask, and nobody be told."""
+    """`verify` notes a label that differs from its mask after a copy without hard links, and accepts the store."""
     store = tiny.make_tiny_store(tmp_path)
     ld.add_pyramid(store, progress=False)
     assert ld.verify(store, progress=False).notes == []

@@ -1,4 +1,4 @@
-"""What users of dask take for granted of whatever computes on a cluster."""
+"""What users of dask expect of a package that computes on a cluster."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ QUIET = {"dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """One worker with one thread: whatever waits for another one waits for ever."""
+    """A cluster of one worker with one thread, where a task that waits for another one waits for ever."""
     with LocalCluster(n_workers=1, local_directory=tmp_path_factory.mktemp("one"), **QUIET) as cluster:
         yield cluster
 
@@ -42,7 +42,7 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
 
 
 class Counts(RangeRequestHandler):
-    """Notes the most requests that were under way at once; made anew for each test."""
+    """Counts the requests under way, and keeps the maximum; `counting` makes a class of its own for each test."""
 
     lock = threading.Lock()
     now = most = 0
@@ -54,7 +54,7 @@ class Counts(RangeRequestHandler):
             kind.now += 1
             kind.most = max(kind.most, kind.now)
         time.sleep(self.seconds)
-        with self.lock:  # before the answer: whoever has it may ask again at once
+        with self.lock:  # before the answer, because the client may ask again as soon as it has it
             kind.now -= 1
         super().send(*args)
 
@@ -73,7 +73,7 @@ def check(path: str | Path, voxels: dict[str, np.ndarray], box: tuple[int, ...] 
 def test_a_cluster_that_adapts_grows_while_it_writes(
     archive: Path, tmp_path: Path, voxels, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask would see no work for the workers that it may ask for: none would come, and the call wait without a word."""
+    """An adaptive cluster without workers grows to its maximum in an export, which warns once that it has none."""
     monkeypatch.setattr(team, "SECONDS_WITHOUT_WORKERS", 0.0)
     handler, seen = counting(0.15), [0]
     with (
@@ -107,7 +107,7 @@ def test_a_cluster_that_adapts_grows_while_it_writes(
 def test_what_a_cluster_holds_can_be_kept(
     client: Client, archive: Path, tmp_path: Path, voxels, scheduler: str
 ) -> None:
-    """`to_zarr(ds.persist())` would fail, which xarray's own can do."""
+    """`to_zarr` stores persisted variables, and what is computed from them, with every scheduler."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito", "er"])
     kept = ds[["raw"]].persist()
     mixed = kept.assign(twice=kept.raw * 2, er=ds.er, both=kept.raw + ds.mito, scaled=kept.raw / kept.raw.max())
@@ -130,7 +130,7 @@ def test_what_a_cluster_holds_can_be_kept(
 def test_what_a_cluster_holds_is_got_once_for_what_all_regions_need(
     client: Client, archive: Path, tmp_path: Path, voxels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each job would get all voxels of the volume, for the same maximum."""
+    """For a statistic of all regions, persisted blocks are not gathered by every job, but at most three times each."""
     got_of, gather = [], held._gather
     monkeypatch.setattr(held, "_gather", lambda futures: got_of.extend(futures) or gather(futures))
     raw = ld.open_human_liver_em(archive, shape=SHAPE, chunk_rows=64).raw.persist()
@@ -141,7 +141,7 @@ def test_what_a_cluster_holds_is_got_once_for_what_all_regions_need(
 
 
 def test_what_another_cluster_holds_or_none_any_more_is_refused(client: Client, archive: Path, tmp_path: Path) -> None:
-    """The workers would wait for blocks that nobody will ever send them."""
+    """Blocks that another cluster holds, or that were lost, are refused before anything is written."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=[])
     with Client(n_workers=1, processes=False, set_as_default=False, **QUIET) as other:
         kept = other.persist(ds.raw)
@@ -154,7 +154,7 @@ def test_what_another_cluster_holds_or_none_any_more_is_refused(client: Client, 
 
 
 def write_inside(archive: Path, path: Path, with_client: bool) -> str:
-    """A task that writes a store; how many tasks of ours the scheduler has seen is told by who asks."""
+    """Write a store from within a task, with the client of its worker or with none."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     client = get_client() if with_client else None
     return ld.to_zarr(ds, path, client=client, bounding_box=BOX, progress=False, **SMALL)
@@ -170,7 +170,7 @@ def jobs_seen(dask_scheduler) -> int:
 def test_a_task_of_a_cluster_of_one_thread_may_write_a_store(
     client: Client, archive: Path, tmp_path: Path, voxels, with_client: bool
 ) -> None:
-    """The task would wait for ever for jobs that wait for its thread; or each of many tasks start a driver."""
+    """A task on the only thread of a cluster can write a store; only if it gives the client, it submits jobs."""
     before = client.run_on_scheduler(jobs_seen)
     path = client.submit(write_inside, archive, tmp_path / "a.zarr", with_client, pure=False).result(timeout=60)
     assert (client.run_on_scheduler(jobs_seen) > before) == with_client
@@ -182,7 +182,7 @@ def test_a_task_of_a_cluster_of_one_thread_may_write_a_store(
 def test_the_client_in_force_is_used_as_by_all_of_dask(
     cluster: LocalCluster, archive: Path, tmp_path: Path, voxels
 ) -> None:
-    """A user who has made a `Client` would wait for one process, without a word; or not get rid of the cluster."""
+    """`to_zarr` and `verify` use the default client, unless the scheduler is set to threads or the client is closed."""
     client = Client(cluster)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
 
@@ -214,7 +214,7 @@ def test_the_client_in_force_is_used_as_by_all_of_dask(
 def test_what_ended_the_work_is_told(
     cluster: LocalCluster, archive: Path, tmp_path: Path, end: Callable[[Client], object], told: str
 ) -> None:
-    """Who has closed the client himself would be sent to look for a scheduler that ended."""
+    """The error of an export whose client was closed or restarted says so."""
     with serve(archive, counting(0.2)) as server, Client(cluster, set_as_default=False) as client:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=2)
         ending = threading.Timer(3, end, [client])
@@ -225,10 +225,10 @@ def test_what_ended_the_work_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Consolidated metadata")  # filters are the process's, and two threads set them
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")  # filters belong to the process, and two threads set them
 @pytest.mark.filterwarnings("ignore:Object at")
 def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Path, voxels) -> None:
-    """Each call would have as many requests under way as the archive is to bear from all."""
+    """Two exports on one cluster together have at most as many requests under way as `connections` allows."""
     handler = counting(0.03)
     with (
         serve(archive, handler) as server,
@@ -250,7 +250,7 @@ def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Pat
 def test_a_function_that_changed_its_name_is_told_as_such(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Work of hours would be "another call", and nobody know that an edited notebook cell is why."""
+    """A call that differs only in dask's name of a function is refused with that reason, and any other without it."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"])
 
     def changed(function: Callable) -> xr.Dataset:
@@ -280,7 +280,7 @@ def test_a_function_that_changed_its_name_is_told_as_such(
     ["ld.open_human_liver_em({0!r})", "xr.open_dataset({0!r}, engine='liver_dask')"],
 )
 def test_arrays_of_expressions_are_refused_in_one_sentence(archive: Path, call: str) -> None:
-    """A TypeError from within would not say which setting is to be changed."""
+    """If dask's query planning for arrays is on, opening the archive raises an InvalidArgumentError that says so."""
     script = f"import liver_dask as ld, xarray as xr\n{call.format(str(archive))}"
     environ = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "True"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ)
@@ -289,7 +289,7 @@ def test_arrays_of_expressions_are_refused_in_one_sentence(archive: Path, call: 
 
 
 def test_the_scheduler_needs_no_liver_dask(tmp_path: Path) -> None:
-    """On a cluster whose scheduler lacks this package each worker would open connections as if it were alone."""
+    """The plugin for the scheduler can be unpickled where liver_dask is not installed."""
     (tmp_path / "pickled").write_bytes(pickled_plugin())
     (tmp_path / "liver_dask.py").write_text("raise ImportError('not installed')")
     script = "import pickle; print(pickle.load(open('pickled', 'rb')).name)"

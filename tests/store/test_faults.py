@@ -1,4 +1,4 @@
-"""Whichever file operation fails, however: nothing that was finished goes, and the same call goes on to the end."""
+"""After any file operation fails with any error, finished work is kept, and the same call finishes the store."""
 
 import errno
 import fcntl
@@ -27,23 +27,23 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:Object at labels.partial is not recognized"),
 ]
-"""Coroutines of zarr that another one's error left behind; and what is left of labels that could not be written."""
+"""Warnings of coroutines that zarr leaves behind after an error, and of labels that could not be written."""
 
 BOX = (150, 214, 100, 164, 2, 6)
 TINY = {"chunks": (2, 32, 32), "shards": (4, 64, 32)}
 SAMPLE = 10
-"""Operations of each kind of run that the suite lets fail; `pytest -m real` takes all."""
+"""Number of operations of each kind of run that fail in the suite; `pytest -m real` takes all of them."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call, what is there when it is made, and what is there in the end.
+    """A call, the folder that it starts from, and the folder that it leaves.
 
     Attributes:
-        start: A folder to begin with.
-        call: The call; is given a copy of the folder.
-        expected: The folder as an undisturbed call leaves it.
-        operations: What it does to files.
+        start: The folder to begin with.
+        call: The call, which is given a copy of that folder.
+        expected: The folder that an undisturbed call leaves.
+        operations: The file operations of the call.
     """
 
     start: Path
@@ -66,7 +66,10 @@ def write(archive: Path, folder: Path) -> None:
 
 
 def half_done(archive: Path, folder: Path, lacking: Path) -> Path:
-    """Begin a store of an archive that lacks a slice, which is a copy made at `lacking`; the path that it lacks."""
+    """Begin a store of an archive that lacks a slice, and return the path of the slice.
+
+    The archive is a copy made at `lacking`, of symbolic links.
+    """
     for file in (path for path in archive.rglob("*") if path.is_file()):
         (lacking / file.relative_to(archive)).parent.mkdir(parents=True, exist_ok=True)
         (lacking / file.relative_to(archive)).symlink_to(file)
@@ -83,7 +86,7 @@ def half_done(archive: Path, folder: Path, lacking: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
-    """A store from the start; one that is half there; a pyramid, and its labels."""
+    """Cases of a new store, an unfinished store, a pyramid, and the labels of a pyramid."""
     root = tmp_path_factory.mktemp("cases")
     starts = {name: root / name for name in ("new", "half", "levels", "labels")}
     starts["new"].mkdir()
@@ -115,7 +118,7 @@ def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
 
 
 def finished_in(folder: Path) -> dict[Path, bytes]:
-    """What a run before has finished: slabs, shards and their records, and the files of stores."""
+    """Return what an earlier run has finished: slabs, shards and their records, and the files of stores."""
     found = [path for path in folder.rglob("*") if path.is_file()]
     progress = [path for path in found if "progress" in path.parts and "run" not in path.parts]
     stores = [path for path in found if ".partial" not in str(path)]
@@ -126,7 +129,7 @@ def finished_in(folder: Path) -> dict[Path, bytes]:
 def check_nothing_is_lost(before: dict[Path, bytes], folder: Path) -> None:
     for path, content in before.items():
         if path.parts[0] == "a.zarr.partial" and (folder / "a.zarr").exists():
-            continue  # it is complete, and compared as such
+            continue  # the store is complete, and compared by `check_fault`
         if (folder / path).exists():
             assert path.name == "zarr.json" or (folder / path).read_bytes() == content, f"{path} is another"
             continue
@@ -138,13 +141,13 @@ def check_nothing_is_lost(before: dict[Path, bytes], folder: Path) -> None:
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
-    """All but what could not be tidied up, and will be by the next call."""
+    """Return the files of a folder except those of unfinished stores, which the next call removes."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {path: (folder / path).read_bytes() for path in found if ".partial" not in str(path)}
 
 
 def check_fault(case: Case, operation: Operation, number: int, folder: Path) -> str:
-    """Let one operation fail in a run on a copy of the case's folder; what came of it."""
+    """Let one operation fail in a run on a copy of the case's folder, and return the name of the error, if any."""
     shutil.copytree(case.start, folder)
     before = finished_in(folder)
     told, sentence = "nobody was told", "-"
@@ -165,7 +168,7 @@ def check_fault(case: Case, operation: Operation, number: int, folder: Path) -> 
 
 @contextmanager
 def saying_which(operation: Operation, number: int) -> Iterator[None]:
-    """Let an error say which operation failed before it."""
+    """Add a note to an error that says which operation failed before it."""
     try:
         yield
     except Exception as error:
@@ -184,7 +187,7 @@ KINDS = ("new", "half", "levels", "labels")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str) -> None:
-    """A disk that fails once, or is full, would cost what was finished, tear the store, or end it for good."""
+    """After one file operation fails, finished work is kept, and the same call finishes the store."""
     case, rng = cases[kind], random.Random(kind)
     fired = 0
     for operation in rng.sample(case.operations, min(SAMPLE, len(case.operations))):
@@ -198,7 +201,7 @@ def test_some_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str)
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str) -> None:
-    """As above, for all of them and every error."""
+    """The same holds for every operation of a run and every error."""
     case = cases[kind]
     came, wrong = Counter[str](), []
     for operation, number in product(case.operations, ERRNOS):
@@ -215,7 +218,7 @@ def test_every_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str
 def test_a_fault_while_an_error_is_told_costs_nothing(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record that could not be read for a moment would be taken for none, and the unfinished store be removed."""
+    """If a file operation fails while an export handles an error, finished work is kept, and that error is raised."""
     start, folder = tmp_path / "start", tmp_path / "folder"
     start.mkdir()
     half_done(archive, start, tmp_path / "lacking")
@@ -249,13 +252,13 @@ def test_a_fault_while_an_error_is_told_costs_nothing(
 def test_what_was_finished_a_moment_ago_is_not_taken_back(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slab that is written just when nothing seems to be would go with the store that was begun for it."""
+    """A failed export keeps its slabs and shards even if the list of written regions is empty."""
     monkeypatch.setattr(store.Store, "written", lambda _: set())
     half_done(archive, tmp_path, tmp_path / "lacking")
 
 
 def test_a_run_that_finished_nothing_leaves_nothing_of_its_own(archive: Path, tmp_path: Path) -> None:
-    """A mistyped address would leave folders; or a run that an earlier one had begun be taken back by a later one."""
+    """A failed run that finished nothing removes its own files, but not an unfinished store of an earlier run."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
     lacking = tmp_path / "lacking"
     lacking.mkdir()
@@ -265,7 +268,7 @@ def test_a_run_that_finished_nothing_leaves_nothing_of_its_own(archive: Path, tm
         ld.to_zarr(nothing, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
     assert list(out.iterdir()) == []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store.Store, "_withdraw", lambda _: False)  # as if it had been killed
+        patch.setattr(store.Store, "_withdraw", lambda _: False)  # as after a kill
         with pytest.raises(ld.SliceNotFoundError):
             ld.to_zarr(nothing, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
     assert (out / "a.zarr.partial" / "store").is_dir()
@@ -274,11 +277,11 @@ def test_a_run_that_finished_nothing_leaves_nothing_of_its_own(archive: Path, tm
     assert (out / "a.zarr.partial" / "store").is_dir()
     with pytest.raises(ld.StoreExistsError, match="another call"):
         ld.to_zarr(ds[["raw"]], out / "a.zarr", bounding_box=BOX, progress=False, **TINY)
-    ld.to_zarr(ds, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)  # the same archive, at its right address
+    ld.to_zarr(ds, out / "a.zarr", bounding_box=BOX, progress=False, **TINY)  # the same archive, at its correct address
 
 
 def test_what_a_run_could_not_tidy_up_the_next_one_does(cases: dict[str, Case], tmp_path: Path) -> None:
-    """A folder called unfinished would lie beside a complete store for ever; or be taken from who works in it."""
+    """A call removes the unfinished folder beside a complete store, unless the lock of that folder is held."""
     case = cases["half"]
     folder = tmp_path / "a"
     shutil.copytree(case.expected, folder)
@@ -297,7 +300,7 @@ def test_what_a_run_could_not_tidy_up_the_next_one_does(cases: dict[str, Case], 
 def test_labels_whose_group_has_no_metadata_yet_are_gone_on_with(
     cases: dict[str, Case], tmp_path: Path, strangers: str | None
 ) -> None:
-    """An error right after the first label would have users move labels away that are nobody's; theirs stay."""
+    """Labels whose group has no metadata yet are completed; a file of the user among them is an error, and is kept."""
     folder = tmp_path / "a"
     shutil.copytree(cases["labels"].expected, folder)
     labels = folder / "a.zarr" / "labels"
@@ -313,7 +316,7 @@ def test_labels_whose_group_has_no_metadata_yet_are_gone_on_with(
 
 
 def test_labels_whose_metadata_were_not_put_together_are_written_again(cases: dict[str, Case], tmp_path: Path) -> None:
-    """An error in the last step would leave a store that xarray warns of, and that passes for done."""
+    """`add_pyramid` restores consolidated metadata that are missing in a store with levels and labels."""
     folder = tmp_path / "a"
     shutil.copytree(cases["labels"].expected, folder)
     metadata = folder / "a.zarr" / "zarr.json"
@@ -325,7 +328,7 @@ def test_labels_whose_metadata_were_not_put_together_are_written_again(cases: di
 
 
 def test_what_zarr_still_writes_of_a_failed_run_is_no_strangers(cases: dict[str, Case], tmp_path: Path) -> None:
-    """Its threads go on for a moment after an error, and would leave a folder that blocks the path for good."""
+    """Files that zarr writes after a failed run do not block the next call; a file of the user is an error."""
     case = cases["new"]
     folder = tmp_path / "a"
     late = folder / "a.zarr.partial" / "store.new" / "x"

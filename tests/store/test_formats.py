@@ -1,4 +1,4 @@
-"""Stores of other formats and of other programs: read where that is right, else named; and never harmed."""
+"""Stores of other formats and of other programs are read where possible, else named in an error, and never damaged."""
 
 import io
 import json
@@ -32,7 +32,7 @@ from liver_dask.store.record import FORMAT, open_record, read_statistics, what_i
 from liver_dask.viewing.view import open_target
 
 STORES = DATA / "format3.tar.xz"
-"""Written when the format was 3: `complete.zarr`, `grey.zarr` (raw / 65535), `pyramid.zarr` (it, and a level) and
+"""Stores of format 3: `complete.zarr`, `grey.zarr` (raw / 65535), `pyramid.zarr` (`complete.zarr` with a level) and
 `unfinished.zarr.partial` (raw, without slice 3)."""
 
 SHAPE = (4, 64, 96)
@@ -49,7 +49,7 @@ def voxels_of_format_3() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def archive_of_format_3() -> Iterator[xr.Dataset]:
-    """The archive that the stores were made of, where it was."""
+    """The archive that the stores were made of, at its original address."""
     memory = fsspec.filesystem("memory")
     for name, whole in voxels_of_format_3().items():
         for z, pixels in enumerate(whole):
@@ -75,7 +75,7 @@ def stores(tmp_path: Path) -> Path:
 def test_stores_of_format_3_open_train_and_verify(
     stores: Path, archive_of_format_3: xr.Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What somebody has kept for months would have to be fetched again."""
+    """A store of format 3 is read and verified; `to_zarr` leaves it unchanged, and logs that it has no checksums."""
     before = contents(stores)
     caplog.set_level(logging.INFO, "liver_dask")
     path = stores / "complete.zarr"
@@ -97,7 +97,7 @@ def test_stores_of_format_3_open_train_and_verify(
 
 
 def test_what_format_3_lacks_is_said(stores: Path, archive_of_format_3: xr.Dataset, tmp_path: Path) -> None:
-    """Who has such a store would not learn that readers cannot see damage in it, and see NaN where glass is."""
+    """`info` and `verify` say that format 3 has no checksums; `info` also says where readers take 0 for NaN."""
     (plain,) = what_it_lacks(open_record(stores / "complete.zarr"))
     assert "no checksums" in plain
     _, of_zeros = what_it_lacks(open_record(stores / "grey.zarr"))
@@ -116,7 +116,7 @@ def test_what_format_3_lacks_is_said(stores: Path, archive_of_format_3: xr.Datas
 def test_a_store_of_format_3_gets_a_pyramid(
     stores: Path, archive_of_format_3: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Levels would be made of what readers take for NaN, or those that are there be made again, or be refused."""
+    """A store of format 3 gets levels of the current format, with the right voxels; levels that it has are kept."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 50)
     expected = voxels_of_format_3()["raw"]
     grey = downsampling.downsample((expected / 65535).astype("float32"), (1, 2, 2), "image")
@@ -134,7 +134,7 @@ def test_a_store_of_format_3_gets_a_pyramid(
 
 
 def test_an_unfinished_store_of_format_3_is_told_apart(stores: Path, archive_of_format_3: xr.Dataset) -> None:
-    """Chunks with and without checksums would end up in one shard; or hours of downloading be removed."""
+    """An unfinished store of format 3 is refused with advice on how to finish it, and is not changed."""
     before = contents(stores)
     with pytest.raises(ld.StoreExistsError, match=r"unfinished store of format 3, .* finish it with that version, or"):
         ld.to_zarr(archive_of_format_3[["raw"]], stores / "unfinished.zarr", progress=False, **LAYOUT)
@@ -166,7 +166,7 @@ def give_format(store: Path, number: object) -> None:
 def test_a_store_of_another_format_is_named(
     stores: Path, archive_of_format_3: xr.Dataset, number: object, told: str
 ) -> None:
-    """It would be called something that this package did not write, and whoever believes that removes it."""
+    """A store of a newer, older or unknown format is refused with an error that says so, and is not changed."""
     path = stores / "complete.zarr"
     give_format(path, number)
     give_format(stores / "unfinished.zarr.partial" / "store", number)
@@ -190,7 +190,7 @@ def test_a_store_of_another_format_is_named(
 
 
 def test_a_record_that_is_no_json_is_named(stores: Path, archive_of_format_3: xr.Dataset) -> None:
-    """A torn record would make a store something that nobody wrote, to be removed."""
+    """A store whose record is no JSON is refused with an error that says that the record is damaged."""
     (stores / "complete.zarr" / "liver_dask" / "zarr.json").write_text('{"attributes"')
     with pytest.raises(ld.StoreExistsError, match=r"whose record, .* is damaged"):
         ld.to_zarr(archive_of_format_3, stores / "complete.zarr", progress=False, **LAYOUT)
@@ -201,7 +201,7 @@ def test_a_record_that_is_no_json_is_named(stores: Path, archive_of_format_3: xr
 @pytest.mark.parametrize("suffix", ["crop.zarr", "a/crop.zarr/", "crop.zarr?sig=secret"])
 @pytest.mark.parametrize("scheme", ["http://user:word@127.0.0.1:9", "memory:/"])
 def test_the_url_of_a_store_is_no_archive(scheme: str, suffix: str) -> None:
-    """A store behind a web server would be opened as 597 slices, and each be asked for."""
+    """The URL of a Zarr store is refused as that of an archive; the error hides passwords and signatures."""
     url = f"{scheme}/{suffix}"
     for opened in (ld.open_human_liver_em, open_target, lambda url: xr.open_dataset(url, engine="liver_dask")):
         with pytest.raises(ld.InvalidArgumentError, match=r"crop\.zarr.* is a Zarr store.*xr\.open_zarr\('") as told:
@@ -213,7 +213,7 @@ def test_the_url_of_a_store_is_no_archive(scheme: str, suffix: str) -> None:
 
 
 def test_a_store_in_a_folder_is_no_archive(stores: Path, tmp_path: Path) -> None:
-    """A folder with a Zarr store would be opened as 597 slices, all of which are missing."""
+    """A folder with a Zarr store is refused as an archive, and as a target of `to_zarr` if another program wrote it."""
     foreign = tmp_path / "foreign"
     zarr.create_array(foreign / "v3", shape=(2, 5, 5), dtype="u2")
     zarr.create_array(foreign / "v2", shape=(2, 5, 5), dtype="u2", zarr_format=2)
@@ -233,7 +233,7 @@ def test_a_store_in_a_folder_is_no_archive(stores: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", ["info URL", "view URL --no-browser", "snapshot URL --z 1 -o OUT"])
 def test_the_commands_say_so_and_ask_for_nothing(server: ArchiveServer, tmp_path: Path, command: str) -> None:
-    """`info` would describe an archive that is not there, `view` show an empty one."""
+    """`info`, `view` and `snapshot` refuse the URL of a Zarr store, without any request."""
     words = command.replace("URL", f"{server.url}/crop.zarr").replace("OUT", str(tmp_path / "a.png")).split()
     done = run(*words)
     assert done.exit_code == 2, done.output
@@ -242,7 +242,7 @@ def test_the_commands_say_so_and_ask_for_nothing(server: ArchiveServer, tmp_path
 
 
 def test_a_store_behind_a_url_that_does_not_tell_is_found_out(stores: Path) -> None:
-    """Somebody would look for missing files in an archive that is none."""
+    """If a slice is missing and the URL is that of a Zarr store, the error says so."""
     (stores / "complete.zarr").rename(stores / "crop")
     with serve(stores) as server:
         ds = ld.open_human_liver_em(f"{server.url}/crop", shape=SHAPE)
@@ -252,7 +252,7 @@ def test_a_store_behind_a_url_that_does_not_tell_is_found_out(stores: Path) -> N
 
 
 def test_an_archive_that_lacks_a_slice_is_still_one(archive: Path, tmp_path: Path) -> None:
-    """A missing file would make an archive a Zarr store, or cost a request more."""
+    """The error of a missing slice of an archive does not mention Zarr, and no zarr.json is requested."""
     shutil.copytree(archive, tmp_path / "archive")
     (tmp_path / "archive" / EMPIAR_13356.path("raw", 3)).unlink()
     with serve(tmp_path / "archive") as server:
