@@ -170,7 +170,7 @@ def fetch(url: str, read_timeout: float) -> Exception | None:
 
 
 @pytest.mark.parametrize(("scheme", "kind"), [*(("http", kind) for kind in DRIPS), ("https", "nothing")])
-def test_no_answer_is_waited_for_longer_than_the_patience(scheme: str, kind: str) -> None:
+def test_no_answer_is_waited_for_longer_than_the_read_timeout(scheme: str, kind: str) -> None:
     """A request to a server that sends nothing, or a byte now and then, ends with a RemoteError after the time-out."""
     with line(DRIPS[kind]) as (address, _):
         began = time.monotonic()

@@ -138,12 +138,12 @@ def test_computed_variables_are_computed_once_wherever_their_blocks_are_cut(
 
 
 class Waits(RangeRequestHandler):
-    """Waits before each answer, so that there is time to kill a process; from request `read_timeout` on, for 5 s."""
+    """Waits before each answer, so that there is time to kill a process; from request `quick_requests` on, for 5 s."""
 
-    read_timeout = math.inf
+    quick_requests = math.inf
 
     def send(self, *args) -> None:
-        time.sleep(0.03 if len(self.server.archive.requests) < self.read_timeout else 5)
+        time.sleep(0.03 if len(self.server.archive.requests) < self.quick_requests else 5)
         super().send(*args)
 
 
@@ -261,7 +261,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expec
     store = tmp_path / "a.zarr"
     box = [str(number) for number in BOX]
     command = [str(Path(sys.executable).with_name("liver-dask")), "download", str(store), "--bbox", *box]
-    hesitant = type("Hesitant", (Waits,), {"patience": 40})
+    hesitant = type("Hesitant", (Waits,), {"quick_requests": 40})
     with serve(archive, hesitant) as server:
         command += ["--source", server.url, "--shape", *map(str, SHAPE), "--workers", "2"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -273,7 +273,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expec
         assert process.returncode == 1, told
         assert "Traceback" not in told
         assert re.search(r"Interrupted\..* is kept in .*a\.zarr\.partial; the same call goes on from there", told)
-        hesitant.read_timeout = math.inf
+        hesitant.quick_requests = math.inf
         done = subprocess.run(command, capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr
 

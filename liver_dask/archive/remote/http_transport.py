@@ -144,7 +144,7 @@ class HttpTransport:
         self._took_one = self._took_several = False
         self._secret = source.secret
         self._origin = _origin_of(source.url)
-        self._patience = source.timeout
+        self._read_timeout = source.timeout
         self._pool = open_pool(source.url, source.connections, HEADERS)
         self._share = share_of("{0.scheme}://{0.netloc}".format(urlsplit(source.url)), source.connections)
         self._share.add(self)
@@ -349,7 +349,7 @@ class HttpTransport:
 
     def folders(self, url: str) -> list[str]:
         """See Transport; the names come from the HTML listing, if the server creates one."""
-        with self._ask(url + "/", {}, self._patience) as answer:
+        with self._ask(url + "/", {}, self._read_timeout) as answer:
             if answer.response.status != 200 or answer.header("Content-Encoding"):
                 return []
             listing = _FolderLinks()
@@ -358,7 +358,7 @@ class HttpTransport:
 
     def folder_exists(self, url: str) -> bool:
         """See Transport."""
-        with self._ask(url, {}, self._patience) as answer:
+        with self._ask(url, {}, self._read_timeout) as answer:
             return answer.response.status == HTTPStatus.OK
 
     def close_idle(self) -> None:
