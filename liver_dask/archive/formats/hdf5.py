@@ -138,6 +138,9 @@ class Hdf5Slice(SliceReader):
         filters = tuple(int(plist.get_filter(i)[0]) for i in range(plist.get_nfilters()))
         is_plain = h5.userblock_size == 0 and set(filters) <= {DEFLATE, SHUFFLE, FLETCHER32} and _is_whole(dataset)
         layout = plist.get_layout()
+        down, across = dataset.maxshape
+        if across is None and down is not None:
+            is_plain = False  # HDF5 2.0 lists wrong positions of such chunks in files of the latest format
         if layout == _h5py().h5d.CHUNKED:
             self._check_chunks(dataset)
             if is_plain:

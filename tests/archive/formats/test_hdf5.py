@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lzf": {"chunks": (10, 17), "compression": "lzf"},
     "scale and offset": {"chunks": (10, 17), "scaleoffset": 0},
     "growing down": {"chunks": (10, 17), "maxshape": (None, WIDTH), "compression": "gzip"},
+    "growing to the right": {"chunks": (10, 17), "maxshape": (HEIGHT, None), "compression": "gzip"},
     "growing both ways": {"chunks": (200, 17), "maxshape": (None, None)},
 }
 
