@@ -1,10 +1,14 @@
 """Atomic and durable writes: a file gets its name only after its bytes are on the disk."""
 
+import json
 import os
 import re
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from ..core.disk import walk
 
 
 class DurableFile:
@@ -40,6 +44,12 @@ class DurableFile:
             self._part.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON document to a file."""
+    with DurableFile(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the file names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -47,6 +57,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(root: Path, *, skip: Collection[Path]) -> None:
+    """Make all files of a folder durable that were written by others, except those in the folders `skip`."""
+    skipped = tuple(f"{path}{os.sep}" for path in skip)
+    for folder, folders, files in walk(root):
+        for name in files:
+            if not f"{folder}{os.sep}".startswith(skipped):
+                with Path(folder, name).open("rb") as file:
+                    os.fsync(file.fileno())
+        if folders or files:  # a folder with only shards was made durable with each of them
+            sync_folder(Path(folder))
 
 
 TORN = re.compile(r"\..+\.[0-9a-f]{8}")

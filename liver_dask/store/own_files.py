@@ -8,7 +8,6 @@ The command creates its files anew on each call. Its working folder `.MAKER`, in
 - `made.json`: the SHA-256 of each file or folder that the last call created.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 from ..core.disk import files_in
 from ..core.errors import StoreExistsError
 from .durable import TORN, DurableFile
-from .writer import CANNOT_LOCK
+from .locks import open_locked
 
 
 @contextmanager
@@ -105,15 +104,9 @@ def _digest(path: Path) -> str:
 @contextmanager
 def _file_lock(own: Path) -> Iterator[None]:
     """Hold the lock against other processes; the system releases it when this process ends."""
-    descriptor = os.open(own / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    busy = f"Another process is at work in {own.parent}; wait for it to end."
+    descriptor = open_locked(own / "lock", busy=busy)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreExistsError(f"Another process is at work in {own.parent}; wait for it to end.") from None
-        except OSError as error:
-            if error.errno not in CANNOT_LOCK:
-                raise
         yield
     finally:
         os.close(descriptor)

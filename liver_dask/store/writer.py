@@ -1,4 +1,4 @@
-"""Write a store on disk: its record, its lock, its slabs and shards, and the atomic rename that completes it.
+"""Write a store on disk: the unfinished store of a call, its slabs and shards, and the rename that completes it.
 
 Until a store is complete, its files are in the folder `NAME.partial`:
 
@@ -24,113 +24,37 @@ At the end, `store/` is renamed to the store's own name in one step. A store con
 The levels that `pyramid` adds are stores of the same kind, in a folder of the store.
 """
 
-import errno
-import fcntl
-import hashlib
-import json
 import logging
 import os
-import re
 import secrets
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import Crc32cCodec
 
-from ..archive.description import Variable
-from ..archive.remote.versions import MISSING, FileVersion
-from ..core.disk import files_in, is_empty_folder, is_there, size_of, walk
-from ..core.errors import (
-    DamagedError,
-    InvalidArgumentError,
-    LiverDaskError,
-    SourceChangedError,
-    StoreExistsError,
-)
-from ..core.geometry import DIMS
-from .durable import DurableFile, sync_folder
-from .identity import identity_of, is_file_of, recorded
-from .inventory import FILE as INVENTORY
-from .inventory import checksum_of, checksum_of_record, take_inventory
+from ..archive.remote.versions import FileVersion
+from ..core.disk import files_in, is_empty_folder, is_there
+from ..core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
+from .completion import write_all_but_shards
+from .durable import TORN, DurableFile, sync_folder, sync_tree, write_json
+from .identity import identity_of
 from .layout import Layout, Region, Shard, ShardRow
-from .record import (
-    FORMAT,
-    MANIFEST,
-    MISSING_FILES,
-    RECORD,
-    check_shards,
-    missing_files,
-    missing_of,
-    read_record,
-    shard_path,
-    what_is_at,
-)
+from .locks import open_locked
+from .record import FORMAT, RECORD, check_shards, missing_files, missing_of, read_record, shard_path, what_is_at
 from .record_checks import explain_difference, record_problem
-from .shards import STATISTICS, Chunk
+from .shards import Chunk
 from .slabs import Slab, merge_slabs, read_first_row, write_slab
+from .source_versions import SourceVersions, moved_variables
 
 log = logging.getLogger(__name__)
 
-_TORN = re.compile(r"\..+\.[0-9a-f]{8}|.+\.[0-9a-f]{32}\.partial")
-"""Temporary names of files of DurableFile and of zarr, until the files are complete."""
-
 PARTS = ("slabs", "shards")
 """The folders of `progress` that contain finished work."""
-
-CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-
-
-class _Moved(NamedTuple):
-    """A variable whose files have another address, or are described otherwise, than when the store was begun.
-
-    Attributes:
-        name: The variable of the store.
-        now: Address of the archive in the current call, and its variable.
-        then: The same in the record.
-    """
-
-    name: str
-    now: tuple[str, Variable]
-    then: tuple[str, Variable]
-
-    def recorded_url(self, url: str) -> str | None:
-        """Return the URL that a file had when the store was begun; None if it is no file of the variable."""
-        (root, variable), (recorded_root, recorded_variable) = self.now, self.then
-        z = variable.slice_of(url)
-        if z is None or url != f"{root}/{variable.path(z)}":
-            return None
-        return f"{recorded_root}/{recorded_variable.path(z)}"
-
-
-def _moved(content: Mapping[str, Any], record: Mapping[str, Any]) -> list[_Moved]:
-    """Return the variables whose files in the call are not those in the record of the same store."""
-    found = []
-    for name, variable in content["variables"].items():
-        if isinstance(variable["voxels"], dict):
-            now, then = ((of["voxels"]["source"], recorded(of)) for of in (variable, record["variables"][name]))
-            if now[0] != then[0] or now[1].places != then[1].places:
-                found.append(_Moved(name, now, then))
-    return found
-
-
-class _Source(NamedTuple):
-    """A file that a store is made from, and its version."""
-
-    url: str
-    version: FileVersion
-
-    def may_be(self, url: str, version: FileVersion) -> bool:
-        """Return whether it may be the same version. Another server has other ETags and dates, so sizes decide."""
-        if self.url == url or MISSING in (version, self.version):
-            return version == self.version
-        return version.size == self.version.size
 
 
 class Store:
@@ -150,11 +74,11 @@ class Store:
         self.allows_missing = allows_missing
         self.partial = target.with_name(target.name + ".partial")
         self._began = False  # whether this run created the unfinished store
-        self._moved: list[_Moved] = []
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
         self._aside = self.partial / "aside"
         self._progress = self.partial / "progress"
+        self._sources = SourceVersions(self._progress / "sources", content, [])
 
     @property
     def names(self) -> list[str]:
@@ -254,23 +178,16 @@ class Store:
             SourceChangedError: This run or an earlier one has written parts of the store from another version.
         """
         for url, version in list(versions.items()):  # readers may add to it at the same time
-            noted = self._note_once(url, version)
-            known = noted.version
-            if not noted.may_be(url, version):
-                raise SourceChangedError(
-                    f"{url} is not the file that parts of {self.target} were made of: it had {known.size} bytes "
-                    f"({known.etag}), and has {version.size} ({version.etag}). Remove {self.partial} to begin anew, or "
-                    f"{self._version_path(url)} if you know that the same voxels are where they were."
-                )
+            self._sources.note(url, version)
 
     def moved(self, record: Mapping[str, Any] | None) -> list[str]:
         """Return variables whose address has changed since `record` or, if that is None, since the store was begun."""
-        found = self._moved if record is None else _moved(self.content, record)
+        found = self._sources.moved if record is None else moved_variables(self.content, record)
         return [moved.name for moved in found]
 
     def sources(self, name: str) -> list[tuple[str, FileVersion]]:
         """Return the URLs and versions of the files that a variable of the unfinished store is made from so far."""
-        return [(file["url"], FileVersion(file["size"], file["tag"])) for file in self._sources_of(name)]
+        return [(file["url"], FileVersion(file["size"], file["tag"])) for file in self._sources.of(name)]
 
     def first_row(self, name: str, region: Region, *, complete: bool) -> npt.NDArray[Any]:
         """Return the first row of a region that is written, of its first slice."""
@@ -304,32 +221,8 @@ class Store:
 
     def complete(self) -> None:
         """Record that the store is complete, and rename it to its final path."""
-        self._remove_torn()
-        sources = self._sources()
-        self._list_missing(missing_of(sources))
-        for name in self.names:
-            shards: dict[str, Any] = {}
-            for path in files_in(self._progress / "shards" / name, ".json"):
-                shards |= json.loads(path.read_bytes())
-            of_variable = [{key: file[key] for key in ("url", "size", "tag")} for file in self._sources_of(name)]
-            manifest = {
-                "shards": dict(sorted(shards.items())),
-                "sources": sorted(of_variable, key=lambda source: source["url"]),
-            }
-            self._check_shards(name, shards)
-            self._write_json(self._unfinished / name / MANIFEST, manifest)
-            self._write_statistics(name)
-        inventory = self._unfinished / RECORD / INVENTORY
-        self._write_json(inventory, take_inventory(self._unfinished, self.names)._asdict())
-        metadata = self._unfinished / RECORD / "zarr.json"
-        document = json.loads(metadata.read_bytes())
-        record = document["attributes"]
-        record |= {"complete": True, "inventory": checksum_of(inventory.read_bytes())}
-        record["checksum"] = checksum_of_record(record)
-        self._write_json(metadata, document)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the Zarr specification yet ...
-            zarr.consolidate_metadata(self._unfinished)  # ... but xarray warns about stores without it
-        _sync_metadata(self._unfinished, self.names)
+        write_all_but_shards(self._unfinished, self._progress / "shards", self.layout, self.names, self._sources)
+        self._sync(self._unfinished)
         self._unfinished.replace(self.target)
         sync_folder(self.target.parent)
 
@@ -399,22 +292,11 @@ class Store:
             if found - {self._new.name} and not is_there(path):  # after an error, zarr may still write `store.new`
                 raise StoreExistsError(f"{self.partial} is something that liver_dask did not write; remove it.")
             self.partial.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            return open_locked(path, busy=f"{self.target} is being written by another process; wait for it to end.")
         except OSError as error:
             if isinstance(error, LiverDaskError):
                 raise
             raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise StoreExistsError(f"{self.target} is being written by another process; wait for it to end.") from None
-        except OSError as error:
-            if error.errno not in CANNOT_LOCK:
-                os.close(descriptor)
-                raise
-            log.warning("%s: this file system has no locks; see that no other process writes the store", self.target)
-        return descriptor
 
     def _check_place(self) -> None:
         """Raise InvalidArgumentError early if the complete store could not be renamed to its final path."""
@@ -449,13 +331,13 @@ class Store:
             for row in self.layout.shard_rows(self.names):
                 shard_path(self._new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
             self._make_progress()
-            _sync_metadata(self._new, self.names)
+            self._sync(self._new)
             self._began = True
             self._new.replace(self._unfinished)
             sync_folder(self.partial)
         else:
             self._check_unfinished()
-            self._check_missing(missing_of(self._sources()))
+            self._check_missing(missing_of(self._sources.all()))
             self._make_progress()
         run = secrets.token_hex(8)
         with DurableFile(self._progress / "run") as file:
@@ -490,7 +372,8 @@ class Store:
                 f"finish that call, remove the folder, or choose another path."
                 f"{explain_difference(record, self.content)}"
             )
-        self._go_on_with(record)
+        self._sources = SourceVersions(self._sources.folder, record, moved_variables(self.content, record))
+        self.content = {key: record[key] for key in self.content}  # it may name an earlier address of the archive
 
     def _remove_new(self) -> None:
         """Remove what a run that was killed at its beginning left, and the progress files of a completed store.
@@ -502,7 +385,7 @@ class Store:
                 shutil.rmtree(folder)
         if is_there(self._progress):
             for path in files_in(self._progress):
-                if path.name == "run" or _TORN.fullmatch(path.name):
+                if path.name == "run" or TORN.fullmatch(path.name):
                     path.unlink()
             self._progress.rmdir()  # fails if it contains files of somebody else
 
@@ -523,33 +406,6 @@ class Store:
 
     def _is_of(self, record: dict[str, Any] | None) -> bool:
         return record is not None and identity_of(record) == identity_of(self.content)
-
-    def _go_on_with(self, record: Mapping[str, Any]) -> None:
-        """Adopt the record of the unfinished store, which may name an earlier address of the archive."""
-        self._moved = _moved(self.content, record)
-        self.content = {key: record[key] for key in self.content}
-
-    def _recorded_url(self, url: str) -> str:
-        """Return the URL of a file at the address from which the store was begun."""
-        found = (moved.recorded_url(url) for moved in self._moved)
-        return next((recorded for recorded in found if recorded), url)
-
-    def _note_once(self, url: str, version: FileVersion) -> "_Source":
-        """Record the version of a file unless one is recorded; return the recorded one."""
-        path = self._version_path(url)
-        if not path.exists():
-            part = path.with_suffix(f".{secrets.token_hex(4)}")
-            noted = {"url": url, "file": self._recorded_url(url), "size": version.size, "tag": version.etag}
-            self._write_json(part, noted)
-            try:
-                os.link(part, path)  # unlike a rename, it does not replace the file of another process
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink()
-            sync_folder(path.parent)
-        noted = json.loads(path.read_bytes())
-        return _Source(noted["url"], FileVersion(noted["size"], noted["tag"]))
 
     def _merge(self, row: ShardRow, shard: Shard) -> None:
         """Merge the slabs of one shard, unless the shard is finished."""
@@ -572,26 +428,7 @@ class Store:
         )
         with DurableFile(record.with_suffix(".npy")) as file:
             np.save(file, known)
-        self._write_json(record, {"/".join(map(str, shard)): checksum})
-
-    def _remove_torn(self) -> None:
-        """Remove temporary files of a process that was killed in `complete`."""
-        folders = [self._unfinished, *(self._unfinished / name for name in self.names)]
-        files = [path for folder in folders for path in files_in(folder)]
-        files += [Path(folder, name) for folder, _, names in walk(self._unfinished / RECORD) for name in names]
-        for path in files:
-            if _TORN.fullmatch(path.name):
-                path.unlink()
-
-    def _sources(self) -> list[dict[str, Any]]:
-        """Return the files that were read for the store so far, and their versions."""
-        return [json.loads(path.read_bytes()) for path in files_in(self._progress / "sources", ".json")]
-
-    def _sources_of(self, name: str) -> list[dict[str, Any]]:
-        """Return the files that a variable is made from, and their versions."""
-        patterns = self.content["variables"][name]["files"]
-        files = self._sources()
-        return [file for file in files if any(is_file_of(of, file.get("file", file["url"])) for of in patterns)]
+        write_json(record, {"/".join(map(str, shard)): checksum})
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         """Raise StoreExistsError if files were missing, and the caller does not accept zeros for them."""
@@ -601,52 +438,9 @@ class Store:
                 'source with missing="zeros" (--missing zeros) to take that, or choose another path.'
             )
 
-    def _list_missing(self, missing: Sequence[str]) -> None:
-        """List the files that do not exist, whose voxels are zeros, in the store's attributes."""
-        if missing:
-            metadata = self._unfinished / "zarr.json"
-            document = json.loads(metadata.read_bytes())
-            document["attributes"][MISSING_FILES] = missing
-            self._write_json(metadata, document)
-
-    def _write_statistics(self, name: str) -> None:
-        """Combine the statistics of all chunks of a variable, and write them as arrays."""
-        grid = self.layout.chunks_per_shard
-        chunks = tuple(-(-length // chunk) for length, chunk in zip(self.layout.shape, self.layout.chunks, strict=True))
-        known = np.zeros(chunks, STATISTICS)
-        for path in files_in(self._progress / "shards" / name, ".npy"):
-            place = zip(map(int, path.stem.split("-")), grid, strict=True)
-            here = known[tuple(slice(number * count, (number + 1) * count) for number, count in place)]
-            here[:] = np.load(path)[tuple(map(slice, here.shape))]
-        group = zarr.open_group(self._unfinished / RECORD, mode="r+").require_group(name)
-        dims = [f"{dim}_chunk" for dim in DIMS]
-        for statistic in STATISTICS.names or ():
-            array = np.ascontiguousarray(known[statistic])
-            group.create_array(
-                statistic, data=array, chunks=chunks, compressors=[Crc32cCodec()], dimension_names=dims, overwrite=True
-            )
-
-    def _check_shards(self, name: str, shards: Mapping[str, Sequence[int]]) -> None:
-        """Raise DamagedError if a shard does not have its recorded size.
-
-        Only this process and its workers should write shards. They are checked nevertheless, because a store is written
-        once and kept.
-        """
-        for row in self.layout.shard_rows([name]):
-            for shard in self.layout.shards_of(row):
-                path = shard_path(self._unfinished, name, shard)
-                if size_of(path) != shards.get("/".join(map(str, shard)), [-1])[0]:
-                    raise DamagedError(
-                        f"{path} is not as it was written; remove {self.partial} and begin anew, on another disk."
-                    )
-
-    def _write_json(self, path: Path, content: Any) -> None:
-        with DurableFile(path) as file:
-            file.write(json.dumps(content, indent=1).encode())
-
-    def _version_path(self, url: str) -> Path:
-        digest = hashlib.sha256(self._recorded_url(url).encode()).hexdigest()
-        return self._progress / "sources" / f"{digest[:32]}.json"
+    def _sync(self, store: Path) -> None:
+        """Make everything in a folder of this store durable except its shards, because zarr and xarray do not."""
+        sync_tree(store, skip=[store / name / "c" for name in self.names])
 
     def _slab_path(self, name: str, region: Region) -> Path:
         return self._progress / "slabs" / name / _slab_name(region)
@@ -664,15 +458,3 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _sync_metadata(store: Path, names: Iterable[str]) -> None:
-    """Make everything in a store except its shards durable, because zarr and xarray do not."""
-    shards = tuple(f"{store / name / 'c'}{os.sep}" for name in names)
-    for folder, folders, files in walk(store):
-        for name in files:
-            if not f"{folder}{os.sep}".startswith(shards):  # shards were made durable one by one
-                with Path(folder, name).open("rb") as file:
-                    os.fsync(file.fileno())
-        if folders or files:  # a folder with only shards was made durable with each of them
-            sync_folder(Path(folder))
