@@ -20,7 +20,9 @@ from ..core.geometry import DIMS, Shape, check_shape
 from ..core.kinds import RAW
 from .archives import EMPIAR_13356, find_archive
 from .description import Archive, Variable
-from .lazy.arrays import LazyWindow, VolumeArray, Window, check_kind_of_arrays
+from .lazy.arrays import VolumeArray, check_kind_of_arrays
+from .lazy.lazy_window import LazyWindow
+from .lazy.window import Window
 from .reader import Missing, VolumeReader
 from .remote.address import archive_url
 from .remote.source import Source

@@ -17,7 +17,8 @@ from ..core.geometry import DIMS
 from .archives import EMPIAR_13356, find_archive
 from .dataset import prepare
 from .description import Archive
-from .lazy.arrays import LazyWindow, VolumeArray
+from .lazy.arrays import VolumeArray
+from .lazy.lazy_window import LazyWindow
 from .reader import Missing
 
 

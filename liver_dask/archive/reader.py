@@ -16,8 +16,9 @@ from .archives import EMPIAR_13356
 from .description import Variable
 from .formats.registry import FORMATS
 from .formats.slices import Prepared, PreparedRows, SliceReader
-from .lazy.arrays import Selection, VolumeArray
+from .lazy.arrays import VolumeArray
 from .lazy.leaves import leaves_in
+from .lazy.window import Selection
 from .remote.address import zarr_message
 from .remote.cache import FolderCache, MemoryCache
 from .remote.files import RemoteFile, folder_exists, is_zarr, list_folders

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..archive.lazy.arrays import Selection
+from ..archive.lazy.window import Selection
 from ..core.concurrency import cores
 from ..core.geometry import Shape
 from ..core.kinds import Kind

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..archive.lazy.arrays import LazyWindow, VolumeArray
+from ..archive.lazy.arrays import VolumeArray
+from ..archive.lazy.lazy_window import LazyWindow
 from ..archive.lazy.leaves import leaves_in
 from ..archive.reader import VolumeReader, readers_of
 from ..core.geometry import DIMS

@@ -19,7 +19,7 @@ from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
 from zarr.storage import LocalStore
 
-from ..archive.lazy.arrays import Window
+from ..archive.lazy.window import Window
 from ..core.geometry import Shape
 
 READ, CUT = "open_dataset-", "getitem-"
@@ -150,7 +150,7 @@ class _Stand:
 
     @property
     def ndim(self) -> int:
-        return len(self.window.kept)
+        return len(self.window.axes)
 
     def __getitem__(self, key: Any) -> "_Stand":
         return _Stand(self.window[key if isinstance(key, tuple) else (key,)])

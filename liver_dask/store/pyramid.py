@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from ..archive.lazy.arrays import LazyWindow, VolumeArray, Window
+from ..archive.lazy.arrays import VolumeArray
+from ..archive.lazy.lazy_window import LazyWindow
+from ..archive.lazy.window import Window
 from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS, Shape
 from ..core.kinds import kind_of

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from dask._task_spec import DataNode, Task, TaskRef
 
-from ..archive.lazy.arrays import LazyWindow
 from ..archive.lazy.futures import got
+from ..archive.lazy.lazy_window import LazyWindow
 from ..archive.lazy.leaves import Read, Tasks, reads_of, window_of
 from ..core.threads import ContextPool
 from .layout import Region, RegionBatch

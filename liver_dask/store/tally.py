@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..archive.lazy.arrays import Selection
 from ..archive.lazy.leaves import Read
+from ..archive.lazy.window import Selection
 
 
 class Extent(NamedTuple):

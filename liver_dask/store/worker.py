@@ -15,8 +15,8 @@ import dask.threaded
 import numpy as np
 import numpy.typing as npt
 
-from ..archive.lazy.arrays import LazyWindow
 from ..archive.lazy.futures import got
+from ..archive.lazy.lazy_window import LazyWindow
 from ..archive.lazy.leaves import Tasks
 from ..archive.remote.versions import FileVersion, noting_files
 from ..core.concurrency import cores

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..archive.archives import EMPIAR_13356, find_archive
 from ..archive.dataset import open_archive
 from ..archive.description import Archive
-from ..archive.lazy.arrays import LazyWindow
+from ..archive.lazy.lazy_window import LazyWindow
 from ..core.config import setting
 from ..core.errors import InvalidArgumentError, MissingExtraError
 from ..core.geometry import BoundingBox, Shape, check_lengths, crop

@@ -38,7 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 import dask, xarray as xr
 import liver_dask as ld
-from liver_dask.archive.lazy import arrays as window
+from liver_dask.archive.lazy import lazy_window as window
 dask.config.set({"liver-dask.timeout": 60})
 folder, shape, *calls = eval(sys.stdin.read())
 children = {}
@@ -58,7 +58,7 @@ else:
         print([children.pop(child), time.time(), os.waitstatus_to_exitcode(status)], flush=True)
 """
 CALLS = {
-    "a look": "ds.isel(z=0).compute()",
+    "a viewport": "ds.isel(z=0).compute()",
     "a large computation": "window.INTERACTIVE_BYTES = 0; ds.compute()",
     "threads as told": "ds.isel(z=0).compute(num_workers=3)",
     "a given pool": "ds.isel(z=0).compute(pool=ThreadPoolExecutor(3))",

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from liver_dask.archive.lazy.arrays import LazyWindow, Selection, VolumeArray, Window
+from liver_dask.archive.lazy.arrays import VolumeArray
+from liver_dask.archive.lazy.lazy_window import LazyWindow
+from liver_dask.archive.lazy.window import Selection, Window
 
 SHAPE = (5, 24, 17)
 WHOLE = np.arange(np.prod(SHAPE), dtype="u2").reshape(SHAPE)

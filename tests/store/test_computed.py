@@ -28,8 +28,10 @@ import liver_dask as ld
 from liver_dask.archive import reader
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
-from liver_dask.archive.lazy.arrays import LazyWindow, VolumeArray, Window
+from liver_dask.archive.lazy.arrays import VolumeArray
+from liver_dask.archive.lazy.lazy_window import LazyWindow
 from liver_dask.archive.lazy.leaves import leaves_in
+from liver_dask.archive.lazy.window import Window
 from liver_dask.archive.remote.cache import MemoryCache
 from liver_dask.core import geometry
 from liver_dask.core.metrics import traffic

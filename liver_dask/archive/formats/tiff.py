@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from ...core.concurrency import cores
 from ...core.errors import FormatError
-from ..lazy.arrays import INTERACTIVE_BYTES
 from ..lazy.breadth import slices_across
+from ..lazy.lazy_window import INTERACTIVE_BYTES
 from ..remote.cache import FolderCache, MemoryCache, RangeCache
 from ..remote.files import RemoteFile
 from ..remote.ranges import MOST_OF_A_REQUEST, ByteRange

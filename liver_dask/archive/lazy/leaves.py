@@ -23,10 +23,11 @@ from dask._task_spec import (
 from dask.blockwise import Blockwise
 from xarray.core import indexing
 
-from .arrays import LazyWindow, Window
 from .futures import is_held
+from .lazy_window import LazyWindow
 from .points import LazyPoints
 from .slice_graph import SliceLayer, prepare
+from .window import Window
 
 Tasks = dict[Any, GraphNode]
 

@@ -12,16 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .breadth import across
-
-Indexes = range | npt.NDArray[np.intp]
-"""Indexes along one axis of the volume."""
+from .window import Selection
 
 
 @runtime_checkable
 class PointReader(Protocol):
     """A reader of one variable that can also read single voxels."""
 
-    def __call__(self, z: Indexes, y: Indexes, x: Indexes, out: npt.NDArray[Any]) -> None:
+    def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
         """Read voxels at the given indexes, none of them empty, into `out`, (len(z), len(y), len(x))."""
 
     def read_points(self, z: int, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], out: npt.NDArray[Any]) -> None:
@@ -47,7 +45,7 @@ class LazyPoints:
     """
 
     read: PointReader
-    axes: tuple[Indexes, Indexes, Indexes]
+    axes: tuple[Selection, Selection, Selection]
     pointed: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -132,5 +130,5 @@ class LazyPoints:
         return self.read.describe(), self.read.variant, [np.asarray(indexes) for indexes in self.axes], self.pointed
 
 
-def _chosen(indexes: Indexes, key: slice | npt.NDArray[np.intp]) -> Indexes:
+def _chosen(indexes: Selection, key: slice | npt.NDArray[np.intp]) -> Selection:
     return indexes[key] if isinstance(key, slice) else np.asarray(indexes)[key]
