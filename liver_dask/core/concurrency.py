@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .threads import SECONDS_BETWEEN_LOOKS, check_cancelled
+from .threads import SECONDS_BETWEEN_CHECKS, check_cancelled
 
 
 class ConcurrencyLimit:
@@ -32,7 +32,7 @@ class ConcurrencyLimit:
 
     def __enter__(self) -> None:
         with self._changed:
-            while not self._changed.wait_for(self._is_free, SECONDS_BETWEEN_LOOKS):
+            while not self._changed.wait_for(self._is_free, SECONDS_BETWEEN_CHECKS):
                 check_cancelled("What waits for its turn")
             self._taken += 1
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_CHECKS = 0.2
 """Interval at which waiting threads check whether their work is still wanted."""
 
 
@@ -76,7 +76,7 @@ def pause(seconds: float) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         check_cancelled("What waits")
-        time.sleep(min(left, SECONDS_BETWEEN_LOOKS))
+        time.sleep(min(left, SECONDS_BETWEEN_CHECKS))
 
 
 def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], object]) -> T:
@@ -105,7 +105,7 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
     until = time.monotonic() + seconds
     threading.Thread(target=contextvars.copy_context().run, args=(run,), name="liver_dask-aside", daemon=True).start()
     try:
-        while not wait([outcome], min(SECONDS_BETWEEN_LOOKS, seconds)).done:
+        while not wait([outcome], min(SECONDS_BETWEEN_CHECKS, seconds)).done:
             check_cancelled("What is called")
             if time.monotonic() > until:
                 raise TimeoutError

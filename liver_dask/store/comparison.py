@@ -44,21 +44,21 @@ class Comparison:
 
     Attributes:
         store: Folder of the store.
-        part: The part of the source that `run` needs.
-        run: The batch of regions to compare; see RegionBatch for their order.
+        part: The part of the source that `batch` needs.
+        batch: The batch of regions to compare; see RegionBatch for their order.
         layout: The grids of the store.
     """
 
     store: Path
     part: Part
-    run: RegionBatch
+    batch: RegionBatch
     layout: Layout
 
     @property
     def nbytes(self) -> int:
         """Total size in bytes of the voxels to compare."""
         itemsize = sum(dtype.itemsize for dtype in self.part.dtypes.values())
-        return itemsize * sum(map(self.layout.voxels_of, self.run.regions))
+        return itemsize * sum(map(self.layout.voxels_of, self.batch.regions))
 
     def compare(self, report: Callable[[Report], None]) -> tuple[int, list[Difference]]:
         """Compare all regions, one after another.
@@ -72,8 +72,8 @@ class Comparison:
         voxels = 0
         differences: list[Difference] = []
         with self.part.read_ahead(), ContextPool(READERS) as readers:
-            rows = self.part.rows(self.run, readers)
-            for region in self.run.regions:
+            rows = self.part.rows(self.batch, readers)
+            for region in self.batch.regions:
                 arrays = rows.read(region)
                 for name, expected in arrays.items():
                     voxels += expected.size

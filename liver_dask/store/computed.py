@@ -95,9 +95,9 @@ class Work:
         counts = [len(self._reads) + len(self._of_cluster), *(blocks.count for blocks in self.blocks.values())]
         self._fewest = min(filter(None, counts), default=0) / 2
 
-    def part(self, run: RegionBatch) -> ComputedPart:
+    def part(self, batch: RegionBatch) -> ComputedPart:
         """Return what a job needs to write a batch; the job itself computes statistics that are not known yet."""
-        return self._planned(run, ()).part
+        return self._planned(batch, ()).part
 
     def settle(self, values: Mapping[Key, Any]) -> None:
         """Replace some tasks by their known values."""
@@ -118,18 +118,18 @@ class Work:
         best: _Choice | None = None
         for with_statistics, deep in product((False, True), repeat=2):
             candidate = group._replace(deep=deep)
-            runs = list(plan_batches(layout, [candidate], ()))
-            statistics = self._statistics(runs) if with_statistics else []
+            batches = list(plan_batches(layout, [candidate], ()))
+            statistics = self._statistics(batches) if with_statistics else []
             if with_statistics and not statistics:
                 break
-            most = self._tally(runs, statistics, most_jobs=1)[0].most
+            most = self._tally(batches, statistics, most_jobs=1)[0].most
             if best is None or most < best.most / WORTH_IT:
-                best = _Choice(most, candidate, runs, statistics)
+                best = _Choice(most, candidate, batches, statistics)
             if best.most < WORTH_IT:
                 break
         assert best
         self.statistics = best.statistics
-        tally, held = self._tally(best.runs, best.statistics, SAMPLED)
+        tally, held = self._tally(best.batches, best.statistics, SAMPLED)
         return best.group._replace(held=held), tally
 
     def partials(self, keys: Collection[Key]) -> list[tuple[Tasks, list[Key]]]:
@@ -171,7 +171,7 @@ class Work:
     def _is_voxels(self, key: Key) -> bool:
         return isinstance(self.tasks[key], Task) and self._of_layer[_layer(key)] >= self._fewest
 
-    def _statistics(self, runs: Sequence[RegionBatch]) -> list[list[Key]]:
+    def _statistics(self, batches: Sequence[RegionBatch]) -> list[list[Key]]:
         """Find the statistics: small results, made of voxels, that several tasks and several batches need.
 
         Returns:
@@ -183,8 +183,8 @@ class Work:
             known = reach.get(key, (first, last))
             reach[key] = min(first, known[0]), max(last, known[1])
 
-        for i, run in enumerate(runs):
-            for keys in self._steps(run):
+        for i, batch in enumerate(batches):
+            for keys in self._steps(batch):
                 for key in keys:
                     widen(key, i, i)
         by_order = sorted(self.tasks, key=self._order.__getitem__)
@@ -210,12 +210,12 @@ class Work:
         return isinstance(task, Task) and key not in self._reads and not self._is_voxels(key)
 
     def _tally(
-        self, runs: Sequence[RegionBatch], statistics: Sequence[Sequence[Key]], most_jobs: int
+        self, batches: Sequence[RegionBatch], statistics: Sequence[Sequence[Key]], most_jobs: int
     ) -> tuple[Tally, int]:
         """Count what all jobs and statistics read, and the most bytes that one job holds.
 
         Args:
-            runs: The batches of all jobs.
+            batches: The batches of all jobs.
             statistics: The statistics that are computed before the jobs.
             most_jobs: Maximum number of jobs to plan; if there are more jobs, the planned ones are a sample.
         """
@@ -226,8 +226,8 @@ class Work:
             tally.add((one, 1) for key in needed for one in self._reads.get(key, ()))
             tally.got += len(self._of_cluster.intersection(needed))
             known |= set(keys)
-        for i, weight in _sample(len(runs), most_jobs):
-            planned = self._planned(runs[i], known)
+        for i, weight in _sample(len(batches), most_jobs):
+            planned = self._planned(batches[i], known)
             tally.add(self._all_reads(planned), weight)
             tally.got += weight * sum(planned.computed.get(key, 0) for key in self._of_cluster)
             held = max(held, planned.most_held)
@@ -241,20 +241,20 @@ class Work:
             for one in reads_of(task, self._sources) if is_edge else self._reads.get(key, ()):
                 yield one, times
 
-    def _steps(self, run: RegionBatch) -> list[set[Key]]:
+    def _steps(self, batch: RegionBatch) -> list[set[Key]]:
         """Return the keys of the blocks that each region needs."""
         return [
-            {key for name in run.group.names for key, _, _ in self.blocks[name].within(region)}
-            for region in run.regions
+            {key for name in batch.group.names for key, _, _ in self.blocks[name].within(region)}
+            for region in batch.regions
         ]
 
-    def _planned(self, run: RegionBatch, known: Collection[Key]) -> "_Planned":
-        steps = self._steps(run)
+    def _planned(self, batch: RegionBatch, known: Collection[Key]) -> "_Planned":
+        steps = self._steps(batch)
         results: set[Key] = set().union(*steps)
         tasks = {key: self.tasks[key] for key in _needed(self.tasks, results, known)}
         tasks |= self._edges(tasks, results)
         tasks = {key: tasks[key] for key in _needed(tasks, results, known)}
-        names = {name: self.blocks[name] for name in run.group.names}
+        names = {name: self.blocks[name] for name in batch.group.names}
         return self._held(tasks, names, steps, known)
 
     def _held(
@@ -325,13 +325,13 @@ class _Choice(NamedTuple):
     Attributes:
         most: The number of times that the variable which is read most often is read; see Tally.most.
         group: The group, with the order.
-        runs: Its batches.
+        batches: Its batches.
         statistics: What is computed before them.
     """
 
     most: float
     group: Group
-    runs: list[RegionBatch]
+    batches: list[RegionBatch]
     statistics: list[list[Key]]
 
 

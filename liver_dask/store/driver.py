@@ -69,12 +69,12 @@ class Driver:
         self.requests += done.requests
         self._advance(done.voxel_bytes, self._remark())
 
-    def write(self, written: Collection[tuple[str, Region]], team: JobRunner) -> None:
+    def write(self, written: Collection[tuple[str, Region]], runner: JobRunner) -> None:
         """Write all regions that are not written yet, and merge their slabs into shards.
 
         Args:
             written: The regions that are written already, with the names of their variables.
-            team: Runs the jobs.
+            runner: Runs the jobs.
 
         Raises:
             LiverDaskError, OSError: The first error of a region, unless `continue_on_error` is True.
@@ -83,28 +83,28 @@ class Driver:
         self._missing = self._find_missing(written)
         for row in [row for row, left in self._missing.items() if not left and not self._store.is_merged(row)]:
             self._add_merges(row)
-        self._runs = plan_batches(self._store.layout, self._source.groups, written)
-        self._threads = team.threads
+        self._batches = plan_batches(self._store.layout, self._source.groups, written)
+        self._threads = runner.threads
         if not written:  # report a wrong address, shape or label before anything is written
             first = iter([Job("The first slice", probe, (self._source.windows,))])
-            team.run_all(self._connections, lambda: next(first, None), self._take)
+            runner.run_all(self._connections, lambda: next(first, None), self._take)
         try:
             for group, work in self._source.works:
                 if next(plan_batches(self._store.layout, [group], written), None):
-                    self._compute_statistics(work, team)
-            team.run_all(self._connections, self._next_job, self._take)
+                    self._compute_statistics(work, runner)
+            runner.run_all(self._connections, self._next_job, self._take)
         except BaseException:
             self._store.end_run()  # running jobs then stop after their current region
             raise
         if self.failures:
             raise self._failures_as_error()
 
-    def _compute_statistics(self, work: Work, team: JobRunner) -> None:
+    def _compute_statistics(self, work: Work, runner: JobRunner) -> None:
         """Compute once what all jobs need: shares of it in jobs, and the rest in this process."""
         for keys in work.statistics:
             jobs = [Job("What all regions need", Share(self._store, *share).compute) for share in work.partials(keys)]
             values: dict[Any, Any] = {}
-            team.run_all(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
+            runner.run_all(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
             work.settle(values)
             work.settle(dict(zip(keys, get_sync(got(work.needed(keys)), keys), strict=True)))
 
@@ -133,11 +133,11 @@ class Driver:
         if self._merges:
             row, shard = self._merges.popleft()
             return Job(row, merge, (self._store, row, shard), fetches=False)
-        run = self._again.popleft() if self._again else next(self._runs, None)
-        if run is None:
+        batch = self._again.popleft() if self._again else next(self._batches, None)
+        if batch is None:
             return None
-        part = self._source.part(run)
-        return Job(run, Task(self._store, self._run_name, part, run, self._threads, self._continue_on_error).write)
+        part = self._source.part(batch)
+        return Job(batch, Task(self._store, self._run_name, part, batch, self._threads, self._continue_on_error).write)
 
     def _take(self, what: RegionBatch | ShardRow | str, future: Future[Any]) -> None:
         """Process the result of a job."""
@@ -158,13 +158,15 @@ class Driver:
         for failure in result.failures:
             self._note(what, failure)
 
-    def _note(self, run: RegionBatch, failure: Failure) -> None:
+    def _note(self, batch: RegionBatch, failure: Failure) -> None:
         """Handle a failed region: retry it, raise its error, or continue without it."""
         key = failure.names, failure.region
         self._tries[key] = self._tries.get(key, 1) + 1
         if failure.is_transient and self._tries[key] <= TRIES:
-            rest = (failure.region,) if self._continue_on_error else run.regions[run.regions.index(failure.region) :]
-            self._again.append(RegionBatch(run.group, rest))
+            rest = (
+                (failure.region,) if self._continue_on_error else batch.regions[batch.regions.index(failure.region) :]
+            )
+            self._again.append(RegionBatch(batch.group, rest))
             return
         self.failures.append(failure)
         if not self._continue_on_error:

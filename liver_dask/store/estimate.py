@@ -117,9 +117,9 @@ def estimate(
         The cost of what is still to be done.
     """
     groups = list(groups)
-    runs = list(plan_batches(layout, groups, written))
+    batches = list(plan_batches(layout, groups, written))
     row_blocks = ceil(layout.shape[1] / layout.row_block)
-    left = {group: sum(len(run.regions) for run in runs if run.group == group) for group in groups}
+    left = {group: sum(len(batch.regions) for batch in batches if batch.group == group) for group in groups}
     total = row_blocks * ceil(layout.shape[0] / layout.chunks[0])
     requests = fetched = stored = disk = 0.0
     for group in groups:
@@ -135,7 +135,7 @@ def estimate(
     merges = len(layout.shard_rows(name for group in groups for name in group.names)) * layout.shards_along[2]
     return Estimate(
         sum(left.values()),
-        len(runs) + merges,
+        len(batches) + merges,
         ceil(requests),
         int(fetched),
         int(stored),

@@ -57,13 +57,13 @@ class Source:
         found = [leaf for leaf in leaves if isinstance(leaf, LazyWindow) and leaf.nbytes]
         return list({lazy.read: lazy for lazy in reversed(found)}.values())
 
-    def part(self, run: RegionBatch) -> Part:
+    def part(self, batch: RegionBatch) -> Part:
         """Return what a job needs to read a batch."""
         for group, work, _ in self._planned:
-            if work and set(run.group.names) <= set(group.names):
-                return work.part(run)
-        z = slice(run.regions[0].z_start, run.regions[0].z_stop), slice(None), slice(None)
-        lazies = {name: self._blocks[name].data.lazy for name in run.group.names}
+            if work and set(batch.group.names) <= set(group.names):
+                return work.part(batch)
+        z = slice(batch.regions[0].z_start, batch.regions[0].z_stop), slice(None), slice(None)
+        lazies = {name: self._blocks[name].data.lazy for name in batch.group.names}
         return WindowPart({name: LazyWindow(one.read, one.window[z], one.dtype) for name, one in lazies.items()})
 
     def files_read(self) -> dict[Group, list[FilesRead]]:

@@ -149,7 +149,7 @@ class Metadata:
         if not self._inventory and not self.problems:
             self.notes.append(
                 f"{store} is of a version that did not record its coordinates, attributes and tables: whether they are "
-                "what was written cannot be told"
+                "what was written cannot be determined"
             )
         self._documents: dict[str, Any] = {}
         self._bad: set[str] = set()

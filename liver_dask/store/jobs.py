@@ -37,7 +37,7 @@ JOBS_AHEAD = 16
 """Maximum number of jobs that are submitted to a cluster before they can run. An adaptive cluster adds workers for
 waiting jobs. The limit bounds the memory that waiting jobs take in the scheduler."""
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_CHECKS = 1.0
 """Interval at which interrupts and the number of workers are checked."""
 
 SECONDS_WITHOUT_WORKERS = 5.0
@@ -135,8 +135,8 @@ class JobRunner:
                     fetching += job.fetches
                     job = next_job()
                 if not submitted:
-                    sleep(SECONDS_BETWEEN_LOOKS)
-                for future in wait(submitted, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
+                    sleep(SECONDS_BETWEEN_CHECKS)
+                for future in wait(submitted, SECONDS_BETWEEN_CHECKS, FIRST_COMPLETED).done:
                     done = submitted.pop(future)
                     fetching -= done.fetches
                     if future.cancelled():

@@ -170,9 +170,9 @@ class Export:
         with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
             driver = Driver(self.source, self.store, run_name, self.connections, continue_on_error, advance)
             try:
-                with open_runner(client, driver.report) as team:
+                with open_runner(client, driver.report) as runner:
                     wait_for(self._held)
-                    driver.write(written, team)
+                    driver.write(written, runner)
             finally:
                 self.fetched, self.requests = driver.fetched, driver.requests
 

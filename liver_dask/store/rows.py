@@ -51,7 +51,7 @@ class Part(Protocol):
     def read_ahead(self) -> AbstractContextManager[None]:
         """Return a context in which the files know the coming reads, and their cached state is kept."""
 
-    def rows(self, run: RegionBatch, readers: ContextPool) -> Rows:
+    def rows(self, batch: RegionBatch, readers: ContextPool) -> Rows:
         """Return the reader of the regions of a batch."""
 
 
@@ -96,7 +96,7 @@ class WindowPart:
                 stack.enter_context(lazy.read.read_ahead(*lazy.window.selections[:2]))
             yield
 
-    def rows(self, run: RegionBatch, readers: ContextPool) -> "WindowRows":
+    def rows(self, batch: RegionBatch, readers: ContextPool) -> "WindowRows":
         """See Part."""
         return WindowRows(self.windows, readers)
 
@@ -187,18 +187,18 @@ class ComputedPart:
         """See Part."""
         return read_ahead(self.tasks)
 
-    def rows(self, run: RegionBatch, readers: ContextPool) -> "ComputedRows":
+    def rows(self, batch: RegionBatch, readers: ContextPool) -> "ComputedRows":
         """See Part."""
-        return ComputedRows(self, run, readers)
+        return ComputedRows(self, batch, readers)
 
 
 class ComputedRows(Memory):
     """Computes regions, and holds the results that later regions need again."""
 
-    def __init__(self, part: ComputedPart, run: RegionBatch, readers: ContextPool) -> None:
+    def __init__(self, part: ComputedPart, batch: RegionBatch, readers: ContextPool) -> None:
         super().__init__()
         self._part = part
-        self._number = {region: i for i, region in enumerate(run.regions)}
+        self._number = {region: i for i, region in enumerate(batch.regions)}
         self._readers = readers
         self._held: dict[Key, Any] = {}
 

@@ -38,12 +38,12 @@ class SourceCheck:
     Attributes:
         source: The archive's address.
         files: The recorded files.
-        by_tag: Whether to compare ETags, too. Another address may have other ETags for the same files.
+        by_etag: Whether to compare ETags, too. Another address may have other ETags for the same files.
     """
 
     source: Source
     files: tuple[RecordedFile, ...]
-    by_tag: bool
+    by_etag: bool
 
     def run(self, report: Callable[[Report], None]) -> dict[str, str]:
         """Return a message for each file that has changed, by path; `report` is called as in `Task.write`."""
@@ -62,7 +62,7 @@ class SourceCheck:
         if known == MISSING:
             return f"{file.url} was not there, and is now"
         found = file.version
-        if found is None or (found == known if self.by_tag else found.size == known.size):
+        if found is None or (found == known if self.by_etag else found.size == known.size):
             return None
         return f"{file.url} had {known.size} bytes ({known.etag}), and has {found.size} ({found.etag})"
 
@@ -106,8 +106,8 @@ def plan_source_checks(
                 of_source = files.setdefault((reader.source, is_file_of(reader.files, url)), {})
                 of_source[RecordedFile(reader.variable.path(z), version)] = None
     return {
-        SourceCheck(source, tuple(of), by_tag): None
-        for (source, by_tag), all_files in files.items()
+        SourceCheck(source, tuple(of), by_etag): None
+        for (source, by_etag), all_files in files.items()
         for of in _parts(list(all_files), READERS)
     }
 

@@ -89,7 +89,7 @@ class VerifyReport:
             lines.append(f"{len(self.missing)} files did not exist; zeros stand for them: {', '.join(self.missing)}.")
         lines += [f"Note: {note}." for note in self.notes]
         if self.changed:
-            lines.append(f"The source has changed since, in {len(self.changed)} of the files that were looked at:")
+            lines.append(f"The source has changed since, in {len(self.changed)} of the files that were checked:")
             lines += [*self.changed[:MOST_SHOWN], *(["..."] if len(self.changed) > MOST_SHOWN else [])]
         return "\n".join([*lines, *self.problems])
 
@@ -190,9 +190,9 @@ def verify(
                 plan.differences += found
                 report.voxels += count
 
-        with open_runner(client_in_force() if client is None else client, on_report) as team:
+        with open_runner(client_in_force() if client is None else client, on_report) as runner:
             left = iter(jobs)
-            team.run_all(setting("connections"), lambda: next(left, None), take)
+            runner.run_all(setting("connections"), lambda: next(left, None), take)
     for plan in plans:
         report.changed += sorted(plan.changed.values())
         report.problems += [plan.where + plan.explain(difference) for difference in plan.differences]
@@ -235,7 +235,7 @@ def _look_at_description(levels: Sequence[Level], report: VerifyReport) -> None:
         else:
             report.notes.append(f"the pyramid of {store} is not finished; `liver-dask pyramid {store}` goes on with it")
     except Exception as error:  # zarr raises arbitrary errors for damaged metadata
-        report.problems.append(f"whether {store} describes its levels cannot be told ({reason_of(error)})")
+        report.problems.append(f"whether {store} describes its levels cannot be determined ({reason_of(error)})")
 
 
 def _look_at_labels(levels: Sequence[Level], report: VerifyReport) -> None:
@@ -251,7 +251,7 @@ def _look_at_labels(levels: Sequence[Level], report: VerifyReport) -> None:
             for label in other_labels(levels)
         ]
     except Exception as error:  # zarr raises arbitrary errors for damaged metadata
-        report.problems.append(f"whether {store / LABELS} holds the masks cannot be told ({reason_of(error)})")
+        report.problems.append(f"whether {store / LABELS} holds the masks cannot be determined ({reason_of(error)})")
 
 
 def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
@@ -362,11 +362,11 @@ class _Plan:
         groups = export.source.groups
         groups = [group._replace(names=tuple(name for name in group.names if name in readable)) for group in groups]
         groups = [group for group in groups if group.names]
-        runs = list(
+        batches = list(
             plan_batches(layout, groups, ()) if full else sampled_batches(layout, groups, rng) if groups else ()
         )
-        self.comparisons = [Comparison(self.store, export.source.part(run), run, layout) for run in runs]
-        slices = None if full else {region.z_start for run in runs for region in run.regions}
+        self.comparisons = [Comparison(self.store, export.source.part(batch), batch, layout) for batch in batches]
+        slices = None if full else {region.z_start for batch in batches for region in batch.regions}
         self.source_checks = list(self._source_checks(export.source, groups, slices, rng))
 
     def _source_checks(

@@ -70,7 +70,7 @@ class Task:
         store: The store to write to.
         run_name: Name of the run of the export that the task belongs to.
         part: What the batch needs in order to read the variables.
-        run: The batch to write.
+        batch: The batch to write.
         threads: Number of threads that encode.
         continue_on_error: Whether to continue with the next region after a failed one.
     """
@@ -78,7 +78,7 @@ class Task:
     store: Store
     run_name: str
     part: Part
-    run: RegionBatch
+    batch: RegionBatch
     threads: int
     continue_on_error: bool
 
@@ -95,7 +95,9 @@ class Task:
                 try:
                     done = keeping.result()
                 except Exception as error:  # any kind: the driver reports it, and continues or stops
-                    failures.append(Failure(self.run.group.names, region, picklable_error(error), _is_transient(error)))
+                    failures.append(
+                        Failure(self.batch.group.names, region, picklable_error(error), _is_transient(error))
+                    )
                     if not self.continue_on_error:
                         break
                 else:
@@ -107,7 +109,7 @@ class Task:
         """Begin one region after the other, with the voxels of at most two regions in memory."""
         readers, encoders = (stack.enter_context(ContextPool(n)) for n in (READERS, self.threads))
         reader, encoder, writer = (stack.enter_context(ContextPool(1)) for _ in range(3))
-        rows = self.part.rows(self.run, readers)
+        rows = self.part.rows(self.batch, readers)
 
         def read(region: Region, after: Future[Encoded] | None) -> Arrays:
             if after:
@@ -122,7 +124,7 @@ class Task:
                 rows.free(arrays)
 
         under_way: deque[Future[Encoded]] = deque(maxlen=2)
-        for region in self.run.regions:
+        for region in self.batch.regions:
             if not self.store.is_current(self.run_name):
                 break
             reading = reader.submit(read, region, under_way[0] if len(under_way) == 2 else None)

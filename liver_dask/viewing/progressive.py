@@ -61,7 +61,7 @@ class ProgressiveReader:
         levels: The Dataset to read from, at all resolutions.
         show: Called with the viewport and the window of a variable. For raw, it is first called with a coarse window,
             see `attrs["step"]` of the window, unless the sharp window is cached. Called on other threads.
-        tell: Called with the viewport and a text: the progress, an error message, or an empty text when everything is
+        notify: Called with the viewport and a text: the progress, an error message, or an empty text when everything is
             read. Called on other threads.
 
     Attributes:
@@ -69,11 +69,14 @@ class ProgressiveReader:
     """
 
     def __init__(
-        self, levels: Levels, show: Callable[[Viewport, xr.DataArray], None], tell: Callable[[Viewport, str], None]
+        self,
+        levels: Levels,
+        show: Callable[[Viewport, xr.DataArray], None],
+        notify: Callable[[Viewport, str], None],
     ) -> None:
         self._levels = levels
         self._show = show
-        self._tell = tell
+        self._notify = notify
         self._pool = ContextPool(THREADS, "liver_dask-view")
         self._lock = threading.Lock()
         self._task: _Task | None = None
@@ -128,7 +131,7 @@ class ProgressiveReader:
             done = not task.left and self._task is task
         if done:
             task.done.set()
-            self._tell(task.viewport, task.failed)
+            self._notify(task.viewport, task.failed)
             self.idle.set()
 
     def _read_raw(self, task: "_Task", name: str) -> None:
@@ -159,7 +162,7 @@ class ProgressiveReader:
             if self._task is task:
                 got = traffic.bytes - before
                 fetched = f", {decimal(got)} fetched" if got else ""
-                self._tell(task.viewport, f"Reading z {task.viewport.z}: {monotonic() - began:.0f} s{fetched}")
+                self._notify(task.viewport, f"Reading z {task.viewport.z}: {monotonic() - began:.0f} s{fetched}")
 
 
 class _Task:

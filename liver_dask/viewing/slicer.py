@@ -69,7 +69,7 @@ class Slicer(VBox):
         self._levels = levels
         self._voxel_size = levels.voxel_size_nm
         self._lock = threading.RLock()
-        self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._told))
+        self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._show_message))
         self._moved = _AtRest(self._locked(self._look))
         held = levels.held
         middle = (held.z_min + held.z_max) // 2
@@ -194,7 +194,7 @@ class Slicer(VBox):
         names = [RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
         self._reader.see(Viewport(*place, self._picture.pixels, tuple(names)))
 
-    def _told(self, viewport: Viewport, text: str) -> None:
+    def _show_message(self, viewport: Viewport, text: str) -> None:
         self.status.value = html.escape(text)
 
     def _take(self, viewport: Viewport, seen: xr.DataArray) -> None:

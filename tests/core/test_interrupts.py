@@ -267,7 +267,7 @@ def test_only_what_was_given_up_ends(archive: Path, voxels) -> None:
 
 def test_the_watchdog_ends_with_its_work_and_not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exchanges one after another share one watchdog thread, which ends some time after the last of them."""
-    monkeypatch.setattr(watchdog, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(watchdog, "SECONDS_BETWEEN_CHECKS", 0.01)
 
     def watching() -> int:
         return sum(thread.name == "liver_dask-watchdog" for thread in threading.enumerate())

@@ -17,7 +17,7 @@ EMPTIED: dict[str, Callable[[], object]] = {
     "liver_dask.archive.formats.tiff.cached_rows": tiff.cached_rows._clear,
     "liver_dask.archive.formats.tiff_index.known_directories": tiff_index.known_directories.clear,
     "liver_dask.archive.formats.tiff.prefix_shares": tiff.prefix_shares._clear,
-    "liver_dask.archive.remote.cache._told": cache._told.clear,
+    "liver_dask.archive.remote.cache._warned": cache._warned.clear,
     "liver_dask.archive.remote.files._process": files._process.forget,
     "liver_dask.archive.remote.shares._shares": shares._shares.clear,
     "liver_dask.core.metrics.traffic": metrics.traffic.forget,

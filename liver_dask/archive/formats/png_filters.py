@@ -107,20 +107,20 @@ def _loop_of_pixels(rows: Bytes2D, above: Bytes1D, step: np.uint64, plain: Bytes
     for number in range(plain.shape[0]):
         kind, row, out = rows[number, 0], rows[number, 1:], plain[number]
         for i in range(width):
-            a = b = c = foretold = np.int32(0)
+            a = b = c = predicted = np.int32(0)
             if i >= step:
                 a, c = np.int32(out[i - step]), np.int32(above[i - step])
             b = np.int32(above[i])
             if kind == SUB:
-                foretold = a
+                predicted = a
             elif kind == UP:
-                foretold = b
+                predicted = b
             elif kind == AVERAGE:
-                foretold = (a + b) // 2
+                predicted = (a + b) // 2
             elif kind == PAETH:
                 by_a, by_b, by_c = abs(b - c), abs(a - c), abs(a + b - c - c)
-                foretold = a if by_a <= min(by_b, by_c) else b if by_b <= by_c else c
-            out[i] = np.uint8(row[i] + foretold)
+                predicted = a if by_a <= min(by_b, by_c) else b if by_b <= by_c else c
+            out[i] = np.uint8(row[i] + predicted)
         above = out
 
 

@@ -148,7 +148,7 @@ class FolderCache:
                     os.unlink(new)
                 raise
         except OSError as error:
-            self._tell(f"{url} cannot be kept in {self._folder}: {error}")
+            self._warn_once(f"{url} cannot be kept in {self._folder}: {error}")
 
     def drop(self, url: str) -> None:
         """Remove all entries of one file."""
@@ -190,17 +190,17 @@ class FolderCache:
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._tell(f"{path} cannot be removed: {error}")
+            self._warn_once(f"{path} cannot be removed: {error}")
             return False
         if path.parent.parent == self._folder / RAW:
             with suppress(OSError):
                 path.parent.rmdir()
         return True
 
-    def _tell(self, problem: str) -> None:
+    def _warn_once(self, problem: str) -> None:
         """Log a problem with the folder: the first time as a warning, then at INFO level."""
         token = object()
-        is_first = _told.setdefault(self._folder, token) is token  # atomic: several threads may report the same problem
+        is_first = _warned.setdefault(self._folder, token) is token  # atomic: several threads may have the same problem
         log.log(logging.WARNING if is_first else logging.INFO, "%s", problem)
 
     def _path(self, kind: str, url: str, part: str = "") -> Path:
@@ -211,7 +211,7 @@ def _checksum(url: str, version: FileVersion, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(f"{url}\n{version.size}\n{version.etag}\n".encode()))
 
 
-_told: dict[Path, object] = {}
+_warned: dict[Path, object] = {}
 """Folders for which this process has already logged a warning."""
 
 

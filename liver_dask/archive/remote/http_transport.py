@@ -46,7 +46,7 @@ from ...core.errors import (
     SliceNotFoundError,
     SourceChangedError,
 )
-from ...core.threads import SECONDS_BETWEEN_LOOKS
+from ...core.threads import SECONDS_BETWEEN_CHECKS
 from .connections import Exchange, check_certificates, exchanging, open_pool
 from .credentials import netrc_authorization, split_secret
 from .ranges import ByteRange, range_header, read_content_range, read_parts
@@ -225,7 +225,7 @@ class HttpTransport:
                     address,
                     headers=headers,  # they replace those of the pool
                     timeout=urllib3.Timeout(connect=exchange.read_timeout, read=exchange.read_timeout),
-                    pool_timeout=SECONDS_BETWEEN_LOOKS,
+                    pool_timeout=SECONDS_BETWEEN_CHECKS,
                     preload_content=False,  # check status and headers before reading the body
                     decode_content=False,
                     redirect=False,
@@ -268,7 +268,7 @@ class HttpTransport:
 
         The parts may be any ranges, as long as their total size is close to the requested size.
         """
-        etag = _tag(answer.response)
+        etag = _etag(answer.response)
         most = (
             sum(
                 byte_range.stop - byte_range.start if byte_range.start >= 0 else -byte_range.start
@@ -290,7 +290,7 @@ class HttpTransport:
     def _read_whole(self, answer: _Answer, url: str, byte_range: ByteRange, receive: Receive) -> None:
         size = answer.response.length_remaining
         if size is None or size > SMALL_FILE:
-            amount = "of untold size" if size is None else f"{size / 1e6:.0f} MB"
+            amount = "of unknown size" if size is None else f"{size / 1e6:.0f} MB"
             raise RangeNotSupportedError(
                 f"{url}: the server ignores byte ranges and would send the whole file ({amount}) for bytes "
                 f"{byte_range.start}-{byte_range.stop - 1}; use a server that supports ranges, or a local copy."
@@ -298,7 +298,7 @@ class HttpTransport:
         whole = b"".join(answer.blocks(size))
         if len(whole) != size:
             raise TransientError(f"sent {len(whole)} of {size} bytes")
-        receive(FileVersion(size, _tag(answer.response)), 0, whole)
+        receive(FileVersion(size, _etag(answer.response)), 0, whole)
         with self._lock:
             self._warn_once(urlsplit(url).netloc)
 
@@ -396,7 +396,7 @@ def _read_one(answer: _Answer, byte_range: ByteRange, receive: Receive) -> None:
         )
     if length not in (stop - start, None):
         raise TransientError(f"would send {length} bytes for {stop - start}")
-    version = FileVersion(size, _tag(answer.response))
+    version = FileVersion(size, _etag(answer.response))
     for block in answer.blocks(stop - start):
         receive(version, start, block)
         start += len(block)
@@ -449,7 +449,7 @@ def _origin_of(url: str) -> _Origin:
     return _Origin(parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
-def _tag(response: urllib3.BaseHTTPResponse) -> str:
+def _etag(response: urllib3.BaseHTTPResponse) -> str:
     return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
 
 

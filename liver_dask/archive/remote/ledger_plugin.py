@@ -9,7 +9,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from .ledger import OPERATION, Ledger
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_CHECKS = 1.0
 
 SECONDS_TO_CLOSE = 1.0
 """Maximum time that a departing worker needs to cancel its reads."""
@@ -57,7 +57,7 @@ class SharesConnections(SchedulerPlugin):
                 self._scheduler.worker_send(worker, {"op": OPERATION, "archive": archive, **share._asdict()})
         if self._ledgers[archive].is_crowded and not self._is_looking:
             self._is_looking = True
-            asyncio.get_running_loop().call_later(SECONDS_BETWEEN_LOOKS, self._look)
+            asyncio.get_running_loop().call_later(SECONDS_BETWEEN_CHECKS, self._look)
 
     def _look(self) -> None:
         """End the turns that are over."""

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from ...core.threads import SECONDS_BETWEEN_LOOKS, check_cancelled
+from ...core.threads import SECONDS_BETWEEN_CHECKS, check_cancelled
 from .ledger import OPERATION
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Share:
             self._inside += 1
             try:
                 while not self._is_free():
-                    self._changed.wait(SECONDS_BETWEEN_LOOKS)
+                    self._changed.wait(SECONDS_BETWEEN_CHECKS)
                     check_cancelled("What waits for a connection")
             except BaseException:
                 self._inside -= 1
@@ -139,7 +139,7 @@ class Share:
             self._ended = monotonic()
             self._changed.notify()
             if has_too_many:
-                self._tell("hold")
+                self._send("hold")
 
     def hear(self, visit: int, number: int, allowed: int) -> None:
         """Handle a message of the scheduler, on the worker's event loop, and answer it."""
@@ -152,7 +152,7 @@ class Share:
         if is_less:
             self._close_idle()
         with self._changed:
-            self._tell("hold")
+            self._send("hold")
 
     def _is_free(self) -> bool:
         visit = self._visit
@@ -193,7 +193,7 @@ class Share:
         with self._changed:
             if self._visit is visit:  # else it has ended, because nothing was read for too long
                 visit.has_joined = True
-                self._tell("join")
+                self._send("join")
 
     def _do_without(self, visit: _Visit, error: Exception) -> None:
         """Read without the scheduler's permission until nothing is read for a while."""
@@ -212,10 +212,10 @@ class Share:
             if not self._inside and monotonic() - idle_since > SECONDS_KEPT:
                 visit.allowed = 0
                 self._close_idle()
-                self._tell("leave")
+                self._send("leave")
                 self._visit = None
                 return
-        visit.worker.loop.call_later(SECONDS_BETWEEN_LOOKS, self._look, visit)
+        visit.worker.loop.call_later(SECONDS_BETWEEN_CHECKS, self._look, visit)
 
     def _has_too_many(self) -> bool:
         visit = self._visit
@@ -225,7 +225,7 @@ class Share:
         for transport in list(self._transports):
             transport.close_idle()
 
-    def _tell(self, what: str) -> None:
+    def _send(self, what: str) -> None:
         """Send a message to the scheduler; the lock is held, so that messages are in the order of the events."""
         visit = self._visit
         if visit is None or not visit.has_joined:  # a scheduler drops workers that send unknown messages

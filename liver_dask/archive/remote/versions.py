@@ -79,8 +79,8 @@ class Versions:
         known = self._known.setdefault(url, found)  # atomic: several threads may note the same file
         if known != found:
             raise SourceChangedError(
-                f"{url} is not the file it was when it was first read: it had {_told(known)}, and has {_told(found)}; "
-                "open the source again."
+                f"{url} is not the file it was when it was first read: it had {_as_text(known)}, and has "
+                f"{_as_text(found)}; open the source again."
             )
 
     def has_read_below(self, prefix: str) -> bool:
@@ -134,7 +134,7 @@ def note_file(url: str, version: FileVersion) -> None:
         files[url] = version
 
 
-def _told(version: FileVersion) -> str:
+def _as_text(version: FileVersion) -> str:
     return "been missing" if version == MISSING else f"{version.size} bytes ({version.etag})"
 
 

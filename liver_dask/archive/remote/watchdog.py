@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from ...core.threads import SECONDS_BETWEEN_LOOKS, ReadCancelledError, asked_whether_wanted
+from ...core.threads import SECONDS_BETWEEN_CHECKS, ReadCancelledError, asked_whether_wanted
 
 IDLE_LOOKS = 50
 """After this many checks without an exchange, the thread ends; the next exchange starts a new one."""
@@ -103,7 +103,7 @@ class _Watchdog:
     def _look(self) -> None:
         idle = 0
         while True:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
             with self._lock:
                 watches = list(self._watches)
                 idle = 0 if watches else idle + 1
