@@ -8,7 +8,7 @@ import re
 import string
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ class Variable:
     bytes_per_pixel: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_type(field.name, field.type)
+        for attribute in fields(self):
+            self._check_type(attribute.name, attribute.type)
         is_free = self.name not in (*DIMS, *RESERVED_NAMES)
         is_short = len(self.name.encode()) <= LONGEST_NAME
         self._check("name", self.name.isidentifier() and is_free and is_short, "is no name of a variable")
@@ -97,7 +97,7 @@ class Variable:
 
     def described(self) -> dict[str, Any]:
         """Return the variable as plain JSON, without default values; see `of`."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        values = {attribute.name: (getattr(self, attribute.name), attribute.default) for attribute in fields(self)}
         return {name: value for name, (value, usual) in values.items() if name != "name" and value != usual}
 
     @property
@@ -199,7 +199,7 @@ class Archive:
     """
 
     name: str
-    url: str
+    url: str = field(repr=False)  # it may hold a password
     shape: Shape
     variables: tuple[Variable, ...]
     title: str = ""
@@ -211,9 +211,9 @@ class Archive:
     voxel_size_source: str = "not given"
 
     def __post_init__(self) -> None:
-        for field in ("name", "url", "title", "license", "citation", "references", "voxel_size_source"):
-            if not isinstance(getattr(self, field), str):
-                raise InvalidArgumentError(f"The archive's {field} = {short(getattr(self, field))} must be a text.")
+        for name in ("name", "url", "title", "license", "citation", "references", "voxel_size_source"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidArgumentError(f"The archive's {name} = {short(getattr(self, name))} must be a text.")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.name):
             raise InvalidArgumentError(f"name = {short(self.name)} is no name of an archive: letters, digits, -._/.")
         set_once = object.__setattr__
@@ -256,9 +256,9 @@ class Archive:
     @classmethod
     def _of(cls, found: dict[str, Any]) -> "Archive":
         _check_keys("The archive", cls, found, set())
-        for field in ("name", "url", "shape", "variables"):
-            if field not in found:
-                raise InvalidArgumentError(f"The archive has no {field}.")
+        for name in ("name", "url", "shape", "variables"):
+            if name not in found:
+                raise InvalidArgumentError(f"The archive has no {name}.")
         tables = found["variables"]
         if not isinstance(tables, dict):
             raise InvalidArgumentError(f"variables = {short(tables)} must be tables: [variables.raw], ...")
@@ -345,7 +345,7 @@ class Archive:
 
 
 def _check_keys(what: str, described: Any, found: Mapping[str, Any], without: set[str]) -> None:
-    known = {field.name for field in fields(described)} - without
+    known = {attribute.name for attribute in fields(described)} - without
     unknown = [key for key in found if key not in known]
     if unknown:
         raise InvalidArgumentError(f"{what} has no attribute {short(unknown[0])}; it has {', '.join(sorted(known))}.")

@@ -290,7 +290,10 @@ class Store:
         try:
             found = {entry.name for entry in files_in(self.partial)} if is_there(self.partial) else set()
             if found - {self._new.name} and not is_there(path):  # after an error, zarr may still write `store.new`
-                raise StoreExistsError(f"{self.partial} is something that liver_dask did not write; remove it.")
+                raise StoreExistsError(
+                    f"{self.partial} is something that liver_dask did not write; "
+                    "move or remove it, or choose another path."
+                )
             self.partial.mkdir(parents=True, exist_ok=True)
             return open_locked(path, busy=f"{self.target} is being written by another process; wait for it to end.")
         except OSError as error:

@@ -169,6 +169,11 @@ def test_an_archive_that_there_is_not_is_told_with_those_that_there_are() -> Non
         ld.open_archive("nothing.toml")
 
 
+def test_a_printed_archive_shows_no_password() -> None:
+    """The representation of an archive does not contain its address, which may have a password."""
+    assert "hunter2" not in repr(replace(ld.EMPIAR_13356, url="https://user:hunter2@host/data"))
+
+
 def voxels_of(seed: int = 0) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     raw = random.integers(1, 255, SHAPE, "uint8")

@@ -124,7 +124,7 @@ class FolderCache:
             entry = json.loads(header)
             version = FileVersion(int(entry["size"]), str(entry["tag"]))
             is_whole = entry["url"] == url and entry["crc32"] == _checksum(url, version, payload)
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
         return (version, payload) if is_whole else None
 

@@ -165,3 +165,12 @@ def test_a_damaged_header_of_an_entry_is_no_entry(server: ArchiveServer, tmp_pat
     again = ld.open_human_liver_em(server.url, **options).isel(z=1)
     for name in ("raw", "er"):
         np.testing.assert_array_equal(again[name], voxels[name][1])
+
+
+def test_an_entry_with_a_deeply_nested_header_is_no_entry(tmp_path: Path) -> None:
+    """A header that is nested too deeply for the JSON parser is damaged, too."""
+    cache = FolderCache(str(tmp_path))
+    cache.store("strips", "http://host/file", FileVersion(3, "a"), b"...")
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    path.write_bytes(b"[" * 200_000 + b"\n...")
+    assert cache.load("strips", "http://host/file") is None
