@@ -36,7 +36,8 @@ class Variable:
         format: `tiff`, `png` (masks only) or `hdf5`; if empty, the suffix of `files` decides.
         dataset: For HDF5, the path of the array in a file.
         kind: `image`, `mask` (0 and any other value, which becomes 255) or `instances` (0, or the number of an object).
-        dtype: Dtype of the voxels: `uint8` (always for a mask), `uint16` or `uint32`. The files must have this dtype.
+        dtype: Dtype of the voxels: `uint8` (always for a mask), `uint16` or `uint32`. A value in a
+            file that does not fit is an error when it is read.
         meaning: What a label marks, as one word, such as `mitochondrion`; if empty, the name.
         long_name: A short description; if empty, it is derived from kind and meaning.
         color: Colour in pictures and viewers, as #rrggbb; if empty, a common one.

@@ -244,6 +244,8 @@ PROMISES = {
         "test_description::test_a_wrong_file_is_one_sentence",
         "test_description::test_files_of_another_dtype_are_told_where_they_are_read",
     ],
+    "`first = 1` if files are counted": ["test_description::test_each_dtype_and_kind_is_read_right"],
+    "TIFF (one image a file)": ["test_tiff_segments::test_a_stack_is_no_slice"],
     "On the command line, every command takes": [
         "test_description::test_the_command_takes_a_file_that_describes_an_archive"
     ],

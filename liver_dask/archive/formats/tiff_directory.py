@@ -57,7 +57,7 @@ class Directory:
 
     Attributes:
         header: First bytes of the files, which describe the format.
-        length: Bytes of the directory.
+        length: Bytes of the directory, including the position of the next one, which is 0.
         fields: The fields. Positions of values that do not fit in a field are relative to the directory's beginning.
         offsets: The array of the strips' offsets.
         counts: The array of the strips' byte counts.
@@ -109,14 +109,15 @@ def read_directory(header: bytes, data: bytes) -> Directory | None:
         data: The directory; bytes after its fields are ignored.
 
     Returns:
-        The directory; None if it is incomplete or does not store the strip index in arrays.
+        The directory; None if it is incomplete, does not store the strip index in arrays, or is not the only one.
     """
     form = _format_of(header)
     if form is None or len(data) < form.number.size:
         return None
     (count,) = form.number.unpack_from(data)
     size = form.number.size + count * form.field.size
-    if len(data) < size:
+    next_directory = data[size : size + form.place.size]
+    if next_directory != bytes(form.place.size):
         return None
     begins, fields, arrays = place_of_directory(header), b"", {}
     for etag, kind, length, value in form.field.iter_unpack(data[form.number.size : size]):
@@ -128,7 +129,8 @@ def read_directory(header: bytes, data: bytes) -> Directory | None:
         fields += struct.pack(">HHQ", etag, kind, length) + value
     if not {STRIP_OFFSETS, STRIP_BYTE_COUNTS} <= arrays.keys():
         return None
-    return Directory(header[: form.place_in_header], size, fields, arrays[STRIP_OFFSETS], arrays[STRIP_BYTE_COUNTS])
+    length = size + form.place.size
+    return Directory(header[: form.place_in_header], length, fields, arrays[STRIP_OFFSETS], arrays[STRIP_BYTE_COUNTS])
 
 
 Numbers = npt.NDArray[np.int64]

@@ -1,6 +1,7 @@
 """The strip index of a TIFF: the position and encoding of each strip, read from few bytes of the file."""
 
 import io
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -126,6 +127,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
                 raise FormatError(
                     f"{file.url}: found {found} pixels (rows x columns), expected {expected}; {GIVE_SHAPE}."
                 )
+            _check_alone(tiff, file.url)
             difference = _difference(page, dtype)
             if difference:
                 segments = Segments.of(page, file.url, dtype)
@@ -151,6 +153,19 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
         if sparse.failure:  # the file is not damaged: tifffile treats every failed read as damage
             raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
+
+
+def _check_alone(tiff: tifffile.TiffFile, url: str) -> None:
+    """Raise FormatError if a file holds several images. Smaller copies and masks of the first one are ignored."""
+    try:
+        page: Any = tiff.pages[1]
+        several = not page.is_reduced and not page.is_mask
+    except IndexError:  # ImageJ and tifffile may write one directory for all images
+        shape = (tiff.shaped_metadata or ({},))[0].get("shape", (1,))
+        of_page = tiff.pages.first.imagelength * tiff.pages.first.imagewidth * tiff.pages.first.samplesperpixel
+        several = int((tiff.imagej_metadata or {}).get("images", 1)) > 1 or math.prod(shape) > of_page
+    if several:
+        raise FormatError(f"{url}: holds several images, and a slice is one image; write each to a file of its own.")
 
 
 def _by_rows(index: StripIndex) -> StripIndex:

@@ -234,6 +234,19 @@ def test_a_directory_is_known_wherever_it_lies() -> None:
     assert read_directory(*tiff_bytes(1000, compression=8)) != read_directory(*first)
 
 
+def test_a_directory_that_is_not_the_only_one_is_not_like_the_others(tmp_path: Path) -> None:
+    """A slice with a second image is refused, also if its first directory is that of the other slices."""
+    paths = build(tmp_path / "archive", by_tifffile())
+    with tifffile.TiffWriter(paths[2]) as file:
+        for pixels in (WHOLE[2], WHOLE[3]):
+            file.write(pixels, rowsperstrip=1, compression="lzw", metadata=None, photometric="minisblack")
+    with serve(tmp_path / "archive") as server:
+        raw = opened(server)
+        raw[0, 10].compute()
+        with pytest.raises(FormatError, match=r"slice 2, .*holds several images, and a slice is one"):
+            raw[2, 10].compute()
+
+
 def tiff_bytes(begins: int, compression: int = 5) -> tuple[bytes, bytes]:
     """Header and directory of a file whose arrays follow the directory."""
     fields = [(259, 3, 1, compression), (273, 4, 5, begins + 100), (279, 4, 5, begins + 120)]
@@ -244,7 +257,7 @@ def tiff_bytes(begins: int, compression: int = 5) -> tuple[bytes, bytes]:
         + value.to_bytes(4, "little")
         for tag, kind, count, value in fields
     )
-    return b"II*\0" + begins.to_bytes(4, "little") + bytes(8), len(fields).to_bytes(2, "little") + packed
+    return b"II*\0" + begins.to_bytes(4, "little") + bytes(8), len(fields).to_bytes(2, "little") + packed + bytes(4)
 
 
 def test_nothing_is_asked_of_before_the_beginning() -> None:

@@ -4,6 +4,7 @@ import logging
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -276,3 +277,39 @@ def test_an_8_bit_palette_is_no_grey(tmp_path: Path) -> None:
     archive = ld.Archive(name="mine", url=str(tmp_path), shape=(1, 20, 30), variables=(raw,))
     with pytest.raises(ld.FormatError, match="colours of a palette"):
         ld.open_archive(archive).raw.compute()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"imagej": True},
+        {"metadata": None},
+        {"truncate": True},
+        {"ome": True},
+        {"bigtiff": True, "compression": "lzw", "rowsperstrip": 1},
+        {"tile": (16, 16)},
+    ],
+    ids=str,
+)
+def test_a_stack_is_no_slice(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A file with several images is refused, and not read as its first image."""
+    tifffile.imwrite(tmp_path / "0.tif", np.ones((4, 20, 30), np.uint8), photometric="minisblack", **options)
+    with pytest.raises(ld.FormatError, match=r"0\.tif: holds several images, and a slice is one image"):
+        ld.open_archive(of_bytes(tmp_path)).raw.compute()
+
+
+def test_smaller_copies_and_masks_are_no_slices(tmp_path: Path) -> None:
+    """A file with an image, a reduced copy and a transparency mask is read as its image."""
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "0.tif") as file:
+        file.write(pixels, metadata=None)
+        file.write(pixels[::2, ::2], subfiletype=1, metadata=None)
+        file.write(pixels > 9, subfiletype=4, metadata=None)
+    np.testing.assert_array_equal(ld.open_archive(of_bytes(tmp_path)).raw[0], pixels)
+
+
+def of_bytes(folder: Path) -> ld.Archive:
+    """An archive of one slice of 20 x 30 bytes."""
+    raw = ld.Variable(name="raw", files="{z}.tif", kind="image")
+    return ld.Archive(name="mine", url=str(folder), shape=(1, 20, 30), variables=(raw,))
