@@ -26,8 +26,10 @@ from dask.array import chunk
 from dask.array.core import getter, getter_inline, getter_nofancy
 from dask.array.optimization import optimize
 from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.local import get_sync
 
-from ..archive.lazy.futures import is_held
+from ..archive.lazy.futures import got, is_held
 from ..archive.lazy.leaves import Read, Tasks, reads_of, tasks_of, window_of
 from ..archive.lazy.slice_graph import read
 from .layout import Group, Layout, RegionBatch, plan_batches
@@ -78,14 +80,20 @@ class Work:
         for array in arrays.values():
             written_out |= tasks_of(array)
         self._of_cluster = {key for key, task in written_out.items() if is_held(getattr(task, "value", None))}
-        keys = [key for array in arrays.values() for key in flatten(array.__dask_keys__())]
         # The blocks that a cluster holds stay tasks of their own, so that `got` can fetch them.
-        self.tasks: Tasks = dict(optimize(written_out, [*keys, *self._of_cluster]))
+        keys = [key for array in arrays.values() for key in flatten(array.__dask_keys__())] + [*self._of_cluster]
+        needed = set(_needed(written_out, keys))
+        layer = _Culled({key: task for key, task in written_out.items() if key in needed})
+        self.tasks: Tasks = dict(optimize(HighLevelGraph({"all": layer}, {"all": set()}), keys))
         self.statistics: list[list[Key]] = []
         windows = {key: window_of(getattr(task, "value", None)) for key, task in self.tasks.items()}
         self._sources = {key: window for key, window in windows.items() if window}
         needs = {key: task.dependencies & self.tasks.keys() for key, task in self.tasks.items()}
-        self._order = {key: i for i, key in enumerate(TopologicalSorter(needs).static_order())}
+        # All keys are added first, because the order of the sets in `needs` differs from process to process.
+        sorter = TopologicalSorter(dict.fromkeys(self.tasks, ()))
+        for key, of_task in needs.items():
+            sorter.add(key, *of_task)
+        self._order = {key: i for i, key in enumerate(sorter.static_order())}
         self._reads = {key: found for key, task in self.tasks.items() if (found := [*reads_of(task, self._sources)])}
         self._dependents = Counter(needed for of_task in needs.values() for needed in of_task)
         reads = [one for of_task in self._reads.values() for one in of_task]
@@ -97,11 +105,19 @@ class Work:
 
     def part(self, batch: RegionBatch) -> ComputedPart:
         """Return what a job needs to write a batch; the job itself computes statistics that are not known yet."""
-        return self._planned(batch, ()).part
+        return self._planned(batch, self.tasks).part
 
-    def settle(self, values: Mapping[Key, Any]) -> None:
-        """Replace some tasks by their known values."""
-        self.tasks |= {key: DataNode(key, value) for key, value in values.items()}
+    def settle(self, keys: Collection[Key], ends: Mapping[Key, Any]) -> None:
+        """Compute some statistics from the results of their shares, and replace their tasks by the values.
+
+        Args:
+            keys: The keys of the statistics.
+            ends: The results of all shares, see `partials`. They are not kept: the plan counts what is read as if only
+                the statistics were known, and only these are sent to the jobs.
+        """
+        tasks = self.tasks | _as_tasks(ends)
+        values = get_sync(got({key: tasks[key] for key in _needed(tasks, keys)}), list(keys))
+        self.tasks |= _as_tasks(dict(zip(keys, values, strict=True)))
 
     def plan(self, layout: Layout, group: Group) -> tuple[Group, Tally]:
         """Choose the order of regions and the statistics to compute before the jobs, so that the least is read.
@@ -138,7 +154,7 @@ class Work:
         Returns:
             For each share, its tasks and the keys of the results that are needed.
         """
-        needed = sorted(_needed(self.tasks, keys, ()), key=self._order.__getitem__)
+        needed = sorted(_needed(self.tasks, keys), key=self._order.__getitem__)
         slices: dict[Key, int | None] = {}  # number of the share that a task belongs to; None: no input; or MANY
         for key in needed:
             of = {slices[one] for one in self.tasks[key].dependencies & self.tasks.keys()} - {None}
@@ -153,11 +169,7 @@ class Work:
                 number = slices[end]
                 if number is not None and number != MANY:
                     wanted.setdefault(number, set()).add(end)
-        return [(self.needed(ends), list(ends)) for ends in wanted.values()]
-
-    def needed(self, keys: Iterable[Key]) -> Tasks:
-        """Return the tasks that some results need."""
-        return {key: self.tasks[key] for key in _needed(self.tasks, keys, ())}
+        return [({key: self.tasks[key] for key in _needed(self.tasks, ends)}, list(ends)) for ends in wanted.values()]
 
     def _size(self, key: Key) -> int:
         """Estimate the size in bytes of a task's result; 0 if it is small or costs nothing."""
@@ -220,14 +232,14 @@ class Work:
             most_jobs: Maximum number of jobs to plan; if there are more jobs, the planned ones are a sample.
         """
         tally, held = Tally(self._extents, len(self._of_cluster)), 0
-        known: set[Key] = set()
+        tasks = dict(self.tasks)
         for keys in statistics:
-            needed = _needed(self.tasks, keys, known)
+            needed = _needed(tasks, keys)
             tally.add((one, 1) for key in needed for one in self._reads.get(key, ()))
             tally.got += len(self._of_cluster.intersection(needed))
-            known |= set(keys)
+            tasks |= _as_tasks(dict.fromkeys(keys))  # as `settle` does, so that a job is planned as it will be done
         for i, weight in _sample(len(batches), most_jobs):
-            planned = self._planned(batches[i], known)
+            planned = self._planned(batches[i], tasks)
             tally.add(self._all_reads(planned), weight)
             tally.got += weight * sum(planned.computed.get(key, 0) for key in self._of_cluster)
             held = max(held, planned.most_held)
@@ -237,8 +249,8 @@ class Work:
         """Yield what a job reads, and how often."""
         for key, times in planned.computed.items():
             task = planned.part.tasks[key]
-            is_edge = task is not self.tasks[key]
-            for one in reads_of(task, self._sources) if is_edge else self._reads.get(key, ()):
+            is_replaced = task is not self.tasks[key]
+            for one in reads_of(task, self._sources) if is_replaced else self._reads.get(key, ()):
                 yield one, times
 
     def _steps(self, batch: RegionBatch) -> list[set[Key]]:
@@ -248,18 +260,21 @@ class Work:
             for region in batch.regions
         ]
 
-    def _planned(self, batch: RegionBatch, known: Collection[Key]) -> "_Planned":
+    def _planned(self, batch: RegionBatch, tasks: Tasks) -> "_Planned":
+        """Plan a job.
+
+        Args:
+            batch: The regions that the job writes.
+            tasks: All tasks. Those of statistics may be replaced by their values.
+        """
         steps = self._steps(batch)
         results: set[Key] = set().union(*steps)
-        tasks = {key: self.tasks[key] for key in _needed(self.tasks, results, known)}
+        tasks = {key: tasks[key] for key in _needed(tasks, results)}
         tasks |= self._edges(tasks, results)
-        tasks = {key: tasks[key] for key in _needed(tasks, results, known)}
-        names = {name: self.blocks[name] for name in batch.group.names}
-        return self._held(tasks, names, steps, known)
+        tasks = {key: tasks[key] for key in _needed(tasks, results)}
+        return self._held(tasks, {name: self.blocks[name] for name in batch.group.names}, steps)
 
-    def _held(
-        self, tasks: Tasks, blocks: Mapping[str, Blocks], steps: Sequence[set[Key]], known: Collection[Key]
-    ) -> "_Planned":
+    def _held(self, tasks: Tasks, blocks: Mapping[str, Blocks], steps: Sequence[set[Key]]) -> "_Planned":
         """Plan how often each task is computed, and after which steps (regions) its result is held.
 
         The plan is made in reverse order: from the blocks of the variables to the tasks that read.
@@ -283,7 +298,7 @@ class Work:
                     if not isinstance(tasks[key], DataNode):
                         held.setdefault(key, []).extend(range(now, later))
             computed[key] = anew.bit_count()
-            for needed in tasks[key].dependencies & tasks.keys() if key not in known else ():
+            for needed in tasks[key].dependencies & tasks.keys():
                 uses[needed] |= anew
         part = ComputedPart(tasks, blocks, {key: frozenset(held[key]) for key in held})
         return _Planned(part, computed, int(load.max(initial=0)))
@@ -317,6 +332,18 @@ class Work:
                     for key, one in indexes.items()
                 }
         return new
+
+
+class _Culled(MaterializedLayer):
+    """Tasks that are all needed, and that dask does not cull again.
+
+    Dask would bring them into the order of a set, which differs from process to process. The order decides which tasks
+    dask fuses, and so how often each file is read.
+    """
+
+    def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[MaterializedLayer, dict[Key, set[Key]]]:
+        """See Layer."""
+        return self, {key: set(task.dependencies) for key, task in self.items()}
 
 
 class _Choice(NamedTuple):
@@ -372,15 +399,20 @@ def _sample(count: int, most: int) -> list[tuple[int, float]]:
     return [(0, 1), *((i, (count - 2) / between) for i in numbers), (count - 1, 1)]
 
 
-def _needed(tasks: Tasks, keys: Iterable[Key], known: Collection[Key]) -> list[Key]:
-    """Return the keys of the tasks that some results need; the inputs of `known` tasks are not followed."""
+def _as_tasks(values: Mapping[Key, Any]) -> Tasks:
+    """Return tasks that need nothing and have these values."""
+    return {key: DataNode(key, value) for key, value in values.items()}
+
+
+def _needed(tasks: Tasks, keys: Iterable[Key]) -> list[Key]:
+    """Return the keys of the tasks that some results need."""
     found: dict[Key, None] = {}
     coming = list(keys)
     while coming:
         key = coming.pop()
         if key in tasks and key not in found:
             found[key] = None
-            coming += tasks[key].dependencies if key not in known else ()
+            coming += tasks[key].dependencies
     return list(found)
 
 

@@ -6,10 +6,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from dask.local import get_sync
 from rich.filesize import decimal
 
-from ..archive.lazy.futures import got
 from ..core.errors import ExportError, LiverDaskError
 from .computed import Work
 from .inputs import Source
@@ -103,20 +101,19 @@ class Driver:
         """Compute once what all jobs need: shares of it in jobs, and the rest in this process."""
         for keys in work.statistics:
             jobs = [Job("What all regions need", Share(self._store, *share).compute) for share in work.partials(keys)]
-            values: dict[Any, Any] = {}
-            runner.run_all(self._connections, partial(next, iter(jobs), None), partial(self._take_share, values))
-            work.settle(values)
-            work.settle(dict(zip(keys, get_sync(got(work.needed(keys)), keys), strict=True)))
+            ends: dict[Any, Any] = {}
+            runner.run_all(self._connections, partial(next, iter(jobs), None), partial(self._take_share, ends))
+            work.settle(keys, ends)
 
-    def _take_share(self, values: dict[Any, Any], what: str, future: Future[Any]) -> None:
+    def _take_share(self, ends: dict[Any, Any], what: str, future: Future[Any]) -> None:
         try:
             result = future.result()
         except Exception as error:  # the worker died several times, or cannot even start the job
             result = self._lost(what, error)
         if isinstance(result, Exception):
             raise result
-        values.update(result)
-        check_small(values)
+        ends.update(result)
+        check_small(ends)
 
     def _find_missing(self, written: Collection[tuple[str, Region]]) -> dict[ShardRow, set[Region]]:
         """Return, for each row of shards, the regions whose slabs are not written yet."""
