@@ -413,3 +413,40 @@ def test_a_store_of_another_box_or_unfinished_is_not_trained_on(asked, tmp_path:
     shutil.move(tmp_path / "full_volume.zarr", tmp_path / (store.name + ".partial"))
     with pytest.raises(ld.NotDownloadedError, match="no complete store"):
         ld.get_human_liver_em_dataset(**elsewhere)
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_what_torch_ems_own_module_left_is_named_and_kept(
+    asked, tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    """An empty or complete store of torch_em's own module is an error that says what it is; it is not touched."""
+    import torch_em.data.datasets.electron_microscopy.human_liver_em as theirs
+
+    box = (0, 64, 0, 64, 0, 2)
+    if download:
+        monkeypatch.setattr(theirs, "_read_raw_slice", lambda *_: np.ones((64, 64), np.uint16))
+        monkeypatch.setattr(theirs, "_read_mask_slice", lambda *_: np.ones((64, 64), np.uint8))
+        theirs.get_human_liver_em_data(tmp_path, box, download=True)
+    else:
+        with pytest.raises(RuntimeError, match="No cached data"):
+            theirs.get_human_liver_em_data(tmp_path, box)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    said = "that liver_dask did not write" if download else "an empty Zarr group, as torch_em's own module leaves one"
+    with pytest.raises(ld.StoreExistsError, match=f"{said}.*; remove it, or choose another path"):
+        ld.get_human_liver_em_data(tmp_path, box, download=True, source=archive, shape=SHAPE)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_store_records_its_box_as_torch_em_does(folder: Path) -> None:
+    """The root attributes of a store have `bounding_box`, as torch_em's own stores."""
+    import zarr
+
+    (store,) = folder.glob("*.zarr")
+    assert zarr.open_group(store, mode="r").attrs["bounding_box"] == list(WHOLE)
+
+
+def test_short_rois_mean_the_first_axes(asked, voxels) -> None:
+    """A roi may have fewer than three slices, and may be a single slice, as in torch_em."""
+    for rois in ([slice(4, 7)], [(slice(4, 7),)], (slice(4, 7), slice(0, 300))):
+        raw, _ = dataset(asked, rois=rois, patch_shape=(3, 300, 420), **AS_READ)[0]
+        np.testing.assert_array_equal(raw[0], voxels["raw"][4:7])
