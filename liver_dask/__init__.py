@@ -23,6 +23,7 @@ from .store.to_zarr import to_zarr
 from .store.verify import VerifyReport, verify
 from .training.downloads import get_human_liver_em_data, get_human_liver_em_full_volume, get_human_liver_em_paths
 from .training.loaders import get_human_liver_em_dataset, get_human_liver_em_loader
+from .training.splits import SplitGrid
 from .viewing import accessor  # noqa: F401  # registers ds.liver
 from .viewing.figures import show
 from .viewing.view import view
@@ -41,6 +42,7 @@ __all__ = [
     "RemoteError",
     "SliceNotFoundError",
     "SourceChangedError",
+    "SplitGrid",
     "StoreExistsError",
     "Trace",
     "Variable",

@@ -128,9 +128,22 @@ def what_is_at(path: Path) -> str:
             return f"a store of format {number}, of a newer liver_dask than this one: update liver_dask"
         if number < OLDEST_READ:
             return f"a store of format {number}, of an earlier liver_dask: xr.open_zarr({str(path)!r}) still opens it"
+    if _is_empty_group(path):
+        return "an empty Zarr group, as torch_em's own module leaves one when it is called without download=True"
     if any(is_there(path / name) for name in ZARR_METADATA):
         return f"a Zarr store that liver_dask did not write: xr.open_zarr({str(path)!r}) may open it"
     return "something that liver_dask did not write"
+
+
+def _is_empty_group(path: Path) -> bool:
+    """Return whether a folder holds nothing but the metadata of a Zarr group without attributes."""
+    if not path.is_dir() or [entry.name for entry in path.iterdir()] != ["zarr.json"]:
+        return False
+    try:
+        document = json.loads((path / "zarr.json").read_bytes())
+        return bool(document["node_type"] == "group" and not document.get("attributes"))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def layout_of(record: Mapping[str, Any]) -> Layout:

@@ -1,25 +1,30 @@
-"""torch_em's dataset class with patches from a PatchSampler, read from a store or from the archive.
+"""torch_em's dataset class with patches from a PatchSampler, and several of them together.
 
 Importing this module needs the extra `train`. Other modules import it only when it is used.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextvars
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch_em
 from torch_em.data import SegmentationDataset
 
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape
-from ..core.kinds import FOREGROUND
 from ..core.malloc import keep_memory
+from .randomness import PatchNumber, fraction_of, generator_of, global_generators, new_seed
 from .sampling import PatchSampler
+from .tables import SeenCells
+from .transforms import flipped
 
-MOST_DRAWS = 5000
-"""Maximum number of positions to try for one patch if masks must be read to check it. A try takes about 1 ms."""
+MOST_READS = 5000
+"""Maximum number of positions to read for one patch. A read takes about 1 ms."""
 
 Window = tuple[slice, ...]
 
@@ -33,68 +38,24 @@ class Voxels(Protocol):
         """Read a window, given by one slice for each of z, y and x."""
 
 
-def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Convert masks of 0 / 255 to 0 / 1, as losses such as Dice or BCE expect."""
-    return labels // np.uint8(FOREGROUND)
-
-
-EXACT_IN_FLOAT32 = 1 << 24
-
-WIDER = {np.dtype("uint16"): np.int32, np.dtype("uint32"): np.int64}
-
-
-@dataclass(frozen=True)
-class Widened:
-    """A wrapper of a transform (or of none) that converts results of uint16 or uint32 to int32 or int64.
-
-    torch_em (0.10.9) converts uint16 and uint32 to int16 and int32, so that large values would become negative.
-
-    Attributes:
-        transform: The wrapped transform; None leaves the voxels unchanged.
-    """
-
-    transform: Callable[[Any], Any] | None
-
-    def __call__(self, voxels: npt.NDArray[Any]) -> Any:
-        """Transform a patch and convert its dtype."""
-        out = self.transform(voxels) if self.transform else voxels
-        wider = WIDER.get(getattr(out, "dtype", None))
-        return out if wider is None else out.astype(wider)
-
-
-@dataclass(frozen=True)
-class Renumbered:
-    """A transform of instance labels, for augmentations that compute with float32.
-
-    That cannot tell large numbers apart: two objects would become one. So numbers from 2^24 on become 1, 2, ... in each
-    patch; 0 stays 0.
-    """
-
-    transform: Callable[[Any], Any]
-
-    def __call__(self, labels: npt.NDArray[Any]) -> Any:
-        """Transform a patch."""
-        out = self.transform(labels)
-        if getattr(out, "dtype", None) != np.int64 or not out.size or out.max() < EXACT_IN_FLOAT32:
-            return out
-        numbers, place = np.unique(out, return_inverse=True)
-        return place.reshape(out.shape) + (numbers[0] != 0)
+_draw: contextvars.ContextVar[tuple[Iterator[Shape], np.random.Generator]] = contextvars.ContextVar("draw")
+"""The candidates of the patch that is drawn now, and the generator of its flips."""
 
 
 class PatchDataset(SegmentationDataset):
-    """A `torch_em.data.SegmentationDataset` of patches at positions from a PatchSampler.
+    """A `torch_em.data.SegmentationDataset` of random patches of one box.
 
-    Each draw of a position uses its own random generator. Its seed consists of `seed`, the worker's seed (torch gives
-    each worker a new one in each epoch) and the number of the draw. Therefore no two workers sample the same patches,
-    and no global state is used.
+    A patch follows from the seed and its number alone.
 
     Args:
         raw: The image.
         labels: One array per class.
         places: Sampler of positions.
-        min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
-        seed: Seed of the sampling; None follows `torch.manual_seed`.
-        split: Name of this split and the blocks of all splits. It is stored for documentation only.
+        least_tissue: Minimum number of a patch's raw voxels that are not 0.
+        least_labelled: Minimum number of a patch's voxels that belong to one of the labels.
+        seed: Seed of all patches.
+        flips: Whether to flip patches at random along each axis, before all other transforms.
+        split: The name of the split and its grid, or None. Checkpoints store it.
         with_label_channels: Whether labels have an additional first axis with one channel per class.
         n_samples: Number of patches per epoch.
         ndim: Number of dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
@@ -107,8 +68,10 @@ class PatchDataset(SegmentationDataset):
         labels: tuple[Voxels, ...],
         places: PatchSampler,
         *,
-        min_foreground: float,
-        seed: tuple[int, ...] | None,
+        least_tissue: int,
+        least_labelled: int,
+        seed: tuple[int, ...],
+        flips: bool,
         split: dict[str, Any] | None,
         with_label_channels: bool,
         n_samples: int,
@@ -125,10 +88,12 @@ class PatchDataset(SegmentationDataset):
         self._len = n_samples
         self._with_channels, self._with_label_channels = False, with_label_channels
         self.places = places
-        self.min_foreground = min_foreground
+        self.least_tissue, self.least_labelled = least_tissue, least_labelled
         self.seed = seed
+        self.flips = flips
         self.split = split
-        self._drawn = 0
+        self._seen = SeenCells(raw.shape, places.patch)
+        self._is_first = True
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__
@@ -136,62 +101,143 @@ class PatchDataset(SegmentationDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def _sample_bounding_box(self) -> Window:
-        position = self.places.draw(self._rng())
-        if position is None:
-            raise InvalidArgumentError(
-                f"There is no patch {self.patch_shape} of tissue, labelled as was asked for (min_foreground="
-                f"{self.min_foreground}); ask for less, for smaller patches, or for another box or split."
-            )
-        return tuple(slice(start, start + length) for start, length in zip(position, self.places.patch, strict=True))
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return raw and labels of the patch with this number, transformed."""
+        if self._is_first and torch.utils.data.get_worker_info():
+            keep_memory()  # 25 % more patches per second
+        self._is_first = False
+        with self._drawing(index), global_generators(generator_of(*self.seed, index, 2)):
+            found: tuple[torch.Tensor, torch.Tensor] = super().__getitem__(index)
+        return found
 
-    def _get_desired_raw_and_labels(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Return raw and labels of a patch that satisfies the constraints exactly.
-
-        The sampler can only estimate them, because the tables contain one value per chunk.
+    def check_that_there_are_patches(self) -> None:
+        """Read one patch.
 
         Raises:
-            InvalidArgumentError: No such patch was found in MOST_DRAWS tries.
+            InvalidArgumentError: No patch is allowed.
         """
-        for _ in range(MOST_DRAWS):
-            window = self._sample_bounding_box()
-            labels = self._read_labels(window) if self.min_foreground else None
-            if labels is not None and labels.any(axis=0).mean() < self.min_foreground:
-                continue
-            raw = self.raw[window]
-            if raw.any():
-                masks = self._read_labels(window) if labels is None else labels
+        with self._drawing(0):
+            self._get_desired_raw_and_labels()
+
+    @contextmanager
+    def _drawing(self, number: int) -> Iterator[None]:
+        """Draw the patch with this number within the context."""
+        position, flip = (generator_of(*self.seed, number, use) for use in range(2))
+        token = _draw.set((self.places.candidates(position), flip))
+        try:
+            yield
+        finally:
+            _draw.reset(token)
+
+    def _get_desired_raw_and_labels(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return raw and labels of the first candidate that is allowed; torch_em calls this.
+
+        Raises:
+            InvalidArgumentError: No such patch was found.
+        """
+        candidates, flip = _draw.get()
+        for position in islice(candidates, MOST_READS):
+            found = self._read(position)
+            if found:
+                raw, masks = flipped(*found, flip) if self.flips else found
                 chosen = masks if self._with_label_channels else masks[0]
                 return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
         raise InvalidArgumentError(
-            f"Of {MOST_DRAWS} patches {self.patch_shape} none was of tissue and had a share of "
-            f"{self.min_foreground} labelled; ask for less, for smaller patches, or for another box."
+            f"No patch {self.patch_shape} was found that is of tissue and has {self.least_labelled} labelled voxels"
+            f"{self._where()}; ask for less, or choose smaller patches, another box or another split."
         )
 
-    def check_that_there_are_patches(self, name: str) -> None:
-        """Read one patch, so that impossible constraints raise an error immediately and not later in a worker.
+    def _where(self) -> str:
+        if not self.places.split:
+            return ""
+        name, grid, *_ = self.places.split
+        return f" in blocks of {grid.block} voxels for {name}, margins {grid.margin} (see split_grid)"
 
-        Args:
-            name: Name of the source in the error message.
-
-        Raises:
-            InvalidArgumentError: No patch satisfies the constraints.
-        """
-        try:
-            self._get_desired_raw_and_labels()
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"{name}: {error}") from error
-        self._drawn = 0
+    def _read(self, position: Shape) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
+        """Return raw (z, y, x) and labels (classes, z, y, x) of a patch; None if it is not allowed."""
+        if self.least_labelled and self._seen.most(position) < self.least_labelled:
+            return None
+        window = tuple(slice(start, start + n) for start, n in zip(position, self.places.patch, strict=True))
+        masks = self._read_labels(window) if self.least_labelled else None
+        if masks is not None:
+            labelled: npt.NDArray[np.bool_] = np.asarray(masks.any(axis=0))
+            if np.count_nonzero(labelled) < self.least_labelled:
+                self._seen.learn(position, labelled)
+                return None
+        raw = self.raw[window]
+        if np.count_nonzero(raw) < self.least_tissue:
+            return None
+        return raw, self._read_labels(window) if masks is None else masks
 
     def _read_labels(self, window: Window) -> npt.NDArray[Any]:
         masks = [label[window] for label in self.labels]
         return masks[0][None] if len(masks) == 1 else np.stack(masks)
 
-    def _rng(self) -> np.random.Generator:
-        self._drawn += 1
-        worker = torch.utils.data.get_worker_info()
-        if worker and self._drawn == 1:
-            keep_memory()  # 25 % more patches per second
-        if self.seed is None:
-            return np.random.default_rng((torch.initial_seed(), self._drawn))
-        return np.random.default_rng((*self.seed, worker.seed if worker else 0, self._drawn))
+
+class PatchMixture(torch_em.data.ConcatDataset):
+    """Patches of several boxes in given proportions.
+
+    Patch number n comes from a box that follows from n alone; in any sequence of consecutive numbers each box has its
+    share. The n-th time that an index is asked for, another patch is returned: that of epoch n. This also holds if
+    several workers ask for it, because the counts are in shared memory.
+
+    Args:
+        datasets: One dataset per box.
+        weights: Share of each box; they need not add up to 1.
+        n_samples: Number of patches per epoch.
+
+    Attributes:
+        split: The name of the split and its grid, or None.
+    """
+
+    def __init__(self, *datasets: PatchDataset, weights: Sequence[float], n_samples: int) -> None:
+        super().__init__(*datasets)
+        self.split = datasets[0].split
+        self._len = n_samples
+        self._ends = np.cumsum(weights) / np.sum(weights)
+        self._times_asked = torch.zeros(n_samples, dtype=torch.int32).share_memory_()
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return raw and labels of a patch, transformed.
+
+        Args:
+            index: Index from 0 to the length of an epoch, or a PatchNumber.
+        """
+        if isinstance(index, PatchNumber):
+            epoch, index = divmod(index, self._len)
+            self._times_asked[index] = epoch + 1
+            return self._patch(epoch * self._len + index)
+        if not -self._len <= index < self._len:
+            raise IndexError(f"index {index} is out of range for {self._len} patches")
+        index = int(index) % self._len
+        epoch = int(self._times_asked[index])
+        self._times_asked[index] += 1
+        return self._patch(epoch * self._len + index)
+
+    def _patch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        box = int(np.searchsorted(self._ends, fraction_of(number), side="right"))
+        return self.datasets[min(box, len(self.datasets) - 1)][int(number)]
+
+    def check_that_there_are_patches(self, names: Sequence[str]) -> None:
+        """Read one patch of each box, so that impossible demands are an error immediately, and not in a worker.
+
+        Args:
+            names: Names of the boxes in the error message.
+
+        Raises:
+            InvalidArgumentError: No patch of a box is allowed.
+        """
+        for dataset, name in zip(self.datasets, names, strict=True):
+            try:
+                dataset.check_that_there_are_patches()
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"{name}: {error}") from error
+
+
+def seeds_of(seed: int | None, rank: int, count: int) -> list[tuple[int, ...]]:
+    """Return the seeds of several boxes; without a seed, new ones that follow from torch's global generator."""
+    common = new_seed() if seed is None else seed
+    return [(common, rank, number) for number in range(count)]

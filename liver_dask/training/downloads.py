@@ -159,7 +159,7 @@ def _store(
     parts = [] if archive.name == EMPIAR_13356.name else [archive.name.replace("/", "-")]
     parts += [] if names == archive.labels else names or [RAW]
     store = folder / f"{'-'.join([*parts, name])}.zarr"
-    ds = open_archive(archive, source, labels=names)
+    ds = open_archive(archive, source, labels=names).assign_attrs(bounding_box=list(box))  # as torch_em records it
     if download:
         return to_zarr(ds, store, bounding_box=box, client=client)
     there = Export.plan(ds, store, box).store

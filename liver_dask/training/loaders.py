@@ -7,42 +7,26 @@ import inspect
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..archive.archives import EMPIAR_13356, find_archive
-from ..archive.dataset import open_archive
 from ..archive.description import Archive
-from ..archive.lazy.lazy_window import LazyWindow
-from ..core.config import setting
 from ..core.errors import InvalidArgumentError, MissingExtraError
-from ..core.geometry import BoundingBox, Shape, check_lengths, crop
-from ..core.kinds import RAW, Kind
-from ..core.threads import ContextPool
-from ..store.array import StoredArray
-from ..store.record import layout_of, open_record, read_statistics
+from ..core.geometry import BoundingBox, Shape, check_lengths
+from ..core.kinds import RAW
 from .downloads import get_human_liver_em_paths
-from .sampling import SPLITS, Box, Constraint, Densities, PatchSampler, SplitName, plan_split
+from .sampling import Box, Minimum, PatchSampler, Split
+from .sources import PatchSource
+from .splits import DEFAULT_GRID, SPLITS, SplitGrid, SplitName
+from .tables import union
 
 if TYPE_CHECKING:
     import torch
     from distributed import Client
 
 LEAST_TISSUE = 0.5
-"""Minimum share of tissue in a patch, according to the store's table. Empty patches are rejected in any case."""
-
-STREAM_CACHE_GB = 20.0
-"""Cache size in GB for the strips of a streamed archive, unless dask's configuration sets another size."""
-
-ALL = 1 - 1e-6
-"""Smallest share that counts as all of a patch; the difference to 1 allows for rounding errors."""
-
-READERS = 8
-"""Number of slices of a streamed patch that are read in parallel."""
+"""Minimum share of a patch's raw voxels that are not 0, and so are tissue and not the empty glass around it."""
 
 SET_HERE = (
     "raw_paths",
@@ -74,13 +58,18 @@ def get_human_liver_em_dataset(
     min_foreground: float = 0.0,
     labelled_region_only: bool = False,
     split: SplitName | None = None,
+    split_grid: SplitGrid = DEFAULT_GRID,
+    weights: Sequence[float] | None = None,
     seed: int | None = None,
+    rank: int | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.Dataset[Any]":
     """Create a dataset of raw and label patches for training a segmentation.
 
-    The dataset uses torch_em's own dataset class and reads Zarr stores. Patches are sampled uniformly from all allowed
-    positions. Patches without tissue (all raw voxels are 0) are never returned.
+    The dataset uses torch_em's own dataset class and reads Zarr stores. All positions that are allowed have the same
+    chance, in every split. A patch follows from the seed, the rank and its number alone.
+
+    At least half of the raw voxels of each patch are not 0: empty glass is not tissue.
 
     Args:
         path: Folder of the stores, see `get_human_liver_em_paths`.
@@ -97,19 +86,24 @@ def get_human_liver_em_dataset(
         stream: Read each patch from `source` when it is sampled, without a store. This is for a first try: it is slow,
             and with `min_foreground` many masks are read for one patch. Strips and masks are cached in `path`/cache.
         min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
-        labelled_region_only: Whether to sample only where labels exist: each inner chunk (8 x 256 x 256 voxels) that a
-            patch touches contains labels, or one of its neighbours does. Masks cover only parts of the slices, and a
-            voxel without a label is not necessarily background.
-        split: The split to sample from: a share of the blocks of each box, see `plan_split`. It is the same for the
-            same store and patch shape. The dataset stores it as `.split`, so checkpoints of torch_em's trainer contain
-            it.
-        seed: Seed of the sampling: the same seed and number of workers give the same patches in the same order. None
-            follows `torch.manual_seed`.
+        labelled_region_only: Whether to sample only where labels exist. Each patch has a labelled voxel, and all inner
+            chunks (8 x 256 x 256 voxels) that it touches contain labels, or one of their neighbours in the same layer
+            does. Masks cover only parts of the slices, and a voxel without a label is not necessarily background.
+        split: The split to sample from: `train`, `val`, `test`, or None for all; see `split_grid`. The dataset stores
+            it as `.split`, so checkpoints of torch_em's trainer contain it.
+        split_grid: The grid of blocks that splits the volume, whatever boxes, patches and labels are used.
+        weights: The share of each box in the patches. By default boxes have the same share if `n_samples` is given, as
+            in torch_em, and otherwise a share in proportion to their size.
+        seed: Seed of positions and of all random transforms. The same seed gives the same patches in the same order,
+            with any number of workers. None follows `torch.manual_seed` when the dataset is made.
+        rank: Number of this process in distributed training. Each rank has other patches. The default is the rank in
+            torch.distributed.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 by default; a
             `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers in both cases.
 
     Returns:
-        A `torch_em.data.ConcatDataset` with one `torch_em.data.SegmentationDataset` per box.
+        A `torch_em.data.ConcatDataset` with one `torch_em.data.SegmentationDataset` per box. When an index is asked for
+        again, another patch is returned: that of the next epoch.
 
     Raises:
         MissingExtraError: torch_em is not installed. (ImportError)
@@ -119,16 +113,16 @@ def get_human_liver_em_dataset(
             the share of foreground. (ValueError)
         StoreExistsError: A store contains data of another source. (FileExistsError)
     """
-    torch_em, torch_dataset = _import_extra()
+    extra = _import_extra()
     described = find_archive(archive).of_shape(shape)
     patch = check_lengths("patch_shape", patch_shape)
     names = _check_labels(described, label_choice)
     _check_choices(min_foreground, labelled_region_only, split, seed, stream)
     boxes = _boxes(bounding_boxes, full_volume, described)
-    options = _options_of(torch_em, kwargs)
+    options = _options_of(extra.torch_em, kwargs)
     rois = _check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:
-        sources = [_Source.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
+        sources = [PatchSource.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
     else:
         stored = (*described.labels, *(name for name in names if name not in described.labels))
         stores = get_human_liver_em_paths(
@@ -141,28 +135,37 @@ def get_human_liver_em_dataset(
             labels=stored,
             client=client,
         )
-        sources = [_Source.stored(Path(store).absolute(), names) for store in stores]
-    samples = _shared_out(options.pop("n_samples"), len(sources))
-    datasets = []
-    for number, (one, roi) in enumerate(zip(sources, rois, strict=True)):
-        splits = plan_split(roi, patch, list(one.tables.values())) if split else None
-        parts = splits[split] if splits and split else [roi]
-        dataset = torch_dataset.PatchDataset(
+        sources = [PatchSource.stored(Path(store).absolute(), names) for store in stores]
+    splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
+    counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
+    n_samples = _check_count(options.pop("n_samples"))
+    total = n_samples or sum(counts)
+    shares = _check_weights(weights, [1] * len(boxes) if n_samples else counts)
+    tissue = math.ceil(LEAST_TISSUE * math.prod(patch))
+    least = max(math.ceil(min_foreground * math.prod(patch)), int(labelled_region_only))
+    rank = extra.randomness.rank_in_use()[0] if rank is None else rank
+    datasets = [
+        extra.dataset.PatchDataset(
             one.raw,
             one.labels,
-            one.places(patch, parts, min_foreground, labelled_region_only),
+            _places(one, patch, roi, (tissue, least), labelled_region_only, of_split),
             roi=tuple(map(slice, roi.start, roi.stop)),
-            n_samples=samples[number] or _patches_in(parts, patch),
-            min_foreground=min_foreground,
-            seed=None if seed is None else (seed, number),
-            split={"name": split, "blocks": splits} if splits else None,
+            n_samples=round(total * share / sum(shares)),
+            least_tissue=tissue,
+            least_labelled=least,
+            seed=seeds,
+            split={"name": split, "grid": split_grid} if split else None,
             with_label_channels=not isinstance(label_choice, str),
-            **_with_defaults(options, torch_em, torch_dataset, one),
+            **_with_defaults(options, extra, one),
         )
-        if not stream:
-            dataset.check_that_there_are_patches(one.name)
-        datasets.append(dataset)
-    return torch_em.data.ConcatDataset(*datasets)
+        for one, roi, of_split, share, seeds in zip(
+            sources, rois, splits, shares, extra.dataset.seeds_of(seed, rank, len(boxes)), strict=True
+        )
+    ]
+    mixture = extra.dataset.PatchMixture(*datasets, weights=shares, n_samples=total)
+    if not stream:
+        mixture.check_that_there_are_patches([one.name for one in sources])
+    return mixture
 
 
 def get_human_liver_em_loader(
@@ -182,10 +185,17 @@ def get_human_liver_em_loader(
     min_foreground: float = 0.0,
     labelled_region_only: bool = False,
     split: SplitName | None = None,
+    split_grid: SplitGrid = DEFAULT_GRID,
+    weights: Sequence[float] | None = None,
     seed: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.DataLoader[Any]":
     """Create a loader of batches of raw and label patches; see `get_human_liver_em_dataset`.
+
+    The stream of batches can be continued exactly: `loader.state_dict()`, and `loader.load_state_dict(state)` in a new
+    process, as in torchdata. In distributed training, each rank has other patches, and a part of the epoch.
 
     Args:
         path: Folder of the stores.
@@ -202,18 +212,27 @@ def get_human_liver_em_loader(
         stream: Read each patch from `source` when it is sampled, without a store.
         min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
         labelled_region_only: Whether to sample only where labels exist.
-        split: The share of the blocks of each box to sample from: `train`, `val`, `test`, or None for all.
-        seed: Seed of the sampling, of the order with `shuffle`, and of the random transforms in the workers.
+        split: The split to sample from: `train`, `val`, `test`, or None for all.
+        split_grid: The grid of blocks that splits the volume.
+        weights: The share of each box in the patches.
+        seed: Seed of positions and of all random transforms.
+        rank: Number of this process in distributed training; the default is the rank in torch.distributed.
+        world_size: Number of processes in distributed training; the default is that of torch.distributed.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset` and of `torch.utils.data.DataLoader`.
 
     Returns:
-        The DataLoader that `torch_em.get_data_loader` creates.
+        A DataLoader like that of `torch_em.get_data_loader`, with `state_dict` and `load_state_dict`.
 
     Raises:
         LiverDaskError: The same errors as `get_human_liver_em_dataset`.
     """
-    torch_em, _ = _import_extra()
-    of_dataset = inspect.signature(torch_em.default_segmentation_dataset).parameters
+    extra = _import_extra()
+    of_dataset = inspect.signature(extra.torch_em.default_segmentation_dataset).parameters
+    in_use = extra.randomness.rank_in_use()
+    ranks = in_use[1] if world_size is None else world_size
+    rank = in_use[0] if rank is None else rank
+    if not 0 <= rank < ranks:
+        raise InvalidArgumentError(f"rank={rank} must be at least 0 and below world_size={ranks}.")
     dataset = get_human_liver_em_dataset(
         path,
         patch_shape,
@@ -229,125 +248,31 @@ def get_human_liver_em_loader(
         min_foreground=min_foreground,
         labelled_region_only=labelled_region_only,
         split=split,
+        split_grid=split_grid,
+        weights=weights,
         seed=seed,
+        rank=rank,
         **{name: value for name, value in kwargs.items() if name in of_dataset},
     )
-    of_loader = {name: value for name, value in kwargs.items() if name not in of_dataset}
-    if seed is not None and "generator" not in of_loader:
-        import torch
-
-        of_loader["generator"] = torch.Generator().manual_seed(seed)
-    return torch_em.get_data_loader(dataset, batch_size, **of_loader)
-
-
-class StreamedArray:
-    """One variable of a box of the archive, read on access.
-
-    Args:
-        lazy: The box. Its pickle is small.
-
-    Attributes:
-        shape: Shape (z, y, x) in voxels.
-    """
-
-    def __init__(self, lazy: LazyWindow) -> None:
-        self._lazy = lazy
-        z, y, x = lazy.shape
-        self.shape: Shape = z, y, x
-
-    def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Read voxels, with the slices in parallel.
-
-        The threads end with this call, because longer-lived threads would not survive a fork.
-        """
-        window = LazyWindow(self._lazy.read, self._lazy.window[key], self._lazy.dtype)
-        out = np.empty(window.shape, window.dtype)
-        with ContextPool(READERS) as pool:
-            window.read_slices(slice(None), pool, out)
-        return out
+    options = {"pin_memory": True} | {name: value for name, value in kwargs.items() if name not in of_dataset}
+    if options.keys() & {"sampler", "batch_sampler"}:  # the user decides which patches come when
+        return extra.torch_em.get_data_loader(dataset, batch_size, **options)
+    count = -(-len(dataset) // ranks)
+    return extra.batches.PatchLoader(dataset, batch_size, count=count, **options)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The arrays that one dataset reads.
+class _Extra(NamedTuple):
+    """torch_em, and the modules that need it."""
 
-    Attributes:
-        name: Name in error messages.
-        raw: The image.
-        labels: One array per class.
-        names: Names of the labels.
-        tables: For each stored variable, the share of nonzero voxels per chunk, from the store's table. Empty if
-            streamed.
-        kinds: Kinds of the labels.
-    """
-
-    name: str
-    raw: StoredArray | StreamedArray
-    labels: tuple[StoredArray | StreamedArray, ...]
-    names: tuple[str, ...]
-    tables: dict[str, Densities]
-    kinds: frozenset[Kind]
-
-    @classmethod
-    def stored(cls, store: Path, names: tuple[str, ...]) -> "_Source":
-        record = open_record(store)
-        layout = layout_of(record)
-        tables = {
-            name: Densities.of(read_statistics(store, name, "nonzero"), layout.chunks, layout.shape)
-            for name in record["variables"]
-        }
-        raw, *labels = (StoredArray(store, name) for name in (RAW, *names))
-        kinds = frozenset(record["variables"][name].get("kind", "mask") for name in names)
-        return cls(str(store), raw, tuple(labels), names, tables, kinds)
-
-    @classmethod
-    def streamed(
-        cls,
-        cache: Path,
-        source: str | os.PathLike[str] | None,
-        archive: Archive,
-        names: tuple[str, ...],
-        box: BoundingBox,
-    ) -> "_Source":
-        ds = open_archive(
-            archive,
-            source,
-            labels=names,
-            cache_dir=setting("cache-dir") or cache,
-            cache_raw_gb=setting("cache-raw-gb") or STREAM_CACHE_GB,
-        )
-        part = crop(ds, box)
-        raw, *labels = (StreamedArray(part[name].data.lazy) for name in (RAW, *names))
-        kinds = frozenset(archive[name].kind for name in names)
-        return cls(ds.attrs["source"], raw, tuple(labels), names, {}, kinds)
-
-    def places(
-        self, patch: Shape, parts: Sequence[Box], min_foreground: float, labelled_region_only: bool
-    ) -> PatchSampler:
-        """Create a sampler of positions that satisfy the constraints, as far as the tables can decide.
-
-        If chunks are much larger than a patch, or contain only few voxels of a label, the expected share of foreground
-        is too low for every patch. In this case the sampler returns positions where the share may be large enough, and
-        the dataset decides from the masks.
-        """
-        boxes = tuple(parts)
-        if not self.tables:
-            return PatchSampler(patch, boxes)
-        tissue = self.tables[RAW]
-        together = Densities(np.add.reduce([self.tables[name].values for name in self.names]), tissue.chunks)
-        constraints = [Constraint(tissue, LEAST_TISSUE)]
-        if labelled_region_only:
-            constraints.append(Constraint(together.nearby(), ALL))
-        if not min_foreground:
-            return PatchSampler(patch, boxes, tuple(constraints))
-        sampler = PatchSampler(patch, boxes, (*constraints, Constraint(together, min_foreground)))
-        if sampler.draw(np.random.default_rng(0)):
-            return sampler
-        return PatchSampler(patch, boxes, (*constraints, Constraint(together, min_foreground, may_be=True)))
+    torch_em: Any
+    dataset: Any
+    batches: Any
+    transforms: Any
+    randomness: Any
 
 
-def _import_extra() -> tuple[Any, Any]:
-    """Import torch_em and the module that needs it.
+def _import_extra() -> _Extra:
+    """Import torch_em and the modules that need it.
 
     Raises:
         MissingExtraError: They cannot be imported.
@@ -355,12 +280,35 @@ def _import_extra() -> tuple[Any, Any]:
     try:
         import torch_em
 
-        from . import dataset as torch_dataset
+        from . import batches, dataset, randomness, transforms
     except ImportError as error:
         raise MissingExtraError(
             f"Training needs torch and torch_em ({error}): pip install 'liver_dask[train]'."
         ) from error
-    return torch_em, torch_dataset
+    return _Extra(torch_em, dataset, batches, transforms, randomness)
+
+
+def _split_of(name: SplitName | None, grid: SplitGrid, box: BoundingBox, volume: Shape) -> Split | None:
+    return None if name is None else Split(name, grid, (box.z_min, box.y_min, box.x_min), volume)
+
+
+def _places(
+    source: PatchSource,
+    patch: Shape,
+    roi: Box,
+    least: tuple[int, int],
+    labelled_region_only: bool,
+    split: Split | None,
+) -> PatchSampler:
+    """Return the sampler of positions, with the tables of a store; `least` is the least tissue and labelled voxels."""
+    minima: list[Minimum] = []
+    region = None
+    if source.tables:
+        labels = union([source.tables[name] for name in source.names])
+        tables = (source.tables[RAW], labels)
+        minima = [Minimum(table, voxels) for table, voxels in zip(tables, least, strict=True) if voxels]
+        region = labels.nearby() if labelled_region_only else None
+    return PatchSampler(patch, roi, tuple(minima), region, split)
 
 
 def _check_labels(archive: Archive, label_choice: str | Sequence[str]) -> tuple[str, ...]:
@@ -410,24 +358,18 @@ def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, of.default) for name, of in known.items() if name not in SET_HERE}
 
 
-def _with_defaults(options: dict[str, Any], torch_em: Any, torch_dataset: Any, source: _Source) -> dict[str, Any]:
-    """Add the default transforms of torch_em, and a label transform that returns masks of 0 / 1."""
+def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) -> dict[str, Any]:
+    """Add the default transforms, and a label transform that returns masks of 0 / 1."""
     chosen = dict(options)
-    if chosen["raw_transform"] is None:
-        chosen["raw_transform"] = torch_em.transform.get_raw_transform()
-    else:
-        chosen["raw_transform"] = torch_dataset.Widened(chosen["raw_transform"])
-    has_own_transform = chosen["transform"] is not None
-    if not has_own_transform:
-        anisotropic = source.raw.shape[0] < source.raw.shape[1] // 2  # the same rule as in torch_em
-        chosen["transform"] = torch_em.transform.get_augmentations(
-            chosen["ndim"] or ("anisotropic" if anisotropic else 3)
-        )
+    own = extra.transforms
+    raw_transform = chosen["raw_transform"]
+    chosen["raw_transform"] = own.standardized if raw_transform is None else own.Widened(raw_transform)
+    chosen["flips"] = chosen["transform"] is None
     if "instances" in source.kinds:
-        widened = torch_dataset.Widened(chosen["label_transform"])
-        chosen["label_transform"] = widened if has_own_transform else torch_dataset.Renumbered(widened)
+        widened = own.Widened(chosen["label_transform"])
+        chosen["label_transform"] = own.Renumbered(widened) if chosen["flips"] else widened
     elif chosen["label_transform"] is None:
-        chosen["label_transform"] = torch_dataset.binary
+        chosen["label_transform"] = own.binary
     return chosen
 
 
@@ -437,12 +379,15 @@ def _check_rois(rois: Any, shapes: Sequence[Shape], patch: Shape) -> list[Box]:
     Raises:
         InvalidArgumentError: `rois` are not three slices per box, or a part is too small for a patch.
     """
-    whole = (slice(None),) * 3
-    given = [whole] * len(shapes) if rois is None else list(rois)
+    given = [()] * len(shapes) if rois is None else rois
+    if len(shapes) == 1 and (isinstance(given, slice) or (isinstance(given, tuple) and isinstance(given[0], slice))):
+        given = [given]  # of the only box
+    given = [(roi,) if isinstance(roi, slice) else roi for roi in given]
     if len(given) != len(shapes) or not all(
-        isinstance(roi, tuple) and len(roi) == 3 and all(isinstance(part, slice) for part in roi) for roi in given
+        isinstance(roi, tuple) and len(roi) <= 3 and all(isinstance(part, slice) for part in roi) for roi in given
     ):
-        raise InvalidArgumentError(f"rois={rois!r} must be a list with three slices (z, y, x) for each box.")
+        raise InvalidArgumentError(f"rois={rois!r} must be a list with up to three slices (z, y, x) for each box.")
+    given = [roi + (slice(None),) * (3 - len(roi)) for roi in given]
     found = []
     for roi, shape in zip(given, shapes, strict=True):
         starts, stops, steps = zip(
@@ -457,13 +402,39 @@ def _check_rois(rois: Any, shapes: Sequence[Shape], patch: Shape) -> list[Box]:
     return found
 
 
-def _shared_out(n_samples: int | None, count: int) -> list[int | None]:
-    """Distribute the samples evenly over the boxes, as torch_em does."""
-    if n_samples is None:
-        return [None] * count
-    return [n_samples // count + (number < n_samples % count) for number in range(count)]
+def _check_count(n_samples: Any) -> int | None:
+    if n_samples is not None and not (isinstance(n_samples, int) and n_samples > 0):
+        raise InvalidArgumentError(f"n_samples={n_samples!r} must be a whole number above 0, or None.")
+    return n_samples
 
 
-def _patches_in(boxes: Sequence[Box], patch: Shape) -> int:
-    """Return how many patches cover the boxes if they are placed next to each other, rounded up."""
-    return math.ceil(sum(math.prod(box.shape) for box in boxes) / math.prod(patch))
+def _check_weights(weights: Sequence[float] | None, default: Sequence[float]) -> list[float]:
+    """Return one weight per box."""
+    if weights is None:
+        return [float(weight) for weight in default]
+    numbers = list(weights)
+    if (
+        len(numbers) != len(default)
+        or not all(isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in numbers)
+        or not sum(numbers)
+    ):
+        raise InvalidArgumentError(
+            f"weights={weights!r} must be one number of at least 0 for each of the {len(default)} boxes, not all 0."
+        )
+    return [float(weight) for weight in numbers]
+
+
+def _patches_in(box: Box, split: Split | None, patch: Shape) -> int:
+    """Return how many patches cover a box, or its part of a split, if they are next to each other, rounded up."""
+    if split is None:
+        return math.ceil(math.prod(box.shape) / math.prod(patch))
+    (z, y, x), start, stop = split.origin, box.start, box.stop
+    voxels = split.grid.voxels(
+        split.name, (z + start[0], y + start[1], x + start[2]), (z + stop[0], y + stop[1], x + stop[2])
+    )
+    if not voxels:
+        raise InvalidArgumentError(
+            f"The box of {box.shape} voxels (z, y, x) at {split.origin} has no block for {split.name}: blocks have "
+            f"{split.grid.block} voxels. Choose a larger box, or smaller blocks with split_grid=SplitGrid(block=...)."
+        )
+    return math.ceil(voxels / math.prod(patch))

@@ -1,0 +1,112 @@
+"""A torch DataLoader whose stream of batches can be continued exactly where it was interrupted.
+
+Importing this module needs the extra `train`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..core.errors import InvalidArgumentError
+from .dataset import PatchMixture
+from .randomness import PatchNumber
+
+
+class PatchOrder(torch.utils.data.Sampler[PatchNumber]):
+    """The numbers of the patches of each epoch, ascending, since the patches themselves are random.
+
+    Each iteration is the next epoch, however far the one before came.
+
+    Args:
+        count: Number of patches of an epoch of this process.
+        of_epoch: Number of patches of an epoch of all processes together.
+
+    Attributes:
+        position: The epoch that the loader is in, or that comes next, and how many of its patches were given.
+    """
+
+    def __init__(self, count: int, of_epoch: int) -> None:
+        self.count, self.of_epoch = count, of_epoch
+        self.position = (0, 0)
+        self._next = (0, 0)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[PatchNumber]:
+        epoch, first = self._next
+        self._next = (epoch + 1, 0)
+        self.position = (epoch, first)
+        return (PatchNumber(epoch * self.of_epoch + i) for i in range(first, self.count))
+
+    def go_to(self, epoch: int, given: int) -> None:
+        """Begin the next iteration in this epoch, after this number of patches."""
+        self._next = self.position = (epoch, given)
+
+
+class PatchLoader(torch.utils.data.DataLoader[Any]):
+    """A DataLoader of a PatchMixture, with `state_dict` and `load_state_dict` as in torchdata's StatefulDataLoader.
+
+    Args:
+        dataset: The patches.
+        batch_size: Number of patches in a batch.
+        count: Number of patches of an epoch of this loader.
+        shuffle: Accepted, since torch_em's users give it; patches are random in any case.
+        options: Other arguments of DataLoader.
+    """
+
+    def __init__(
+        self,
+        dataset: PatchMixture,
+        batch_size: int,
+        *,
+        count: int,
+        shuffle: bool = False,
+        **options: Any,
+    ) -> None:
+        self._order = PatchOrder(count, len(dataset))
+        super().__init__(dataset, batch_size, sampler=self._order, **options)
+        # torch_em's trainers store these arguments in checkpoints, and make a plain DataLoader of them. The dataset,
+        # which they store too, knows how often each patch was asked for.
+        self.init_kwargs = {"batch_size": batch_size, **options}
+        self.shuffle = shuffle
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, first = self._order._next
+        batches = super().__iter__()  # workers begin to read now
+        self._order.position = (epoch, first)
+        return self._counted(batches, epoch, first)
+
+    def _counted(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Any]:
+        """Yield batches, and keep the position up to date: that of the batches given, not of those read ahead."""
+        size = self.batch_size or 1
+        for number, batch in enumerate(batches, 1):
+            self._order.position = (epoch, min(first + number * size, self._order.count))
+            yield batch
+        self._order.position = (epoch + 1, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream is: a small dictionary of numbers. Call it between two batches."""
+        epoch, given = self._order.position
+        return {"epoch": epoch, "given": given, "count": self._order.count, "seeds": self._seeds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the batch at which `state_dict` was called, when the loader is iterated next.
+
+        The batches are the same as without an interruption, for any number of workers.
+
+        Raises:
+            InvalidArgumentError: The state is that of another loader: it has another seed, or another number of
+                patches in an epoch. (ValueError)
+        """
+        mine = {"count": self._order.count, "seeds": self._seeds()}
+        for name, value in mine.items():
+            if state.get(name) != value:
+                raise InvalidArgumentError(
+                    f"The state is that of another loader: its {name} is {state.get(name)!r}, and here it is {value!r}."
+                )
+        self._order.go_to(int(state["epoch"]), int(state["given"]))
+
+    def _seeds(self) -> list[list[int]]:
+        return [list(dataset.seed) for dataset in self.dataset.datasets]

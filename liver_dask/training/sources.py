@@ -1,0 +1,110 @@
+"""The arrays that training reads: of a store, or of the archive itself."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..archive.dataset import open_archive
+from ..archive.description import Archive
+from ..archive.lazy.lazy_window import LazyWindow
+from ..core.config import setting
+from ..core.geometry import BoundingBox, Shape, crop
+from ..core.kinds import RAW, Kind
+from ..core.threads import ContextPool
+from ..store.array import StoredArray
+from ..store.record import layout_of, open_record, read_statistics
+from .tables import Counts
+
+STREAM_CACHE_GB = 20.0
+"""Cache size in GB for the strips of a streamed archive, unless dask's configuration sets another size."""
+
+READERS = 8
+"""Number of slices of a streamed patch that are read in parallel."""
+
+
+class StreamedArray:
+    """One variable of a box of the archive, read on access.
+
+    Args:
+        lazy: The box. Its pickle is small.
+
+    Attributes:
+        shape: Shape (z, y, x) in voxels.
+    """
+
+    def __init__(self, lazy: LazyWindow) -> None:
+        self._lazy = lazy
+        z, y, x = lazy.shape
+        self.shape: Shape = z, y, x
+
+    def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """Read voxels, with the slices in parallel.
+
+        The threads end with this call, because longer-lived threads would not survive a fork.
+        """
+        window = LazyWindow(self._lazy.read, self._lazy.window[key], self._lazy.dtype)
+        out = np.empty(window.shape, window.dtype)
+        with ContextPool(READERS) as pool:
+            window.read_slices(slice(None), pool, out)
+        return out
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """The arrays that the patches of one box are read from.
+
+    Attributes:
+        name: Name in error messages.
+        raw: The image.
+        labels: One array per class.
+        names: Names of the labels.
+        tables: For each stored variable, the number of nonzero voxels per chunk, from the store's table. Empty if
+            streamed.
+        kinds: Kinds of the labels.
+    """
+
+    name: str
+    raw: StoredArray | StreamedArray
+    labels: tuple[StoredArray | StreamedArray, ...]
+    names: tuple[str, ...]
+    tables: dict[str, Counts]
+    kinds: frozenset[Kind]
+
+    @classmethod
+    def stored(cls, store: Path, names: tuple[str, ...]) -> "PatchSource":
+        """Open a complete store."""
+        record = open_record(store)
+        layout = layout_of(record)
+        tables = {
+            name: Counts(read_statistics(store, name, "nonzero"), layout.chunks, layout.shape)
+            for name in record["variables"]
+        }
+        raw, *labels = (StoredArray(store, name) for name in (RAW, *names))
+        kinds = frozenset(record["variables"][name].get("kind", "mask") for name in names)
+        return cls(str(store), raw, tuple(labels), names, tables, kinds)
+
+    @classmethod
+    def streamed(
+        cls,
+        cache: Path,
+        source: str | os.PathLike[str] | None,
+        archive: Archive,
+        names: tuple[str, ...],
+        box: BoundingBox,
+    ) -> "PatchSource":
+        """Open a box of the archive, without any request."""
+        ds = open_archive(
+            archive,
+            source,
+            labels=names,
+            cache_dir=setting("cache-dir") or cache,
+            cache_raw_gb=setting("cache-raw-gb") or STREAM_CACHE_GB,
+        )
+        part = crop(ds, box)
+        raw, *labels = (StreamedArray(part[name].data.lazy) for name in (RAW, *names))
+        kinds = frozenset(archive[name].kind for name in names)
+        return cls(ds.attrs["source"], raw, tuple(labels), names, {}, kinds)

@@ -1,0 +1,82 @@
+"""The default transforms: flips along each axis and standardisation, as torch_em does them, and what labels need.
+
+Flips are done on the small integers that were read, before all other transforms. This gives the same distribution of
+patches as flips after them, with a fraction of the work. Transforms that know directions, such as affinities, get the
+patch as the network will see it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.kinds import FOREGROUND
+
+EPSILON = 1e-7
+"""Added to the standard deviation, as torch_em does."""
+
+EXACT_IN_FLOAT32 = 1 << 24
+
+WIDER = {np.dtype("uint16"): np.int32, np.dtype("uint32"): np.int64}
+
+
+def flipped(
+    raw: npt.NDArray[Any], labels: npt.NDArray[Any], rng: np.random.Generator
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return views of raw (z, y, x) and labels (..., z, y, x), flipped along each axis with a chance of a half."""
+    where = tuple(slice(None, None, -1) if flip else slice(None) for flip in rng.integers(0, 2, 3))
+    return raw[where], labels[(..., *where)]
+
+
+def standardized(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return raw less its mean, divided by its standard deviation, as a new contiguous array."""
+    out = raw.astype(np.float32, order="C")
+    out -= out.mean()
+    flat = out.ravel()
+    out *= np.float32(1 / (np.sqrt(np.dot(flat, flat) / flat.size) + EPSILON))
+    return out
+
+
+def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Convert masks of 0 / 255 to 0 / 1, as losses such as Dice or BCE expect."""
+    return labels // np.uint8(FOREGROUND)
+
+
+@dataclass(frozen=True)
+class Widened:
+    """A wrapper of a transform (or of none) that converts results of uint16 or uint32 to int32 or int64.
+
+    torch_em (0.10.9) converts uint16 and uint32 to int16 and int32, so that large values would become negative.
+
+    Attributes:
+        transform: The wrapped transform; None leaves the voxels unchanged.
+    """
+
+    transform: Callable[[Any], Any] | None
+
+    def __call__(self, voxels: npt.NDArray[Any]) -> Any:
+        """Transform a patch and convert its dtype."""
+        out = self.transform(voxels) if self.transform else voxels
+        wider = WIDER.get(getattr(out, "dtype", None))
+        return out if wider is None else out.astype(wider)
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """A transform of instance labels, for networks and augmentations that compute with float32.
+
+    That cannot tell large numbers apart: two objects would become one. So numbers from 2^24 on become 1, 2, ... in each
+    patch; 0 stays 0.
+    """
+
+    transform: Callable[[Any], Any]
+
+    def __call__(self, labels: npt.NDArray[Any]) -> Any:
+        """Transform a patch."""
+        out = self.transform(labels)
+        if getattr(out, "dtype", None) != np.int64 or not out.size or out.max() < EXACT_IN_FLOAT32:
+            return out
+        numbers, place = np.unique(out, return_inverse=True)
+        return place.reshape(out.shape) + (numbers[0] != 0)
