@@ -120,6 +120,10 @@ def get_human_liver_em_dataset(
     _check_choices(min_foreground, labelled_region_only, split, seed, stream)
     boxes = _boxes(bounding_boxes, full_volume, described)
     options = _options_of(extra.torch_em, kwargs)
+    if options["ndim"] not in (None, 3) and not (options["ndim"] == 2 and patch[0] == 1):
+        raise InvalidArgumentError(
+            f"ndim={options['ndim']!r} must be 3, or 2 for a patch of one slice; this is {patch}."
+        )
     rois = _check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:
         sources = [PatchSource.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
@@ -336,8 +340,12 @@ def _check_choices(
 def _boxes(bounding_boxes: Sequence[Sequence[int]] | None, full_volume: bool, archive: Archive) -> list[BoundingBox]:
     if full_volume:
         return [archive.full_box]
-    if not bounding_boxes:
+    if bounding_boxes is None or len(bounding_boxes) == 0:
         raise InvalidArgumentError("Give bounding_boxes, or full_volume=True.")
+    if isinstance(bounding_boxes[0], int):
+        raise InvalidArgumentError(
+            f"bounding_boxes={tuple(bounding_boxes)} must be a list of boxes: write bounding_boxes=[(...)]."
+        )
     return [archive.check_bounding_box(box) for box in bounding_boxes]
 
 

@@ -19,7 +19,12 @@ from helpers.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "liver_dask"
-OF_AN_EXTRA = {"liver_dask.training.dataset": "torch_em", "liver_dask.viewing.browser": "voila"}
+OF_AN_EXTRA = {
+    "liver_dask.training.batches": "torch_em",
+    "liver_dask.training.dataset": "torch_em",
+    "liver_dask.training.randomness": "torch",
+    "liver_dask.viewing.browser": "voila",
+}
 """Modules that need an optional package."""
 
 PACKAGES_BELOW = {

@@ -206,22 +206,37 @@ PROMISES = {
     ],
     # train
     "instead of its own module": ["test_training::test_torch_ems_own_options_mean_what_they_mean_there"],
-    "none is read in vain": ["test_training::test_every_patch_has_the_foreground_that_was_asked_for"],
-    "a patch apart from those of": ["test_sampling::test_no_two_splits_touch"],
+    "a table in the store tells where they cannot be": [
+        "test_training::test_every_patch_has_the_foreground_that_was_asked_for",
+        "test_tables::test_the_most_of_a_patch_is_what_its_chunks_can_hold",
+    ],
+    "have a tenth each": ["test_splits::test_a_tenth_of_any_ten_blocks_is_for_validation_and_a_tenth_for_test"],
     "Masks are 0 and 1": [
         "test_training::test_labels_are_what_a_loss_takes_unless_a_transform_says_otherwise",
         "test_training::test_several_labels_are_channels",
     ],
     "and of the DataLoader are accepted": ["test_training::test_torch_ems_own_options_mean_what_they_mean_there"],
-    "Patches of empty glass are never drawn": ["test_training::test_patches_are_of_tissue_and_of_what_is_labelled"],
-    "draws only where there are labels": ["test_training::test_patches_are_of_tissue_and_of_what_is_labelled"],
-    "gives the same patches in the same order": [
-        "test_training::test_a_seed_gives_the_same_patches_and_no_worker_anothers"
+    "is drawn with the same chance, and no other": [
+        "test_draws::test_every_position_that_qualifies_is_drawn_with_the_same_chance",
+        "test_draws::test_a_box_is_read_alike_from_both_ends_of_the_tissue",
     ],
-    "`dataset.split` holds its blocks": [
+    "draws patches with labels whose": ["test_training::test_patches_are_of_tissue_and_of_what_is_labelled"],
+    "A split depends on the volume alone": ["test_draws::test_no_voxel_of_validation_is_in_training"],
+    "keep a margin of 8 slices": ["test_splits::test_no_voxel_is_in_two_splits"],
+    "gives smaller blocks": ["test_training::test_a_split_keeps_to_its_blocks_and_says_so"],
+    "`dataset.split` tells the split": [
         "test_training::test_a_split_keeps_to_its_blocks_and_says_so",
-        "test_training::test_a_checkpoint_of_torch_ems_trainer_tells_the_split",
+        "test_training::test_a_checkpoint_of_torch_ems_trainer_keeps_split_seed_and_position",
     ],
+    "follow from the seed and its number alone": [
+        "test_draws::test_a_seed_is_enough_in_any_dataloader",
+        "test_draws::test_the_seed_fixes_what_a_users_transforms_draw",
+        "test_training::test_a_seed_gives_the_same_patches_and_no_worker_anothers",
+    ],
+    "continue the stream exactly": ["test_draws::test_an_interrupted_stream_goes_on_exactly"],
+    "of torch.distributed have different patches": ["test_draws::test_ranks_have_disjoint_streams"],
+    "Several boxes have the shares": ["test_draws::test_boxes_have_the_share_that_was_asked_for"],
+    "The default transforms are torch_em's": ["test_draws::test_the_default_transforms_are_torch_ems_in_distribution"],
     "reads patches directly from the archive": ["test_training::test_patches_straight_from_the_archive"],
     "malloc of your own process is not tuned": [
         "test_malloc::test_a_users_process_is_left_as_it_is",
@@ -407,7 +422,6 @@ NO_PROMISE = [
     "shows how to add an archive or a format",
     "The byte counts above are for strips",
     "The data are CC0",
-    "patches with mitochondria, found by a table",
 ]
 
 LONGEST = 120
@@ -467,7 +481,7 @@ def test_a_sentence_that_is_new_would_be_noticed() -> None:
     assert len(found) > 80
     assert all(len(sentence) > 3 for sentence in found)
     assert "Opening it costs nothing." in found
-    assert any(sentence.startswith("blocks of the volume, at least a patch") for sentence in found)
+    assert any(sentence.startswith("four of five blocks of the volume") for sentence in found)
 
 
 def test_going_back_costs_no_request(server: ArchiveServer) -> None:
