@@ -378,7 +378,7 @@ def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
         ({"label_choice": []}, "has no label; choose of mito, er, nucleus"),
         ({"bounding_boxes": None}, "Give bounding_boxes"),
         ({"bounding_boxes": WHOLE}, r"must be a list of boxes: write bounding_boxes=\[\(...\)\]"),
-        ({"ndim": 2}, "ndim=2 must be 3, or 2 for patches of one slice"),
+        ({"ndim": 2}, "ndim=2 must be 3, or 2 for a patch of one slice"),
         ({"ndim": 4}, "ndim=4 must be"),
         ({"bounding_boxes": [(0, 9999, 0, 10, 0, 10)]}, "leaves the volume"),
         ({"min_foreground": 1.5}, "must be a share"),
