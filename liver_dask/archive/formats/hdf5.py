@@ -8,7 +8,6 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -167,7 +166,7 @@ class Hdf5Slice(SliceReader):
         """Read parts of rows that are stored without encoding."""
         number, offset = contents.description.number, int(contents.places.offsets[0, 0])
         if offset < 0:
-            out[...] = self._fitting(np.full((1, 1), contents.description.fill, number.dtype), rows, columns.start)
+            self._put_fill(contents.description, out, rows, columns)
             return
         itemsize = number.dtype.itemsize
         starts = offset + (rows.astype(np.int64) * self._width + columns.start) * itemsize
@@ -178,13 +177,19 @@ class Hdf5Slice(SliceReader):
 
         self._fetch(starts, sizes, decode)
 
+    def _put_fill(self, description: Description, out: npt.NDArray[Any], rows: Rows, columns: slice) -> None:
+        """Fill a window with the value of pixels that are not in the file."""
+        fill = np.full((1, 1), description.fill, description.number.dtype)
+        out[...] = self._fitting(fill, rows, columns.start)
+
     def _read_chunks(self, contents: Contents, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read and decode the chunks that hold the pixels."""
         description, offsets = contents.description, contents.places.offsets
         height, width = description.layout.chunk
         down = np.unique(rows // height).tolist()
         across = range(columns.start // width, (columns.stop - 1) // width + 1)
-        places = list(product(down, across))
+        is_there = offsets[np.ix_(down, across)] >= 0
+        there = [(down[i], across[j]) for i, j in np.argwhere(is_there).tolist()]
 
         def put(place: tuple[int, int], values: npt.NDArray[Any]) -> None:
             top, left = place[0] * height, place[1] * width
@@ -194,11 +199,8 @@ class Hdf5Slice(SliceReader):
             target = out[some_rows, some_columns.start - columns.start : some_columns.stop - columns.start]
             target[...] = self._fitting(here, rows[some_rows], some_columns.start)
 
-        fill = np.full((1, 1), description.fill, description.number.dtype)
-        for place in places:
-            if offsets[place] < 0:
-                put(place, np.broadcast_to(fill, (height, width)))
-        there = [place for place in places if offsets[place] >= 0]
+        if not is_there.all():
+            self._put_fill(description, out, rows, columns)
         if there:
             at = tuple(np.array(there).T)
             self._fetch(

@@ -27,6 +27,7 @@ class _Block(NamedTuple):
         entries: Number of its entries.
         page: Most entries of a page.
         pages: Bits of the pages that are stored, the highest bit of a byte first; empty if all are.
+        first_bit: Number of the bit of the first page.
     """
 
     address: int
@@ -35,6 +36,7 @@ class _Block(NamedTuple):
     entries: int
     page: int
     pages: bytes = b""
+    first_bit: int = 0
 
 
 class _Entries:
@@ -70,7 +72,8 @@ class _Entries:
             for page in np.unique((self._wanted[start:stop] - block.first) // block.page).tolist():
                 first = page * block.page
                 count = min(block.page, block.entries - first)
-                if not block.pages or block.pages[page // 8] & 0x80 >> page % 8:
+                bit = block.first_bit + page
+                if not block.pages or block.pages[bit // 8] & 0x80 >> bit % 8:
                     at = block.address + block.head + page * (block.page * self._size + CHECKSUM_BYTES)
                     places.append((at, count * self._size + CHECKSUM_BYTES))
                     firsts.append(block.first + first)
@@ -171,13 +174,21 @@ class _Growing:
         for level in range(self._levels):
             number, count = 1 << level // 2, self._least << (level + 1) // 2
             if level < direct:
-                blocks += [(index.address(), b"", first + i * count, count) for i in range(number)]
+                blocks += [self._block(index.address(), first + i * count, count) for i in range(number)]
             else:
                 tables.append((index.address(), number, first, count))
             first += number * count
         self._read_blocks(blocks + self._read_tables(tables))
 
-    def _read_tables(self, tables: list[tuple[int | None, int, int, int]]) -> list[tuple[int | None, bytes, int, int]]:
+    def _block(self, address: int | None, first: int, count: int, pages: bytes = b"", number: int = 0) -> _Block | None:
+        """Return a block; None if it is not stored, or has no wanted entry. It is the block `number` of its table."""
+        if address is None or not self._entries.wants(self._in_index + first, count):
+            return None
+        head = self._around + self._offset_bytes if count > self._page else 0
+        first_bit = number * (count // self._page)
+        return _Block(address, head, self._in_index + first, count, self._page, pages, first_bit)
+
+    def _read_tables(self, tables: list[tuple[int | None, int, int, int]]) -> list[_Block | None]:
         """Return the blocks of those tables that lead to wanted entries."""
         metadata = self._metadata
         wanted, places = [], []
@@ -187,30 +198,23 @@ class _Growing:
                 size = self._around + self._offset_bytes + number * (bitmap + metadata.address_bytes)
                 wanted.append((number, first, count, bitmap))
                 places.append((address, size))
-        blocks: list[tuple[int | None, bytes, int, int]] = []
+        blocks: list[_Block | None] = []
         for part, (number, first, count, bitmap) in zip(metadata.read_many(places), wanted, strict=True):
             table = metadata.checked(part, b"EASB")
             table.expect(self._begins + first.to_bytes(self._offset_bytes, "little"), "the index of its chunks")
-            pages = [table.take(bitmap) for _ in range(number)]
-            blocks += [(table.address(), pages[i], first + i * count, count) for i in range(number)]
+            pages = table.take(number * bitmap)
+            blocks += [self._block(table.address(), first + i * count, count, pages, i) for i in range(number)]
         return blocks
 
-    def _read_blocks(self, blocks: list[tuple[int | None, bytes, int, int]]) -> None:
+    def _read_blocks(self, blocks: list[_Block | None]) -> None:
         """Collect the wanted entries of some blocks."""
-        metadata = self._metadata
         head = self._around + self._offset_bytes
-        wanted, places, paged = [], [], []
-        for address, pages, first, count in blocks:
-            if address is None or not self._entries.wants(self._in_index + first, count):
-                continue
-            is_paged = count > self._page
-            wanted.append(first)
-            places.append((address, head if is_paged else head + count * self._size))
-            if is_paged:
-                paged.append(_Block(address, head, self._in_index + first, count, self._page, pages))
-        for part, first in zip(metadata.read_many(places), wanted, strict=True):
-            block = metadata.checked(part, b"EADB")
-            block.expect(self._begins, "the index of its chunks")
-            block.take(self._offset_bytes)  # the number of its first entry, which the library writes wrongly
-            self._entries.put(self._in_index + first, block.take(block.left))
-        self._entries.read_pages(paged)
+        wanted = [block for block in blocks if block is not None]
+        places = [(block.address, block.head or head + block.entries * self._size) for block in wanted]
+        for part, block in zip(self._metadata.read_many(places), wanted, strict=True):
+            fields = self._metadata.checked(part, b"EADB")
+            fields.expect(self._begins, "the index of its chunks")
+            fields.take(self._offset_bytes)  # the number of its first entry, which the library writes wrongly
+            if not block.head:
+                self._entries.put(block.first, fields.take(fields.left))
+        self._entries.read_pages([block for block in wanted if block.head])

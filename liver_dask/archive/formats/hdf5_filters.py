@@ -133,7 +133,7 @@ def _add_minimum(data: Buffer, step: Step) -> Buffer:
     bits = int.from_bytes(header[:4], "little")
     if scaling != INTEGERS or kind or count * size != step.expected or len(header) < SCALE_OFFSET_HEADER:
         raise ValueError("it is scaled in an unknown way")
-    if bits > 8 * size or header[4] != 8:
+    if bits > 8 * size or header[4] != 8 or has_fill not in (0, 1):
         raise ValueError("it is scaled in an impossible way")
     if bits == 8 * size:
         if len(packed) != step.expected:

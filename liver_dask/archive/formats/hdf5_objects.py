@@ -168,7 +168,7 @@ def find_dataset(metadata: Metadata, root: int, path: str) -> list[Message]:
         if len(found) > 1:
             raise DamagedError(f"it has {part} twice")
         if not found or found[0].header is None:
-            there = ", ".join(sorted(link.name.decode(errors="replace") for link in links)[:20])
+            there = ", ".join(sorted(_shown(link.name) for link in links)[:20])
             where = "/".join(parts[:i]) or "its root"
             raise Hdf5Error(f"has no dataset {path}; {where} has {there or 'nothing'}")
         messages = read_header(metadata, found[0].header)
@@ -177,6 +177,11 @@ def find_dataset(metadata: Metadata, root: int, path: str) -> list[Message]:
         problem = "a group" if kinds & {SYMBOL_TABLE, LINK_INFO} else "something else"
         raise Hdf5Error(f"has no dataset {path}: that is {problem}")
     return messages
+
+
+def _shown(name: bytes) -> str:
+    """Return a name for an error, in which everything that is not printed is a question mark."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:100].decode(errors="replace"))
 
 
 def _links(metadata: Metadata, messages: list[Message]) -> Iterator[Link]:
