@@ -211,7 +211,8 @@ def _number_type(fields: Fields, name: str) -> NumberType:
         found = f"float{8 * size}" if kind == FLOAT else "no numbers"
         raise Hdf5Error(f"the values of {name} are {found}, expected whole numbers")
     first_bit, precision = fields.number(2), fields.number(2)
-    if size not in (1, 2, 4, 8) or not precision or first_bit + precision > 8 * size:
+    is_usual = first_bit + precision >= 4 * size or size == 1  # otherwise HDF5's library takes it for damaged, too
+    if size not in (1, 2, 4, 8) or not precision or first_bit + precision > 8 * size or not is_usual:
         raise Hdf5Error(f"the values of {name} are whole numbers of {precision} bits in {size} bytes")
     sign = "i" if kind == INTEGER and bits & 8 else "u"
     return NumberType(np.dtype(f"{'>' if bits & 1 else '<'}{sign}{size}"), first_bit, precision)

@@ -218,22 +218,13 @@ def _symbols(metadata: Metadata, fields: Fields) -> Iterator[Link]:
     if tree is None or heap is None:
         raise DamagedError("a group has no list of its links")
     names = _names(metadata, heap)
-    nodes, level = [tree], DEEPEST
-    while level:
-        below: list[int] = []
-        levels = set()
-        for node in nodes:
-            levels.add(metadata.read(node + 5, 1).number(1))
-            below += _children(metadata, node)
-        if (
-            not nodes
-            or len(levels) > 1
-            or max(levels) >= level
-            or len(set(below)) < len(below)
-            or len(below) > MOST_NODES
-        ):
+    nodes, level = [tree], metadata.read(tree + 5, 1).number(1)
+    for expected in range(min(level, DEEPEST), -1, -1):  # level by level, so that no circle is followed
+        if any(metadata.read(node + 5, 1).number(1) != expected for node in nodes):
             raise DamagedError("the tree of a group is not in order")
-        nodes, level = below, levels.pop()
+        nodes = [child for node in nodes for child in _children(metadata, node)]
+        if len(set(nodes)) < len(nodes) or len(nodes) > MOST_NODES:
+            raise DamagedError("the tree of a group is not in order")
     for node in nodes:
         yield from _entries(metadata, node, names)
 

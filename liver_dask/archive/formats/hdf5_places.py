@@ -26,6 +26,9 @@ from .hdf5_trees import tree_records
 DEEPEST = 16
 """Levels of a tree."""
 
+USUAL_ENTRIES = 64
+"""Entries for which a node of a tree of version 1 usually has room."""
+
 ROOM = 64 << 10
 """Bytes by which a chunk with filters may be larger than twice the plain one. No filter makes it longer than that."""
 
@@ -210,36 +213,37 @@ def _old_tree(metadata: Metadata, description: Description) -> tuple[Numbers, En
     most = math.prod(_grid(description.shape, description.layout.chunk))
     address = f"<u{metadata.address_bytes}"
     entry = np.dtype([("size", "<u4"), ("mask", "<u4"), ("at", "<u8", 3), ("child", address)])
-    level = DEEPEST
-    while True:
-        parts, levels, below = [], set(), []
+    steps = [*description.layout.chunk, description.number.dtype.itemsize]
+    level = metadata.read(nodes[0] + 5, 1).number(1)
+    for expected in range(min(level, DEEPEST), -1, -1):  # level by level, so that no circle is followed
+        parts, below = [], []
         for node, between in zip(_old_nodes(metadata, nodes, entry), bounds, strict=True):
-            levels.add(node[5])
-            entries, keys = _old_entries(node, entry, 8 + 2 * metadata.address_bytes, between)
+            entries, keys = _old_entries(node, entry, 8 + 2 * metadata.address_bytes, between, steps)
             parts.append(entries)
             below += list(pairwise(keys))
+            if node[5] != expected:
+                raise DamagedError("the tree of its chunks is not in order")
         chunks = np.concatenate(parts)
-        if len(levels) > 1 or max(levels) >= level or len(chunks) > most:
+        if len(chunks) > most:
             raise DamagedError("the tree of its chunks is not in order")
-        level = levels.pop()
-        if level == 0 or not len(chunks):
+        if not len(chunks):
             break
         nodes, bounds = chunks["child"].tolist(), below
-    at, rest = np.divmod(chunks["at"], np.array([*description.layout.chunk, 1 << 62], np.uint64))
+    at = chunks["at"][:, :2] // np.array(description.layout.chunk, np.uint64)
     sizes = chunks["size"].astype(np.int64)
-    if rest.any() or (not description.filters and (sizes != chunk_bytes(description)).any()):
+    if not description.filters and (sizes != chunk_bytes(description)).any():
         raise DamagedError("the tree of its chunks has chunks of another size")
     offsets = np.minimum(chunks["child"].astype(np.uint64), 1 << 61).astype(np.int64) + metadata.base
-    return np.minimum(at[:, :2], 1 << 31).astype(np.int64), (offsets, sizes, chunks["mask"].astype(np.int64))
+    return np.minimum(at, 1 << 31).astype(np.int64), (offsets, sizes, chunks["mask"].astype(np.int64))
 
 
 def _old_nodes(metadata: Metadata, nodes: list[int], entry: np.dtype[Any]) -> list[bytes]:
     """Fetch the nodes of one level: first as much as nodes usually have, then more if they have more."""
     head, key = 8 + 2 * metadata.address_bytes, entry.itemsize - metadata.address_bytes
-    room = [metadata.size - metadata.base - node for node in nodes]
-    usual = [
-        (node, max(min(head + 64 * entry.itemsize + key, left), head)) for node, left in zip(nodes, room, strict=True)
-    ]
+    usually = head + USUAL_ENTRIES * entry.itemsize + key
+    order = sorted({*nodes, metadata.size - metadata.base})
+    room = {node: following - node for node, following in pairwise(order)}
+    usual = [(node, max(min(usually, room.get(node, 0)), head)) for node in nodes]
     found = []
     for (node, size), data in zip(usual, metadata.read_many(usual), strict=True):
         if data[:5] != b"TREE\x01":
@@ -250,9 +254,12 @@ def _old_nodes(metadata: Metadata, nodes: list[int], entry: np.dtype[Any]) -> li
 
 
 def _old_entries(
-    node: bytes, entry: np.dtype[Any], head: int, between: tuple[Any, Any]
+    node: bytes, entry: np.dtype[Any], head: int, between: tuple[Any, Any], steps: list[int]
 ) -> tuple[npt.NDArray[Any], list[list[int]]]:
-    """Return the entries of a node, and its keys: one more, ascending, and within those of the node above."""
+    """Return the entries of a node, and its keys: one more, ascending, and within those of the node above.
+
+    A key is a row, a column, and a byte of the pixel, which is 0 except in the last key. `steps` divide them.
+    """
     count = int.from_bytes(node[6:8], "little")
     entries = np.frombuffer(node, entry, count, head)
     last = np.frombuffer(node, "<u8", 3, head + count * entry.itemsize + 8).tolist() if count else []
@@ -263,6 +270,7 @@ def _old_entries(
             raise DamagedError("the tree of its chunks has an empty node")
         return entries, []
     is_outside = first is not None and (keys[0] < first or keys[-1] > stop)
-    if is_outside or any(one >= two for one, two in pairwise(keys)) or entries["at"][:, 2].any():
+    is_wrong = entries["at"][:, 2].any() or any(at % step for key in keys for at, step in zip(key, steps, strict=True))
+    if is_outside or is_wrong or any(one >= two for one, two in pairwise(keys)):
         raise DamagedError("the tree of its chunks is not in order")
     return entries, keys

@@ -6,6 +6,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -16,7 +17,7 @@ from helpers.memory_file import MemoryFile
 from helpers.paths import FUZZ
 from liver_dask.archive.formats.hdf5 import Hdf5Slice
 from liver_dask.archive.formats.hdf5_filters import FLETCHER32, LZF, N_BIT, SCALE_OFFSET
-from liver_dask.archive.formats.hdf5_metadata import Metadata
+from liver_dask.archive.formats.hdf5_metadata import Fields, Metadata
 from liver_dask.archive.formats.hdf5_places import Places
 from liver_dask.core.errors import FormatError
 
@@ -72,6 +73,7 @@ def test_old_trees_that_lead_astray() -> None:
         (child, b"\xff" * 8, "later ones"),
         (child, struct.pack("<Q", len(whole) - 20), "later ones"),
         (leaf + 5, b"\1", "not in order"),
+        (root + 5, b"\0", "cannot be decoded"),
         (root + 5, b"\2", "not in order"),
         (root + 5, b"\xff", "not in order"),
         (leaf + 6, b"\0\0", "empty node"),
@@ -126,7 +128,7 @@ def test_hostile_indexes_with_right_checksums(maxshape: Any, signature: bytes, c
         hostile = changed(whole, first + at, new)
         refused(hostile, "is no HDF5 that can be read")
         mended = with_checksums(hostile, HEIGHT, WIDTH)
-        refused(mended, r"(?!.*checksum)(its chunks|tree|chunks? |not within|later ones|is not where)")
+        refused(mended, r"(?!.*checksum)(its chunks|tree|chunks? |not within|later ones|is not where|be decoded)")
 
 
 def test_wrong_checksums() -> None:
@@ -136,7 +138,7 @@ def test_wrong_checksums() -> None:
         for signature in (b"OHDR", b"FAHD", b"FADB", b"EAHD", b"EAIB", b"EASB", b"EADB", b"BTHD", b"BTIN", b"BTLF"):
             at = whole.rfind(signature)
             if at >= 0:
-                refused(changed(whole, at + 20, bytes([whole[at + 20] ^ 1])), "")
+                refused(changed(whole, at + 20, bytes([whole[at + 20] ^ 1])), "is no HDF5|is not where")
 
 
 def test_limits_that_are_absurd() -> None:
@@ -159,6 +161,19 @@ def test_limits_that_are_absurd() -> None:
             refused(with_checksums(hostile, HEIGHT, WIDTH), problem)
 
 
+def continuations(data: bytes) -> list[tuple[int, int]]:
+    """Return where the header of the dataset is continued, and with how many bytes."""
+    found, original = [], Metadata.read
+
+    def note(metadata: Metadata, address: int, size: int) -> Fields:
+        found.append((address, size))
+        return original(metadata, address, size)
+
+    with patch.object(Metadata, "read", note):
+        read(data)
+    return [place for place in found if place[1] > 1000][-1:]
+
+
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_a_header_in_a_circle(libver: str) -> None:
     """A header whose continuation leads to itself is refused."""
@@ -167,17 +182,15 @@ def test_a_header_in_a_circle(libver: str) -> None:
         for i in range(3):
             h5["data"].attrs[f"attribute {i}"] = np.arange(200)
     whole = file.getvalue()
-    if libver == "latest":
-        block = whole.rindex(b"OCHK")
-        # in the block that continues the header: a message that says that it is continued by the block itself
-        size = next(number(whole, at + 8) for at in range(len(whole)) if whole[at : at + 8] == struct.pack("<Q", block))
-        circle = b"\x10\x10\0\0" + struct.pack("<QQ", block, size)
-        hostile = with_checksums(changed(whole, block + 4, circle), HEIGHT, WIDTH)
-    else:
-        at = next(i for i in range(0, len(whole), 8) if whole[i : i + 4] == b"\x10\0\x10\0" and i > 900)
-        block, size = number(whole, at + 8), number(whole, at + 16)
-        hostile = changed(whole, block, b"\x10\0\x10\0\0\0\0\0" + struct.pack("<QQ", block, size))
-    refused(hostile, "the header of an object is too long")
+    for block, size in continuations(whole):
+        if libver == "latest":
+            circle = b"\x10\x10\0\0" + struct.pack("<QQ", block, size)
+            rest = b"\0" + struct.pack("<HB", size - 8 - len(circle) - 4, 0)
+            hostile = with_checksums(changed(whole, block + 4, circle + rest), HEIGHT, WIDTH)
+        else:
+            circle = b"\x10\0\x10\0\0\0\0\0" + struct.pack("<QQ", block, size)
+            hostile = changed(whole, block, circle + b"\0\0" + struct.pack("<HI", size - len(circle) - 8, 0))
+        refused(hostile, "the header of an object is too long")
 
 
 def test_groups_that_lead_astray() -> None:
@@ -307,6 +320,16 @@ def test_a_file_that_is_being_written() -> None:
     """A file that another program is writing, or has not closed, is refused."""
     whole = file_of("latest")
     refused(with_checksums(changed(whole, 11, b"\1"), HEIGHT, WIDTH), "is being written")
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_a_type_of_few_bits(libver: str) -> None:
+    """A type that uses less than half of its bits, or more than all, is refused: no program writes one."""
+    whole = file_of(libver)
+    at = whole.index(struct.pack("<IHH", 2, 0, 16)) + 4
+    for first, bits in ((0, 7), (0, 0), (0, 17), (1, 16), (0xFFFF, 16)):
+        hostile = changed(whole, at, struct.pack("<HH", first, bits))
+        refused(with_checksums(hostile, HEIGHT, WIDTH), f"whole numbers of {bits} bits in 2 bytes")
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
