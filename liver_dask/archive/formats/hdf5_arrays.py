@@ -139,7 +139,8 @@ def extensible_array(
     address = header.address()
     if address is not None:
         _Growing(entries, metadata, layout, size, is_filtered).collect(address)
-    entries.stored[wanted >= stop] = 0xFF
+    if (entries.stored[wanted >= stop, : metadata.address_bytes] != 0xFF).any():
+        raise DamagedError("the index of its chunks has more chunks than it says")
     return entries.stored
 
 

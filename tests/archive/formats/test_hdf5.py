@@ -123,6 +123,8 @@ def test_the_checksum_is_hdf5s(tmp_path: Path) -> None:
             _, stored = dataset.id.read_direct_chunk((0,))
         checksums = (Filter(FLETCHER32, ()),)
         assert undo_filters(stored, checksums, 0, length, length) == stored[:-4], length
+        swapped = stored[:-4] + bytes(stored[i] for i in (-3, -4, -1, -2))  # as old versions of HDF5 wrote it
+        assert undo_filters(swapped, checksums, 0, length, length) == stored[:-4], length
         with pytest.raises(ValueError, match="its checksum is wrong"):
             undo_filters(bytes([stored[0] ^ 1]) + stored[1:], checksums, 0, length, length)
 

@@ -109,7 +109,8 @@ def test_chunks_without_filters_have_their_size() -> None:
         ((HEIGHT, WIDTH), b"FAHD", [(4, b"\1"), (5, b"\0"), (6, b"\1"), (7, b"\x3f"), (8, b"\0"), (15, b"\x40"),
                                     (16, b"\xfe" * 8)]),
         ((HEIGHT, WIDTH), b"FADB", [(0, b"XADB"), (5, b"\0"), (6, b"\1"), (14, b"\xfe" * 8), (22, b"\xff" * 4)]),
-        ((None, WIDTH), b"EAHD", [(6, b"\1"), (7, b"\xff"), (8, b"\0"), (9, b"\1"), (10, b"\0"), (60, b"\xfe" * 8)]),
+        ((None, WIDTH), b"EAHD", [(6, b"\1"), (7, b"\xff"), (8, b"\0"), (9, b"\1"), (10, b"\0"), (44, b"\1"),
+                                (60, b"\xfe" * 8)]),
         ((None, WIDTH), b"EAIB", [(0, b"XAIB"), (5, b"\0"), (6, b"\1"), (14, b"\xfe" * 8)]),
         ((None, WIDTH), b"EADB", [(0, b"XADB"), (5, b"\0"), (6, b"\1"), (18, b"\xfe" * 8)]),
         ((None, None), b"BTHD", [(5, b"\x0a"), (6, b"\xff" * 4), (10, b"\x80"), (12, b"\xff"), (16, b"\0" * 8),
@@ -232,7 +233,7 @@ def test_names_that_are_not_printable() -> None:
     ("code", "options", "change"),
     [
         (1, {"compression": "gzip"}, lambda chunk: chunk[:-1]),
-        (1, {"compression": "gzip"}, lambda chunk: zlib.compress(bytes(1 << 28))),
+        (1, {"compression": "gzip"}, lambda chunk: zlib.compress(bytes(1 << 25))),
         (1, {"compression": "gzip"}, lambda chunk: zlib.compress(bytes(3000 * 2 - 2))),
         (1, {"compression": "gzip"}, lambda chunk: zlib.compress(bytes(3000 * 2 + 2))),
         (FLETCHER32, {"fletcher32": True}, lambda chunk: chunk[:2]),
@@ -244,7 +245,7 @@ def test_names_that_are_not_printable() -> None:
         (SCALE_OFFSET, {"scaleoffset": 0}, lambda chunk: b"\x10" + chunk[1:]),
         (SCALE_OFFSET, {"scaleoffset": 0}, lambda chunk: b"\x11" + chunk[1:] + bytes(9000)),
         (SCALE_OFFSET, {"scaleoffset": 0}, lambda chunk: chunk[:4] + b"\4" + chunk[5:]),
-        (2, {"shuffle": True}, lambda chunk: b""[:0] or chunk[:-1]),
+        (2, {"shuffle": True}, lambda chunk: chunk[:-1]),
     ],
 )
 def test_damaged_chunks(code: int, options: dict[str, Any], change: Callable[[bytes], bytes]) -> None:
