@@ -67,9 +67,7 @@ class _Nodes:
         self, nodes: list[int], counts: list[int], level: int
     ) -> tuple[list[npt.NDArray[np.uint8]], list[tuple[int, int]]]:
         """Return the records of all nodes of a level, and of each node below its address and number of records."""
-        most, count_bytes, pointer_bytes = self._limits(level)
-        if max(counts) > most:
-            raise DamagedError("a tree has more records than its nodes hold")
+        count_bytes, pointer_bytes = self._sizes(level)
         pointers = [(count + 1) * pointer_bytes if level else 0 for count in counts]
         sizes = [AROUND + count * self._record_bytes + more for count, more in zip(counts, pointers, strict=True)]
         records, below = [], []
@@ -87,8 +85,8 @@ class _Nodes:
                 below.append((node, number))
         return records, below
 
-    def _limits(self, level: int) -> tuple[int, int, int]:
-        """Return the most records of a node, and the bytes of a count of records and of a pointer in the node."""
+    def _sizes(self, level: int) -> tuple[int, int]:
+        """Return the bytes of a count of records, and of a pointer, in a node of a level."""
         most = total = (self._node_bytes - AROUND) // self._record_bytes
         count_bytes, total_bytes, pointer_bytes = _bytes_for(most), 0, 0
         for _ in range(level):
@@ -96,7 +94,7 @@ class _Nodes:
             most = (self._node_bytes - AROUND - pointer_bytes) // (self._record_bytes + pointer_bytes)
             total = (most + 1) * total + most
             total_bytes = _bytes_for(total)
-        return most, count_bytes, pointer_bytes
+        return count_bytes, pointer_bytes
 
 
 def _bytes_for(number: int) -> int:

@@ -160,6 +160,26 @@ def test_limits_that_are_absurd() -> None:
             if address:
                 hostile = changed(hostile, header + 16, struct.pack("<Q", address))
             refused(with_checksums(hostile, HEIGHT, WIDTH), problem)
+    for maxshape, axis in (((HEIGHT + 1, WIDTH), 0), ((None, WIDTH + 1), 1), ((HEIGHT + 1, None), 0)):
+        whole = file_of("latest", chunks=(10, 10), maxshape=maxshape)
+        limits = struct.pack("<QQ", *(size or (1 << 64) - 1 for size in maxshape))
+        hostile = changed(whole, whole.index(limits) + 8 * axis, struct.pack("<Q", 1 << 62))
+        refused(with_checksums(hostile, HEIGHT, WIDTH), "room for more chunks than there can be")
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_values_in_one_piece(libver: str) -> None:
+    """A dataset without chunks that has another size than its values, or is not within the file, is refused."""
+    whole, size = file_of(libver), struct.pack("<Q", PIXELS.nbytes)
+    at = max(i for i in range(len(whole)) if whole[i : i + 8] == size and whole[i - 10 : i - 9] in b"\x03\x04\x05")
+    assert whole[number(whole, at - 8) :].startswith(PIXELS.tobytes())
+    for place, new, problem in [
+        (at, struct.pack("<Q", PIXELS.nbytes - 2), "more or fewer bytes than values"),
+        (at, struct.pack("<Q", PIXELS.nbytes + 2), "more or fewer bytes than values"),
+        (at - 8, struct.pack("<Q", len(whole) - 5990), "row 49 is not within"),
+        (at - 8, b"\xfe" * 8, "row 0 is not within"),
+    ]:
+        refused(with_checksums(changed(whole, place, new), HEIGHT, WIDTH), problem)
 
 
 def continuations(data: bytes) -> list[tuple[int, int]]:
