@@ -79,8 +79,9 @@ class SourceVersions:
         known = FileVersion(noted["size"], noted["tag"])
         if not _may_be(version, known, same_url=noted["url"] == url):
             partial = self.folder.parents[1]
+            store = partial.with_name(partial.name.removesuffix(".partial"))
             raise SourceChangedError(
-                f"{url} is not the file that parts of {partial} were made of: it had {known.size} bytes "
+                f"{url} is not the file that parts of {store} were made of: it had {known.size} bytes "
                 f"({known.etag}), and has {version.size} ({version.etag}). Remove {partial} to begin anew, "
                 f"or {path} if you know that the same voxels are where they were."
             )

@@ -41,7 +41,7 @@ def standardized(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Convert masks of 0 / 255 to 0 / 1, as losses such as Dice or BCE expect."""
-    return labels // np.uint8(FOREGROUND)
+    return (labels == FOREGROUND).view(np.uint8)
 
 
 @dataclass(frozen=True)
