@@ -118,9 +118,9 @@ def test_a_missing_class_lists_the_folders_that_are_there(own_server: ArchiveSer
             ds.sinusoid.compute()
 
 
-@pytest.mark.slow
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection fails after 6 tries, and an unknown host is an error that names the host."""
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     ds = ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE)
     with pytest.raises(OSError, match=r"raw, slice 0, rows 0-0: .*gave up after 6 tries"):
         ds.raw[0, 0].compute()

@@ -34,7 +34,7 @@ PROMISES = {
         "real/test_real_size::test_a_window_costs_its_strips_and_the_index",
     ],
     "store that any Zarr reader opens": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
-    "so it needs no data": ["test_cli::test_the_demo_shows_checks_and_can_be_run_again"],
+    "so it needs no data": ["test_cli::test_the_demo_shows_and_checks"],
     "runs all tests, including the checks of style and types": [
         "test_project::test_ci_runs_the_readmes_own_test_command",
         "test_project::test_style_and_types",
@@ -286,7 +286,7 @@ PROMISES = {
     "strip indexes and masks, and up to": [
         "test_dataset::test_a_cache_dir_saves_index_and_masks_for_the_next_process",
         "test_network::test_strips_are_kept_for_other_processes",
-        "test_network::test_the_shell_tells_and_empties_a_cache",
+        "test_network::test_the_shell_lists_and_empties_a_cache",
     ],
     "one byte is requested of a file": [
         "test_versions::test_what_is_cached_is_checked_by_one_byte_and_once",

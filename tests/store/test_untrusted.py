@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from click.testing import CliRunner
 
 import liver_dask as ld
 from helpers import tiny
+from helpers.command import run_here
 from helpers.tiny import nested
 from liver_dask import cli
 from liver_dask.archive.archives import EMPIAR_13356
@@ -104,19 +104,15 @@ def test_a_source_and_a_dataset_are_one_too_many(made: Path) -> None:
         ld.verify(made, ds, source=made.parent / "archive")
 
 
-@pytest.mark.slow
 def test_the_command_takes_a_source(made: Path, elsewhere: Path, store: Path) -> None:
     """`liver-dask verify` takes `--source`. Without it, the command prints the recorded address and mentions this
     option.
     """
-    command = [str(Path(sys.executable).with_name("liver-dask")), "verify"]
-    told = subprocess.run([*command, str(store)], capture_output=True, text=True, timeout=100)
-    assert told.returncode == 0, told.stderr
-    assert f"Comparing with {made.parent / 'archive'}" in told.stderr
-    assert "--source" in told.stderr
-    named = subprocess.run(
-        [*command, str(store), "--source", str(elsewhere)], capture_output=True, text=True, timeout=99
-    )
+    recorded = run_here("verify", store)
+    assert recorded.returncode == 0, recorded.stderr
+    assert f"Comparing with {made.parent / 'archive'}" in recorded.stderr
+    assert "--source" in recorded.stderr
+    named = run_here("verify", store, "--source", elsewhere)
     assert named.returncode == 0, named.stderr
     assert "Comparing with" not in named.stderr
 

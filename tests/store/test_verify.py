@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import google_crc32c
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.command import run_here
 from helpers.stores import BOX, SMALL, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import ArchiveServer
@@ -154,20 +153,18 @@ def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: Arch
     assert {f"/humanliver_raw_images/humanliver_raw_{z:03d}.tif" for z in (0, 9)} <= looked[0]
 
 
-@pytest.mark.slow
 def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
     """`liver-dask verify` exits with 0 for a good store, and with 1 and a message for a damaged or missing one."""
-    command = [str(Path(sys.executable).with_name("liver-dask")), "verify", str(kept)]
-    good = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    good = run_here("verify", kept)
     assert good.returncode == 0, good.stderr
     assert "all right" in good.stdout
     every_shard(kept)[0].unlink()
-    bad = subprocess.run([*command, "--full"], capture_output=True, text=True, timeout=100)
+    bad = run_here("verify", kept, "--full")
     assert bad.returncode == 1
     assert "is missing" in bad.stdout
     assert "Traceback" not in bad.stderr
     assert np.all(xr.open_zarr(kept).er[:4, :128, :128] == 0)  # zarr reads a missing shard as zeros
-    nothing = subprocess.run([*command[:2], "no.zarr"], capture_output=True, text=True, timeout=100)
+    nothing = run_here("verify", "no.zarr")
     assert nothing.returncode == 1
     assert "no complete store" in nothing.stderr
 
