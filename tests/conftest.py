@@ -18,6 +18,7 @@ from PIL import Image
 
 from helpers.archive import SHAPE
 from helpers.lasting import EMPTIED
+from helpers.processes import NewProcesses
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, make_archive, serve
@@ -57,6 +58,14 @@ def server(archive: Path) -> Iterator[ArchiveServer]:
     """The archive over HTTP, with recorded requests, on a port that no other test uses."""
     with serve(archive) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def new_processes() -> Iterator[NewProcesses]:
+    """Runs scripts in processes of their own."""
+    processes = NewProcesses()
+    yield processes
+    processes.close()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.memory_file import MemoryFile
 from helpers.paths import DATA, ROOT
+from helpers.processes import NewProcesses
 from liver_dask.archive.formats import hdf5
 from liver_dask.archive.formats.hdf5 import Hdf5Slice, fletcher32
 from liver_dask.core.errors import FormatError
@@ -308,7 +309,7 @@ def test_no_other_file_is_opened(tmp_path: Path, how: str) -> None:
         read(slice_of(path.read_bytes()))
 
 
-def test_without_h5py_one_sentence_says_what_to_install(tmp_path: Path) -> None:
+def test_without_h5py_one_sentence_says_what_to_install(tmp_path: Path, new_processes: NewProcesses) -> None:
     """Without h5py the package can be imported, and reading HDF5 is a MissingExtraError that names what to install."""
     (tmp_path / "0.h5").write_bytes(file_of(pixels_of("u4")))
     script = (
@@ -319,17 +320,14 @@ def test_without_h5py_one_sentence_says_what_to_install(tmp_path: Path) -> None:
         "try: ld.open_archive(archive).raw[0].compute()\n"
         "except ImportError as error: print(type(error).__name__, error)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("MissingExtraError ")
-    assert "pip install 'liver_dask[hdf5]'" in done.stdout
+    printed = new_processes.run(script)
+    assert printed.startswith("MissingExtraError ")
+    assert "pip install 'liver_dask[hdf5]'" in printed
 
 
-def test_importing_does_not_take_h5py_along() -> None:
+def test_importing_does_not_take_h5py_along(new_processes: NewProcesses) -> None:
     """`import liver_dask` does not import h5py."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, liver_dask; print('h5py' in sys.modules)"], capture_output=True, text=True
-    )
-    assert done.stdout == "False\n", done.stderr
+    assert new_processes.run("import sys, liver_dask; print('h5py' in sys.modules)") == "False\n"
 
 
 def test_ranges_are_asked_for_side_by_side() -> None:

@@ -4,8 +4,6 @@ import logging
 import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.command import run_here
 from helpers.hostile import WORST, Profile, hostile
+from helpers.processes import NewProcesses
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff_index
 from liver_dask.archive.remote import files as remote
@@ -146,8 +145,9 @@ def test_a_trace_counts_what_was_fetched(server: ArchiveServer, caplog: pytest.L
     assert (told.retries, told.stalls) == (0, 0)
 
 
-@pytest.mark.slow
-def test_strips_are_kept_for_other_processes(server: ArchiveServer, tmp_path: Path) -> None:
+def test_strips_are_kept_for_other_processes(
+    server: ArchiveServer, tmp_path: Path, new_processes: NewProcesses
+) -> None:
     """A second process takes the strips from the cache, with the same voxels and at most 3 requests."""
     script = f"""
 import liver_dask as ld
@@ -159,9 +159,8 @@ print(sums, told.requests)
     runs = []
     for _ in range(2):
         server.requests.clear()
-        runs.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True))
-    assert [run.returncode for run in runs] == [0, 0], runs[-1].stderr
-    (first, requests), (again, few) = (run.stdout.rsplit(maxsplit=1) for run in runs)
+        runs.append(new_processes.run(script))
+    (first, requests), (again, few) = (printed.rsplit(maxsplit=1) for printed in runs)
     assert first == again
     assert int(requests) > 3
     assert int(few) <= 3
