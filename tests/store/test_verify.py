@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import google_crc32c
@@ -17,10 +19,9 @@ from helpers.archive import SHAPE
 from helpers.command import run_here
 from helpers.stores import BOX, SMALL, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.demo import ArchiveServer
 from liver_dask.store import record
-from liver_dask.store.comparison import differs
-from liver_dask.store.layout import Shard
+from liver_dask.store.comparison import Comparison, Difference, differs
+from liver_dask.store.layout import Region, Shard
 from liver_dask.store.shards import Checksum
 
 
@@ -139,18 +140,43 @@ def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> Non
         ld.verify(tmp_path / "b.zarr", progress=False)
 
 
-@pytest.mark.slow
-def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: ArchiveServer, tmp_path: Path) -> None:
-    """The seed determines which slices are compared, and the first and the last slice are among them."""
-    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+def test_sampling_looks_at_the_edges_and_at_every_shard(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default few voxels are compared, which the seed determines: of every shard, and of all edges of the store."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
     path = ld.to_zarr(ds, tmp_path / "b.zarr", progress=False, **SMALL)
+    compared: set[tuple[str, Region]] = set()
+    differences = Comparison._differences
+
+    def noted(self: Comparison, name: str, region: Region, expected: np.ndarray) -> Iterator[Difference]:
+        assert expected.shape == (region.z_stop - region.z_start, region.y_stop - region.y_start, SHAPE[2])
+        compared.add((name, region))
+        return differences(self, name, region, expected)
+
+    monkeypatch.setattr(Comparison, "_differences", noted)
     looked = []
     for seed in (0, 0, 1):
-        server.requests.clear()
+        compared.clear()
         assert ld.verify(path, seed=seed, progress=False).ok
-        looked.append({request.path for request in server.requests})
+        looked.append(frozenset(compared))
     assert looked[0] == looked[1] != looked[2]
-    assert {f"/humanliver_raw_images/humanliver_raw_{z:03d}.tif" for z in (0, 9)} <= looked[0]
+    depth, height, _ = SHAPE
+    layers, rows = (range(-(-length // shard)) for length, shard in zip(SHAPE[:2], SMALL["shards"], strict=False))
+    for name in ("raw", *EMPIAR_13356.labels):
+        regions = {region for of, region in looked[0] if of == name}
+        rows_of_shards = {
+            (z // SMALL["shards"][0], y // SMALL["shards"][1])
+            for region in regions
+            for z in range(region.z_start, region.z_stop)
+            for y in range(region.y_start, region.y_stop)
+        }
+        assert rows_of_shards == set(product(layers, rows)), name
+        slices = {region.z_start for region in regions}
+        assert {0, depth - 1} <= slices
+        for z in slices:
+            here = [region for region in regions if region.z_start == z]
+            assert {min(region.y_start for region in here), max(region.y_stop for region in here)} == {0, height}
 
 
 def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
