@@ -120,6 +120,7 @@ def test_killed_at_any_step_the_next_one_replaces_what_was_made(tmp_path: Path, 
     assert ended == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.4, 0.9])
 def test_after_a_real_kill_the_next_demo_works(tmp_path: Path, share: float) -> None:
     """A demo succeeds after an earlier one in the same folder was killed by SIGKILL."""

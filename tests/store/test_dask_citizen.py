@@ -20,6 +20,7 @@ from distributed import Client, LocalCluster, get_client
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.stores import BOX, SMALL
+from helpers.waiting import wait_until
 from liver_dask.archive.lazy import futures as held
 from liver_dask.archive.remote.shares import pickled_plugin
 from liver_dask.demo import RangeRequestHandler, serve
@@ -217,7 +218,7 @@ def test_what_ended_the_work_is_told(
     """The error of an export whose client was closed or restarted says so."""
     with serve(archive, counting(0.2)) as server, Client(cluster, set_as_default=False) as client:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE, connections=2)
-        ending = threading.Timer(3, end, [client])
+        ending = threading.Thread(target=lambda: (wait_until(lambda: server.requests), time.sleep(0.5), end(client)))
         ending.start()
         with pytest.raises(ld.ExportError, match=told):
             ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False, **SMALL)

@@ -309,6 +309,7 @@ def test_points_are_a_dask_array_like_any_other(archive: Path, voxels, through) 
         np.testing.assert_array_equal(through(array).compute(), voxels[name][z, y, x])
 
 
+@pytest.mark.slow
 def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) -> None:
     """Workers of a cluster read points right, and together fetch each strip about once."""
     from distributed import Client, LocalCluster
