@@ -85,7 +85,7 @@ def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
     assert (tmp_path / "crop.zarr.partial" / "mine").read_text() == (tmp_path / "archive").read_text() == "mine"
 
 
-def test_two_at_once_and_the_second_is_told(tmp_path: Path) -> None:
+def test_of_two_at_once_the_second_is_refused(tmp_path: Path) -> None:
     """A second replacement of the same files at the same time is an error, and the first one succeeds."""
     with own_files.replacing(tmp_path, ("a",), "test") as new:
         (new / "a").write_text("first")

@@ -153,7 +153,7 @@ def test_what_is_fetched_is_what_the_plan_says(
         (lambda ds: overlapping(ds.raw, (4, 60, 0)), "raw .* about"),
     ],
 )
-def test_what_would_be_fetched_too_often_is_refused_unless_told(
+def test_what_would_be_fetched_too_often_is_refused_unless_allowed(
     server: ArchiveServer, tmp_path: Path, change: Change, times: str
 ) -> None:
     """An export that fetches a variable more often than `most-refetches` is refused before it sends any request."""
@@ -371,7 +371,7 @@ OPERATIONS: list[Callable[[da.Array], da.Array]] = [
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_regions_of_any_graph_are_right_and_read_as_often_as_told(data: st.DataObject) -> None:
+def test_any_regions_of_any_graph_are_right_and_read_as_often_as_planned(data: st.DataObject) -> None:
     """Random graphs give the right voxels in random regions, and read as many rows as the plan says."""
     shape = data.draw(st.tuples(st.integers(2, 9), st.integers(4, 40), st.integers(1, 8)))
 

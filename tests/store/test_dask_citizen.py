@@ -212,7 +212,7 @@ def test_the_client_in_force_is_used_as_by_all_of_dask(
         (lambda client: client.restart(), "The jobs were cancelled, or the cluster was restarted"),
     ],
 )
-def test_what_ended_the_work_is_told(
+def test_what_ended_the_work_is_reported(
     cluster: LocalCluster, archive: Path, tmp_path: Path, end: Callable[[Client], object], told: str
 ) -> None:
     """The error of an export whose client was closed or restarted says so."""
@@ -248,7 +248,7 @@ def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Pat
     assert handler.most == 2
 
 
-def test_a_function_that_changed_its_name_is_told_as_such(
+def test_a_function_that_changed_its_name_is_reported_as_such(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that differs only in dask's name of a function is refused with that reason, and any other without it."""

@@ -41,7 +41,7 @@ def of_server(made: Path, tmp_path: Path, server: ArchiveServer) -> Path:
     return tiny.make_tiny_store(tmp_path, server.url, "of_server.zarr")
 
 
-def test_the_recorded_address_is_told_before_it_is_asked(
+def test_the_recorded_address_is_reported_before_it_is_asked(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`verify` prints the recorded address of the source before the first request, or logs it if progress is off."""
@@ -319,7 +319,7 @@ def result_of(what: str, call: Callable[[], Any]) -> Any:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", ABSURD)
-def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, what: str) -> None:
+def test_what_cannot_be_is_reported_by_all_that_read_it(made: Path, store: Path, what: str) -> None:
     """Absurd metadata are reported or refused by `verify`. The other readers return right voxels or raise a short
     error, and none of them takes much memory.
     """
@@ -351,7 +351,7 @@ def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, wha
 
 @pytest.mark.parametrize("path", ["liver_dask/zarr.json", "labels/zarr.json"])
 @pytest.mark.parametrize("depth", [600, 1_100, 100_000])
-def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str, depth: int) -> None:
+def test_what_is_nested_is_reported_by_what_describes_a_store(store: Path, path: str, depth: int) -> None:
     """Deeply nested metadata are a short error of add_pyramid, which names the store.
 
     Which depth can be read but not written depends on the versions of Python and Zarr: a depth of 600 may also be fine.

@@ -101,7 +101,7 @@ def test_wrong_voxels_with_right_checksums_are_found_where_they_are_read(kept: P
     ]
 
 
-def test_lost_records_and_changed_metadata_are_told(kept: Path) -> None:
+def test_lost_records_and_changed_metadata_are_reported(kept: Path) -> None:
     """A missing manifest and a changed data type in the metadata of an array are reported."""
     (kept / "mito" / "manifest.json").unlink()
     metadata = kept / "er" / "zarr.json"
@@ -260,7 +260,7 @@ def test_big_endian_voxels_are_compared_by_value() -> None:
     assert differs(voxels.astype("<f4"), -voxels).ravel().tolist() == [True, True, False]
 
 
-def test_a_source_that_cannot_be_read_is_told(archive: Path, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_reported(archive: Path, tmp_path: Path) -> None:
     """`verify` raises SliceNotFoundError if a file of the source, or all of it, is missing."""
     shutil.copytree(archive, tmp_path / "archive")
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"])

@@ -271,7 +271,7 @@ def test_a_failure_while_the_region_before_is_written_leaves_no_torn_store(
         assert "is kept in" in told.value.__notes__[0]
 
 
-def test_two_writers_at_once_and_the_second_is_told(server: ArchiveServer, tmp_path: Path) -> None:
+def test_of_two_writers_at_once_the_second_is_refused(server: ArchiveServer, tmp_path: Path) -> None:
     """A second writer of the same store gets an error, and the first one completes the store."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     begun, go_on = threading.Event(), threading.Event()

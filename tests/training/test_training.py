@@ -219,7 +219,7 @@ def test_a_split_keeps_to_its_blocks_and_says_so(half, split: str) -> None:
         assert any(inside)
 
 
-def test_a_checkpoint_of_torch_ems_trainer_tells_the_split(half, tmp_path: Path) -> None:
+def test_a_checkpoint_of_torch_ems_trainer_holds_the_split(half, tmp_path: Path) -> None:
     """A dataset from a checkpoint of torch_em's trainer knows its split and still gives patches."""
     from torch_em.model import UNet2d
     from torch_em.trainer import DefaultTrainer
@@ -368,7 +368,7 @@ def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
         ({"bounding_boxes": [(0, 100, 0, 100, 0, 10)]}, "There is no complete store .*download=True"),
     ],
 )
-def test_what_makes_no_sense_is_told_at_once(asked, wrong: dict[str, Any], told: str) -> None:
+def test_what_makes_no_sense_is_refused_at_once(asked, wrong: dict[str, Any], told: str) -> None:
     """A wrong argument is an error when the dataset is made."""
     with pytest.raises(ld.LiverDaskError, match=told):
         ld.get_human_liver_em_dataset(**{**asked, **wrong})

@@ -113,7 +113,7 @@ def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monke
         assert len(server.requests) == 2
 
 
-def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_history_of_a_failure_is_reported(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error after the last try counts the reasons of all tries."""
     monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     answers = iter(["503", "503", "elsewhere", "503", "503", "503"])

@@ -294,7 +294,7 @@ def test_a_fork_of_a_worker_waits_for_nobody(
     np.testing.assert_array_equal(found, voxels["raw"][1])
 
 
-def test_a_scheduler_that_cannot_share_out_is_told_of(
+def test_a_scheduler_that_cannot_share_out_is_reported(
     archive: Path, tmp_path: Path, voxels, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the scheduler lacks this package, reads succeed and a log message gives the limit of each worker."""

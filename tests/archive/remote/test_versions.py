@@ -249,7 +249,7 @@ def test_what_was_read_of_files_changes_no_name(own: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["raw", "er"])
-def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
+def test_two_versions_that_two_processes_have_read_are_an_error_when_they_meet(
     own: Path, tmp_path: Path, new_processes: NewProcesses, name: str
 ) -> None:
     """If two processes have read two versions of a file, every copy of the Dataset raises an error afterwards."""
