@@ -100,7 +100,7 @@ def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_p
         began = time.time()
         for child in children:
             os.kill(child, signal.SIGINT)
-        printed, _ = process.communicate(timeout=100)
+        printed, _ = process.communicate(timeout=6 * SECONDS)
     ends = {name: (round(ended - began, 2), code) for name, ended, code in map(literal_eval, printed.splitlines())}
     assert {name: code for name, (_, code) in ends.items()} == dict.fromkeys(CALLS, -signal.SIGINT)
     late = {name: seconds for name, (seconds, _) in ends.items() if seconds > 3 * SECONDS}
