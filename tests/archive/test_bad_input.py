@@ -2,8 +2,6 @@
 
 import os
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE, write_raw
 from helpers.hostile import HugeWithoutRanges, NoRanges
 from helpers.masks import chunk
+from helpers.processes import NewProcesses
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, serve
@@ -118,9 +117,9 @@ def test_a_missing_class_lists_the_folders_that_are_there(own_server: ArchiveSer
             ds.sinusoid.compute()
 
 
-@pytest.mark.slow
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection fails after 6 tries, and an unknown host is an error that names the host."""
+    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     ds = ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE)
     with pytest.raises(OSError, match=r"raw, slice 0, rows 0-0: .*gave up after 6 tries"):
         ds.raw[0, 0].compute()
@@ -366,7 +365,9 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
     ],
     ids=["pictures", "slicer", "app", "train"],
 )
-def test_without_an_extra_one_sentence_says_what_to_install(tmp_path: Path, module: str, call: str, said: str) -> None:
+def test_without_an_extra_one_sentence_says_what_to_install(
+    tmp_path: Path, new_processes: NewProcesses, module: str, call: str, said: str
+) -> None:
     """If the package of an extra is missing, the error says in one sentence what to install."""
     script = (
         f"import sys; sys.modules['{module}'] = None\n"
@@ -375,8 +376,8 @@ def test_without_an_extra_one_sentence_says_what_to_install(tmp_path: Path, modu
         f"try: ld.{call}\n"
         "except ImportError as error: print(type(error).__name__, error)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    printed = new_processes.run(script, cwd=tmp_path)
     needs, extra = said.split(":")
-    assert done.stdout.startswith(f"MissingExtraError {needs}")
-    assert f"pip install 'liver_dask[{extra}]'" in done.stdout
+    assert printed.startswith(f"MissingExtraError {needs}")
+    assert f"pip install 'liver_dask[{extra}]'" in printed
     assert not os.listdir(tmp_path)

@@ -1,8 +1,6 @@
 """Opening, indexing and reading give the right voxels, and fetch no more bytes than they need."""
 
 import pickle
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -16,6 +14,7 @@ import xarray as xr
 import liver_dask as ld
 from helpers.archive import SHAPE, index_bytes, strip_bytes
 from helpers.hostile import SideBySide
+from helpers.processes import NewProcesses
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.lazy.arrays import VolumeArray
 from liver_dask.demo import ArchiveServer, serve
@@ -241,16 +240,17 @@ def test_the_voxel_size_is_what_was_given_or_said_to_be_unknown() -> None:
     assert attrs["voxel_size_nm"] == [80, 8, 8]
 
 
-@pytest.mark.slow
-def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveServer, tmp_path: Path) -> None:
+def test_a_cache_dir_saves_index_and_masks_for_the_next_process(
+    server: ArchiveServer, tmp_path: Path, new_processes: NewProcesses
+) -> None:
     """A second process takes indexes and masks from `cache_dir`; truncated entries are fetched again."""
     script = (
         "import liver_dask as ld, sys; from liver_dask.core.metrics import traffic\n"
         f"ds = ld.open_human_liver_em({server.url!r}, shape={SHAPE}, cache_dir={str(tmp_path / 'kept')!r})\n"
         "print(int(ds.isel(z=1, y=slice(0, 9)).er.sum()), int(ds.raw[1, :9].sum()), traffic.requests)"
     )
-    run = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True) for _ in range(2)]
-    (mask, raw, requests), (mask_again, raw_again, requests_again) = (r.stdout.split() for r in run)
+    runs = [new_processes.run(script) for _ in range(2)]
+    (mask, raw, requests), (mask_again, raw_again, requests_again) = map(str.split, runs)
     assert (mask, raw) == (mask_again, raw_again)
     assert (requests, requests_again) == ("4", "3")
     assert sorted(request.stop - request.start for request in server.requests[4:])[:2] == [1, 1], (
@@ -259,8 +259,7 @@ def test_a_cache_dir_saves_index_and_masks_for_the_next_process(server: ArchiveS
     for entry in (tmp_path / "kept").rglob("*"):
         if entry.is_file():
             entry.write_bytes(entry.read_bytes()[:-3])  # truncated, as by a full disk
-    torn = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert torn.stdout.split() == [mask, raw, requests]
+    assert new_processes.run(script).split() == [mask, raw, requests]
 
 
 def test_opening_is_quick() -> None:

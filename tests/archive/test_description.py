@@ -104,7 +104,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changed", "said"), WRONG, ids=[f"{next(iter(one))}-{i}" for i, (one, _) in enumerate(WRONG)])
-def test_a_wrong_variable_is_told_when_it_is_described(changed: dict[str, Any], said: str) -> None:
+def test_a_wrong_variable_is_reported_when_it_is_described(changed: dict[str, Any], said: str) -> None:
     """A wrong attribute of a Variable is an error of one line when the Variable is made."""
     options = {"name": "raw", "files": "raw/{z:03d}.tif", "kind": "image", "dtype": "uint16"} | changed
     with pytest.raises(ld.InvalidArgumentError) as told:
@@ -157,7 +157,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> N
     assert said in done.output.replace("\n", " ")
 
 
-def test_an_archive_that_there_is_not_is_told_with_those_that_there_are() -> None:
+def test_an_archive_that_there_is_not_is_reported_with_those_that_there_are() -> None:
     """The error about an unknown archive lists the known ones, and shows no password of an address."""
     for wrong in ("EMPIAR-1", 3, "nothing.json"):
         with pytest.raises(ld.InvalidArgumentError, match=r"give one of .*EMPIAR-13356"):
@@ -220,7 +220,7 @@ def test_each_dtype_and_kind_is_read_right(tmp_path: Path, index: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
-def test_files_of_another_dtype_are_told_where_they_are_read(tmp_path: Path, dtype: str) -> None:
+def test_files_of_another_dtype_are_reported_where_they_are_read(tmp_path: Path, dtype: str) -> None:
     """A value that does not fit the described dtype is an error with its file; smaller dtypes are read."""
     for there in ("uint8", "uint16", "uint32"):
         folder = tmp_path / there / "raw"

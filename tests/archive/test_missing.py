@@ -14,6 +14,7 @@ import xarray as xr
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.command import run_here
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import RangeRequestHandler, serve
 
@@ -200,12 +201,12 @@ def test_a_file_that_comes_later_is_not_mixed_in(own: Path, archive: Path, tmp_p
 
 def test_the_shell_takes_it(own: Path, tmp_path: Path) -> None:
     """`download` fails on a missing slice, and with `--missing zeros` succeeds and names the file."""
-    command = [str(Path(sys.executable).with_name("liver-dask")), "download", str(tmp_path / "a.zarr")]
-    command += ["--bbox", "0", "64", "0", "64", "2", "5", "--source", str(own), "--shape", *map(str, SHAPE)]
-    strict = subprocess.run(command, capture_output=True, text=True)
+    command = ["download", tmp_path / "a.zarr", "--bbox", 0, 64, 0, 64, 2, 5, "--source", own, "--shape", *SHAPE]
+    strict = run_here(*command)
     assert strict.returncode == 1
     assert "--missing zeros" in strict.stderr or 'missing="zeros"' in strict.stderr
-    done = subprocess.run([*command, "--missing", "zeros"], capture_output=True, text=True)
+    own_process = [Path(sys.executable).with_name("liver-dask"), *map(str, command), "--missing", "zeros"]
+    done = subprocess.run(own_process, capture_output=True, text=True)  # without the log handlers of pytest
     assert done.returncode == 0, done.stderr
     assert "er_mask_003.png" in done.stderr + done.stdout
 

@@ -81,7 +81,7 @@ class Silent(RangeRequestHandler):
 
 @pytest.mark.slow
 def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_path: Path) -> None:
-    """Ctrl-C ends a process that waits for a silent server, whatever it computes, before the time-out is over."""
+    """Ctrl-C ends a process that waits for a silent server, whatever it computes, long before the time-out of 60 s."""
     with ExitStack() as stack:
         servers = [stack.enter_context(serve(archive, Silent)) for _ in CALLS]
         calls = [(name, (call, server.url)) for (name, call), server in zip(CALLS.items(), servers, strict=True)]
@@ -100,10 +100,11 @@ def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_p
         began = time.time()
         for child in children:
             os.kill(child, signal.SIGINT)
-        told, _ = process.communicate(timeout=4 * SECONDS)  # eight interpreters end at the same time
-    ends = {name: (round(ended - began, 2), code) for name, ended, code in map(literal_eval, told.splitlines())}
-    print(ends)
+        printed, _ = process.communicate(timeout=6 * SECONDS)
+    ends = {name: (round(ended - began, 2), code) for name, ended, code in map(literal_eval, printed.splitlines())}
     assert {name: code for name, (_, code) in ends.items()} == dict.fromkeys(CALLS, -signal.SIGINT)
+    late = {name: seconds for name, (seconds, _) in ends.items() if seconds > 3 * SECONDS}
+    assert not late, "half of the time-out is enough, although eight interpreters end at the same time"
 
 
 @contextmanager
@@ -252,7 +253,7 @@ def test_only_what_was_given_up_ends(archive: Path, voxels) -> None:
 
     class Holds(RangeRequestHandler):
         def send(self, *args) -> None:
-            held.wait(SECONDS)
+            held.wait(6 * SECONDS)  # so that only cancelling can end a read within SECONDS
             super().send(*args)
 
     with serve(archive, Holds) as server, ContextPool(2) as pool:

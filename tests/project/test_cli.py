@@ -12,7 +12,9 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.command import run_here
 from helpers.paths import ROOT
+from liver_dask.archive.remote import retry
 from liver_dask.demo import ArchiveServer
 
 COMMAND = [str(Path(sys.executable).with_name("liver-dask"))]
@@ -20,15 +22,15 @@ SHAPE_OPTION = ["--shape", *map(str, SHAPE)]
 
 
 def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own."""
     return subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=cwd, timeout=100)
 
 
 @pytest.mark.slow
-def test_the_demo_shows_checks_and_can_be_run_again(tmp_path: Path) -> None:
-    """The demo succeeds twice in the same folder, and makes a checked crop and a picture."""
-    for _ in range(2):
-        done = run("demo", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+def test_the_demo_shows_and_checks(tmp_path: Path) -> None:
+    """The demo at its full size makes a checked crop and a picture."""
+    done = run("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert "# 0 requests" in done.stdout
     assert "All 16,121,856 voxels of the crop equal the archive's." in done.stdout
     with Image.open(tmp_path / "liver_dask_demo" / "slice.png") as picture:
@@ -42,26 +44,26 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     """`download` exports a crop, `--dry-run` reports its state, and `info` describes a store or an archive."""
     store = str(tmp_path / "crop.zarr")
     box = ["--bbox", "20", "90", "30", "80", "2", "5"]
-    for _ in range(2):
-        done = run("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito")
+    for call in (run, run_here):
+        done = call("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito")
         assert done.returncode == 0, done.stderr
         assert "is complete" in done.stdout
     assert dict(xr.open_zarr(store).sizes) == {"z": 3, "y": 50, "x": 70}
-    planned = run("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run")
+    planned = run_here("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run")
     assert "is complete already: nothing would be fetched" in planned.stdout
     other = [*box[:-1], "6", "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run"]
-    assert "a store of another box" in run("download", store, *other).stderr
-    told = run("info", store)
-    assert told.returncode == 0
-    assert "complete, " in told.stdout
-    assert "mito" in told.stdout
-    default = run("info")
+    assert "a store of another box" in run_here("download", store, *other).stderr
+    described = run_here("info", store)
+    assert described.returncode == 0
+    assert "complete, " in described.stdout
+    assert "mito" in described.stdout
+    default = run_here("info")
     assert "z: 597, y: 20000, x: 20000" in default.stdout
     assert "--bbox 1195 18890 469 19570 0 597" in default.stdout
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         ("download OUT --bbox 0 9 0 9 0 99", 2, "z is 0..99, but there is only 0..10"),
         ("download OUT --bbox 9 0 0 9 0 1", 2, "holds no voxels"),
@@ -92,18 +94,20 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     ],
 )
 def test_used_wrongly_it_says_so_in_one_sentence(
-    server: ArchiveServer, tmp_path: Path, args: str, code: int, told: str
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: str, code: int, message: str
 ) -> None:
     """A wrong command exits with the right code and a message, and writes nothing."""
+    monkeypatch.setattr(retry, "pause", lambda seconds: None)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("")
     words = args.replace("OUT", "out.zarr").replace("THERE", "there").split()
     if words[0] == "download":
         words += [] if "--source" in words else ["--source", server.url]
         words += [] if "--shape" in words else SHAPE_OPTION
-    done = run(*words, cwd=tmp_path)
+    connects = "--scheduler" in words and code == 1  # dask's client that found no scheduler remains the default one
+    done = (run if connects else run_here)(*words, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert told in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
@@ -112,7 +116,7 @@ def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
     """The plan in the README is the output of `--full --dry-run`, which writes nothing."""
     readme = (ROOT / "README.md").read_text()
     shown = readme.split("--full --dry-run\n")[1].split("```")[0]
-    done = run("download", "full_volume.zarr", "--full", "--dry-run", cwd=tmp_path)
+    done = run_here("download", "full_volume.zarr", "--full", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.replace(f"{tmp_path}/", "") == shown
     assert list(tmp_path.iterdir()) == []
@@ -142,13 +146,13 @@ def test_no_traceback_whatever_is_wrong(archive: Path, tmp_path: Path) -> None:
     data[100] ^= 1
     shard.write_bytes(data)
     picture = ["-o", str(tmp_path / "a.png")]
-    for arguments, told in (
+    for arguments, message in (
         (["snapshot", str(store), "--z", "0", *picture], "liver-dask verify"),
         (["snapshot", str(tmp_path / "b.zarr"), "--z", "0", *picture], "There is no 'raw'"),
         (["download", "s3://bucket/x.zarr", "--full", "--source", str(archive)], "is an address"),
         (["verify", "http://127.0.0.1:9/x.zarr"], "is an address"),
     ):
-        done = run(*arguments, cwd=tmp_path)
+        done = run_here(*arguments, cwd=tmp_path)
         assert done.returncode in (1, 2), arguments
-        assert told in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -65,13 +65,49 @@ def test_environment_yml_is_in_step_with_pyproject() -> None:
     assert {re.sub(r"\s+", " ", spec) for spec in given} == needed
 
 
-def test_ci_runs_the_readmes_own_test_command() -> None:
-    """The script of CI refers to the README and holds no copy of its test command."""
-    commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert "liver-dask demo" in commands[0]
-    assert "pytest" in commands[1]
-    assert commands[1].strip() not in (ROOT / ".ci" / "run").read_text(), "a copy may fall out of step"
-    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+FAKE_PYTHON = """#!/bin/bash
+# Notes how it is called, and makes an environment whose programs do so, too.
+if [[ $1 == -c ]]; then echo "$0"; exit; fi
+if [[ $1 == --version ]]; then echo "Python $0"; exit; fi
+echo "${0#$HOME/} $*" >>"$HOME/calls"
+if [[ "$1 $2" == "-m venv" ]]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip"; fi
+[[ $* != *"$FAILS"* ]]
+"""
+
+
+def test_ci_runs_the_readmes_own_test_command(tmp_path: Path) -> None:
+    """CI runs the test command as the README has it, then on Python 3.13 without `train` and slow tests; a failure of
+    either is one of CI.
+    """
+    command = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].strip()
+    (tmp_path / ".ci").mkdir()
+    for name in ("README.md", ".ci/run"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "python3.13"):
+        (tmp_path / "bin" / name).write_text(FAKE_PYTHON)
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(fails: str) -> tuple[int, list[str]]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "FAILS": fails}
+        code = subprocess.run(["bash", tmp_path / ".ci" / "run"], env=environment, stdout=subprocess.DEVNULL).returncode
+        return code, (tmp_path / "calls").read_text().splitlines()
+
+    as_it_is = [part.replace('"', "").replace("python3 ", "bin/python3 ") for part in command.split(" && ")]
+    changes = {"bin/python3 ": "bin/python3.13 ", ".venv": ".venv313", "train,": ""}
+    changes["pytest"] = "pytest -m not real and not slow"
+    newer = as_it_is
+    for word, other in changes.items():
+        newer = [part.replace(word, other) for part in newer]
+    assert any(".[train," in part for part in as_it_is)
+    assert run("nothing fails") == (0, as_it_is + newer)
+    code, calls = run("-m pytest -n")
+    assert code != 0
+    assert calls == as_it_is
+    code, calls = run("not slow")
+    assert code != 0
+    assert calls == as_it_is + newer
 
 
 def test_all_that_is_public_is_documented() -> None:

@@ -34,7 +34,7 @@ PROMISES = {
         "real/test_real_size::test_a_window_costs_its_strips_and_the_index",
     ],
     "store that any Zarr reader opens": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
-    "so it needs no data": ["test_cli::test_the_demo_shows_checks_and_can_be_run_again"],
+    "so it needs no data": ["test_cli::test_the_demo_shows_and_checks"],
     "runs all tests, including the checks of style and types": [
         "test_project::test_ci_runs_the_readmes_own_test_command",
         "test_project::test_style_and_types",
@@ -119,11 +119,11 @@ PROMISES = {
     "`ds` has the variables": ["test_dataset::test_the_default_archive_opens_at_once_without_a_request"],
     "What you add (attributes, arrays, a pyramid) is not damage": [
         "test_damage::test_what_was_added_is_no_damage",
-        "test_damage::test_a_source_that_changed_is_told_as_such",
+        "test_damage::test_a_source_that_changed_is_reported_as_such",
     ],
     "A value that does not fit the described dtype": [
         "test_tiff_segments::test_a_value_that_no_voxel_can_hold",
-        "test_description::test_files_of_another_dtype_are_told_where_they_are_read",
+        "test_description::test_files_of_another_dtype_are_reported_where_they_are_read",
     ],
     "resumes, returns and verifies the same store": [
         "test_identity::test_a_store_is_returned_wherever_its_archive_is_now",
@@ -137,18 +137,18 @@ PROMISES = {
     "A changed byte is found wherever it is": [
         "test_damage::test_a_flipped_byte_of_any_small_file_is_found_or_harmless",
         "test_damage::test_what_was_added_is_no_damage",
-        "test_damage::test_a_source_that_changed_is_told_as_such",
+        "test_damage::test_a_source_that_changed_is_reported_as_such",
     ],
     "is shown before any request is sent to it": [
-        "test_untrusted::test_the_recorded_address_is_told_before_it_is_asked",
+        "test_untrusted::test_the_recorded_address_is_reported_before_it_is_asked",
         "test_untrusted::test_another_address_of_the_archive_can_be_named",
         "test_untrusted::test_the_command_takes_a_source",
     ],
     "what nearly all regions need is computed once": ["test_computed::test_what_is_fetched_is_what_the_plan_says"],
     "follows from the graph": [
         "test_computed::test_what_is_fetched_is_what_the_plan_says",
-        "test_computed::test_any_regions_of_any_graph_are_right_and_read_as_often_as_told",
-        "test_computed::test_what_would_be_fetched_too_often_is_refused_unless_told",
+        "test_computed::test_any_regions_of_any_graph_are_right_and_read_as_often_as_planned",
+        "test_computed::test_what_would_be_fetched_too_often_is_refused_unless_allowed",
     ],
     # open it elsewhere
     "or download ... --pyramid": ["test_pyramid::test_what_reads_the_store_reads_it_as_before"],
@@ -193,7 +193,7 @@ PROMISES = {
     "may be killed at any moment": [
         "test_cluster::test_a_killed_worker_costs_what_it_was_at",
         "test_cluster::test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with",
-        "test_cluster::test_a_killed_scheduler_is_told_and_another_cluster_goes_on",
+        "test_cluster::test_a_killed_scheduler_is_reported_and_another_cluster_goes_on",
     ],
     "that were in progress are lost": ["test_resume::test_after_a_kill_only_what_was_in_flight_is_fetched_again"],
     "writes everything it can and lists the rest": [
@@ -201,7 +201,7 @@ PROMISES = {
     ],
     "All machines must see the folder": ["test_cluster::test_a_folder_that_workers_do_not_see_is_refused"],
     "on others it is only logged": [
-        "test_zarr_export::test_two_writers_at_once_and_the_second_is_told",
+        "test_zarr_export::test_of_two_writers_at_once_the_second_is_refused",
         "test_readme::test_a_file_system_without_locks_is_only_logged",
     ],
     # train
@@ -255,9 +255,9 @@ PROMISES = {
         "test_dialects::test_rows_of_a_strip_that_is_not_compressed_are_read_alone",
     ],
     "A wrong description is one sentence": [
-        "test_description::test_a_wrong_variable_is_told_when_it_is_described",
+        "test_description::test_a_wrong_variable_is_reported_when_it_is_described",
         "test_description::test_a_wrong_file_is_one_sentence",
-        "test_description::test_files_of_another_dtype_are_told_where_they_are_read",
+        "test_description::test_files_of_another_dtype_are_reported_where_they_are_read",
     ],
     "`first = 1` if files are counted": ["test_description::test_each_dtype_and_kind_is_read_right"],
     "TIFF (one image a file)": ["test_tiff_segments::test_a_stack_is_no_slice"],
@@ -286,7 +286,7 @@ PROMISES = {
         "test_network::test_a_server_that_takes_its_time_is_waited_for",
         "test_network::test_a_trickle_is_abandoned",
         "test_network::test_a_stream_that_breaks_off_is_continued",
-        "test_remote::test_tries_are_bounded_and_the_error_tells_the_last_reason",
+        "test_remote::test_tries_are_bounded_and_the_error_has_the_last_reason",
     ],
     "counts what this process fetches": ["test_network::test_a_trace_counts_what_was_fetched"],
     "up to the last column that is needed": [
@@ -303,7 +303,7 @@ PROMISES = {
     "strip indexes and masks, and up to": [
         "test_dataset::test_a_cache_dir_saves_index_and_masks_for_the_next_process",
         "test_network::test_strips_are_kept_for_other_processes",
-        "test_network::test_the_shell_tells_and_empties_a_cache",
+        "test_network::test_the_shell_lists_and_empties_a_cache",
     ],
     "one byte is requested of a file": [
         "test_versions::test_what_is_cached_is_checked_by_one_byte_and_once",

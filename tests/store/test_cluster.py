@@ -238,7 +238,7 @@ def test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with(
 
 
 @pytest.mark.slow
-def test_a_killed_scheduler_is_told_and_another_cluster_goes_on(
+def test_a_killed_scheduler_is_reported_and_another_cluster_goes_on(
     archive: Path, tmp_path: Path, processes, expected: Path
 ) -> None:
     """After the scheduler was killed, the driver's error says so, and a call without a cluster finishes the store."""

@@ -329,7 +329,7 @@ def test_tables_of_empty_chunks_are_compared(archive: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_source_that_changed_is_told_as_such(tmp_path: Path, full: bool) -> None:
+def test_a_source_that_changed_is_reported_as_such(tmp_path: Path, full: bool) -> None:
     """`verify` lists changed files of the source; only voxels that differ from the source's are a problem."""
     archive = tmp_path / "archive"
     archive.mkdir()
@@ -492,7 +492,7 @@ def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
         print(path.relative_to(store), path.stat().st_size, became, flush=True)
 
 
-def test_a_label_that_is_no_copy_of_its_mask_is_told(tmp_path: Path) -> None:
+def test_a_label_that_is_no_copy_of_its_mask_is_reported(tmp_path: Path) -> None:
     """`verify` notes a label that differs from its mask after a copy without hard links, and accepts the store."""
     store = tiny.make_tiny_store(tmp_path)
     ld.add_pyramid(store, progress=False)

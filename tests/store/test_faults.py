@@ -215,7 +215,7 @@ def test_every_operation_fails(cases: dict[str, Case], tmp_path: Path, kind: str
     assert wrong == []
 
 
-def test_a_fault_while_an_error_is_told_costs_nothing(
+def test_a_fault_while_an_error_is_reported_costs_nothing(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a file operation fails while an export handles an error, finished work is kept, and that error is raised."""

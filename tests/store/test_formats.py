@@ -133,7 +133,7 @@ def test_a_store_of_format_3_gets_a_pyramid(
     assert far.shape[:2] == (32, 48)
 
 
-def test_an_unfinished_store_of_format_3_is_told_apart(stores: Path, archive_of_format_3: xr.Dataset) -> None:
+def test_an_unfinished_store_of_format_3_is_recognised(stores: Path, archive_of_format_3: xr.Dataset) -> None:
     """An unfinished store of format 3 is refused with advice on how to finish it, and is not changed."""
     before = contents(stores)
     with pytest.raises(ld.StoreExistsError, match=r"unfinished store of format 3, .* finish it with that version, or"):

@@ -91,7 +91,9 @@ def test_a_store_and_its_pyramid_keep_every_number(
     assert report.ok, report
 
 
-def test_viewers_are_told_what_it_is(archive: ld.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metadata_state_the_kind_for_viewers(
+    archive: ld.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The OME-Zarr metadata give the contrast range of 8-bit raw, and list the instances as labels without colours."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 100)
     store = Path(ld.to_zarr(ld.open_archive(archive), tmp_path / "a.zarr", chunks=(2, 32, 32), progress=False))

@@ -218,7 +218,7 @@ def test_a_changed_byte_of_a_level_is_found(store: Path) -> None:
 
 @pytest.mark.parametrize("content", ['{"attributes"', "[]", None])
 @pytest.mark.parametrize("where", ["", "pyramid/s1"])
-def test_damaged_metadata_are_told_and_no_traceback(store: Path, where: str, content: str | None) -> None:
+def test_damaged_metadata_are_reported_and_no_traceback(store: Path, where: str, content: str | None) -> None:
     """Damaged or missing metadata of the store or of a level are reported by verify. Those of the store are an error in
     add_pyramid.
     """

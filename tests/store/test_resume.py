@@ -116,13 +116,13 @@ def test_after_a_kill_only_what_was_in_flight_is_fetched_again(archive: Path, tm
         ld.to_zarr(ds, tmp_path / "whole.zarr", bounding_box=BOX, progress=False, **SMALL)
         once = server.bytes_sent
         server.requests.clear()
-        assert killed_at(500, partial(write_store, server.url, tmp_path / "a.zarr", SMALL)) == 9
+        assert killed_at(1200, partial(write_store, server.url, tmp_path / "a.zarr", SMALL)) == 9
         first = server.bytes_sent
         ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
-        again = server.bytes_sent - once
+        again = server.bytes_sent - once  # by both runs together
     in_flight = 4 * 2 * 2 * 64 * 420 * 2 * 1.5  # four jobs, each with a region written and one read ahead; LZW expands
     files = 8 * (512 + 2 * 16 * SHAPE[1]) + 3 * 8 * 4000  # strip indexes and masks are read again
-    assert first > 0.3 * once
+    assert first > in_flight + files, "else the next line would hold although all is fetched again"
     assert again < in_flight + files
 
 

@@ -81,7 +81,7 @@ def test_planes_of_a_last_block_that_is_shorter(dtype: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 262144, 524288, 2**31, 2**32 - 1])
-def test_a_chunk_of_another_size_is_told(size: int) -> None:
+def test_a_chunk_of_another_size_is_reported(size: int) -> None:
     """A chunk whose header has a wrong size is an error, with and without a checksum."""
     chunk = (8, 256, 256)
     encoded = encode_chunk(np.random.default_rng(0).integers(0, 300, chunk).astype("<u2"), chunk).data
@@ -94,7 +94,7 @@ def test_a_chunk_of_another_size_is_told(size: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_damaged_chunk_without_a_checksum_is_told_or_harmless(data: st.DataObject) -> None:
+def test_a_damaged_chunk_without_a_checksum_is_reported_or_harmless(data: st.DataObject) -> None:
     """Decoding a damaged chunk without a checksum raises DamagedError or succeeds, but raises no other error."""
     chunk = (8, 256, 128)
     voxels = np.random.default_rng(0).integers(0, 300, chunk).astype("<u2")
@@ -143,7 +143,7 @@ def test_nothing_is_left_open_and_a_pickle_is_small(kept: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(pickled)[:, :, :], first)
 
 
-def test_what_is_not_a_store_is_told(kept: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_store_is_reported(kept: Path, tmp_path: Path) -> None:
     """A path without a store, and a variable that the store does not have, are errors."""
     with pytest.raises(ld.NotDownloadedError, match="no complete store"):
         StoredArray(tmp_path / "none.zarr", "raw")
@@ -181,7 +181,7 @@ def test_the_table_is_no_part_of_the_dataset(kept: Path) -> None:
     assert set(xr.open_zarr(kept).data_vars) == {"raw", "mito", "er", "nucleus", "nothing"}
 
 
-def test_a_table_that_is_damaged_is_told(kept: Path, tmp_path: Path) -> None:
+def test_a_table_that_is_damaged_is_reported(kept: Path, tmp_path: Path) -> None:
     """A damaged table is an error when it is read."""
     (part,) = (path for path in (kept / "liver_dask" / "er" / "nonzero" / "c").rglob("*") if path.is_file())
     whole = part.read_bytes()

@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from click.testing import CliRunner
 
 import liver_dask as ld
 from helpers import tiny
+from helpers.command import run_here
 from helpers.tiny import nested
 from liver_dask import cli
 from liver_dask.archive.archives import EMPIAR_13356
@@ -41,7 +41,7 @@ def of_server(made: Path, tmp_path: Path, server: ArchiveServer) -> Path:
     return tiny.make_tiny_store(tmp_path, server.url, "of_server.zarr")
 
 
-def test_the_recorded_address_is_told_before_it_is_asked(
+def test_the_recorded_address_is_reported_before_it_is_asked(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`verify` prints the recorded address of the source before the first request, or logs it if progress is off."""
@@ -104,19 +104,15 @@ def test_a_source_and_a_dataset_are_one_too_many(made: Path) -> None:
         ld.verify(made, ds, source=made.parent / "archive")
 
 
-@pytest.mark.slow
 def test_the_command_takes_a_source(made: Path, elsewhere: Path, store: Path) -> None:
     """`liver-dask verify` takes `--source`. Without it, the command prints the recorded address and mentions this
     option.
     """
-    command = [str(Path(sys.executable).with_name("liver-dask")), "verify"]
-    told = subprocess.run([*command, str(store)], capture_output=True, text=True, timeout=100)
-    assert told.returncode == 0, told.stderr
-    assert f"Comparing with {made.parent / 'archive'}" in told.stderr
-    assert "--source" in told.stderr
-    named = subprocess.run(
-        [*command, str(store), "--source", str(elsewhere)], capture_output=True, text=True, timeout=99
-    )
+    recorded = run_here("verify", store)
+    assert recorded.returncode == 0, recorded.stderr
+    assert f"Comparing with {made.parent / 'archive'}" in recorded.stderr
+    assert "--source" in recorded.stderr
+    named = run_here("verify", store, "--source", elsewhere)
     assert named.returncode == 0, named.stderr
     assert "Comparing with" not in named.stderr
 
@@ -323,7 +319,7 @@ def result_of(what: str, call: Callable[[], Any]) -> Any:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", ABSURD)
-def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, what: str) -> None:
+def test_what_cannot_be_is_reported_by_all_that_read_it(made: Path, store: Path, what: str) -> None:
     """Absurd metadata are reported or refused by `verify`. The other readers return right voxels or raise a short
     error, and none of them takes much memory.
     """
@@ -355,7 +351,7 @@ def test_what_cannot_be_is_told_by_all_that_read_it(made: Path, store: Path, wha
 
 @pytest.mark.parametrize("path", ["liver_dask/zarr.json", "labels/zarr.json"])
 @pytest.mark.parametrize("depth", [600, 1_100, 100_000])
-def test_what_is_nested_is_told_by_what_describes_a_store(store: Path, path: str, depth: int) -> None:
+def test_what_is_nested_is_reported_by_what_describes_a_store(store: Path, path: str, depth: int) -> None:
     """Deeply nested metadata are a short error of add_pyramid, which names the store.
 
     Which depth can be read but not written depends on the versions of Python and Zarr: a depth of 600 may also be fine.

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import google_crc32c
@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.command import run_here
 from helpers.stores import BOX, SMALL, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.demo import ArchiveServer
 from liver_dask.store import record
-from liver_dask.store.comparison import differs
-from liver_dask.store.layout import Shard
+from liver_dask.store.comparison import Comparison, Difference, differs
+from liver_dask.store.layout import Region, Shard
 from liver_dask.store.shards import Checksum
 
 
@@ -101,7 +101,7 @@ def test_wrong_voxels_with_right_checksums_are_found_where_they_are_read(kept: P
     ]
 
 
-def test_lost_records_and_changed_metadata_are_told(kept: Path) -> None:
+def test_lost_records_and_changed_metadata_are_reported(kept: Path) -> None:
     """A missing manifest and a changed data type in the metadata of an array are reported."""
     (kept / "mito" / "manifest.json").unlink()
     metadata = kept / "er" / "zarr.json"
@@ -140,34 +140,57 @@ def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> Non
         ld.verify(tmp_path / "b.zarr", progress=False)
 
 
-@pytest.mark.slow
-def test_sampling_looks_at_the_edges_and_at_every_shard(kept: Path, server: ArchiveServer, tmp_path: Path) -> None:
-    """The seed determines which slices are compared, and the first and the last slice are among them."""
-    ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+def test_sampling_looks_at_the_edges_and_at_every_shard(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default few voxels are compared, which the seed determines: of every shard, and of all edges of the store."""
+    depth, height = 8, SHAPE[1]  # two whole layers of shards: chance alone would not always choose the last slice
+    ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(z=slice(depth))
     path = ld.to_zarr(ds, tmp_path / "b.zarr", progress=False, **SMALL)
+    compared: set[tuple[str, Region]] = set()
+    differences = Comparison._differences
+
+    def noted(self: Comparison, name: str, region: Region, expected: np.ndarray) -> Iterator[Difference]:
+        assert expected.shape == (region.z_stop - region.z_start, region.y_stop - region.y_start, SHAPE[2])
+        compared.add((name, region))
+        return differences(self, name, region, expected)
+
+    monkeypatch.setattr(Comparison, "_differences", noted)
     looked = []
-    for seed in (0, 0, 1):
-        server.requests.clear()
+    for seed in (0, 0, 1, 2, 3):
+        compared.clear()
         assert ld.verify(path, seed=seed, progress=False).ok
-        looked.append({request.path for request in server.requests})
+        looked.append(frozenset(compared))
     assert looked[0] == looked[1] != looked[2]
-    assert {f"/humanliver_raw_images/humanliver_raw_{z:03d}.tif" for z in (0, 9)} <= looked[0]
+    layers, rows = range(2), range(3)
+    for name, of_seed in product(("raw", *EMPIAR_13356.labels), looked):
+        regions = {region for of, region in of_seed if of == name}
+        rows_of_shards = {
+            (z // SMALL["shards"][0], y // SMALL["shards"][1])
+            for region in regions
+            for z in range(region.z_start, region.z_stop)
+            for y in range(region.y_start, region.y_stop)
+        }
+        assert rows_of_shards == set(product(layers, rows)), name
+        slices = {region.z_start for region in regions}
+        assert {0, depth - 1} <= slices
+        for z in slices:
+            here = [region for region in regions if region.z_start == z]
+            assert {min(region.y_start for region in here), max(region.y_stop for region in here)} == {0, height}
 
 
-@pytest.mark.slow
 def test_the_command_says_so_and_exits_with_1(kept: Path) -> None:
     """`liver-dask verify` exits with 0 for a good store, and with 1 and a message for a damaged or missing one."""
-    command = [str(Path(sys.executable).with_name("liver-dask")), "verify", str(kept)]
-    good = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    good = run_here("verify", kept)
     assert good.returncode == 0, good.stderr
     assert "all right" in good.stdout
     every_shard(kept)[0].unlink()
-    bad = subprocess.run([*command, "--full"], capture_output=True, text=True, timeout=100)
+    bad = run_here("verify", kept, "--full")
     assert bad.returncode == 1
     assert "is missing" in bad.stdout
     assert "Traceback" not in bad.stderr
     assert np.all(xr.open_zarr(kept).er[:4, :128, :128] == 0)  # zarr reads a missing shard as zeros
-    nothing = subprocess.run([*command[:2], "no.zarr"], capture_output=True, text=True, timeout=100)
+    nothing = run_here("verify", "no.zarr")
     assert nothing.returncode == 1
     assert "no complete store" in nothing.stderr
 
@@ -237,7 +260,7 @@ def test_big_endian_voxels_are_compared_by_value() -> None:
     assert differs(voxels.astype("<f4"), -voxels).ravel().tolist() == [True, True, False]
 
 
-def test_a_source_that_cannot_be_read_is_told(archive: Path, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_reported(archive: Path, tmp_path: Path) -> None:
     """`verify` raises SliceNotFoundError if a file of the source, or all of it, is missing."""
     shutil.copytree(archive, tmp_path / "archive")
     ds = ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"])

@@ -20,6 +20,8 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.stores import BOX, SMALL, assert_same_files, check_store
 from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.archive.lazy.window import Selection
+from liver_dask.archive.reader import VolumeReader
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.store import computed
 from liver_dask.store import layout as export_plan
@@ -224,13 +226,28 @@ def test_a_damaged_slab_is_not_merged(archive: Path, tmp_path: Path, monkeypatch
         ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
 
 
-def test_the_engine_without_chunks_is_written_region_by_region(server: ArchiveServer, tmp_path: Path, voxels) -> None:
-    """A Dataset of the xarray engine without dask chunks is written, and a second call makes no request."""
-    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE)
+def test_the_engine_without_chunks_is_written_block_by_block(
+    server: ArchiveServer, tmp_path: Path, voxels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Dataset of the xarray engine without dask chunks is written from blocks of `chunk_rows` rows of a slice, which
+    are read once each; a second call makes no request.
+    """
+    reads: list[tuple[int, int]] = []
+    read = VolumeReader.__call__
+
+    def noted(self: VolumeReader, z: Selection, y: Selection, x: Selection, out: np.ndarray) -> None:
+        reads.append((len(z), len(y)))
+        read(self, z, y, x, out)
+
+    monkeypatch.setattr(VolumeReader, "__call__", noted)
+    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE, chunk_rows=64)
     path = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    assert {slices for slices, _ in reads} == {1}
+    assert max(rows for _, rows in reads) == 64
+    assert sum(rows for _, rows in reads) == len(voxels) * (BOX[5] - BOX[4]) * (BOX[3] - BOX[2])
     check_store(Path(path), voxels, BOX)
     server.requests.clear()
-    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE)
+    ds = xr.open_dataset(server.url, engine="liver_dask", shape=SHAPE, chunk_rows=64)
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
     assert server.requests == []
 
@@ -254,7 +271,7 @@ def test_a_failure_while_the_region_before_is_written_leaves_no_torn_store(
         assert "is kept in" in told.value.__notes__[0]
 
 
-def test_two_writers_at_once_and_the_second_is_told(server: ArchiveServer, tmp_path: Path) -> None:
+def test_of_two_writers_at_once_the_second_is_refused(server: ArchiveServer, tmp_path: Path) -> None:
     """A second writer of the same store gets an error, and the first one completes the store."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE)
     begun, go_on = threading.Event(), threading.Event()

@@ -78,6 +78,7 @@ def position_of(patch: np.ndarray, raw: np.ndarray, archive: Path) -> tuple[slic
     pytest.fail("a patch is nowhere in the volume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_thousand_patches_are_voxels_of_the_source(asked, archive: Path, voxels, method: str) -> None:
     """Forked and spawned workers give patches of raw with the labels of the same voxels."""
@@ -107,6 +108,7 @@ def drawn(asked: dict[str, Any], **more: Any) -> list[bytes]:
     return [raw.numpy().tobytes() for raw, _ in loader(asked, **options)]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_patches_and_no_worker_anothers(asked) -> None:
     """A seed, given or torch's global one, gives the same patches again, and no patch comes twice."""
     first = drawn(asked, seed=5)
@@ -341,6 +343,7 @@ def test_patches_straight_from_the_archive(server: ArchiveServer, archive: Path,
     assert not list(tmp_path.glob("*.zarr*"))
 
 
+@pytest.mark.slow
 def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
     """Memory and open files do not grow over 1500 batches."""
 
@@ -398,7 +401,7 @@ def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
         ({"bounding_boxes": [(0, 100, 0, 100, 0, 10)]}, "There is no complete store .*download=True"),
     ],
 )
-def test_what_makes_no_sense_is_told_at_once(asked, wrong: dict[str, Any], told: str) -> None:
+def test_what_makes_no_sense_is_refused_at_once(asked, wrong: dict[str, Any], told: str) -> None:
     """A wrong argument is an error when the dataset is made."""
     with pytest.raises(ld.LiverDaskError, match=told):
         ld.get_human_liver_em_dataset(**{**asked, **wrong})

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from helpers.archive import SHAPE
@@ -46,10 +47,16 @@ class Server:
         return self.ask(path, Sec_WebSocket_Key="x3JJHMbDL1EzLkh9GBhXDw==", **wanted, **headers)[0]
 
 
+LAX = {"Voila": {"ip": "0.0.0.0", "token": "", "port": 8866}, "VoilaConfiguration": {"strip_sources": False}}
+"""A user's configuration that would open the server to everyone, if it had a say."""
+
+
 @pytest.fixture(scope="module")
 def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("view")
     given = ["view", str(archive), "--shape", *map(str, SHAPE), "--no-browser", "--port", "0"]
+    (folder / "config").mkdir()
+    (folder / "config" / "voila.json").write_text(json.dumps(LAX))
     environment = os.environ | {"TMPDIR": str(folder), "JUPYTER_CONFIG_DIR": str(folder / "config")}
     process = subprocess.Popen(
         [sys.executable, "-c", "from liver_dask.cli import main; main()", *given],
@@ -58,7 +65,7 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         env=environment,
     )
     for line in process.stderr:
-        found = re.search(r"http://127\.0\.0\.1:\d+/\?token=[0-9a-f]+", line)
+        found = re.search(r"http://\S+:\d+/\?token=[0-9a-f]*", line)
         if found:
             break
     assert found, "no address was printed"
@@ -138,12 +145,26 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def test_it_listens_on_this_machine_alone_and_a_users_configuration_changes_nothing() -> None:
-    """The options of the server set 127.0.0.1, the token, and `--no-browser` unless a browser is wanted."""
-    options = browser.options_of(Path("a.ipynb"), 8866, "secret", False)
-    assert "--Voila.ip=127.0.0.1" in options
-    assert "--Voila.token=secret" in options
-    assert "--no-browser" in options
+def test_it_listens_on_this_machine_alone_whatever_a_user_has_configured(
+    server: Server, kernel: tuple[str, str]
+) -> None:
+    """The server and its kernel listen on 127.0.0.1 only, though the user's configuration has another address."""
+    process = psutil.Process(server.process.pid)
+    processes = [process, *process.children(recursive=True)]
+    listening = [
+        connection.laddr
+        for one in processes
+        for connection in one.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert server.port in {address.port for address in listening}
+    assert len(listening) > 1, "the kernel listens, too"
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_a_browser_is_opened_only_if_that_is_wanted() -> None:
+    """The options of the server include `--no-browser` unless a browser is wanted."""
+    assert "--no-browser" in browser.options_of(Path("a.ipynb"), 8866, "secret", False)
     assert "--no-browser" not in browser.options_of(Path("a.ipynb"), 8866, "secret", True)
 
 

@@ -87,7 +87,7 @@ def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:
         xr.testing.assert_allclose(other.liver.fractions().compute(), wanted)
 
 
-def test_the_bar_tells_the_scale(corner: xr.Dataset) -> None:
+def test_the_bar_shows_the_scale(corner: xr.Dataset) -> None:
     """The scale bar is in µm if the voxel size is known, otherwise in pixels."""
 
     def told(ds: xr.Dataset) -> str:

@@ -99,7 +99,9 @@ def draw_chain(data: st.DataObject) -> list[tuple[str, Callable[[xr.Dataset], xr
 
 @given(data=st.data(), opened=st.sampled_from(OPENED))
 @settings(deadline=None, max_examples=60, phases=[Phase.explicit, Phase.generate])
-def test_whatever_was_done_pictures_show_the_voxels_that_they_tell(store: Path, data: st.DataObject, opened) -> None:
+def test_whatever_was_done_pictures_show_the_voxels_at_their_coordinates(
+    store: Path, data: st.DataObject, opened
+) -> None:
     """After any operations on the Dataset each pixel is the mean of the voxels at its coordinates."""
     ds = xr.open_zarr(store, **opened)
     names = []

@@ -208,7 +208,7 @@ def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
     assert seconds < 10
 
 
-def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, tmp_path: Path, slicers) -> None:
+def test_a_slice_that_cannot_be_read_is_reported_and_others_are_seen(archive: Path, tmp_path: Path, slicers) -> None:
     """An error is shown, escaped, in the status; its masks are hidden, and later reads succeed."""
     shutil.copytree(archive, tmp_path / "archive")
     (tmp_path / "archive" / EMPIAR_13356.path("raw", 6)).unlink()
@@ -230,7 +230,7 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
     assert seen_by(slicer).keys() == {"raw", *EMPIAR_13356.labels}
 
 
-def test_a_slow_look_is_told_of(archive: Path) -> None:
+def test_a_slow_look_is_reported(archive: Path) -> None:
     """During a slow read the status shows the progress, and is empty afterwards."""
     told: list[str] = []
     with serve(archive, hostile(Profile(rate=80_000, latency=0.1))) as server:

@@ -150,7 +150,7 @@ def test_a_slice_that_is_written_otherwise_is_read_as_ever(tmp_path: Path, other
 
 
 @pytest.mark.parametrize("damage", ["an entry", "cut short"])
-def test_damage_is_told_as_ever(tmp_path: Path, damage: str) -> None:
+def test_damage_is_reported_as_ever(tmp_path: Path, damage: str) -> None:
     """A damaged entry or a file that is cut short is an error that names the variable, the slice and the row."""
     paths = build(tmp_path / "archive")
     with tifffile.TiffFile(paths[2]) as file:

@@ -228,7 +228,7 @@ def test_what_goes_wrong_in_fetching_is_raised_as_it_is(
     assert capfd.readouterr().err == ""
 
 
-def test_values_that_do_not_fit_are_told_where_they_are() -> None:
+def test_values_that_do_not_fit_are_reported_with_their_place() -> None:
     """A value that does not fit the voxel type is an error that names its row and column; other rows are read."""
     for dtype, wrong in (("<u8", 2**32), ("<i4", -1)):
         for how in ("gzip", "contiguous", "lzf"):

@@ -21,6 +21,7 @@ from helpers.counting import WHOLE, CountingReader, volume_array
 from helpers.hostile import SideBySide
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import slices
+from liver_dask.archive.formats.png import PngSlice
 from liver_dask.archive.lazy.arrays import VolumeArray
 from liver_dask.archive.reader import readers_of
 from liver_dask.demo import ArchiveServer, serve
@@ -308,6 +309,7 @@ def test_points_are_a_dask_array_like_any_other(archive: Path, voxels, through) 
         np.testing.assert_array_equal(through(array).compute(), voxels[name][z, y, x])
 
 
+@pytest.mark.slow
 def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) -> None:
     """Workers of a cluster read points right, and together fetch each strip about once."""
     from distributed import Client, LocalCluster
@@ -327,9 +329,19 @@ def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) ->
 
 
 def test_many_points_of_a_mask_are_picked_some_rows_at_a_time(archive: Path, voxels, monkeypatch) -> None:
-    """Points all over a mask are right even if its rows are decoded in several parts."""
+    """Points all over a mask are picked out of at most BYTES_OF_ROWS of pixels at a time, and are right."""
     monkeypatch.setattr(slices, "BYTES_OF_ROWS", 5000)
+    at_once: list[int] = []
+    read = PngSlice.read
+
+    def noted(self: PngSlice, rows: np.ndarray, columns: slice, out: np.ndarray) -> None:
+        at_once.append(out.nbytes)
+        read(self, rows, columns, out)
+
+    monkeypatch.setattr(PngSlice, "read", noted)
     random = np.random.default_rng(4)
     y, x = random.integers(0, SHAPE[1], 500), random.integers(0, SHAPE[2], 500)
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     np.testing.assert_array_equal(ds.er.isel(points(0 * y + 3, y, x)), voxels["er"][3, y, x])
+    assert len(at_once) > 10
+    assert max(at_once) <= 5000

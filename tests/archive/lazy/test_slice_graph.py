@@ -179,7 +179,7 @@ def test_a_look_takes_no_task_more(server: ArchiveServer) -> None:
     assert len(dict(dask.optimize(window)[0].data.dask)) <= 2
 
 
-def test_what_is_prepared_tells_its_size(server: ArchiveServer) -> None:
+def test_what_is_prepared_knows_its_size(server: ArchiveServer) -> None:
     """The size that a prepared part reports is, within 1000 bytes, that of its pickle."""
     part = opened(server).er.data.lazy.prepare(2)
     assert abs(len(pickle.dumps(part)) - part.__sizeof__()) < 1000

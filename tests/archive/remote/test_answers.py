@@ -113,13 +113,13 @@ def test_a_redirect_is_followed_five_times() -> None:
 
 
 @pytest.mark.parametrize("place", ["ftp://a/b", "http://[bad", "file:///etc/passwd", "http://a:x/"])
-def test_a_redirect_to_no_web_address_is_told(place: str) -> None:
+def test_a_redirect_to_no_web_address_is_reported(place: str) -> None:
     """A redirect to an address that is not a valid http(s) URL is a RemoteError."""
     with talking(lambda *_: to(place)) as talker, pytest.raises(ld.RemoteError, match="is redirected to"):
         fetched(talker.url)
 
 
-def test_what_a_server_says_is_told_in_few_words() -> None:
+def test_what_a_server_says_is_reported_in_few_words() -> None:
     """An error quotes what the server says in less than 500 printable characters."""
     said = b"\x1b[31m" + b"no " * 10_000
     answer = [b"HTTP/1.1 403 " + said + b"\r\nContent-Length: 0\r\n\r\n"]

@@ -3,8 +3,6 @@
 import errno
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.command import run_here
 from liver_dask.archive import reader
 from liver_dask.archive.remote.cache import FolderCache, RangeCache
 from liver_dask.archive.remote.ranges import ByteRange
@@ -71,8 +70,7 @@ def test_emptying_a_cache_removes_its_own_alone(server: ArchiveServer, tmp_path:
     torn = next(path for path in tmp_path.rglob("*") if path.is_file() and path not in foreign)
     killed = torn.with_name(".part-abcd1234")
     killed.write_bytes(torn.read_bytes()[:60])  # as a killed process leaves it
-    command = [str(Path(sys.executable).with_name("liver-dask")), "cache", "clear", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_here("cache", "clear", tmp_path)
     assert done.returncode == 0, done.stderr
     assert " files removed" in done.stdout
     assert_untouched(foreign)

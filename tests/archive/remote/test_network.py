@@ -4,8 +4,6 @@ import logging
 import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +19,9 @@ import xarray as xr
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.command import run_here
 from helpers.hostile import WORST, Profile, hostile
+from helpers.processes import NewProcesses
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff_index
 from liver_dask.archive.remote import files as remote
@@ -113,7 +113,7 @@ def test_both_ends_of_a_slice_come_with_one_request(archive: Path, voxels, monke
         assert len(server.requests) == 2
 
 
-def test_the_history_of_a_failure_is_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_history_of_a_failure_is_reported(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error after the last try counts the reasons of all tries."""
     monkeypatch.setattr("liver_dask.archive.remote.retry.pause", lambda seconds: None)
     answers = iter(["503", "503", "elsewhere", "503", "503", "503"])
@@ -145,8 +145,9 @@ def test_a_trace_counts_what_was_fetched(server: ArchiveServer, caplog: pytest.L
     assert (told.retries, told.stalls) == (0, 0)
 
 
-@pytest.mark.slow
-def test_strips_are_kept_for_other_processes(server: ArchiveServer, tmp_path: Path) -> None:
+def test_strips_are_kept_for_other_processes(
+    server: ArchiveServer, tmp_path: Path, new_processes: NewProcesses
+) -> None:
     """A second process takes the strips from the cache, with the same voxels and at most 3 requests."""
     script = f"""
 import liver_dask as ld
@@ -158,9 +159,8 @@ print(sums, told.requests)
     runs = []
     for _ in range(2):
         server.requests.clear()
-        runs.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True))
-    assert [run.returncode for run in runs] == [0, 0], runs[-1].stderr
-    (first, requests), (again, few) = (run.stdout.rsplit(maxsplit=1) for run in runs)
+        runs.append(new_processes.run(script))
+    (first, requests), (again, few) = (printed.rsplit(maxsplit=1) for printed in runs)
     assert first == again
     assert int(requests) > 3
     assert int(few) <= 3
@@ -191,28 +191,22 @@ def test_kept_strips_stay_within_their_limit_and_the_oldest_go(tmp_path: Path, m
     assert cache.find("http://a/b.tif", version, [ByteRange(39_000, 39_900)]) == [None]
 
 
-@pytest.mark.slow
-def test_the_shell_tells_and_empties_a_cache(server: ArchiveServer, tmp_path: Path) -> None:
+def test_the_shell_lists_and_empties_a_cache(server: ArchiveServer, tmp_path: Path) -> None:
     """`cache info` lists what a cache holds, and `cache clear` empties it but leaves foreign files."""
-    command = str(Path(sys.executable).with_name("liver-dask"))
-
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([command, "cache", *args], capture_output=True, text=True, timeout=60)
-
     kept = tmp_path / "kept"
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, cache_dir=kept, cache_raw_gb=1)
     ds.isel(z=2, y=slice(9, 99)).compute()
     (kept / "mine.txt").write_text("")
-    told = run("info", str(kept))
-    assert "strip indexes (1 files)" in told.stdout, told.stderr
-    assert "masks, as far as they were fetched (3 files)" in told.stdout
-    assert "strips of raw (1 files)" in told.stdout
-    assert run("clear", str(kept)).returncode == 0
+    listed = run_here("cache", "info", kept)
+    assert "strip indexes (1 files)" in listed.stdout, listed.stderr
+    assert "masks, as far as they were fetched (3 files)" in listed.stdout
+    assert "strips of raw (1 files)" in listed.stdout
+    assert run_here("cache", "clear", kept).returncode == 0
     assert [path.name for path in kept.rglob("*")] == ["mine.txt"]
-    wrong = run("info", str(tmp_path / "nothing"))
+    wrong = run_here("cache", "info", tmp_path / "nothing")
     assert wrong.returncode == 2
     assert "There is no folder" in wrong.stderr
-    assert "Give the folder" in run("clear").stderr
+    assert "Give the folder" in run_here("cache", "clear").stderr
 
 
 @pytest.mark.parametrize("given", [-1, "much", float("nan"), 1])

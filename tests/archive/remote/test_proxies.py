@@ -154,7 +154,7 @@ def test_tls_goes_through_the_proxy(archive: Path, voxels, monkeypatch: pytest.M
     "answer", [b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n", b"nonsense\r\n\r\n", None]
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_refuses_is_told_without_its_password(monkeypatch, answer: bytes | None, scheme: str) -> None:
+def test_a_proxy_that_refuses_is_reported_without_its_password(monkeypatch, answer: bytes | None, scheme: str) -> None:
     """The error about a proxy that refuses or is unreachable names the proxy without its password."""
     with proxy(answer or b"x") as between, dask.config.set({"liver-dask.attempts": 2, "liver-dask.timeout": 1}):
         monkeypatch.setenv("all_proxy", f"http://u:s3cr3t@{between.address if answer else '127.0.0.1:9'}")
@@ -216,7 +216,7 @@ def path_of(head: bytes) -> str:
 
 
 @pytest.mark.parametrize(("address", "told"), [("socks9://a:1", "is none of"), ("gopher://u:s3cr3t@a:1", "is none of")])
-def test_a_proxy_of_another_kind_is_told(monkeypatch: pytest.MonkeyPatch, address: str, told: str) -> None:
+def test_a_proxy_of_another_kind_is_reported(monkeypatch: pytest.MonkeyPatch, address: str, told: str) -> None:
     """A proxy with an unknown scheme is an InvalidArgumentError without its password."""
     if "socks" in address:
         pytest.importorskip("socks")
@@ -226,7 +226,7 @@ def test_a_proxy_of_another_kind_is_told(monkeypatch: pytest.MonkeyPatch, addres
     assert "s3cr3t" not in str(error.value)
 
 
-def test_socks_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socks_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SOCKS proxy without PySocks is a MissingExtraError that says what to install."""
     monkeypatch.setitem(sys.modules, "socks", None)
     monkeypatch.delitem(sys.modules, "urllib3.contrib.socks", raising=False)

@@ -43,7 +43,7 @@ def test_a_silent_request_is_given_up_and_asked_again_at_once(archive: Path, vox
     assert set(no_waiting) == {0}
 
 
-def test_tries_are_bounded_and_the_error_tells_the_last_reason(archive: Path, no_waiting: list[float]) -> None:
+def test_tries_are_bounded_and_the_error_has_the_last_reason(archive: Path, no_waiting: list[float]) -> None:
     """After 6 tries the error gives the reason, and no wait is longer than 10 s."""
     with serve(archive, scripted(dict.fromkeys(range(1, 100), "503"))) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -120,7 +120,7 @@ def test_a_fault_while_the_index_is_read_is_not_called_damage(archive: Path, fau
             ds.raw[1, :5].compute()
 
 
-def test_a_refused_connection_is_told_as_such_and_waited_for(no_waiting: list[float]) -> None:
+def test_a_refused_connection_is_reported_as_such_and_waited_for(no_waiting: list[float]) -> None:
     """A refused connection is retried after waits, and the error names the host and port."""
     with pytest.raises(ld.RemoteError, match=r"no connection to 127\.0\.0\.1:9"):
         ld.open_human_liver_em("http://127.0.0.1:9", shape=SHAPE).raw[0, 0].compute()

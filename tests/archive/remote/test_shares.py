@@ -122,8 +122,9 @@ def test_workers_that_read_lazily_keep_to_one_limit(client: Client, archive: Pat
     assert most / 2 < handler.most <= most
 
 
+@pytest.mark.slow
 def test_workers_take_turns(client: Client, archive: Path) -> None:
-    """With more workers than connections each worker reads within 8 s, and the limit holds."""
+    """With more workers than connections each worker reads before four of them have finished, and the limit holds."""
     handler = counts()
     handler.seconds = 0.2
     with serve(archive, handler) as server:
@@ -133,11 +134,11 @@ def test_workers_take_turns(client: Client, archive: Path) -> None:
             for z, worker in enumerate(client.scheduler_info()["workers"])
         ]
         assert len(slices) == 6
-        time.sleep(8)
-        paths = {request.path for request in server.requests if request.start}
+        wait_until(lambda: len({request.path for request in list(server.requests) if request.start}) == 6)
+        unfinished = [future for future in slices if not future.done()]
         for future in slices:
             future.result()
-    assert len(paths) == 6
+    assert len(unfinished) > 2, "only two could read as soon as two others had ended"
     assert handler.most <= MOST
 
 
@@ -205,14 +206,14 @@ def test_a_killed_worker_gives_its_share_back_and_new_ones_get_theirs(archive: P
 
 @pytest.mark.slow
 def test_workers_that_are_scaled_away_read_no_more(archive: Path, tmp_path: Path) -> None:
-    """While a cluster shrinks from six workers to two, the limit holds."""
+    """While a cluster shrinks from four workers to one, the limit holds."""
     handler = counts()
     handler.seconds = 0.3
-    with workers(6, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
+    with workers(4, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
         futures = [client.compute(opened(server.url).raw.isel(z=z)) for z in range(10)]
-        wait_until(lambda: len(readers(client)) == 6)
-        client.cluster.scale(2)
-        wait_until(lambda: len(client.scheduler_info()["workers"]) == 2)
+        wait_until(lambda: len(readers(client)) == 4)
+        client.cluster.scale(1)
+        wait_until(lambda: len(client.scheduler_info()["workers"]) == 1)
         time.sleep(3)
         assert handler.most <= MOST
         for future in futures:
@@ -247,7 +248,7 @@ def test_a_message_to_the_scheduler_that_fails_is_sent_again(archive: Path, tmp_
         remote.__getattr__ = get
 
     handler = counts()
-    with workers(3, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
+    with workers(2, tmp_path, threads_per_worker=2) as client, serve(archive, handler) as server:
         client.run(fail_once)
         if isinstance(error, RuntimeError):  # as if there were no plugins: each worker has the whole limit
             client.compute(opened(server.url, 2).raw[:3]).result()
@@ -293,7 +294,7 @@ def test_a_fork_of_a_worker_waits_for_nobody(
     np.testing.assert_array_equal(found, voxels["raw"][1])
 
 
-def test_a_scheduler_that_cannot_share_out_is_told_of(
+def test_a_scheduler_that_cannot_share_out_is_reported(
     archive: Path, tmp_path: Path, voxels, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the scheduler lacks this package, reads succeed and a log message gives the limit of each worker."""

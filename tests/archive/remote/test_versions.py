@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.processes import NewProcesses
 from liver_dask.archive import reader
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
@@ -124,13 +123,17 @@ def test_another_dataset_of_the_source_changes_nothing_for_the_first(own: Path, 
         assert read_or_error(first, name, slice(200, None)) is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("handler", "read_first", "name"),
     [(RangeRequestHandler, False, "er"), (WithoutEtags, False, "raw"), (RangeRequestHandler, True, "raw")],
 )
 def test_two_processes_that_share_a_dataset_see_one_version(
-    own: Path, tmp_path: Path, handler: type[RangeRequestHandler], read_first: bool, name: str
+    own: Path,
+    tmp_path: Path,
+    new_processes: NewProcesses,
+    handler: type[RangeRequestHandler],
+    read_first: bool,
+    name: str,
 ) -> None:
     """If a file changes between the reads of two processes, the second one raises SourceChangedError."""
     script = (
@@ -141,8 +144,7 @@ def test_two_processes_that_share_a_dataset_see_one_version(
     )
 
     def read(place: str, row: int) -> str:
-        command = [sys.executable, "-c", script, str(tmp_path / "ds"), str(tmp_path / place), name, str(row)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return new_processes.run(script, tmp_path / "ds", tmp_path / place, name, row)
 
     with serve(own, handler) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
@@ -247,8 +249,8 @@ def test_what_was_read_of_files_changes_no_name(own: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["raw", "er"])
-def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
-    own: Path, tmp_path: Path, name: str
+def test_two_versions_that_two_processes_have_read_are_an_error_when_they_meet(
+    own: Path, tmp_path: Path, new_processes: NewProcesses, name: str
 ) -> None:
     """If two processes have read two versions of a file, every copy of the Dataset raises an error afterwards."""
     script = (
@@ -261,7 +263,7 @@ def test_two_processes_that_have_read_two_versions_are_told_when_they_meet(
     pickled.write_bytes(pickle.dumps(ds))
     ds[name][0, :40].compute()
     change(own, when=LONG_AGO + 5)  # a date in the past, as `mv` and `rsync` keep it
-    subprocess.run([sys.executable, "-c", script, str(pickled), name], check=True)
+    new_processes.run(script, pickled, name)
     again = pickle.loads(pickled.read_bytes())
     for copy in (ds, again, pickle.loads(pickle.dumps(ds))):
         for rows in (slice(None), slice(40), slice(200, None)):
