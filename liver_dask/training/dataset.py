@@ -197,6 +197,10 @@ class PatchMixture(torch_em.data.ConcatDataset):
         self._ends = np.cumsum(weights) / np.sum(weights)
         self._times_asked = torch.zeros(n_samples, dtype=torch.int32).share_memory_()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._times_asked.share_memory_()  # a copy that was pickled, or loaded from a checkpoint, is not shared
+
     def __len__(self) -> int:
         return self._len
 

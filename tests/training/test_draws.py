@@ -131,6 +131,9 @@ def test_a_seed_is_enough_in_any_dataloader(asked) -> None:
     assert epochs[0] == epochs[2]
     patches = {patch for epoch in epochs[0] for patch in epoch}
     assert len(patches) == 24, "a patch came twice"
+    copied = pickle.loads(pickle.dumps(ld.get_human_liver_em_dataset(**asked, n_samples=8, seed=3)))
+    plain = torch.utils.data.DataLoader(copied, num_workers=2)
+    assert [bytes_of(plain) for _ in range(2)] == epochs[0][:2], "workers of a copy repeat an epoch"
     assert [bytes_of(loader(asked, n_samples=8, seed=3, num_workers=2))] == epochs[0][:1]
 
 
