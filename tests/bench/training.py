@@ -6,7 +6,7 @@ own store (torch_em's chunks are 64 slices deep, so that this is two of them); e
 with the same patch shapes and workers. Rows, for each patch shape:
 
 - reading: no transform on either side, so that the store and the way to read it are compared;
-- default: with the transforms that torch_em chooses when none is given, which cost the same on both sides;
+- default: with the transforms of each side when none is given: flips along each axis, and standardisation;
 - bound: the chunks that a patch touches, decoded whole by the same codec on the same cores, and nothing else.
 
 And what `min_foreground=0.05` costs, next to torch_em's MinForegroundSampler; and the time to the first batch.
@@ -42,7 +42,7 @@ from helpers.transforms import same
 
 SHAPE = (128, 1024, 2048)
 BOX = (0, 2048, 0, 1024, 0, 128)
-PATCHES = ((8, 512, 512), (32, 256, 256), (1, 1024, 1024))
+PATCHES = ((8, 256, 256), (8, 512, 512), (32, 256, 256), (1, 1024, 1024))
 WORKERS = 2
 SECONDS = 12
 """Each loader is timed for so long, after its first four batches."""
