@@ -15,31 +15,25 @@ from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError, MissingExtraError
 from ..core.geometry import BoundingBox, Shape, check_lengths
 from ..core.kinds import RAW
+from .arguments import (
+    boxes_of,
+    check_choices,
+    check_count,
+    check_labels,
+    check_rois,
+    check_weights,
+    least_voxels,
+    options_of,
+)
 from .downloads import get_human_liver_em_paths
 from .sampling import Box, Minimum, PatchSampler, Split
 from .sources import PatchSource
-from .splits import DEFAULT_GRID, SPLITS, SplitGrid, SplitName
+from .splits import DEFAULT_GRID, SplitGrid, SplitName
 from .tables import union
 
 if TYPE_CHECKING:
     import torch
     from distributed import Client
-
-LEAST_TISSUE = 0.5
-"""Minimum share of a patch's raw voxels that are not 0, and so are tissue and not the empty glass around it."""
-
-SET_HERE = (
-    "raw_paths",
-    "raw_key",
-    "label_paths",
-    "label_key",
-    "patch_shape",
-    "is_seg_dataset",
-    "verify_paths",
-    "with_channels",
-    "with_label_channels",
-)
-"""Arguments of torch_em's function that the volume and the labels determine."""
 
 
 def get_human_liver_em_dataset(
@@ -116,15 +110,11 @@ def get_human_liver_em_dataset(
     extra = _import_extra()
     described = find_archive(archive).of_shape(shape)
     patch = check_lengths("patch_shape", patch_shape)
-    names = _check_labels(described, label_choice)
-    _check_choices(min_foreground, labelled_region_only, split, seed, stream)
-    boxes = _boxes(bounding_boxes, full_volume, described)
-    options = _options_of(extra.torch_em, kwargs)
-    if options["ndim"] not in (None, 3) and not (options["ndim"] == 2 and patch[0] == 1):
-        raise InvalidArgumentError(
-            f"ndim={options['ndim']!r} must be 3, or 2 for a patch of one slice; this is {patch}."
-        )
-    rois = _check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
+    names = check_labels(described, label_choice)
+    check_choices(min_foreground, labelled_region_only, split, seed, stream)
+    boxes = boxes_of(bounding_boxes, full_volume, described)
+    options = options_of(extra.torch_em, kwargs, patch)
+    rois = check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:
         sources = [PatchSource.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
     else:
@@ -142,21 +132,20 @@ def get_human_liver_em_dataset(
         sources = [PatchSource.stored(Path(store).absolute(), names) for store in stores]
     splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
     counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
-    n_samples = _check_count(options.pop("n_samples"))
+    n_samples = check_count(options.pop("n_samples"))
     total = n_samples or sum(counts)
-    shares = _check_weights(weights, [1] * len(boxes) if n_samples else counts)
-    tissue = math.ceil(LEAST_TISSUE * math.prod(patch))
-    least = max(math.ceil(min_foreground * math.prod(patch)), int(labelled_region_only))
+    shares = check_weights(weights, [1] * len(boxes) if n_samples else counts)
+    least = least_voxels(patch, min_foreground, labelled_region_only)
     rank = extra.randomness.rank_in_use()[0] if rank is None else rank
     datasets = [
         extra.dataset.PatchDataset(
             one.raw,
             one.labels,
-            _places(one, patch, roi, (tissue, least), labelled_region_only, of_split),
+            _places(one, patch, roi, least, labelled_region_only, of_split),
             roi=tuple(map(slice, roi.start, roi.stop)),
             n_samples=round(total * share / sum(shares)),
-            least_tissue=tissue,
-            least_labelled=least,
+            least_tissue=least[0],
+            least_labelled=least[1],
             seed=seeds,
             split={"name": split, "grid": split_grid} if split else None,
             with_label_channels=not isinstance(label_choice, str),
@@ -315,57 +304,6 @@ def _places(
     return PatchSampler(patch, roi, tuple(minima), region, split)
 
 
-def _check_labels(archive: Archive, label_choice: str | Sequence[str]) -> tuple[str, ...]:
-    names = archive.check_labels(label_choice)
-    if not names:
-        raise InvalidArgumentError(
-            f"label_choice={label_choice!r} has no label; choose of {', '.join(archive.labels)}."
-        )
-    return names
-
-
-def _check_choices(
-    min_foreground: float, labelled_region_only: bool, split: str | None, seed: int | None, stream: bool
-) -> None:
-    if not isinstance(min_foreground, (int, float)) or not 0 <= min_foreground <= 1:
-        raise InvalidArgumentError(f"min_foreground={min_foreground!r} must be a share, 0 to 1.")
-    if split is not None and split not in SPLITS:
-        raise InvalidArgumentError(f"split={split!r} must be one of {', '.join(SPLITS)}, or None.")
-    if seed is not None and not (isinstance(seed, int) and seed >= 0):
-        raise InvalidArgumentError(f"seed={seed!r} must be a whole number of at least 0, or None.")
-    if stream and labelled_region_only:
-        raise InvalidArgumentError("labelled_region_only needs the table of a store; download one, or do not stream.")
-
-
-def _boxes(bounding_boxes: Sequence[Sequence[int]] | None, full_volume: bool, archive: Archive) -> list[BoundingBox]:
-    if full_volume:
-        return [archive.full_box]
-    if bounding_boxes is None or len(bounding_boxes) == 0:
-        raise InvalidArgumentError("Give bounding_boxes, or full_volume=True.")
-    if isinstance(bounding_boxes[0], int):
-        raise InvalidArgumentError(
-            f"bounding_boxes={tuple(bounding_boxes)} must be a list of boxes: write bounding_boxes=[(...)]."
-        )
-    return [archive.check_bounding_box(box) for box in bounding_boxes]
-
-
-def _options_of(torch_em: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of torch_em's function with its defaults, without those that the volume determines.
-
-    Raises:
-        InvalidArgumentError: An argument does not exist, or the volume determines it.
-    """
-    known = inspect.signature(torch_em.default_segmentation_dataset).parameters
-    for name, value in given.items():
-        if name not in known:
-            raise InvalidArgumentError(f"torch_em.default_segmentation_dataset has no argument {name!r}.")
-        if name in SET_HERE and name not in ("is_seg_dataset", "verify_paths"):
-            raise InvalidArgumentError(
-                f"{name}={value!r} cannot be given: it follows from the volume and label_choice."
-            )
-    return {name: given.get(name, of.default) for name, of in known.items() if name not in SET_HERE}
-
-
 def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) -> dict[str, Any]:
     """Add the default transforms, and a label transform that returns masks of 0 / 1."""
     chosen = dict(options)
@@ -379,57 +317,6 @@ def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) 
     elif chosen["label_transform"] is None:
         chosen["label_transform"] = own.binary
     return chosen
-
-
-def _check_rois(rois: Any, shapes: Sequence[Shape], patch: Shape) -> list[Box]:
-    """Return the part of each box to sample from.
-
-    Raises:
-        InvalidArgumentError: `rois` are not three slices per box, or a part is too small for a patch.
-    """
-    given = [()] * len(shapes) if rois is None else rois
-    if len(shapes) == 1 and (isinstance(given, slice) or (isinstance(given, tuple) and isinstance(given[0], slice))):
-        given = [given]  # of the only box
-    given = [(roi,) if isinstance(roi, slice) else roi for roi in given]
-    if len(given) != len(shapes) or not all(
-        isinstance(roi, tuple) and len(roi) <= 3 and all(isinstance(part, slice) for part in roi) for roi in given
-    ):
-        raise InvalidArgumentError(f"rois={rois!r} must be a list with up to three slices (z, y, x) for each box.")
-    given = [roi + (slice(None),) * (3 - len(roi)) for roi in given]
-    found = []
-    for roi, shape in zip(given, shapes, strict=True):
-        starts, stops, steps = zip(
-            *(part.indices(length) for part, length in zip(roi, shape, strict=True)), strict=True
-        )
-        box = Box(starts, stops)
-        if set(steps) != {1} or any(length < needed for length, needed in zip(box.shape, patch, strict=True)):
-            raise InvalidArgumentError(
-                f"patch_shape={patch} does not fit into {'a roi' if rois else 'a box'} of {box.shape} voxels (z, y, x)."
-            )
-        found.append(box)
-    return found
-
-
-def _check_count(n_samples: Any) -> int | None:
-    if n_samples is not None and not (isinstance(n_samples, int) and n_samples > 0):
-        raise InvalidArgumentError(f"n_samples={n_samples!r} must be a whole number above 0, or None.")
-    return n_samples
-
-
-def _check_weights(weights: Sequence[float] | None, default: Sequence[float]) -> list[float]:
-    """Return one weight per box."""
-    if weights is None:
-        return [float(weight) for weight in default]
-    numbers = list(weights)
-    if (
-        len(numbers) != len(default)
-        or not all(isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in numbers)
-        or not sum(numbers)
-    ):
-        raise InvalidArgumentError(
-            f"weights={weights!r} must be one number of at least 0 for each of the {len(default)} boxes, not all 0."
-        )
-    return [float(weight) for weight in numbers]
 
 
 def _patches_in(box: Box, split: Split | None, patch: Shape) -> int:
