@@ -78,7 +78,11 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
         ("verify OUT", 1, "There is no complete store"),
         ("download OUT --bbox 0 9 0 9 0 1 --label golgi", 2, "Unknown label 'golgi'"),
         ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "has these folders: humanliver_er_mask"),
-        ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "Correct the address, or the label."),
+        (
+            "download OUT --bbox 0 9 0 9 0 1 --label sinusoid",
+            1,
+            "Correct the address, the label, or the archive (--archive).",
+        ),
         (
             "download OUT --bbox 0 9 0 9 0 1 --shape 10 300 421",
             1,
