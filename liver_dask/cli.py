@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import dask
 import xarray as xr
+from click.core import ParameterSource
 from rich.filesize import decimal
 
 from .archive.archives import EMPIAR_13356, archives, find_archive
@@ -105,11 +106,31 @@ missing_option = click.option(
 )
 
 
-def no_address(_context: click.Context, _parameter: click.Parameter, given: Path) -> Path:
-    """Refuse a URL where a local store is required. As a path, it would create folders with its parts."""
-    if re.match(r"[a-z0-9+.-]{2,}:/", str(given)):
-        raise click.BadParameter(f"{given} is an address; give a folder on this machine.")
-    return given
+class LocalPath(click.Path):
+    """A path on this machine: not empty, which would be the current folder, and no URL, which would create folders."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; an invalid one is wrong usage."""
+        if not str(value):
+            self.fail("the path is empty; give a folder on this machine.", param, ctx)
+        if re.match(r"[a-z0-9+.-]{2,}:/", str(value)):
+            self.fail(f"{value} is an address; give a folder on this machine.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def refuse_options_for_store(target: str | None) -> None:
+    """Refuse options about an archive if the target is a store, where they would have no effect."""
+    context = click.get_current_context()
+    given = [
+        f"--{name}"
+        for name in ("archive", "shape", "missing")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if target is not None and given and has_record(Path(target)):
+        raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out.")
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,9 +148,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill."
-)
+@click.option("--out", type=LocalPath(), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill.")
 def demo(out: Path) -> None:
     """Try everything on a synthetic archive.
 
@@ -149,6 +168,7 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
     TARGET is a store or the address of the archive. The default is the address in the archive's description. Nothing is
     fetched.
     """
+    refuse_options_for_store(target)
     described = find_archive(archive).of_shape(shape)
     target = described.url if target is None else target
     store = Path(target)
@@ -217,6 +237,7 @@ def snapshot(
     TARGET is a store or the address of the archive. The default is the address in the archive's description. A window
     with more rows or columns than --pixels is read at a reduced resolution.
     """
+    refuse_options_for_store(target)
     if out.suffix.lower() not in PICTURES:
         raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
     if not out.parent.is_dir():
@@ -243,6 +264,7 @@ def view_command(
     is available on this machine only, at the printed address, which contains the required token, as with Jupyter. Press
     Ctrl-C to stop.
     """
+    refuse_options_for_store(target)
     target = find_archive(archive).url if target is None else target
     view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it
@@ -250,7 +272,7 @@ def view_command(
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path), callback=no_address)
+@click.argument("out", type=LocalPath())
 @click.option(
     "--bbox",
     type=int,
@@ -325,7 +347,7 @@ def download(
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path), callback=no_address)
+@click.argument("store", type=LocalPath())
 @cluster_options
 def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
     """Add downsampled levels of all variables to a store, and make it an OME-Zarr image.
@@ -339,7 +361,7 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path), callback=no_address)
+@click.argument("store", type=LocalPath())
 @click.option("--full", is_flag=True, help="Compare every voxel, not only some of every shard.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another one looks at other voxels.")
 @click.option("--source", help="Where the archive is.  [default: the address that the store names]")

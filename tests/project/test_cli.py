@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.paths import ROOT
+from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer
 
 COMMAND = [str(Path(sys.executable).with_name("liver-dask"))]
@@ -50,7 +52,9 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     planned = run("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run")
     assert "is complete already: nothing would be fetched" in planned.stdout
     other = [*box[:-1], "6", "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run"]
-    assert "a store of another box" in run("download", store, *other).stderr
+    refused = " ".join(run("download", store, *other).stderr.split())
+    assert "a store of another box" in refused
+    assert "It holds z 2-5; this call asks for z 2-6." in refused
     told = run("info", store)
     assert told.returncode == 0
     assert "complete, " in told.stdout
@@ -90,7 +94,11 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
         ),
         ("download OUT --bbox 0 9 0 9 0 1 --source http://127.0.0.1:9", 1, "gave up after"),
         ("download OUT --bbox 0 9 0 9 0 1 --source /no/such/folder", 1, "There is no folder"),
-        ("download THERE --bbox 0 9 0 9 0 1", 1, "something that liver_dask did not write"),
+        ("download THERE --bbox 0 9 0 9 0 1", 1, "something that liver_dask did not write; choose another path."),
+        ("download EMPTY --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': the path is empty; give a folder"),
+        ("download s3://b/a.zarr --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': s3://b/a.zarr is an address"),
+        ("demo --out EMPTY", 2, "the path is empty"),
+        ("pyramid EMPTY", 2, "the path is empty"),
         ("info nonsense", 1, "There is no folder"),
         ("donwload", 2, "No such command 'donwload'"),
     ],
@@ -102,6 +110,7 @@ def test_used_wrongly_it_says_so_in_one_sentence(
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("")
     words = args.replace("OUT", "out.zarr").replace("THERE", "there").split()
+    words = ["" if word == "EMPTY" else word for word in words]
     if words[0] == "download":
         words += [] if "--source" in words else ["--source", server.url]
         words += [] if "--shape" in words else SHAPE_OPTION
@@ -110,6 +119,36 @@ def test_used_wrongly_it_says_so_in_one_sentence(
     assert told in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_commands_that_read_an_archive_take_it() -> None:
+    """Exactly the commands that the README names take `--archive`."""
+    takers = {name for name, of in main.commands.items() for option in of.params if "--archive" in option.opts}
+    assert takers == {"info", "snapshot", "view", "download"}
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("info STORE --shape 1 2 3", "STORE is a store, for which --shape has no effect; leave --shape out."),
+        ("snapshot STORE --archive EMPIAR-12535/testis --z 2 -o a.png", "for which --archive has no effect"),
+        ("snapshot STORE --missing zeros --z 2 -o a.png", "for which --missing has no effect"),
+        ("view STORE --archive EMPIAR-13356", "for which --archive has no effect"),
+        ("verify STORE.partial", "an unfinished store of liver_dask; finish it first, by the command that began it"),
+        ("download STORE.partial --bbox 0 9 0 9 0 1", "an unfinished store of liver_dask; finish it first"),
+    ],
+)
+def test_what_a_store_has_no_use_for_is_refused(archive: Path, tmp_path: Path, args: str, told: str) -> None:
+    """Options about an archive are refused for a store, and so is an unfinished store in place of a complete one."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=[])
+    store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(0, 20, 0, 20, 2, 3), progress=False))
+    if "partial" in args:
+        store.rename(tmp_path / "store")
+        (tmp_path / "a.zarr.partial").mkdir()
+        (tmp_path / "store").rename(tmp_path / "a.zarr.partial" / "store")
+    done = CliRunner().invoke(main, args.replace("STORE", str(store)).split())
+    assert done.exit_code in (1, 2)
+    assert told.replace("STORE", str(store)) in " ".join(done.output.split())
 
 
 def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:

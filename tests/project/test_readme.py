@@ -244,8 +244,9 @@ PROMISES = {
         "test_description::test_a_wrong_file_is_one_sentence",
         "test_description::test_files_of_another_dtype_are_told_where_they_are_read",
     ],
-    "On the command line, every command takes": [
-        "test_description::test_the_command_takes_a_file_that_describes_an_archive"
+    "On the command line, the commands that read an archive": [
+        "test_cli::test_the_commands_that_read_an_archive_take_it",
+        "test_description::test_the_command_takes_a_file_that_describes_an_archive",
     ],
     "Instance labels keep their numbers everywhere": [
         "test_instances::test_a_store_and_its_pyramid_keep_every_number",
