@@ -139,6 +139,7 @@ PROMISES = {
         "test_damage::test_what_was_added_is_no_damage",
         "test_damage::test_a_source_that_changed_is_told_as_such",
     ],
+    "To repair a damaged store": ["test_verify::test_a_flipped_byte_is_one_line_and_what_to_do"],
     "is shown before any request is sent to it": [
         "test_untrusted::test_the_recorded_address_is_told_before_it_is_asked",
         "test_untrusted::test_another_address_of_the_archive_can_be_named",
