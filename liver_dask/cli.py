@@ -3,6 +3,7 @@
 The exit code is 0 (success), 1 (failure) or 2 (wrong usage). Errors are printed without a traceback.
 """
 
+import errno
 import logging
 import os
 import re
@@ -23,15 +24,17 @@ from rich.filesize import decimal
 
 from .archive.archives import EMPIAR_13356, archives, find_archive
 from .archive.dataset import open_archive
+from .archive.description import Archive
 from .archive.reader import Missing
 from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
 from .core.config import setting
 from .core.documents import reason_of
 from .core.errors import InvalidArgumentError, LiverDaskError
-from .core.interrupts import interrupts_noted
+from .core.interrupts import forget_interrupt, interrupts_noted
 from .core.malloc import share_memory
 from .demo import run_demo
 from .store.estimate import PROCESS_BYTES
+from .store.identity import made_of
 from .store.inventory import check_structure
 from .store.plan import Export
 from .store.preflight import WORTH_TELLING
@@ -69,7 +72,7 @@ class OneSentenceGroup(click.Group):
             with interrupts_noted():
                 return super().invoke(ctx)
         except (LiverDaskError, OSError, KeyboardInterrupt) as error:
-            said = "Interrupted." if isinstance(error, KeyboardInterrupt) else str(error)
+            said = "Interrupted." if isinstance(error, KeyboardInterrupt) else sentence_of(error)
             kind = click.UsageError if isinstance(error, InvalidArgumentError) else click.ClickException
             raise kind(" ".join([said, *getattr(error, "__notes__", [])])) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -77,6 +80,16 @@ class OneSentenceGroup(click.Group):
         except Exception as error:  # from other packages, such as zarr's for a damaged chunk
             how_to_know = "Of a store, `liver-dask verify STORE` says what is damaged."
             raise click.ClickException(f"{reason_of(error).rstrip('. ')}. {how_to_know}") from error
+
+
+def sentence_of(error: LiverDaskError | OSError) -> str:
+    """Return the message of an error; that of the system as a sentence with its path, without its number."""
+    if isinstance(error, LiverDaskError) or error.filename is None or not error.strerror:
+        return str(error)
+    advice = "choose another path"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        advice += ", or change its permissions"
+    return f"Cannot use {os.fsdecode(str(error.filename))} ({error.strerror.lower()}); {advice}."
 
 
 archive_option = click.option(
@@ -133,6 +146,23 @@ def refuse_options_for_store(target: str | None) -> None:
         raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out.")
 
 
+def check_some_file(archive: Archive, folder: str) -> None:
+    """Raise an error if a folder on this machine has no file of any variable; of other sources, nothing is asked."""
+    if "://" in folder:
+        return
+    for variable in archive.variables:
+        with suppress(OSError):
+            if any(
+                variable.slice_of(f"{variable.folder}/{path.name}") is not None
+                for path in Path(folder, variable.folder).iterdir()
+            ):
+                return
+    raise click.ClickException(
+        f"{folder} has no file of {archive.name}, such as {archive.variables[0].path(0)}; give another folder, or the "
+        "archive that it is (--archive)."
+    )
+
+
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that define where the tasks run."""
     scheduler = click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster of this scheduler.")
@@ -148,7 +178,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", type=LocalPath(), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill.")
+@click.option(
+    "--out", type=LocalPath(file_okay=False), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill."
+)
 def demo(out: Path) -> None:
     """Try everything on a synthetic archive.
 
@@ -181,21 +213,26 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
             raise click.ClickException(f"{store} is damaged: its record says that {problem}.")
         check_structure(store, record, layout_of(record))
         try:
-            click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
+            ds = xr.open_zarr(store, chunks=None, consolidated=False)
+            others = [name for name in ds.data_vars if name not in record["variables"]]
+            click.echo(ds[[*record["variables"], *others]])
         except Exception as error:  # zarr raises many kinds for a damaged store
             reason = reason_of(error)
             raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
         click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {_size_of(store)} on disk,")
         click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
+        width = max(map(len, record["variables"]))
         for name, variable in record["variables"].items():
-            click.echo(f"  {name}: {variable['voxels']}")
+            click.echo(f"  {name:{width}}  {made_of(variable)}")
         for lacking in what_it_lacks(record):
             click.echo(f"{store}: {lacking}")
         return
     partial = store.with_name(f"{store.name}.partial") if store.name else store
     if (partial / "store").is_dir():
         raise click.ClickException(f"{store} is not complete yet; the command that began it goes on with {partial}.")
-    click.echo(open_archive(described, target))
+    ds = open_archive(described, target)
+    check_some_file(described, ds.attrs["source"])
+    click.echo(ds)
     if described.tissue_box:
         x_min, x_max, y_min, y_max, z_min, z_max = described.tissue_box
         click.echo(
@@ -269,6 +306,7 @@ def view_command(
     view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it
         serve_slicer(target, archive, shape, z, port, browser)
+    forget_interrupt()
 
 
 @main.command()

@@ -15,7 +15,7 @@ from ..core.documents import as_object, short
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, LONGEST_AXIS
 from ..core.kinds import KINDS, RESERVED_NAMES
-from .identity import described, identity_of
+from .identity import described, identity_of, indexes_text
 from .layout import plan_layout
 
 LONGEST_NAME = 240
@@ -106,10 +106,7 @@ def _attributes_of(record: Mapping[str, Any]) -> dict[str, str]:
         voxels = variable["voxels"]
         if isinstance(voxels, dict):
             for dim in DIMS:
-                start, stop, step = voxels[dim]
-                attributes.setdefault(
-                    dim, f"{start}-{stop}" if step == 1 else f"{start} to {stop - step} in steps of {step}"
-                )
+                attributes.setdefault(dim, indexes_text(*voxels[dim]))
             attributes.setdefault("archive", str(voxels["archive"]))
             attributes.setdefault("volume", short(voxels["shape"]))
             attributes[f"kind of {name}"] = str(voxels["kind"])

@@ -1,6 +1,9 @@
 """The command line, used correctly and incorrectly."""
 
+import errno
+import io
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +38,8 @@ def test_the_demo_shows_checks_and_can_be_run_again(tmp_path: Path) -> None:
     assert "All 16,121,856 voxels of the crop equal the archive's." in done.stdout
     with Image.open(tmp_path / "liver_dask_demo" / "slice.png") as picture:
         assert picture.width == 2048
+    assert "liver-dask view liver_dask_demo/crop.zarr" in done.stdout
+    assert "`liver-dask verify` compares a store with its archive; the demo's own archive was only" in done.stdout
     assert "MB/s" in done.stderr
     assert set(xr.open_zarr(tmp_path / "liver_dask_demo" / "crop.zarr")) == {"raw", "mito", "er", "nucleus"}
 
@@ -58,7 +63,9 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     told = run("info", store)
     assert told.returncode == 0
     assert "complete, " in told.stdout
-    assert "mito" in told.stdout
+    lines = told.stdout.splitlines()
+    assert f"  mito  mito of EMPIAR-13356 (z 2-5, y 30-80, x 20-90), read from {server.url}" in lines
+    assert [line.split()[0] for line in lines if "(z, y, x)" in line] == ["raw", "mito"], "not in the order of ds"
     default = run("info")
     assert "z: 597, y: 20000, x: 20000" in default.stdout
     assert "--bbox 1195 18890 469 19570 0 597" in default.stdout
@@ -90,15 +97,28 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
         (
             "download OUT --bbox 0 9 0 9 0 1 --shape 10 300 421",
             1,
-            "expected 300 x 421; say how large the volume is by shape=(z, y, x), or --shape",
+            "expected 300 x 421; say how large the volume is by shape=(z, y, x), or --shape, or shape = [z, y, x] in a "
+            "TOML file.",
         ),
         ("download OUT --bbox 0 9 0 9 0 1 --source http://127.0.0.1:9", 1, "gave up after"),
+        (
+            "download OUT --bbox 0 9 0 9 0 1 --source http://127.0.0.1:9",
+            1,
+            "no connection to 127.0.0.1:9 (connection refused) (6 x). Check the address and the connection",
+        ),
+        ("demo --out there/mine", 2, "Invalid value for '--out': Directory 'there/mine' is a file."),
+        ("demo --out there/mine/demo", 1, "Cannot use there/mine/demo (not a directory); choose another path."),
         ("download OUT --bbox 0 9 0 9 0 1 --source /no/such/folder", 1, "There is no folder"),
         ("download THERE --bbox 0 9 0 9 0 1", 1, "something that liver_dask did not write; choose another path."),
         ("download EMPTY --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': the path is empty; give a folder"),
         ("download s3://b/a.zarr --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': s3://b/a.zarr is an address"),
         ("demo --out EMPTY", 2, "the path is empty"),
         ("pyramid EMPTY", 2, "the path is empty"),
+        (
+            "info there",
+            1,
+            "there has no file of EMPIAR-13356, such as humanliver_raw_images/humanliver_raw_000.tif; give",
+        ),
         ("info nonsense", 1, "There is no folder"),
         ("donwload", 2, "No such command 'donwload'"),
     ],
@@ -149,6 +169,33 @@ def test_what_a_store_has_no_use_for_is_refused(archive: Path, tmp_path: Path, a
     done = CliRunner().invoke(main, args.replace("STORE", str(store)).split())
     assert done.exit_code in (1, 2)
     assert told.replace("STORE", str(store)) in " ".join(done.output.split())
+
+
+def test_the_systems_errors_are_sentences(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system names the path and what to do, without the number of the error."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "ro/a.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", denied)
+    arguments = ["snapshot", str(archive), *SHAPE_OPTION, "--z", "0", "-o", str(tmp_path / "a.png")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    told = "Error: Cannot use ro/a.png (permission denied); choose another path, or change its permissions."
+    assert " ".join(done.output.split()) == told
+
+
+def test_ctrl_c_is_how_the_viewer_ends(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends `view` quietly with exit code 0; before its server runs, it is an error."""
+    interrupt = lambda *_, **__: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr("liver_dask.cli.view", lambda *_, **__: io.StringIO())
+    monkeypatch.setattr("liver_dask.cli.serve_slicer", interrupt)
+    done = CliRunner().invoke(main, ["view", str(archive), *SHAPE_OPTION])
+    assert (done.exit_code, done.output) == (0, "")
+    monkeypatch.setattr("liver_dask.cli.view", interrupt)
+    done = CliRunner().invoke(main, ["view", str(archive), *SHAPE_OPTION])
+    assert done.exit_code == 1
+    assert "Interrupted" in done.output
 
 
 def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
