@@ -3,6 +3,7 @@
 The exit code is 0 (success), 1 (failure) or 2 (wrong usage). Errors are printed without a traceback.
 """
 
+import errno
 import logging
 import os
 import re
@@ -18,19 +19,22 @@ from typing import TYPE_CHECKING, Any
 import click
 import dask
 import xarray as xr
+from click.core import ParameterSource
 from rich.filesize import decimal
 
 from .archive.archives import EMPIAR_13356, archives, find_archive
 from .archive.dataset import open_archive
+from .archive.description import Archive
 from .archive.reader import Missing
 from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
 from .core.config import setting
 from .core.documents import reason_of
 from .core.errors import InvalidArgumentError, LiverDaskError
-from .core.interrupts import interrupts_noted
+from .core.interrupts import forget_interrupt, interrupts_noted
 from .core.malloc import share_memory
 from .demo import run_demo
 from .store.estimate import PROCESS_BYTES
+from .store.identity import made_of
 from .store.inventory import check_structure
 from .store.plan import Export
 from .store.preflight import WORTH_TELLING
@@ -68,7 +72,7 @@ class OneSentenceGroup(click.Group):
             with interrupts_noted():
                 return super().invoke(ctx)
         except (LiverDaskError, OSError, KeyboardInterrupt) as error:
-            said = "Interrupted." if isinstance(error, KeyboardInterrupt) else str(error)
+            said = "Interrupted." if isinstance(error, KeyboardInterrupt) else sentence_of(error)
             kind = click.UsageError if isinstance(error, InvalidArgumentError) else click.ClickException
             raise kind(" ".join([said, *getattr(error, "__notes__", [])])) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -76,6 +80,16 @@ class OneSentenceGroup(click.Group):
         except Exception as error:  # from other packages, such as zarr's for a damaged chunk
             how_to_know = "Of a store, `liver-dask verify STORE` says what is damaged."
             raise click.ClickException(f"{reason_of(error).rstrip('. ')}. {how_to_know}") from error
+
+
+def sentence_of(error: LiverDaskError | OSError) -> str:
+    """Return the message of an error; that of the system as a sentence with its path, without its number."""
+    if isinstance(error, LiverDaskError) or error.filename is None or not error.strerror:
+        return str(error)
+    advice = "choose another path"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        advice += ", or change its permissions"
+    return f"Cannot use {os.fsdecode(str(error.filename))} ({error.strerror.lower()}); {advice}."
 
 
 archive_option = click.option(
@@ -105,11 +119,48 @@ missing_option = click.option(
 )
 
 
-def no_address(_context: click.Context, _parameter: click.Parameter, given: Path) -> Path:
-    """Refuse a URL where a local store is required. As a path, it would create folders with its parts."""
-    if re.match(r"[a-z0-9+.-]{2,}:/", str(given)):
-        raise click.BadParameter(f"{given} is an address; give a folder on this machine.")
-    return given
+class LocalPath(click.Path):
+    """A path on this machine: not empty, which would be the current folder, and no URL, which would create folders."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; an invalid one is wrong usage."""
+        if not str(value):
+            self.fail("the path is empty; give a folder on this machine.", param, ctx)
+        if re.match(r"[a-z0-9+.-]{2,}:/", str(value)):
+            self.fail(f"{value} is an address; give a folder on this machine.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def refuse_options_for_store(target: str | None) -> None:
+    """Refuse options about an archive if the target is a store, where they would have no effect."""
+    context = click.get_current_context()
+    given = [
+        f"--{name}"
+        for name in ("archive", "shape", "missing")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if target is not None and given and has_record(Path(target)):
+        raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out.")
+
+
+def check_some_file(archive: Archive, folder: str) -> None:
+    """Raise an error if a folder on this machine has no file of any variable; of other sources, nothing is asked."""
+    if "://" in folder:
+        return
+    for variable in archive.variables:
+        with suppress(OSError):
+            if any(
+                variable.slice_of(f"{variable.folder}/{path.name}") is not None
+                for path in Path(folder, variable.folder).iterdir()
+            ):
+                return
+    raise click.ClickException(
+        f"{folder} has no file of {archive.name}, such as {archive.variables[0].path(0)}; give another folder, or the "
+        "archive that it is (--archive)."
+    )
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,7 +179,7 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill."
+    "--out", type=LocalPath(file_okay=False), default=Path("liver_dask_demo"), show_default=True, help="Folder to fill."
 )
 def demo(out: Path) -> None:
     """Try everything on a synthetic archive.
@@ -149,6 +200,7 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
     TARGET is a store or the address of the archive. The default is the address in the archive's description. Nothing is
     fetched.
     """
+    refuse_options_for_store(target)
     described = find_archive(archive).of_shape(shape)
     target = described.url if target is None else target
     store = Path(target)
@@ -161,21 +213,26 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
             raise click.ClickException(f"{store} is damaged: its record says that {problem}.")
         check_structure(store, record, layout_of(record))
         try:
-            click.echo(xr.open_zarr(store, chunks=None, consolidated=False))
+            ds = xr.open_zarr(store, chunks=None, consolidated=False)
+            others = [name for name in ds.data_vars if name not in record["variables"]]
+            click.echo(ds[[*record["variables"], *others]])
         except Exception as error:  # zarr raises many kinds for a damaged store
             reason = reason_of(error)
             raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
         click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {_size_of(store)} on disk,")
         click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
+        width = max(map(len, record["variables"]))
         for name, variable in record["variables"].items():
-            click.echo(f"  {name}: {variable['voxels']}")
+            click.echo(f"  {name:{width}}  {made_of(variable)}")
         for lacking in what_it_lacks(record):
             click.echo(f"{store}: {lacking}")
         return
     partial = store.with_name(f"{store.name}.partial") if store.name else store
     if (partial / "store").is_dir():
         raise click.ClickException(f"{store} is not complete yet; the command that began it goes on with {partial}.")
-    click.echo(open_archive(described, target))
+    ds = open_archive(described, target)
+    check_some_file(described, ds.attrs["source"])
+    click.echo(ds)
     if described.tissue_box:
         x_min, x_max, y_min, y_max, z_min, z_max = described.tissue_box
         click.echo(
@@ -217,6 +274,7 @@ def snapshot(
     TARGET is a store or the address of the archive. The default is the address in the archive's description. A window
     with more rows or columns than --pixels is read at a reduced resolution.
     """
+    refuse_options_for_store(target)
     if out.suffix.lower() not in PICTURES:
         raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
     if not out.parent.is_dir():
@@ -243,14 +301,16 @@ def view_command(
     is available on this machine only, at the printed address, which contains the required token, as with Jupyter. Press
     Ctrl-C to stop.
     """
+    refuse_options_for_store(target)
     target = find_archive(archive).url if target is None else target
     view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it
         serve_slicer(target, archive, shape, z, port, browser)
+    forget_interrupt()
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path), callback=no_address)
+@click.argument("out", type=LocalPath())
 @click.option(
     "--bbox",
     type=int,
@@ -325,7 +385,7 @@ def download(
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path), callback=no_address)
+@click.argument("store", type=LocalPath())
 @cluster_options
 def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
     """Add downsampled levels of all variables to a store, and make it an OME-Zarr image.
@@ -339,7 +399,7 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path), callback=no_address)
+@click.argument("store", type=LocalPath())
 @click.option("--full", is_flag=True, help="Compare every voxel, not only some of every shard.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another one looks at other voxels.")
 @click.option("--source", help="Where the archive is.  [default: the address that the store names]")

@@ -5,6 +5,7 @@ and the directory at the end. `serve` serves a folder over HTTP with byte ranges
 is the command `liver-dask demo`.
 """
 
+import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -399,6 +400,11 @@ def run_demo(out: Path) -> None:
     print(f"A picture of slice {DEMO_SHAPE[0] // 2} with its labels: {out / PICTURE}")
     print(f"A crop that any Zarr reader opens: {out / CROP}")
     print(f"All {voxels:,} voxels of the crop equal the archive's. The demo took {time.monotonic() - began:.0f} s.")
+    shown = shlex.quote(str(out / CROP))
+    print(f"\nNow look at the crop: liver-dask info {shown}")
+    print(f"in a browser:         liver-dask view {shown}   (needs pip install 'liver_dask[view,app]')")
+    print(f"or in Python:         xarray.open_zarr({str(out / CROP)!r})")
+    print("`liver-dask verify` compares a store with its archive; the demo's own archive was only served while it ran.")
 
 
 def _show_window(ds: xr.Dataset) -> None:

@@ -160,7 +160,7 @@ def open_origin(
     """
     shape = check_shape(origin["shape"])
     archive = origin.get("archive", EMPIAR_13356.name)
-    reader = VolumeReader(_source(source, None, None, None), archive, variable, shape, missing)
+    reader = VolumeReader(_source(source, None, None, None), archive, variable, shape, missing, may_become_zeros=False)
     whole = LazyWindow(reader, Window.whole(shape), np.dtype(variable.dtype))
     array = xr.DataArray(VolumeArray.of(whole, normalize_chunks(_block(shape, None), shape)), dims=DIMS)
     ranges = [range(*origin[dim]) for dim in DIMS]

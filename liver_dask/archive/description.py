@@ -9,7 +9,7 @@ import string
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.documents import short
@@ -20,6 +20,19 @@ from .formats.registry import FORMAT_OF_SUFFIX, FORMATS
 
 DTYPES = ("uint8", "uint16", "uint32")
 LONGEST_NAME = 240
+
+AS_A_MASK = (
+    'of a mask must be uint8; other dtypes need kind = "image" or kind = "instances" (without kind it is a mask)'
+)
+"""What is wrong with the dtype of a mask, which is what a variable is by default."""
+
+EXAMPLES = {
+    "name": 'name = "mine"',
+    "url": 'url = "https://example.org/data" or url = "/data/mine"',
+    "shape": "shape = [z, y, x]",
+    "variables": "[variables.raw] and the attributes of raw",
+}
+"""Lines of a description, for each attribute that it must have."""
 
 COLOR = re.compile("#[0-9a-fA-F]{6}")
 NUMBER = re.compile(r"(0[1-9])?d")
@@ -69,14 +82,20 @@ class Variable:
         self._check("name", self.name.isidentifier() and is_free and is_short, "is no name of a variable")
         self._check_files()
         if not self.format:
-            suffix = self.files.rpartition(".")[2].lower()
+            suffix = PurePosixPath(self.files).suffix[1:].lower()
+            formats = " or ".join(f'format = "{name}"' for name in FORMATS)
+            self._check("files", suffix, f"has no suffix, which would tell the format; add {formats}")
             object.__setattr__(self, "format", FORMAT_OF_SUFFIX.get(suffix, suffix))
         self._check("format", self.format in FORMATS, f"is none of {', '.join(FORMATS)}")
         self._check("kind", self.kind in KINDS, f"is none of {', '.join(KINDS)}")
         self._check("dtype", self.dtype in DTYPES, f"is none of {', '.join(DTYPES)}")
-        self._check("dtype", self.kind != "mask" or self.dtype == "uint8", "of a mask must be uint8")
-        self._check("format", self.format != "png" or self.kind == "mask", "png is read for masks only")
-        self._check("dataset", bool(self.dataset) == (self.format == "hdf5"), "is for hdf5, which needs it")
+        self._check("dtype", self.kind != "mask" or self.dtype == "uint8", AS_A_MASK)
+        self._check(
+            "format", self.format != "png" or self.kind == "mask", "is for masks only; give files of another format"
+        )
+        is_hdf5 = self.format == "hdf5"
+        self._check("dataset", is_hdf5 or not self.dataset, f"is for hdf5, not for {self.format}; leave it out")
+        self._check("dataset", not is_hdf5 or self.dataset, "must be the path of the array in each file")
         self._check("meaning", not re.search(r"\s", self.meaning), "must be one word")
         self._check("color", not self.color or COLOR.fullmatch(self.color), "is not of the form #rrggbb")
         self._check("first", self.first >= 0, "must be at least 0")
@@ -248,7 +267,7 @@ class Archive:
         except OSError as error:
             raise InvalidArgumentError(f"Cannot read {path}: {error.strerror or error}.") from error
         except (ValueError, RecursionError) as error:
-            raise InvalidArgumentError(f"{path} is no TOML ({error}).") from error
+            raise InvalidArgumentError(f"{path} is not valid TOML ({error}).") from error
         try:
             return cls._of(found)
         except InvalidArgumentError as error:
@@ -259,7 +278,7 @@ class Archive:
         _check_keys("The archive", cls, found, set())
         for name in ("name", "url", "shape", "variables"):
             if name not in found:
-                raise InvalidArgumentError(f"The archive has no {name}.")
+                raise InvalidArgumentError(f"The archive has no {name}; add {EXAMPLES[name]}.")
         tables = found["variables"]
         if not isinstance(tables, dict):
             raise InvalidArgumentError(f"variables = {short(tables)} must be tables: [variables.raw], ...")

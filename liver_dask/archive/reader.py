@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from .lazy.leaves import leaves_in
 from .lazy.window import Selection
 from .remote.address import zarr_message
 from .remote.cache import FolderCache, MemoryCache
-from .remote.files import RemoteFile, folder_exists, is_zarr, list_folders
+from .remote.files import RemoteFile, folder_exists, is_zarr, list_folders, local_files
 from .remote.source import Source
 from .remote.versions import MISSING, FileVersion, note_file
 
@@ -62,6 +63,7 @@ class VolumeReader:
         variable: The variable to read.
         shape: Voxels (z, y, x) of the whole volume.
         missing: `raise`, or `zeros` if slices whose files do not exist count as empty.
+        may_become_zeros: Whether the error about a missing file may advise to open the source with `missing="zeros"`.
     """
 
     source: Source
@@ -69,6 +71,7 @@ class VolumeReader:
     variable: Variable
     shape: Shape
     missing: Missing = "raise"
+    may_become_zeros: bool = field(default=True, compare=False)
 
     slices_at_once = 1  # each slice is one file
 
@@ -290,7 +293,7 @@ class VolumeReader:
 
     def _folder_was_seen(self, z: int) -> bool:
         """Return whether the folder is listed or holds another slice: not every server lists its folders."""
-        if self.source.versions.has_read_below(self._folder) or folder_exists(self.source, self._folder):
+        if self.source.versions.read_below(self._folder) or folder_exists(self.source, self._folder):
             return True
         others = {0, z - 1, z + 1, self.shape[0] - 1} & set(range(self.shape[0])) - {z}
         return any(self._exists(other) for other in sorted(others))
@@ -322,10 +325,47 @@ class VolumeReader:
             elif self.missing == "zeros":
                 text += f" Its folder {self._folder} was not seen either, so that it is not taken for zeros."
             elif is_lost:
-                text += " Correct the address, or the label."
+                text += " Correct the address, the label, or the archive (--archive)."
             else:
-                text += ' Open the source with missing="zeros" (--missing zeros) if such slices are to be empty.'
+                text += f" {self._advice(z)}"
         return type(error)(text)
+
+    def _advice(self, z: int) -> str:
+        """Return what to do about a missing file.
+
+        Files become zeros silently once that is allowed, so it is advised only if other slices were found.
+        """
+        folder, slices, correct = self.variable.folder or ".", range(self.shape[0]), "files, first or shape"
+        names = local_files(self.source, folder)
+        if names is None:
+            found = {self.variable.slice_of(url) for url in self.source.versions.read_below(self._folder)}
+            numbers = {number for number in found if number is not None}
+            holds = f"No slice of {self.name} has been found yet."
+        else:
+            numbers = {number for number in map(self._number_of, names) if number is not None}
+            holds = _what_is_in(self._folder, names)
+        among = numbers & {*slices}
+        if not self.may_become_zeros:
+            return f"{holds} Give the address where the archive is now: source=..., or --source."
+        zeros = 'pen the source with missing="zeros" (--missing zeros) if such slices are to be empty.'
+        if among and min(among) < z < max(among):
+            return f"O{zeros}"
+        if among == numbers != set():
+            return f"Correct {correct} of the archive if they are wrong, or o{zeros}"
+        return f"{holds} Correct {correct} of the archive, or the source."
+
+    def _number_of(self, name: str) -> int | None:
+        """Return the slice that a file in the folder would hold, in the volume or beyond its ends."""
+        number = replace(self.variable, first=0).slice_of("/".join(filter(None, (self.variable.folder, name))))
+        return None if number is None else number - self.variable.first
+
+
+def _what_is_in(folder: str, names: Sequence[str] | None) -> str:
+    """Describe the files of a folder."""
+    if not names:
+        return f"The folder {folder} holds no files." if Path(folder).is_dir() else f"There is no folder {folder}."
+    some = names[0] if len(names) == 1 else f"such as {names[0]}"
+    return f"Its folder holds {len(names)} file{'s' * (len(names) > 1)}, {some}."
 
 
 def readers_of(array: Any) -> set[VolumeReader]:

@@ -80,5 +80,5 @@ class MissingExtraError(LiverDaskError, ImportError):
     """Packages that only one feature needs are not installed; the message names the extra that installs them."""
 
 
-GIVE_SHAPE = "say how large the volume is by shape=(z, y, x), or --shape"
+GIVE_SHAPE = "say how large the volume is by shape=(z, y, x), or --shape, or shape = [z, y, x] in a TOML file"
 """Advice in the error message for a slice whose size is not the expected one."""

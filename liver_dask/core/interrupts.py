@@ -50,6 +50,11 @@ def interrupts_noted() -> Iterator[None]:
         _Interrupts.is_noted = False
 
 
+def forget_interrupt() -> None:
+    """Forget Ctrl-C, where it was the normal way to end something."""
+    _Interrupts.came = False
+
+
 def check_interrupted() -> None:
     """Raise KeyboardInterrupt if Ctrl-C was pressed, even if Python has already discarded that interrupt."""
     if _Interrupts.is_noted and _Interrupts.came and threading.current_thread() is threading.main_thread():

@@ -31,11 +31,15 @@ class Difference(NamedTuple):
         name: The variable.
         z: The slice of the store; the first slice of a region that cannot be read.
         message: What is wrong.
+        region: The region of the store.
+        is_unreadable: Whether the region cannot be read.
     """
 
     name: str
     z: int
     message: str
+    region: Region
+    is_unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Comparison:
         try:
             found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
         except Exception as error:  # zarr may raise any type of error for a damaged store
-            yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})")
+            yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})", region, is_unreadable=True)
             return
         for number, here in enumerate(differs(found, expected), start=z.start):
             different = np.argwhere(here)
@@ -98,6 +102,7 @@ class Comparison:
                     number,
                     f"{name}[{number}, {y.start}:{y.stop}] has {len(different)} voxels that are not the source's; "
                     f"the first is {name}[{', '.join(at)}]",
+                    region,
                 )
 
 

@@ -180,13 +180,17 @@ class Driver:
         return Outcome((), tuple(Failure(what.group.names, region, error, False) for region in what.regions))
 
     def _remark(self) -> str:
-        failed = f", {len(self.failures)} regions failed" if self.failures else ""
+        failed = f", {_regions(len(self.failures))} failed" if self.failures else ""
         return f"{decimal(self.fetched)} fetched{failed}"
 
     def _failures_as_error(self) -> LiverDaskError:
         texts = [f"{_name_of(RegionBatch(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
         shown = "\n".join(["", *texts[:20], *(["..."] if len(texts) > 20 else [])])
-        return ExportError(f"{len(texts)} regions could not be written; all others are.{shown}", texts)
+        return ExportError(f"{_regions(len(texts))} could not be written; all others are.{shown}", texts)
+
+
+def _regions(count: int) -> str:
+    return "1 region" if count == 1 else f"{count} regions"
 
 
 def _name_of(what: RegionBatch | ShardRow | str) -> str:
@@ -195,4 +199,7 @@ def _name_of(what: RegionBatch | ShardRow | str) -> str:
     if isinstance(what, ShardRow):
         return f"The row of shards z {what.z}, y {what.y} of {what.name}"
     first, last = what.regions[0], what.regions[-1]
-    return f"{', '.join(what.group.names)}, z {first.z_start}-{first.z_stop - 1}, y {first.y_start}-{last.y_stop - 1}"
+    return (
+        f"{', '.join(what.group.names)}, slices {first.z_start}-{first.z_stop - 1} and rows "
+        f"{first.y_start}-{last.y_stop - 1} of the store"
+    )

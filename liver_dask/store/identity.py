@@ -11,6 +11,7 @@ from typing import Any
 from ..archive.archives import EMPIAR_13356, archives
 from ..archive.description import Variable
 from ..core.documents import as_object
+from ..core.geometry import DIMS
 from ..core.kinds import RAW
 
 OF_OLD_STORES = EMPIAR_13356
@@ -64,6 +65,24 @@ def recorded(variable: Mapping[str, Any]) -> Variable:
     if "description" in variable:
         return Variable.of(variable["voxels"]["variable"], variable["description"])
     return described(variable)
+
+
+def indexes_text(start: int, stop: int, step: int) -> str:
+    """Return a text for the indexes along one axis; as everywhere, the stop is exclusive unless there are steps."""
+    return f"{start}-{stop}" if step == 1 else f"{start} to {stop - step} in steps of {step}"
+
+
+def made_of(variable: Mapping[str, Any]) -> str:
+    """Return a text that says what the voxels of a variable of a store were made of.
+
+    Args:
+        variable: The entry of the variable in the store's record, which was checked.
+    """
+    voxels = variable["voxels"]
+    if not isinstance(voxels, dict):
+        return str(voxels)
+    box = ", ".join(f"{dim} {indexes_text(*voxels[dim])}" for dim in DIMS)
+    return f"{voxels['variable']} of {voxels.get('archive', OF_OLD_STORES.name)} ({box}), read from {voxels['source']}"
 
 
 def is_file_of(pattern: str, url: str) -> bool:

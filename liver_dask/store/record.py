@@ -119,6 +119,8 @@ def _log_once(sentence: str) -> None:
 
 def what_is_at(path: Path) -> str:
     """Describe a path that holds no readable store, and what the user can do with it."""
+    if is_there(path / "store" / RECORD / "zarr.json"):
+        return "an unfinished store of liver_dask; finish it first, by the command that began it"
     record = _any_record(path)
     if record is not None:
         number = record.get("format")

@@ -15,7 +15,7 @@ from ..core.documents import as_object, short
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, LONGEST_AXIS
 from ..core.kinds import KINDS, RESERVED_NAMES
-from .identity import described, identity_of
+from .identity import described, identity_of, indexes_text
 from .layout import plan_layout
 
 LONGEST_NAME = 240
@@ -53,7 +53,7 @@ def record_problem(record: Any) -> str | None:
 
 
 def explain_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
-    """Explain why record and call differ if only dask's names of computed variables differ; otherwise return "".
+    """Explain how record and call differ: in dask's names of computed variables only, or in which attributes.
 
     Args:
         found: The record of the store.
@@ -73,12 +73,47 @@ def explain_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> 
             for of in (there, wanted)
         )
     ):
-        return ""
+        return _differing_attributes(found, content)
     return (
         f" Only how {', '.join(differing)} is computed has another name in dask. If you know of no change: a lambda or "
         "a function of a notebook or script may have another name after each edit and in each process; put it into a "
         "module that is imported, or give dask a name (`da.map_blocks(..., name=...)`)."
     )
+
+
+def _differing_attributes(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    """Return a sentence with the attributes of two records that differ, and their values; "" if that is not known."""
+    try:
+        one, other = _attributes_of(found), _attributes_of(content)
+    except (KeyError, TypeError, ValueError, AttributeError):  # a damaged record
+        return ""
+    keys = [key for key in one | other if one.get(key) != other.get(key)]
+    if any(key in keys for key in DIMS):  # the grids follow from the box
+        keys = [key for key in keys if key not in ("shape", "shards")]
+    if not keys:
+        return ""
+    held, asked = (", ".join(f"{key} {of.get(key, 'none')}" for key in keys) for of in (one, other))
+    return f" It holds {held}; this call asks for {asked}."
+
+
+def _attributes_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what distinguishes a store, as texts by name; the box and the archive are those of its first variable."""
+    identity = identity_of(record)
+    variables = identity.pop("variables")
+    attributes = {"variables": ", ".join(variables)}
+    for name, variable in variables.items():
+        attributes[f"dtype of {name}"] = str(variable["dtype"])
+        voxels = variable["voxels"]
+        if isinstance(voxels, dict):
+            for dim in DIMS:
+                attributes.setdefault(dim, indexes_text(*voxels[dim]))
+            attributes.setdefault("archive", str(voxels["archive"]))
+            attributes.setdefault("volume", short(voxels["shape"]))
+            attributes[f"kind of {name}"] = str(voxels["kind"])
+            attributes[f"source of {name}"] = str(voxels["variable"])
+        else:
+            attributes[f"computation of {name}"] = short(voxels)
+    return attributes | {key: short(of) for key, of in identity.items()}
 
 
 def _is_computed(variable: Any) -> bool:

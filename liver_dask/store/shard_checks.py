@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
+from .comparison import Difference
 from .inventory import Metadata
 from .layout import Layout, Shard
 from .record import MANIFEST, RECORD, read_checksums, read_statistics, shard_path
@@ -63,22 +64,37 @@ class ShardCheck:
 
     def run(self) -> tuple[int, list[str]]:
         """Return the number of bytes read and the problems, one sentence each."""
-        where = f"shard {_named(self.shard)} of {self.name}"
+        ranges = [
+            f"{number * of}:{min((number + 1) * of, length)}"
+            for number, of, length in zip(self.shard, self.layout.shards, self.layout.shape, strict=True)
+        ]
+        where, voxels = f"shard {_named(self.shard)} of {self.name}", f"it holds {self.name}[{', '.join(ranges)}]"
         path = shard_path(self.store, self.name, self.shard)
         try:
             if not path.is_file():
-                return 0, [f"{where} is missing"]
+                return 0, [f"{where} is missing; {voxels}"]
             size = path.stat().st_size
             if self.expected and size != self.expected.size:
-                return 0, [f"{where} is not what was written: {size} bytes, recorded {self.expected}"]
+                return 0, [
+                    f"{where} is not what was written: it has {size} bytes instead of {self.expected.size}; {voxels}"
+                ]
             found = _checksum(path)
             if self.expected and found != self.expected:
-                return found.size, [f"{where} is not what was written: {found}, recorded {self.expected}"]
+                return found.size, [f"{where} is not what was written: bytes of it have changed; {voxels}"]
             return found.size, [f"{where}: {problem}" for problem in self._look_inside(path)]
         except FileNotFoundError:
-            return 0, [f"{where} is missing"]
+            return 0, [f"{where} is missing; {voxels}"]
         except (DamagedError, OSError) as error:
-            return 0, [f"{where} is damaged: {error}"]
+            return 0, [f"{where} is damaged: {str(error).rstrip('.')}; {voxels}"]
+
+    def explains(self, difference: Difference) -> bool:
+        """Return whether a difference follows from this damaged shard: it is unreadable, or the shard is lost."""
+        region, (z, y, _) = difference.region, self.shard
+        depth, height, _ = self.layout.shards
+        touches = region.z_start < (z + 1) * depth and z * depth < region.z_stop
+        touches &= region.y_start < (y + 1) * height and y * height < region.y_stop
+        is_lost = not shard_path(self.store, self.name, self.shard).is_file()
+        return difference.name == self.name and touches and (difference.is_unreadable or is_lost)
 
     def _look_inside(self, path: Path) -> list[str]:
         """Decode chunks, and return the problems where they do not match the tables."""

@@ -133,7 +133,8 @@ def check_same_archive(
     for check in plan_source_checks(some, readers, lambda z: True):
         for message in check.run(lambda report: None).values():
             raise StoreExistsError(
-                f"{store} was made of files at another address, which are not these: {message}. Choose another path."
+                f"{store} was made of files at another address, which are not these: {message}. "
+                "Correct the source, or choose another path."
             )
 
 

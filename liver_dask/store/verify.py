@@ -91,7 +91,8 @@ class VerifyReport:
         if self.changed:
             lines.append(f"The source has changed since, in {len(self.changed)} of the files that were checked:")
             lines += [*self.changed[:MOST_SHOWN], *(["..."] if len(self.changed) > MOST_SHOWN else [])]
-        return "\n".join([*lines, *self.problems])
+        remedy = f"Remove {self.path}, and make it anew with the same `liver-dask download` (or `to_zarr`)."
+        return "\n".join([*lines, *self.problems, *([] if self.ok else [remedy])])
 
 
 def _problems(found: Sequence[str]) -> str:
@@ -158,9 +159,10 @@ def verify(
         if source is None:
             _show_addresses(opened, progress)
     plans = [_Plan(store, "", ds, opened, seed, full, report), *_plans_of_levels(store, seed, full, report)]
-    jobs = [Job((plan, "shard"), check.run, (), fetches=False) for plan in plans for check in plan.checks]
-    jobs += [Job((plan, "source"), check.run) for plan in plans for check in plan.source_checks]
-    jobs += [Job((plan, "voxels"), comparison.compare) for plan in plans for comparison in plan.comparisons]
+    jobs = [Job((plan, check), check.run, (), fetches=False) for plan in plans for check in plan.checks]
+    jobs += [Job((plan, check), check.run) for plan in plans for check in plan.source_checks]
+    jobs += [Job((plan, comparison), comparison.compare) for plan in plans for comparison in plan.comparisons]
+    unread: dict[str, str] = {}  # the first error of each level whose level below cannot be read
     total = sum(check.nbytes for plan in plans for check in plan.checks)
     total += sum(comparison.nbytes for plan in plans for comparison in plan.comparisons)
     with show_progress(f"Verifying {store.name}", total, progress) as advance:
@@ -168,20 +170,22 @@ def verify(
         def on_report(done: Report) -> None:
             advance(done.voxel_bytes, _problems(report.problems))
 
-        def take(what: tuple[_Plan, str], future: Future[Any]) -> None:
-            plan, kind = what
+        def take(what: tuple[_Plan, ShardCheck | SourceCheck | Comparison], future: Future[Any]) -> None:
+            plan, check = what
             try:
                 result = future.result()
             except DamagedError as error:  # of the level below, which has its own problem
-                report.problems.append(f"{plan.where} cannot be compared with the level below ({error})")
+                unread.setdefault(plan.where, str(error))
                 return
             except Exception as error:  # any error of a source or a lost worker becomes one of this package
                 raise picklable_error(error) from error
-            if kind == "source":
+            if isinstance(check, SourceCheck):
                 plan.changed |= result
                 return
             count, found = result
-            if kind == "shard":
+            if isinstance(check, ShardCheck):
+                if found:
+                    plan.damaged.append(check)
                 report.problems += [plan.where + problem for problem in found]
                 report.shards += 1
                 report.bytes += count
@@ -195,7 +199,17 @@ def verify(
             runner.run_all(setting("connections"), lambda: next(left, None), take)
     for plan in plans:
         report.changed += sorted(plan.changed.values())
-        report.problems += [plan.where + plan.explain(difference) for difference in plan.differences]
+        report.problems += [
+            plan.where + plan.explain(difference)
+            for difference in plan.differences
+            if not any(check.explains(difference) for check in plan.damaged)
+        ]
+    for where, reason in unread.items():
+        what = f"{where.rstrip('/')} was not compared with all of the level below, which cannot be read"
+        if any(plan.damaged for plan in plans if plan.where != where):
+            report.notes.append(what)
+        else:
+            report.problems.append(f"{what} ({reason})")
     report.problems.sort()
     return report
 
@@ -297,6 +311,7 @@ class _Plan:
         self.source_checks: list[SourceCheck] = []
         self.changed: dict[str, str] = {}
         self.differences: list[Difference] = []
+        self.damaged: list[ShardCheck] = []
         ds = given if opened is None else opened
         if ds is not None and ds.data_vars:
             self._plan_comparisons(ds, given is not None, readable, np.random.default_rng(seed), full)

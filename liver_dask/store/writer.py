@@ -45,7 +45,17 @@ from .durable import TORN, DurableFile, sync_folder, sync_tree, write_json
 from .identity import identity_of
 from .layout import Layout, Region, Shard, ShardRow
 from .locks import open_locked
-from .record import FORMAT, RECORD, check_shards, missing_files, missing_of, read_record, shard_path, what_is_at
+from .record import (
+    FORMAT,
+    RECORD,
+    check_shards,
+    has_record,
+    missing_files,
+    missing_of,
+    read_record,
+    shard_path,
+    what_is_at,
+)
 from .record_checks import explain_difference, record_problem
 from .shards import Chunk
 from .slabs import Slab, merge_slabs, read_first_row, write_slab
@@ -97,7 +107,8 @@ class Store:
         if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, archive or layout" if found else what_is_at(self.target)
             why = explain_difference(found, self.content) if found else ""
-            raise StoreExistsError(f"{self.target} holds {what}; remove it, or choose another path.{why}")
+            remove = "remove it, or " if has_record(self.target) else ""  # what others wrote may be all they have
+            raise StoreExistsError(f"{self.target} holds {what}; {remove}choose another path.{why}")
         self._check_missing(missing_files(self.target, self.names))
         try:
             check_shards(self.target, self.names)
@@ -291,8 +302,7 @@ class Store:
             found = {entry.name for entry in files_in(self.partial)} if is_there(self.partial) else set()
             if found - {self._new.name} and not is_there(path):  # after an error, zarr may still write `store.new`
                 raise StoreExistsError(
-                    f"{self.partial} is something that liver_dask did not write; "
-                    "move or remove it, or choose another path."
+                    f"{self.partial} is something that liver_dask did not write; choose another path."
                 )
             self.partial.mkdir(parents=True, exist_ok=True)
             return open_locked(path, busy=f"{self.target} is being written by another process; wait for it to end.")

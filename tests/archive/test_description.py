@@ -87,10 +87,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"files": "raw/{z}.jpg"}, "format = 'jpg' is none of tiff, png"),
     ({"format": "zarr"}, "format = 'zarr' is none of"),
     ({"dtype": "float32"}, "dtype = 'float32' is none of uint8, uint16, uint32"),
-    ({"kind": "mask", "dtype": "uint16"}, "dtype = 'uint16' of a mask must be uint8"),
+    ({"kind": "mask", "dtype": "uint16"}, "dtype = 'uint16' of a mask must be uint8; other dtypes need kind"),
     ({"kind": "picture"}, "kind = 'picture' is none of image, mask, instances"),
-    ({"kind": "image", "files": "raw/{z}.png"}, "png is read for masks only"),
-    ({"dataset": "data"}, "dataset = 'data' is for hdf5"),
+    ({"kind": "image", "files": "raw/{z}.png"}, "format = 'png' is for masks only; give files of another"),
+    ({"dataset": "data"}, "dataset = 'data' is for hdf5, not for tiff; leave it out"),
+    ({"files": "raw/{z}.h5"}, "dataset = '' must be the path of the array in each file"),
+    (
+        {"files": "raw.v2/{z}"},
+        "files = 'raw.v2/{z}' has no suffix, which would tell the format; add format = \"tiff\" or",
+    ),
     ({"meaning": "two words"}, "meaning = 'two words' must be one word"),
     ({"color": "red"}, "color = 'red' is not of the form #rrggbb"),
     ({"first": -1}, "first = -1 must be at least 0"),
@@ -130,7 +135,9 @@ files = "labels/{z:02d}.tif"
     [
         (TOML + "colour = 'red'", "The variable 'mito' has no attribute 'colour'; it has bytes_per_pixel, color"),
         ("titel = 'x'" + TOML, "The archive has no attribute 'titel'"),
-        (TOML.replace("shape = [5, 60, 80]", ""), "The archive has no shape"),
+        (TOML.replace("shape = [5, 60, 80]", ""), "The archive has no shape; add shape = [z, y, x]."),
+        (TOML.replace('url = "https://example.org/data"', ""), "The archive has no url; add url = "),
+        (TOML + 'dtype = "uint32"', "dtype = 'uint32' of a mask must be uint8; other dtypes need kind"),
         (TOML.replace("shape = [5, 60, 80]", "shape = [5, 60]"), "shape=(5, 60) has 2 numbers"),
         (TOML.replace("[variables.raw]", "[variables.em]"), "there is no variable 'raw' of the kind 'image'"),
         (TOML.replace('kind = "image"', 'kind = "mask"'), "there is no variable 'raw' of the kind 'image'"),
@@ -141,7 +148,7 @@ files = "labels/{z:02d}.tif"
         ("tissue_box = [0, 90, 0, 60, 0, 5]" + TOML, "leaves the volume: x is 0..90"),
         ("voxel_size_nm = [1, 2]" + TOML, "is not three numbers"),
         ("voxel_size_nm = 3" + TOML, "is not three numbers"),
-        ("name = ", "is no TOML"),
+        ("name = ", "is not valid TOML"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
+import tifffile
 import xarray as xr
 
 import liver_dask as ld
@@ -85,11 +87,54 @@ def test_a_missing_slice_is_asked_for_no_more_than_twice(own: Path) -> None:
 
 
 def test_without_it_a_missing_slice_is_an_error_that_says_so(own: Path) -> None:
-    """By default a missing slice is an error that mentions `missing="zeros"`."""
+    """By default a missing slice is an error that mentions `missing="zeros"` if slices around it were found."""
     with serve(own) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
+        with pytest.raises(ld.SliceNotFoundError, match=r"No slice of er has been found yet\. Correct files, first or"):
+            ds.er[3].compute()
+        ds.er[[1, 5]].compute()
         with pytest.raises(ld.SliceNotFoundError, match=r'er, slice 3, .*missing="zeros"'):
             ds.er[3].compute()
+
+
+ZEROS = 'missing="zeros" (--missing zeros)'
+CORRECT = "Correct files, first or shape of the archive"
+
+
+@pytest.mark.parametrize(
+    ("changed", "slices", "z", "said"),
+    [
+        ({}, 5, 2, f"Open the source with {ZEROS} if such slices are to be empty."),
+        ({}, 6, 5, f"{CORRECT} if they are wrong, or open the source with {ZEROS}"),
+        ({"first": 1}, 5, 4, f"Its folder holds 4 files, such as slice_0000.tif. {CORRECT}, or the source."),
+        ({"files": "em/slice_{z:03d}.tif"}, 5, 0, f"Its folder holds 4 files, such as slice_0000.tif. {CORRECT}"),
+        ({"files": "em/slice_{z:04d}.tiff"}, 5, 0, f"Its folder holds 4 files, such as slice_0000.tif. {CORRECT}"),
+        ({"files": "er/slice_{z:04d}.tif"}, 5, 0, "has these folders: em. Correct the address, the label, or the arch"),
+        ({"files": "slice_{z:04d}.tif"}, 5, 0, "holds no files. Correct"),
+    ],
+    ids=["between others", "after the last", "first", "digits", "suffix", "folder", "root"],
+)
+def test_zeros_are_advised_only_where_other_slices_are(tmp_path: Path, changed, slices: int, z: int, said: str) -> None:
+    """A mistake in the description is told as such, because with `missing="zeros"` all of its slices would be zeros."""
+    (tmp_path / "em").mkdir()
+    for number in (0, 1, 3, 4):
+        tifffile.imwrite(tmp_path / "em" / f"slice_{number:04d}.tif", np.ones((20, 30), np.uint8))
+    options = {"name": "raw", "files": "em/slice_{z:04d}.tif", "kind": "image"} | changed
+    raw = ld.Variable(**options)
+    archive = ld.Archive(name="mine", url=str(tmp_path), shape=(slices, 20, 30), variables=(raw,))
+    with pytest.raises(ld.SliceNotFoundError) as told:
+        ld.open_archive(archive).raw[z].compute()
+    assert said in str(told.value)
+    assert ("missing=" in str(told.value)) == (ZEROS in said)
+
+
+def test_verify_never_advises_zeros(own: Path, tmp_path: Path) -> None:
+    """A file that is gone when a store is verified is an error that names the way to give another address."""
+    ds = ld.open_human_liver_em(own, shape=SHAPE, labels=[])
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(0, 64, 0, 64, 0, 4), progress=False)
+    (own / EMPIAR_13356.path("raw", 2)).unlink()
+    with pytest.raises(ld.SliceNotFoundError, match=r"raw, slice 2.* Give the address .*--source\.$"):
+        ld.verify(tmp_path / "a.zarr", full=True, progress=False)
 
 
 @pytest.mark.parametrize("fault", ["folder", "host", "500", "403", "410", "once"])
@@ -162,8 +207,13 @@ def test_a_store_that_was_begun_without_is_finished_with_it(own: Path, tmp_path:
     (own / EMPIAR_13356.path("er", 0)).write_bytes((own / EMPIAR_13356.path("er", 1)).read_bytes())
     with serve(own) as server:
         strict = ld.open_human_liver_em(server.url, shape=SHAPE)
-        with pytest.raises(ld.ExportError, match=r"er, slice 3.*--missing zeros"):
+        with pytest.raises(ld.ExportError, match=r"(?s)(^\d+ regions|^1 region) could not be.*--missing zeros") as told:
             ld.to_zarr(strict, tmp_path / "a.zarr", on_error="continue", **SMALL)
+        assert all(
+            re.match(r"er, slices 2-3 and rows \d+-\d+ of the store: er, slice 3, ", of)
+            for of in told.value.failures
+            if of.startswith("er")
+        )
         fetched = server.bytes_sent
         server.requests.clear()
         lenient = ld.open_human_liver_em(server.url, shape=SHAPE, missing="zeros")

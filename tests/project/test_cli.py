@@ -1,6 +1,9 @@
 """The command line, used correctly and incorrectly."""
 
+import errno
+import io
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from PIL import Image
 
 import liver_dask as ld
@@ -15,6 +19,7 @@ from helpers.archive import SHAPE
 from helpers.command import run_here
 from helpers.paths import ROOT
 from liver_dask.archive.remote import retry
+from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer
 
 COMMAND = [str(Path(sys.executable).with_name("liver-dask"))]
@@ -35,6 +40,8 @@ def test_the_demo_shows_and_checks(tmp_path: Path) -> None:
     assert "All 16,121,856 voxels of the crop equal the archive's." in done.stdout
     with Image.open(tmp_path / "liver_dask_demo" / "slice.png") as picture:
         assert picture.width == 2048
+    assert "liver-dask view liver_dask_demo/crop.zarr" in done.stdout
+    assert "`liver-dask verify` compares a store with its archive; the demo's own archive was only" in done.stdout
     assert "MB/s" in done.stderr
     assert set(xr.open_zarr(tmp_path / "liver_dask_demo" / "crop.zarr")) == {"raw", "mito", "er", "nucleus"}
 
@@ -52,11 +59,15 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     planned = run_here("download", store, *box, "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run")
     assert "is complete already: nothing would be fetched" in planned.stdout
     other = [*box[:-1], "6", "--source", server.url, *SHAPE_OPTION, "--label", "mito", "--dry-run"]
-    assert "a store of another box" in run_here("download", store, *other).stderr
+    refused = " ".join(run_here("download", store, *other).stderr.split())
+    assert "a store of another box" in refused
+    assert "It holds z 2-5; this call asks for z 2-6." in refused
     described = run_here("info", store)
     assert described.returncode == 0
     assert "complete, " in described.stdout
-    assert "mito" in described.stdout
+    lines = described.stdout.splitlines()
+    assert f"  mito  mito of EMPIAR-13356 (z 2-5, y 30-80, x 20-90), read from {server.url}" in lines
+    assert [line.split()[0] for line in lines if "(z, y, x)" in line] == ["raw", "mito"], "not in the order of ds"
     default = run_here("info")
     assert "z: 597, y: 20000, x: 20000" in default.stdout
     assert "--bbox 1195 18890 469 19570 0 597" in default.stdout
@@ -80,15 +91,36 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
         ("verify OUT", 1, "There is no complete store"),
         ("download OUT --bbox 0 9 0 9 0 1 --label golgi", 2, "Unknown label 'golgi'"),
         ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "has these folders: humanliver_er_mask"),
-        ("download OUT --bbox 0 9 0 9 0 1 --label sinusoid", 1, "Correct the address, or the label."),
+        (
+            "download OUT --bbox 0 9 0 9 0 1 --label sinusoid",
+            1,
+            "Correct the address, the label, or the archive (--archive).",
+        ),
         (
             "download OUT --bbox 0 9 0 9 0 1 --shape 10 300 421",
             1,
-            "expected 300 x 421; say how large the volume is by shape=(z, y, x), or --shape",
+            "expected 300 x 421; say how large the volume is by shape=(z, y, x), or --shape, or shape = [z, y, x] in a "
+            "TOML file.",
         ),
         ("download OUT --bbox 0 9 0 9 0 1 --source http://127.0.0.1:9", 1, "gave up after"),
+        (
+            "download OUT --bbox 0 9 0 9 0 1 --source http://127.0.0.1:9",
+            1,
+            "no connection to 127.0.0.1:9 (connection refused) (6 x). Check the address and the connection",
+        ),
+        ("demo --out there/mine", 2, "Invalid value for '--out': Directory 'there/mine' is a file."),
+        ("demo --out there/mine/demo", 1, "Cannot use there/mine/demo (not a directory); choose another path."),
         ("download OUT --bbox 0 9 0 9 0 1 --source /no/such/folder", 1, "There is no folder"),
-        ("download THERE --bbox 0 9 0 9 0 1", 1, "something that liver_dask did not write"),
+        ("download THERE --bbox 0 9 0 9 0 1", 1, "something that liver_dask did not write; choose another path."),
+        ("download EMPTY --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': the path is empty; give a folder"),
+        ("download s3://b/a.zarr --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': s3://b/a.zarr is an address"),
+        ("demo --out EMPTY", 2, "the path is empty"),
+        ("pyramid EMPTY", 2, "the path is empty"),
+        (
+            "info there",
+            1,
+            "there has no file of EMPIAR-13356, such as humanliver_raw_images/humanliver_raw_000.tif; give",
+        ),
         ("info nonsense", 1, "There is no folder"),
         ("donwload", 2, "No such command 'donwload'"),
     ],
@@ -101,6 +133,7 @@ def test_used_wrongly_it_says_so_in_one_sentence(
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("")
     words = args.replace("OUT", "out.zarr").replace("THERE", "there").split()
+    words = ["" if word == "EMPTY" else word for word in words]
     if words[0] == "download":
         words += [] if "--source" in words else ["--source", server.url]
         words += [] if "--shape" in words else SHAPE_OPTION
@@ -110,6 +143,63 @@ def test_used_wrongly_it_says_so_in_one_sentence(
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_commands_that_read_an_archive_take_it() -> None:
+    """Exactly the commands that the README names take `--archive`."""
+    takers = {name for name, of in main.commands.items() for option in of.params if "--archive" in option.opts}
+    assert takers == {"info", "snapshot", "view", "download"}
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("info STORE --shape 1 2 3", "STORE is a store, for which --shape has no effect; leave --shape out."),
+        ("snapshot STORE --archive EMPIAR-12535/testis --z 2 -o a.png", "for which --archive has no effect"),
+        ("snapshot STORE --missing zeros --z 2 -o a.png", "for which --missing has no effect"),
+        ("view STORE --archive EMPIAR-13356", "for which --archive has no effect"),
+        ("verify STORE.partial", "an unfinished store of liver_dask; finish it first, by the command that began it"),
+        ("download STORE.partial --bbox 0 9 0 9 0 1", "an unfinished store of liver_dask; finish it first"),
+    ],
+)
+def test_what_a_store_has_no_use_for_is_refused(archive: Path, tmp_path: Path, args: str, told: str) -> None:
+    """Options about an archive are refused for a store, and so is an unfinished store in place of a complete one."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=[])
+    store = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(0, 20, 0, 20, 2, 3), progress=False))
+    if "partial" in args:
+        store.rename(tmp_path / "store")
+        (tmp_path / "a.zarr.partial").mkdir()
+        (tmp_path / "store").rename(tmp_path / "a.zarr.partial" / "store")
+    done = CliRunner().invoke(main, args.replace("STORE", str(store)).split())
+    assert done.exit_code in (1, 2)
+    assert told.replace("STORE", str(store)) in " ".join(done.output.split())
+
+
+def test_the_systems_errors_are_sentences(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system names the path and what to do, without the number of the error."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "ro/a.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", denied)
+    arguments = ["snapshot", str(archive), *SHAPE_OPTION, "--z", "0", "-o", str(tmp_path / "a.png")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    told = "Error: Cannot use ro/a.png (permission denied); choose another path, or change its permissions."
+    assert " ".join(done.output.split()) == told
+
+
+def test_ctrl_c_is_how_the_viewer_ends(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends `view` quietly with exit code 0; before its server runs, it is an error."""
+    interrupt = lambda *_, **__: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr("liver_dask.cli.view", lambda *_, **__: io.StringIO())
+    monkeypatch.setattr("liver_dask.cli.serve_slicer", interrupt)
+    done = CliRunner().invoke(main, ["view", str(archive), *SHAPE_OPTION])
+    assert (done.exit_code, done.output) == (0, "")
+    monkeypatch.setattr("liver_dask.cli.view", interrupt)
+    done = CliRunner().invoke(main, ["view", str(archive), *SHAPE_OPTION])
+    assert done.exit_code == 1
+    assert "Interrupted" in done.output
 
 
 def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:

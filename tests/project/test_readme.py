@@ -139,6 +139,7 @@ PROMISES = {
         "test_damage::test_what_was_added_is_no_damage",
         "test_damage::test_a_source_that_changed_is_reported_as_such",
     ],
+    "To repair a damaged store": ["test_verify::test_a_flipped_byte_is_one_line_and_what_to_do"],
     "is shown before any request is sent to it": [
         "test_untrusted::test_the_recorded_address_is_reported_before_it_is_asked",
         "test_untrusted::test_another_address_of_the_archive_can_be_named",
@@ -261,8 +262,9 @@ PROMISES = {
     ],
     "`first = 1` if files are counted": ["test_description::test_each_dtype_and_kind_is_read_right"],
     "TIFF (one image a file)": ["test_tiff_segments::test_a_stack_is_no_slice"],
-    "On the command line, every command takes": [
-        "test_description::test_the_command_takes_a_file_that_describes_an_archive"
+    "the commands that read an archive (": [
+        "test_cli::test_the_commands_that_read_an_archive_take_it",
+        "test_description::test_the_command_takes_a_file_that_describes_an_archive",
     ],
     "Instance labels keep their numbers everywhere": [
         "test_instances::test_a_store_and_its_pyramid_keep_every_number",

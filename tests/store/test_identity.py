@@ -153,14 +153,25 @@ def test_another_archive_variable_or_box_is_another_store(archive: Path, tmp_pat
     """A store is refused for another archive, for its voxels in reverse order, and for another variable."""
     store = keep(opened(archive), tmp_path / "a.zarr")
     named = replace(ld.EMPIAR_13356, name="EMPIAR-2")
-    for ds in (
-        ld.open_archive(named, archive, shape=SHAPE, labels=["er"]),
-        opened(archive).isel(z=slice(None, None, -1)),
-        opened(archive).isel(y=slice(1, None)),
-        ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"]).rename(mito="er"),
+    depth, height, _ = SHAPE
+    for ds, said in (
+        (
+            ld.open_archive(named, archive, shape=SHAPE, labels=["er"]),
+            "It holds archive EMPIAR-13356; this call asks for archive EMPIAR-2.",
+        ),
+        (
+            opened(archive).isel(z=slice(None, None, -1)),
+            f"z 0-{depth}; this call asks for z {depth - 1} to 0 in steps of -1.",
+        ),
+        (opened(archive).isel(y=slice(1, None)), f"It holds y 0-{height}; this call asks for y 1-{height}."),
+        (
+            ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"]).rename(mito="er"),
+            "It holds source of er er; this call asks for source of er mito.",
+        ),
     ):
-        with pytest.raises(ld.StoreExistsError, match="a store of another box, archive or layout"):
+        with pytest.raises(ld.StoreExistsError, match="a store of another box, archive or layout") as told:
             keep(ds, store)
+        assert said in str(told.value)
 
 
 def test_two_archives_in_one_store_keep_their_files_apart(tmp_path: Path) -> None:

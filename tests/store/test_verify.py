@@ -19,6 +19,7 @@ from helpers.archive import SHAPE
 from helpers.command import run_here
 from helpers.stores import BOX, SMALL, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.store import levels as store_levels
 from liver_dask.store import record
 from liver_dask.store.comparison import Comparison, Difference, differs
 from liver_dask.store.layout import Region, Shard
@@ -51,6 +52,38 @@ def small(archive: Path, tmp_path: Path) -> Path:
 
 def every_shard(store: Path) -> list[Path]:
     return sorted(store.glob("*/c/*/*/*"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
+@pytest.mark.parametrize("where", ["", "pyramid/s1"])
+def test_a_flipped_byte_is_one_line_and_what_to_do(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, where: str
+) -> None:
+    """A damaged shard is one line in plain words, and the last line says what to remove and how to make it anew."""
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 150)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
+    options = {"chunks": (2, 64, 64), "shards": (4, 512, 512), "progress": False}
+    store = Path(ld.to_zarr(ds, tmp_path / "s.zarr", pyramid=True, **options))
+    shard = store / where / "raw" / "c" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 1
+    match damage:
+        case "flip":
+            shard.write_bytes(data)
+        case "cut":
+            shard.write_bytes(data[:-1])
+        case "lose":
+            shard.unlink()
+    report = ld.verify(store, progress=False)
+    (problem,) = report.problems
+    assert problem.startswith(f"{where}/shard 0/0/0 of raw is ".lstrip("/"))
+    assert "; it holds raw[0:4, 0:" in problem
+    assert {"flip": "bytes of it have changed", "cut": "instead of", "lose": "is missing"}[damage] in problem
+    remedy = str(report).splitlines()[-1]
+    assert remedy == f"Remove {store}, and make it anew with the same `liver-dask download` (or `to_zarr`)."
+    shutil.rmtree(store)
+    ld.to_zarr(ds, store, pyramid=True, **options)
+    assert ld.verify(store, progress=False).ok
 
 
 @pytest.mark.slow

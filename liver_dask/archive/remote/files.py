@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import monotonic
 from urllib.parse import urlsplit
 
@@ -250,6 +251,16 @@ def list_folders(source: Source) -> list[str]:
     try:
         return sorted(_process.transport(source).folders(source.url))
     except (LiverDaskError, OSError, urllib3.exceptions.HTTPError):
+        return []
+
+
+def local_files(source: Source, folder: str) -> list[str] | None:
+    """Return the sorted names of the files in a folder of an archive on this machine; None if it is elsewhere."""
+    if "://" in source.url:
+        return None
+    try:
+        return sorted(entry.name for entry in os.scandir(Path(source.url, folder)) if not entry.is_dir())
+    except OSError:
         return []
 
 

@@ -315,11 +315,11 @@ class HttpTransport:
         if isinstance(fault, faults.LocationValueError):
             return InvalidArgumentError(f"{url} is not a URL that can be opened.")
         if isinstance(fault, faults.ProxyError):
-            return TransientError(f"no way through the proxy to {host} ({_short(fault.original_error)})")
+            return TransientError(f"no way through the proxy to {host} ({_reason(fault.original_error)})")
         if isinstance(fault, faults.NameResolutionError):
             return TransientError(f"there is no host {urlsplit(url).hostname}, or its name cannot be looked up now")
         if isinstance(fault, faults.NewConnectionError):  # in urllib3 a subclass of TimeoutError
-            return TransientError(f"no connection to {host} ({fault.args[-1]})")
+            return TransientError(f"no connection to {host} ({_reason(fault)})")
         if isinstance(fault, faults.TimeoutError):
             message = f"silent for {read_timeout:g} s"
             return TransientError(message, wait=0, is_stall=True)  # it stays silent; a new request may be answered
@@ -416,6 +416,14 @@ def _short(value: object) -> str:
     """Return a text from a server, printable and limited in length for an error message."""
     text = "".join(letter if letter.isprintable() else "?" for letter in str(value))
     return text if len(text) <= MOST_OF_A_TEXT else f"{text[:MOST_OF_A_TEXT]}..."
+
+
+def _reason(fault: Exception) -> str:
+    """Return why there is no connection, without the objects of urllib3 that its messages show."""
+    cause = fault.__cause__
+    if isinstance(cause, OSError) and cause.strerror:
+        return _short(cause.strerror.lower())
+    return _short(str(fault).rpartition("Failed to establish a new connection: ")[2])
 
 
 class _Origin(NamedTuple):

@@ -83,10 +83,10 @@ class Versions:
                 f"{_as_text(found)}; open the source again."
             )
 
-    def has_read_below(self, prefix: str) -> bool:
-        """Return whether a file whose URL begins with `prefix` was read, and so exists."""
+    def read_below(self, prefix: str) -> list[str]:
+        """Return the URLs that begin with `prefix` of the files that were read, and so exist."""
         none_read = MISSING, _SEVERAL
-        return any(url.startswith(prefix) and known not in none_read for url, known in [*self._known.items()])
+        return [url for url, known in [*self._known.items()] if url.startswith(prefix) and known not in none_read]
 
     def _join(self, known: dict[str, FileVersion]) -> None:
         """Add the versions that another process has noted; a file with two different versions is not read any more."""
