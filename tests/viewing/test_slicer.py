@@ -218,7 +218,7 @@ def test_a_slice_that_cannot_be_read_is_told_and_others_are_seen(archive: Path, 
     slicer.z.value = 6
     settle(slicer)
     assert "raw, slice 6" in slicer.status.value
-    slicer._told(Viewport(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
+    slicer._show_message(Viewport(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
     assert slicer.status.value == "the folder &lt;b&gt; is gone"
     assert not any(image.get_visible() for image in slicer._picture._masks.values())
     assert slicer._picture._raw.get_alpha() < 1
