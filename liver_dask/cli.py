@@ -39,7 +39,8 @@ from .store.record import has_record, layout_of, open_record, read_record, what_
 from .store.record_checks import record_problem
 from .store.verify import verify as verify_store
 from .viewing.figures import PIXELS, show
-from .viewing.view import open_target, serve_slicer, view
+from .viewing.targets import open_target
+from .viewing.view import serve_slicer, view
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster

@@ -6,6 +6,7 @@ than a screen can show.
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from ..core.errors import InvalidArgumentError, MissingExtraError
 from ..core.geometry import DIMS, BoundingBox, held_box
 from ..core.kinds import RAW, kind_of, labels_of
 from ..store.levels import open_levels
+from .targets import open_target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,8 +115,13 @@ def grey_range(raw: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple
     return float(low), float(max(high, low + 1))
 
 
+def title_of(z: int, step: int) -> str:
+    """Return the title of a picture: the slice, and how many voxels a pixel stands for unless it is one."""
+    return f"z {z}" + (f", 1 pixel = {step} x {step} voxels" if step > 1 else "")
+
+
 def show(
-    ds: xr.Dataset,
+    ds: "xr.Dataset | str | os.PathLike[str]",
     z: int,
     y: Bounds = None,
     x: Bounds = None,
@@ -128,7 +135,7 @@ def show(
     """Draw a window of a slice: raw, and masks over it in colour.
 
     Args:
-        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
+        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`; or the path of a store, or a source of the archive.
         z: The slice, an index in the whole volume.
         y: First row and end (exclusive), as a pair or a slice; all rows if None.
         x: First column and end (exclusive), as a pair or a slice; all columns if None.
@@ -147,6 +154,8 @@ def show(
         MissingExtraError: matplotlib is not installed. (ImportError)
         InvalidArgumentError: The window is not inside the Dataset, or raw or a label is missing. (ValueError)
     """
+    if not isinstance(ds, xr.Dataset):
+        ds = open_target(ds)
     names = labels_of(ds) if labels is None else [labels] if isinstance(labels, str) else list(labels)
     missing = [name for name in (RAW, *names) if name not in ds]
     if missing:
@@ -164,7 +173,7 @@ def show(
         colours = overlay(seen[name], color_of(seen[name]), opacity)
         axes.imshow(colours, extent=extent, interpolation="nearest")
     axes.set(xlabel="x", ylabel="y")
-    axes.set_title(f"z {z}" + (f", one voxel of {step} x {step}" if step > 1 else ""), loc="left")
+    axes.set_title(title_of(z, step), loc="left")
     add_scale_bar(axes, extent[1] - extent[0], ds.attrs.get("voxel_size_nm"))
     if names:
         handles = [patches.Patch(color=color_of(seen[name]), alpha=max(opacity, 0.4), label=name) for name in names]
@@ -180,8 +189,14 @@ def fractions(ds: xr.Dataset) -> xr.Dataset:
 
     Returns:
         One variable per label, (z): the share, 0 to 1, of all voxels of a slice of `ds`.
+
+    Raises:
+        InvalidArgumentError: The Dataset has no label. (ValueError)
     """
-    masks = ds[labels_of(ds)]
+    names = labels_of(ds)
+    if not names:
+        raise InvalidArgumentError(f"There is no label in the Dataset; it has {', '.join(map(str, ds)) or 'nothing'}.")
+    masks = ds[names]
     shares = (masks > 0).mean(("y", "x"))
     counted = {
         name: shares[name].copy(data=_share_of_blocks(mask, ("y", "x")))

@@ -28,7 +28,7 @@ from ipywidgets import (
 from matplotlib.figure import Figure
 
 from ..core.kinds import RAW
-from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay
+from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay, title_of
 from .progressive import ProgressiveReader, Viewport
 
 SECONDS_AT_REST = 0.15
@@ -49,7 +49,7 @@ class Slicer(VBox):
     that are no longer needed are cancelled.
 
     Args:
-        levels: The Dataset, at all its resolutions.
+        ds: The Dataset. If it is a store with a pyramid, all its levels are used.
         z: The first slice to show; the middle slice if None.
         labels: The labels to show at first; all if None. The user can switch on the others.
         opacity: Initial opacity of the labels, 0 to 1.
@@ -59,14 +59,14 @@ class Slicer(VBox):
 
     def __init__(
         self,
-        levels: Levels,
+        ds: xr.Dataset,
         z: int | None,
         labels: list[str] | None,
         opacity: float,
         contrast: tuple[float, float],
         size: int,
     ) -> None:
-        self._levels = levels
+        self._levels = levels = Levels(ds)
         self._voxel_size = levels.voxel_size_nm
         self._lock = threading.RLock()
         self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._show_message))
@@ -271,7 +271,7 @@ class _Picture:
         for image in self._masks.values():
             image.set_visible(False)
         self._raw.set_alpha(STALE)
-        self.axes.set_title(f"z {z}", loc="left")
+        self.axes.set_title(title_of(z, 1), loc="left")
         self.canvas.draw_idle()
 
     def draw_raw(self, z: int, seen: xr.DataArray, percentiles: tuple[float, float]) -> None:
@@ -279,8 +279,7 @@ class _Picture:
         _place(self._raw, seen, seen.values)
         self._raw.set_clim(*grey_range(seen.values, percentiles))
         self._raw.set_alpha(1)
-        step = seen.attrs["step"]
-        self.axes.set_title(f"z {z}" + (f", one pixel of {step} x {step} voxels" if step > 1 else ""), loc="left")
+        self.axes.set_title(title_of(z, seen.attrs["step"]), loc="left")
         self.canvas.draw_idle()
 
     def draw_mask(self, name: str, seen: xr.DataArray | None, colour: str, opacity: float) -> None:

@@ -1,5 +1,6 @@
 """Pictures show masks on the voxels that they mark, far views fetch few bytes, and a command saves pictures."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from liver_dask.cli import main
 from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer
 from liver_dask.viewing import figures as pictures
+from liver_dask.viewing.accessor import LiverAccessor
 
 DEPTH, HEIGHT, WIDTH = SHAPE
 
@@ -73,6 +75,33 @@ def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
     assert shares.mito.chunks is not None, "it was computed"
     for name in EMPIAR_13356.labels:
         np.testing.assert_allclose(shares[name], (voxels[name] > 0).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["show", "view", "fractions"])
+def test_the_accessor_has_the_options_of_the_functions(name: str) -> None:
+    """Methods of `ds.liver` have the same options and default values as the functions, and describe each."""
+    method = getattr(LiverAccessor, name)
+    function = {"show": ld.show, "view": ld.view, "fractions": pictures.fractions}[name]
+    (_, *own), (_, *options) = (inspect.signature(found).parameters.values() for found in (method, function))
+    assert own == options
+    assert all(f"{option.name}: " in method.__doc__ for option in own)
+
+
+def test_a_path_is_shown_as_what_it_holds(archive: Path, tmp_path: Path) -> None:
+    """`show` takes the path of a store, too."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    store = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 137, 21, 121, 2, 6), progress=False)
+    for path in (store, str(store)):
+        found, expected = (ld.show(source, 3).axes[0].images[0].get_array() for source in (path, xr.open_zarr(store)))
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ld.SliceNotFoundError, match="nowhere"):
+        ld.show(tmp_path / "nowhere", 3)
+
+
+def test_without_a_label_there_are_no_shares(corner: xr.Dataset) -> None:
+    """The fractions of a Dataset without a label are an error with the names that it has."""
+    with pytest.raises(ld.InvalidArgumentError, match=r"^There is no label in the Dataset; it has raw\.$"):
+        corner[["raw"]].liver.fractions()
 
 
 def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:

@@ -76,6 +76,17 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
     assert tuple(slicer._picture._raw.get_extent()) == edges
 
 
+def test_its_title_is_that_of_a_picture(archive: Path, slicers) -> None:
+    """The slicer and a picture of the same window have the same title, which tells the voxels of a pixel."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    slicer = slicers(ds, z=3)
+    for window, title in ((((20, 120), (37, 200)), "z 3"), ((None, None), "z 3, 1 pixel = 3 x 3 voxels")):
+        slicer.go_to(3, *window)
+        seen_by(slicer)
+        drawn = ld.show(ds, 3, *window, pixels=SIZE)
+        assert {axes.get_title(loc="left") for axes in (slicer._picture.axes, drawn.axes[0])} == {title}
+
+
 def test_it_goes_to_slices_as_to_pairs_and_to_nothing_else(archive: Path, slicers) -> None:
     """`go_to` accepts slices and pairs; an invalid place is an error and changes nothing."""
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
