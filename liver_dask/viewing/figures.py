@@ -29,8 +29,20 @@ if TYPE_CHECKING:
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
+LEGEND_COLORS = 4
+"""Number of colours in the legend's patch of instances."""
+
 PIXELS = 1024
 """Default for the maximum number of rows and columns that a picture of a window shows."""
+
+INCHES = 6.2
+"""Longer side of a picture, without title, legend and axes."""
+
+MOST_ABOVE = 4
+"""Maximum number of labels in a legend above a picture; a longer one is beside it."""
+
+NARROW = 4.5
+"""Width of a picture in inches below which title and legend do not fit side by side."""
 
 Bounds = Sequence[int] | slice | None
 """A range of rows or columns: first and end (exclusive), as a pair or a slice. None is the full range of the Dataset.
@@ -49,6 +61,7 @@ class Levels:
         held: The box of the volume that the Dataset covers.
         labels: Names of its masks and instances.
         colors: Colours of the labels, as #rrggbb.
+        legend_colors: Colours that stand for each label in a legend: several for instances.
         voxel_size_nm: Size of a voxel (z, y, x) in nm; None if not known.
     """
 
@@ -56,6 +69,7 @@ class Levels:
         self.held = held_box(ds)
         self.labels = labels_of(ds)
         self.colors = {name: color_of(ds[name]) for name in self.labels}
+        self.legend_colors = {name: legend_colors(ds[name]) for name in self.labels}
         self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
         self._levels = open_levels(ds)
 
@@ -160,10 +174,14 @@ def show(
     missing = [name for name in (RAW, *names) if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
-    pyplot, patches = _import_extra()
+    pyplot, Patch, HandlerTuple = _import_extra()
     seen = window(ds[[RAW, *names]], z, y, x, pixels).compute()
+    ratio = seen.sizes["y"] / seen.sizes["x"]
+    width, height = INCHES * min(1, 1 / ratio), INCHES * min(1, ratio)
+    is_beside = width < NARROW or len(names) > MOST_ABOVE
     if axes is None:
-        figure, axes = pyplot.subplots(figsize=(7, 7), layout="constrained")
+        size = max(width, 2) + (2.2 if is_beside else 0.8), max(height, 0.4) + 0.9
+        figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         pyplot.close(figure)  # otherwise a notebook shows it twice: as an open figure and as the returned value
     step, extent = seen.attrs["step"], extent_of(seen)
     raw = seen[RAW].values
@@ -176,8 +194,13 @@ def show(
     axes.set_title(title_of(z, step), loc="left")
     add_scale_bar(axes, extent[1] - extent[0], ds.attrs.get("voxel_size_nm"))
     if names:
-        handles = [patches.Patch(color=color_of(seen[name]), alpha=max(opacity, 0.4), label=name) for name in names]
-        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
+        handles = [
+            tuple(Patch(color=color, alpha=max(opacity, 0.6), linewidth=0) for color in legend_colors(seen[name]))
+            for name in names
+        ]
+        place = {"loc": "upper left"} if is_beside else {"loc": "lower right", "ncols": len(names)}
+        side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0)}
+        axes.legend(handles, names, handler_map=side_by_side, bbox_to_anchor=(1, 1), frameon=False, **place)
     return cast("Figure", axes.figure)
 
 
@@ -244,6 +267,16 @@ def overlay(label: xr.DataArray, color: str, opacity: float) -> npt.NDArray[np.f
     if kind_of(label) == "instances":
         pixels[there, :3] = _colors_of(label.values[there], color)
     return pixels
+
+
+def legend_colors(label: xr.DataArray) -> list[str]:
+    """Return the colours of a label in a legend, as #rrggbb: that of a mask, or those of a few instances."""
+    from matplotlib.colors import to_hex
+
+    color = color_of(label)
+    if kind_of(label) == "instances":
+        return [to_hex(one) for one in _colors_of(np.arange(1, 1 + LEGEND_COLORS), color)]
+    return [color]
 
 
 def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
@@ -315,21 +348,29 @@ def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | N
     power = 10 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
     bar = AnchoredSizeBar(
-        axes.transData, length / scale, f"{length:g} {unit}", "lower right", borderpad=0.6, size_vertical=width / 200
+        axes.transData,
+        length / scale,
+        f"{length:g} {unit}",
+        "lower right",
+        pad=0.4,
+        borderpad=0.6,
+        size_vertical=width / 200,
     )
-    bar.patch.set(alpha=0.7, linewidth=0)
+    bar.patch.set(alpha=0.85, linewidth=0)  # light, so that the black bar is seen on black glass
     axes.add_artist(bar)
     return bar
 
 
-def _import_extra() -> tuple[Any, Any]:
-    """Import the modules of matplotlib that draw.
+def _import_extra() -> tuple[Any, Any, Any]:
+    """Import what draws from matplotlib: pyplot, Patch and HandlerTuple.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     try:
-        from matplotlib import patches, pyplot
+        from matplotlib import pyplot
+        from matplotlib.legend_handler import HandlerTuple
+        from matplotlib.patches import Patch
     except ImportError as error:
         raise MissingExtraError(f"Pictures need matplotlib ({error}): pip install 'liver_dask[view]'.") from error
-    return pyplot, patches
+    return pyplot, Patch, HandlerTuple

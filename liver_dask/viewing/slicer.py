@@ -78,7 +78,9 @@ class Slicer(VBox):
             value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
         )
         self.masks = {
-            name: _MaskControls(name, levels.colors[name], labels is None or name in labels, opacity)
+            name: _MaskControls(
+                name, levels.colors[name], levels.legend_colors[name], labels is None or name in labels, opacity
+            )
             for name in levels.labels
         }
         self.status = HTML()
@@ -89,7 +91,7 @@ class Slicer(VBox):
             self._button("Whole slice", lambda: self._show_window(None)),
             self._button("+", lambda: self._zoom(1 / ZOOM)),
             self._button("-", lambda: self._zoom(ZOOM)),
-            self._button("Look again", self._look),
+            self._button("Read again", self._look),
         ]
         controls = [HBox([self.z, *buttons]), self.contrast, *(mask.box for mask in self.masks.values())]
         super().__init__([*controls, self._picture.canvas, self.where, self.status])
@@ -228,13 +230,17 @@ class Slicer(VBox):
 
 
 class _MaskControls:
-    """Controls of a label: whether it is shown, its colour and its opacity."""
+    """Controls of a label: whether it is shown, its colour and its opacity.
 
-    def __init__(self, name: str, color: str, on: bool, opacity: float) -> None:
+    Instances have many colours, so some of these are shown in place of the choice of one.
+    """
+
+    def __init__(self, name: str, color: str, legend_colors: list[str], on: bool, opacity: float) -> None:
         self.on = Checkbox(on, description=name, indent=False, layout=Layout(width="8em"))
         self.colour = ColorPicker(concise=True, value=color, layout=Layout(width="3em"))
         self.opacity = FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity", readout=False)
-        self.box: Box = HBox([self.on, self.colour, self.opacity])
+        has_one = len(legend_colors) == 1
+        self.box: Box = HBox([self.on, self.colour if has_one else _patch(legend_colors), self.opacity])
 
 
 class _Picture:
@@ -358,6 +364,13 @@ def _whole(low: float, high: float, least: int, most: int) -> tuple[int, int]:
     """Return the voxels between two limits of an axis as (first, exclusive end): at least one, inside least..most."""
     first = min(max(int(np.floor(low + 0.5)), least), most - 1)
     return first, min(max(int(np.ceil(high + 0.5)), first + 1), most)
+
+
+def _patch(colors: list[str]) -> HTML:
+    """Return a patch of several colours, as wide as a ColorPicker."""
+    parts = "".join(f'<span style="flex: 1; background: {color}"></span>' for color in colors)
+    patch = f'<div title="one colour per instance" style="display: flex; height: 1.6em; margin: 2px">{parts}</div>'
+    return HTML(patch, layout=Layout(width="3em"))
 
 
 def _wide() -> Layout:

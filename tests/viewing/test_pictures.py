@@ -8,6 +8,8 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 import liver_dask as ld
@@ -52,6 +54,47 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pi
         assert is_red(5099.5 + away, 7199.5 + away)
         assert not is_red(5099.5 - away, 7199.5 + away)
         assert not is_red(5099.5 + away, 7199.5 - away)
+
+
+@pytest.mark.parametrize(
+    ("y", "x"), [(None, None), ((5000, 5100), None), (None, (7000, 7060)), ((5000, 5080), (7000, 7400))]
+)
+def test_a_picture_has_the_shape_of_its_window(corner: xr.Dataset, y, x) -> None:
+    """A figure has no empty space above or below a wide window, and the legend is not on the title."""
+    figure = ld.show(corner, 290, y, x, pixels=300)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    drawn = axes.get_tightbbox()
+    assert drawn.height > 0.85 * figure.bbox.height
+    assert drawn.width > 0.6 * figure.bbox.width
+    assert figure.bbox.containsx(drawn.x1)
+    title = axes._left_title.get_window_extent()
+    assert not title.overlaps(axes.get_legend().get_window_extent())
+
+
+def test_the_legend_has_several_colours_for_instances(corner: xr.Dataset) -> None:
+    """The legend shows colours of instances, and the one colour of a mask."""
+    instances = corner.mito.astype(np.uint32).assign_attrs(kind="instances")
+    ds = corner.assign(
+        mito=instances.copy(data=np.arange(corner.mito.size, dtype=np.uint32).reshape(corner.mito.shape))
+    )
+    colors = [to_hex(patch.get_facecolor()) for patch in ld.show(ds, 290).axes[0].get_legend().findobj(Rectangle)]
+    numbers = ds.mito[0, 0, 1 : 1 + pictures.LEGEND_COLORS]
+    drawn = [to_hex(color) for color in pictures.overlay(numbers, EMPIAR_13356["mito"].color, 1)]
+    assert len(set(drawn)) == pictures.LEGEND_COLORS > 1
+    assert colors == [*drawn, EMPIAR_13356["er"].color]
+
+
+def test_the_bar_is_seen_on_black_glass(corner: xr.Dataset) -> None:
+    """The black bar lies inside a light box, away from its edges."""
+    figure = ld.show(corner, 290, labels=[])
+    FigureCanvasAgg(figure).draw()
+    (bar,) = figure.axes[0].artists
+    box, line = bar.patch.get_window_extent(), bar.size_bar.get_children()[0].get_window_extent()
+    assert line.y1 < box.y1 - 2
+    assert line.x0 > box.x0 + 2
+    assert np.mean(bar.patch.get_facecolor()[:3]) * bar.patch.get_alpha() > 0.8
 
 
 def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxels) -> None:

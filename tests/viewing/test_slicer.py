@@ -1,5 +1,6 @@
 """The slicer shows the right voxels at the right place, fetches few bytes, and survives errors."""
 
+import re
 import shutil
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from ipywidgets import ColorPicker
 
 import liver_dask as ld
 from helpers.archive import SHAPE
@@ -124,6 +126,18 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
     assert is_red(corner[0] - 0.5 + away, corner[1] - 0.5 + away)
     assert not is_red(corner[0] - 0.5 - away, corner[1] - 0.5 + away)
     assert not is_red(corner[0] - 0.5 + away, corner[1] - 0.5 - away)
+
+
+def test_a_colour_can_be_chosen_for_a_mask_and_not_for_instances(archive: Path, slicers) -> None:
+    """A mask has a control of its colour; instances have a patch of several colours instead."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito", "er"])
+    slicer = slicers(ds.assign(mito=ds.mito.assign_attrs(kind="instances")), z=3)
+    seen_by(slicer)
+    mito, er = (slicer.masks[name].box.children for name in ("mito", "er"))
+    assert isinstance(er[1], ColorPicker)
+    assert not any(isinstance(control, ColorPicker) for control in mito)
+    colors = re.findall("background: (#[0-9a-f]{6})", mito[1].value)
+    assert len(set(colors)) == pictures.LEGEND_COLORS
 
 
 def test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing(server: ArchiveServer, slicers) -> None:
