@@ -244,6 +244,7 @@ def view_command(
     is available on this machine only, at the printed address, which contains the required token, as with Jupyter. Press
     Ctrl-C to stop.
     """
+    click.echo("Starting; the address of the page follows.", err=True)  # importing and opening take some seconds
     target = find_archive(archive).url if target is None else target
     view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it
