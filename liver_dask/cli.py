@@ -43,7 +43,8 @@ from .store.record import has_record, layout_of, open_record, read_record, what_
 from .store.record_checks import record_problem
 from .store.verify import verify as verify_store
 from .viewing.figures import PIXELS, show
-from .viewing.view import open_target, serve_slicer, view
+from .viewing.targets import open_target
+from .viewing.view import serve_slicer, view
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -302,6 +303,7 @@ def view_command(
     Ctrl-C to stop.
     """
     refuse_options_for_store(target)
+    click.echo("Starting; the address of the page follows.", err=True)  # importing and opening take some seconds
     target = find_archive(archive).url if target is None else target
     view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it

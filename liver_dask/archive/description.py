@@ -252,6 +252,11 @@ class Archive:
         if self.voxel_size_nm is not None:
             set_once(self, "voxel_size_nm", check_voxel_size(self.voxel_size_nm))
 
+    def __repr__(self) -> str:
+        """Return the name, the shape and the names of the variables; the address may hold a password."""
+        names = ", ".join(variable.name for variable in self.variables)
+        return f"<Archive {self.name}: {' x '.join(map(str, self.shape))} voxels (z, y, x) of {names}>"
+
     @classmethod
     def from_toml(cls, path: str | Path) -> "Archive":
         """Return the archive that a TOML file describes.

@@ -1,7 +1,7 @@
 """The xarray accessor `ds.liver`, which offers this package's functions for Datasets as methods."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xarray as xr
 
@@ -10,6 +10,7 @@ from . import figures as pictures
 from .view import view
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from .slicer import Slicer
@@ -42,24 +43,53 @@ class LiverAccessor:
         """
         return pictures.window(self._ds, z, pixels=pixels)
 
-    def show(self, z: int, y: pictures.Bounds = None, x: pictures.Bounds = None, **options: Any) -> "Figure":
-        """Draw a window of a slice; see `liver_dask.viewing.figures.show`.
+    def show(
+        self,
+        z: int,
+        y: pictures.Bounds = None,
+        x: pictures.Bounds = None,
+        *,
+        labels: str | Sequence[str] | None = None,
+        opacity: float = 0.4,
+        contrast: tuple[float, float] = (0.5, 99.5),
+        pixels: int = pictures.PIXELS,
+        axes: "Axes | None" = None,
+    ) -> "Figure":
+        """Draw a window of a slice: raw, and masks over it in colour; see `liver_dask.show`.
 
         Args:
             z: The slice, an index in the whole volume.
             y: First row and end (exclusive), as a pair or a slice; all rows if None.
             x: First column and end (exclusive), as a pair or a slice; all columns if None.
-            options: Further arguments of `show`.
+            labels: The labels to show; all labels of the Dataset if None.
+            opacity: Opacity of the labels, 0 to 1.
+            contrast: Percentiles of raw that are black and white; empty glass (0) is ignored.
+            pixels: Maximum number of rows and columns to show; a larger window is fetched at a lower resolution.
+            axes: Axes to draw into; a new figure if None.
         """
-        return pictures.show(self._ds, z, y, x, **options)
+        return pictures.show(
+            self._ds, z, y, x, labels=labels, opacity=opacity, contrast=contrast, pixels=pixels, axes=axes
+        )
 
-    def view(self, **options: Any) -> "Slicer":
-        """Show the Dataset slice by slice in a Jupyter widget; see `liver_dask.viewing.view.view`.
+    def view(
+        self,
+        *,
+        z: int | None = None,
+        labels: str | Sequence[str] | None = None,
+        opacity: float = 0.4,
+        contrast: tuple[float, float] = (0.5, 99.5),
+        size: int = 720,
+    ) -> "Slicer":
+        """Show the Dataset slice by slice in a Jupyter widget; see `liver_dask.view`.
 
         Args:
-            options: Arguments of `view`.
+            z: The first slice to show, an index in the whole volume; the middle slice if None.
+            labels: The labels to show at first; all if None.
+            opacity: Opacity of the labels, 0 to 1.
+            contrast: Percentiles of raw that are black and white; empty glass (0) is ignored.
+            size: Width of the picture in pixels, at least 100.
         """
-        return view(self._ds, **options)
+        return view(self._ds, z=z, labels=labels, opacity=opacity, contrast=contrast, size=size)
 
     def fractions(self) -> xr.Dataset:
         """Return the share of each label in each slice, lazily; see `liver_dask.viewing.figures.fractions`."""

@@ -6,9 +6,11 @@ Importing this module needs the extra `app`.
 
 import html
 import json
+import logging
 import os
 import secrets
 import socket
+import sys
 import tempfile
 import threading
 import webbrowser
@@ -20,6 +22,9 @@ from voila.app import Voila
 ADDRESS = "127.0.0.1"
 PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
+KERNELS = "kernels"
+"""Folder of the kernel's description, next to the notebook."""
+
 
 class SlicerServer(Voila):
     """Voila with the defaults of Jupyter's own server: each request needs the token and a local Host header.
@@ -28,9 +33,18 @@ class SlicerServer(Voila):
     requests in the user's name (DNS rebinding).
     """
 
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Prepare the server, and log no warnings about a notebook that this package wrote itself."""
+        super().initialize(argv)
+        self.log.addFilter(is_worth_logging)
+
     def init_settings(self) -> dict[str, Any]:
-        """Return voila's settings, but accept only local hosts; voila itself accepts any Host header."""
+        """Return voila's settings, but accept only local hosts, and run the described kernel.
+
+        Voila itself accepts any Host header.
+        """
         settings: dict[str, Any] = super().init_settings()
+        self.kernel_spec_manager.kernel_dirs.insert(0, str(Path(self.notebook_path).parent / KERNELS))
         return settings | {"allow_remote_access": False, "local_hostnames": ["localhost"]}
 
     @property
@@ -62,6 +76,7 @@ def serve_notebook(cell: str, port: int, browser: bool) -> None:
         path = Path(folder, "liver_dask.ipynb")
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(notebook, file)
+        _write_kernel(path.parent / KERNELS)
         SlicerServer.launch_instance(options_of(path, port or _free_port(), secrets.token_hex(24), browser))
 
 
@@ -76,6 +91,23 @@ def options_of(notebook: Path, port: int, token: str, browser: bool) -> list[str
         "--VoilaConfiguration.show_tracebacks=False",
         *([] if browser else ["--no-browser"]),
     ]
+
+
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """Return False for the warning that the notebook is not trusted, which concerns notebooks of others."""
+    return not record.getMessage().endswith("is not trusted")
+
+
+def _write_kernel(folder: Path) -> None:
+    """Write the description of a kernel: this Python.
+
+    The kernel logs no warnings, since it would warn that its connection is not encrypted. The connection does not leave
+    this computer, and each message is signed with a key that only the user can read.
+    """
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+    (folder / PYTHON["name"]).mkdir(parents=True)
+    kernel = {"argv": argv, "display_name": PYTHON["display_name"], "language": PYTHON["language"]}
+    (folder / PYTHON["name"] / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ than a screen can show.
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from ..core.errors import InvalidArgumentError, MissingExtraError
 from ..core.geometry import DIMS, BoundingBox, held_box
 from ..core.kinds import RAW, kind_of, labels_of
 from ..store.levels import open_levels
+from .targets import open_target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +29,20 @@ if TYPE_CHECKING:
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
+LEGEND_COLORS = 4
+"""Number of colours in the legend's patch of instances."""
+
 PIXELS = 1024
 """Default for the maximum number of rows and columns that a picture of a window shows."""
+
+INCHES = 6.2
+"""Longer side of a picture, without title, legend and axes."""
+
+MOST_ABOVE = 4
+"""Maximum number of labels in a legend above a picture; a longer one is beside it."""
+
+NARROW = 4.5
+"""Width of a picture in inches below which title and legend do not fit side by side."""
 
 Bounds = Sequence[int] | slice | None
 """A range of rows or columns: first and end (exclusive), as a pair or a slice. None is the full range of the Dataset.
@@ -47,6 +61,7 @@ class Levels:
         held: The box of the volume that the Dataset covers.
         labels: Names of its masks and instances.
         colors: Colours of the labels, as #rrggbb.
+        legend_colors: Colours that stand for each label in a legend: several for instances.
         voxel_size_nm: Size of a voxel (z, y, x) in nm; None if not known.
     """
 
@@ -54,6 +69,7 @@ class Levels:
         self.held = held_box(ds)
         self.labels = labels_of(ds)
         self.colors = {name: color_of(ds[name]) for name in self.labels}
+        self.legend_colors = {name: legend_colors(ds[name]) for name in self.labels}
         self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
         self._levels = open_levels(ds)
 
@@ -113,8 +129,13 @@ def grey_range(raw: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple
     return float(low), float(max(high, low + 1))
 
 
+def title_of(z: int, step: int) -> str:
+    """Return the title of a picture: the slice, and how many voxels a pixel stands for unless it is one."""
+    return f"z {z}" + (f", 1 pixel = {step} x {step} voxels" if step > 1 else "")
+
+
 def show(
-    ds: xr.Dataset,
+    ds: "xr.Dataset | str | os.PathLike[str]",
     z: int,
     y: Bounds = None,
     x: Bounds = None,
@@ -128,7 +149,7 @@ def show(
     """Draw a window of a slice: raw, and masks over it in colour.
 
     Args:
-        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
+        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`; or the path of a store, or a source of the archive.
         z: The slice, an index in the whole volume.
         y: First row and end (exclusive), as a pair or a slice; all rows if None.
         x: First column and end (exclusive), as a pair or a slice; all columns if None.
@@ -147,14 +168,20 @@ def show(
         MissingExtraError: matplotlib is not installed. (ImportError)
         InvalidArgumentError: The window is not inside the Dataset, or raw or a label is missing. (ValueError)
     """
+    if not isinstance(ds, xr.Dataset):
+        ds = open_target(ds)
     names = labels_of(ds) if labels is None else [labels] if isinstance(labels, str) else list(labels)
     missing = [name for name in (RAW, *names) if name not in ds]
     if missing:
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
-    pyplot, patches = _import_extra()
+    pyplot, Patch, HandlerTuple = _import_extra()
     seen = window(ds[[RAW, *names]], z, y, x, pixels).compute()
+    ratio = seen.sizes["y"] / seen.sizes["x"]
+    width, height = INCHES * min(1, 1 / ratio), INCHES * min(1, ratio)
+    is_beside = width < NARROW or len(names) > MOST_ABOVE
     if axes is None:
-        figure, axes = pyplot.subplots(figsize=(7, 7), layout="constrained")
+        size = max(width, 2) + (2.2 if is_beside else 0.8), max(height, 0.4) + 0.9
+        figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         pyplot.close(figure)  # otherwise a notebook shows it twice: as an open figure and as the returned value
     step, extent = seen.attrs["step"], extent_of(seen)
     raw = seen[RAW].values
@@ -164,11 +191,16 @@ def show(
         colours = overlay(seen[name], color_of(seen[name]), opacity)
         axes.imshow(colours, extent=extent, interpolation="nearest")
     axes.set(xlabel="x", ylabel="y")
-    axes.set_title(f"z {z}" + (f", one voxel of {step} x {step}" if step > 1 else ""), loc="left")
+    axes.set_title(title_of(z, step), loc="left")
     add_scale_bar(axes, extent[1] - extent[0], ds.attrs.get("voxel_size_nm"))
     if names:
-        handles = [patches.Patch(color=color_of(seen[name]), alpha=max(opacity, 0.4), label=name) for name in names]
-        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
+        handles = [
+            tuple(Patch(color=color, alpha=max(opacity, 0.6), linewidth=0) for color in legend_colors(seen[name]))
+            for name in names
+        ]
+        place = {"loc": "upper left"} if is_beside else {"loc": "lower right", "ncols": len(names)}
+        side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0)}
+        axes.legend(handles, names, handler_map=side_by_side, bbox_to_anchor=(1, 1), frameon=False, **place)
     return cast("Figure", axes.figure)
 
 
@@ -180,8 +212,14 @@ def fractions(ds: xr.Dataset) -> xr.Dataset:
 
     Returns:
         One variable per label, (z): the share, 0 to 1, of all voxels of a slice of `ds`.
+
+    Raises:
+        InvalidArgumentError: The Dataset has no label. (ValueError)
     """
-    masks = ds[labels_of(ds)]
+    names = labels_of(ds)
+    if not names:
+        raise InvalidArgumentError(f"There is no label in the Dataset; it has {', '.join(map(str, ds)) or 'nothing'}.")
+    masks = ds[names]
     shares = (masks > 0).mean(("y", "x"))
     counted = {
         name: shares[name].copy(data=_share_of_blocks(mask, ("y", "x")))
@@ -229,6 +267,16 @@ def overlay(label: xr.DataArray, color: str, opacity: float) -> npt.NDArray[np.f
     if kind_of(label) == "instances":
         pixels[there, :3] = _colors_of(label.values[there], color)
     return pixels
+
+
+def legend_colors(label: xr.DataArray) -> list[str]:
+    """Return the colours of a label in a legend, as #rrggbb: that of a mask, or those of a few instances."""
+    from matplotlib.colors import to_hex
+
+    color = color_of(label)
+    if kind_of(label) == "instances":
+        return [to_hex(one) for one in _colors_of(np.arange(1, 1 + LEGEND_COLORS), color)]
+    return [color]
 
 
 def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
@@ -300,21 +348,29 @@ def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | N
     power = 10 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
     bar = AnchoredSizeBar(
-        axes.transData, length / scale, f"{length:g} {unit}", "lower right", borderpad=0.6, size_vertical=width / 200
+        axes.transData,
+        length / scale,
+        f"{length:g} {unit}",
+        "lower right",
+        pad=0.4,
+        borderpad=0.6,
+        size_vertical=width / 200,
     )
-    bar.patch.set(alpha=0.7, linewidth=0)
+    bar.patch.set(alpha=0.85, linewidth=0)  # light, so that the black bar is seen on black glass
     axes.add_artist(bar)
     return bar
 
 
-def _import_extra() -> tuple[Any, Any]:
-    """Import the modules of matplotlib that draw.
+def _import_extra() -> tuple[Any, Any, Any]:
+    """Import what draws from matplotlib: pyplot, Patch and HandlerTuple.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     try:
-        from matplotlib import patches, pyplot
+        from matplotlib import pyplot
+        from matplotlib.legend_handler import HandlerTuple
+        from matplotlib.patches import Patch
     except ImportError as error:
         raise MissingExtraError(f"Pictures need matplotlib ({error}): pip install 'liver_dask[view]'.") from error
-    return pyplot, patches
+    return pyplot, Patch, HandlerTuple

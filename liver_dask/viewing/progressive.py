@@ -125,7 +125,7 @@ class ProgressiveReader:
             pass
         except Exception as error:  # of any kind: the user sees the message, and may move to another place
             log.info("%s", error, exc_info=error)
-            task.failed = f"{error} Move, or look again, to try once more."
+            task.failed = f'{error} Move, or press "Read again", to try once more.'
         with self._lock:
             task.left -= 1
             done = not task.left and self._task is task

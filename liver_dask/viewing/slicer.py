@@ -28,7 +28,7 @@ from ipywidgets import (
 from matplotlib.figure import Figure
 
 from ..core.kinds import RAW
-from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay
+from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay, title_of
 from .progressive import ProgressiveReader, Viewport
 
 SECONDS_AT_REST = 0.15
@@ -49,7 +49,7 @@ class Slicer(VBox):
     that are no longer needed are cancelled.
 
     Args:
-        levels: The Dataset, at all its resolutions.
+        ds: The Dataset. If it is a store with a pyramid, all its levels are used.
         z: The first slice to show; the middle slice if None.
         labels: The labels to show at first; all if None. The user can switch on the others.
         opacity: Initial opacity of the labels, 0 to 1.
@@ -59,14 +59,14 @@ class Slicer(VBox):
 
     def __init__(
         self,
-        levels: Levels,
+        ds: xr.Dataset,
         z: int | None,
         labels: list[str] | None,
         opacity: float,
         contrast: tuple[float, float],
         size: int,
     ) -> None:
-        self._levels = levels
+        self._levels = levels = Levels(ds)
         self._voxel_size = levels.voxel_size_nm
         self._lock = threading.RLock()
         self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._show_message))
@@ -78,7 +78,9 @@ class Slicer(VBox):
             value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
         )
         self.masks = {
-            name: _MaskControls(name, levels.colors[name], labels is None or name in labels, opacity)
+            name: _MaskControls(
+                name, levels.colors[name], levels.legend_colors[name], labels is None or name in labels, opacity
+            )
             for name in levels.labels
         }
         self.status = HTML()
@@ -89,7 +91,7 @@ class Slicer(VBox):
             self._button("Whole slice", lambda: self._show_window(None)),
             self._button("+", lambda: self._zoom(1 / ZOOM)),
             self._button("-", lambda: self._zoom(ZOOM)),
-            self._button("Look again", self._look),
+            self._button("Read again", self._look),
         ]
         controls = [HBox([self.z, *buttons]), self.contrast, *(mask.box for mask in self.masks.values())]
         super().__init__([*controls, self._picture.canvas, self.where, self.status])
@@ -228,13 +230,17 @@ class Slicer(VBox):
 
 
 class _MaskControls:
-    """Controls of a label: whether it is shown, its colour and its opacity."""
+    """Controls of a label: whether it is shown, its colour and its opacity.
 
-    def __init__(self, name: str, color: str, on: bool, opacity: float) -> None:
+    Instances have many colours, so some of these are shown in place of the choice of one.
+    """
+
+    def __init__(self, name: str, color: str, legend_colors: list[str], on: bool, opacity: float) -> None:
         self.on = Checkbox(on, description=name, indent=False, layout=Layout(width="8em"))
         self.colour = ColorPicker(concise=True, value=color, layout=Layout(width="3em"))
         self.opacity = FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity", readout=False)
-        self.box: Box = HBox([self.on, self.colour, self.opacity])
+        has_one = len(legend_colors) == 1
+        self.box: Box = HBox([self.on, self.colour if has_one else _patch(legend_colors), self.opacity])
 
 
 class _Picture:
@@ -271,7 +277,7 @@ class _Picture:
         for image in self._masks.values():
             image.set_visible(False)
         self._raw.set_alpha(STALE)
-        self.axes.set_title(f"z {z}", loc="left")
+        self.axes.set_title(title_of(z, 1), loc="left")
         self.canvas.draw_idle()
 
     def draw_raw(self, z: int, seen: xr.DataArray, percentiles: tuple[float, float]) -> None:
@@ -279,8 +285,7 @@ class _Picture:
         _place(self._raw, seen, seen.values)
         self._raw.set_clim(*grey_range(seen.values, percentiles))
         self._raw.set_alpha(1)
-        step = seen.attrs["step"]
-        self.axes.set_title(f"z {z}" + (f", one pixel of {step} x {step} voxels" if step > 1 else ""), loc="left")
+        self.axes.set_title(title_of(z, seen.attrs["step"]), loc="left")
         self.canvas.draw_idle()
 
     def draw_mask(self, name: str, seen: xr.DataArray | None, colour: str, opacity: float) -> None:
@@ -359,6 +364,13 @@ def _whole(low: float, high: float, least: int, most: int) -> tuple[int, int]:
     """Return the voxels between two limits of an axis as (first, exclusive end): at least one, inside least..most."""
     first = min(max(int(np.floor(low + 0.5)), least), most - 1)
     return first, min(max(int(np.ceil(high + 0.5)), first + 1), most)
+
+
+def _patch(colors: list[str]) -> HTML:
+    """Return a patch of several colours, as wide as a ColorPicker."""
+    parts = "".join(f'<span style="flex: 1; background: {color}"></span>' for color in colors)
+    patch = f'<div title="one colour per instance" style="display: flex; height: 1.6em; margin: 2px">{parts}</div>'
+    return HTML(patch, layout=Layout(width="3em"))
 
 
 def _wide() -> Layout:

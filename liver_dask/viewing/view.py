@@ -2,18 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xarray as xr
 
 from ..archive.archives import EMPIAR_13356
-from ..archive.dataset import open_archive
-from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError, MissingExtraError
 from ..core.kinds import RAW
-from ..store.record import check_shards, has_record, open_record
-from .figures import Levels
+from .targets import open_target
 
 if TYPE_CHECKING:
     from .slicer import Slicer
@@ -78,30 +74,7 @@ def view(
             f"contrast={contrast!r} must be two ascending percentiles, opacity={opacity!r} from 0 to 1, and "
             f"size={size!r} at least {SMALLEST}."
         )
-    return Slicer(Levels(ds), z, None if labels is None else list(labels), opacity, contrast, size)
-
-
-def open_target(
-    target: str | os.PathLike[str], archive: Archive | str | os.PathLike[str] = EMPIAR_13356, **options: Any
-) -> xr.Dataset:
-    """Open a store, or the archive at an address if it is not the path of a store.
-
-    Args:
-        target: The path of a store, or the address of an archive.
-        archive: The archive at this address, see `open_archive`.
-        options: Further arguments of `open_archive`.
-
-    Raises:
-        NotDownloadedError: The store is not complete, or this version cannot read its format. (RuntimeError)
-        DamagedError: A shard of the store is missing, and would be read as zeros. (OSError)
-        InvalidArgumentError: The target is a Zarr store that this package did not write. (ValueError)
-        SliceNotFoundError: The folder does not exist. (FileNotFoundError)
-    """
-    if has_record(Path(target)):
-        names = list(open_record(Path(target))["variables"])
-        check_shards(Path(target), names)
-        return xr.open_zarr(target)
-    return open_archive(archive, target, **options)
+    return Slicer(ds, z, None if labels is None else list(labels), opacity, contrast, size)
 
 
 def serve_slicer(
@@ -129,7 +102,7 @@ def serve_slicer(
     # absolute paths, because the kernel runs in another folder
     where, description = (os.path.abspath(path) if os.path.exists(path) else path for path in (target, archive))
     cell = (
-        "import os\nimport liver_dask as ld\nfrom liver_dask.viewing.view import open_target\n"
+        "import os\nimport liver_dask as ld\nfrom liver_dask.viewing.targets import open_target\n"
         f"ld.view(open_target(os.environ[{TARGET!r}], {description!r}, shape={shape!r}), z={z!r})"
     )
     os.environ[TARGET] = where  # not in the notebook, which is shown and stored on disk: there may be a password

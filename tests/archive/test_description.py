@@ -42,6 +42,13 @@ def test_the_built_in_archives_are_where_they_are() -> None:
     assert len(ld.open_archive("EMPIAR-13356", labels=["sinusoid", "hepatocyte"])) == 3
 
 
+def test_an_archive_is_printed_in_one_line() -> None:
+    """An archive is printed with its name, shape and variables, on one line."""
+    archive = ld.archives()["EMPIAR-12535/testis"]
+    assert repr(archive) == "<Archive EMPIAR-12535/testis: 2605 x 4884 x 10419 voxels (z, y, x) of raw, mito>"
+    assert len(repr(ld.archives())) < 1000
+
+
 def test_a_description_travels_with_what_reads() -> None:
     """A pickled array reads from the files of the archive description that it was opened with."""
     renamed = replace(ld.EMPIAR_13356["raw"], files="elsewhere/{z}.tif", first=3)

@@ -1,23 +1,36 @@
 """The notebooks run from the first cell to the last on the demo's archive."""
 
+import ast
+import base64
+import io
 import os
+import re
+import shlex
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from nbclient import NotebookClient
+from PIL import Image
 
 import liver_dask as ld
 from helpers.paths import ROOT
+from liver_dask.cli import main
 
 NOTEBOOKS = ROOT / "notebooks"
+SOURCE_LINE = re.compile(r"^`?(SOURCE, SHAPE.*?)`?$", re.MULTILINE)
+"""The line to replace for the liver: in the first code cell, and as text in the first cell."""
 
 
-def executed(name: str, environ: dict[str, str], folder: Path) -> list[nbformat.NotebookNode]:
-    """Run a notebook in a folder of its own; returns its cells."""
+def executed(name: str, environ: dict[str, str], folder: Path, line: str = "") -> list[nbformat.NotebookNode]:
+    """Run a notebook in a folder of its own, with another line for its source if one is given; returns its cells."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    if line:
+        notebook.cells[1].source, count = SOURCE_LINE.subn(line, notebook.cells[1].source)
+        assert count == 1
     client = NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | environ)
     return notebook.cells
@@ -30,6 +43,14 @@ def printed(cells: list[nbformat.NotebookNode]) -> str:
 def shown(cells: list[nbformat.NotebookNode], kind: str = "image/png") -> int:
     """How many outputs are of a kind."""
     return sum(kind in out.get("data", ()) for cell in cells for out in cell.get("outputs", ()))
+
+
+def picture(cells: list[nbformat.NotebookNode]) -> np.ndarray:
+    """The last picture that is shown."""
+    shown = [
+        out.data["image/png"] for cell in cells for out in cell.get("outputs", ()) if "image/png" in out.get("data", ())
+    ]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[-1]))).convert("L"))
 
 
 @pytest.mark.slow
@@ -48,23 +69,57 @@ def test_training_runs_and_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_looking(tmp_path: Path) -> None:
-    """The first notebook runs, and shows the slicer and one picture."""
-    cells = executed("01_open_and_look.ipynb", {}, tmp_path)
-    assert "(128, 128) voxels of slice 5" in printed(cells)
+@pytest.mark.parametrize(
+    ("line", "window"), [("", "(400, 400)"), ('SOURCE, SHAPE = Path("other"), (7, 500, 600)', "(250, 300)")]
+)
+def test_looking(tmp_path: Path, line: str, window: str) -> None:
+    """The first notebook runs on archives of any shape, and shows the slicer and a picture of tissue."""
+    cells = executed("01_open_and_look.ipynb", {}, tmp_path, line)
+    assert f"{window} voxels of slice 5" in printed(cells)
     assert shown(cells, "application/vnd.jupyter.widget-view+json") == 1
     assert shown(cells, "image/png") == 1
+    assert (picture(cells) < 10).mean() < 0.1, "a picture of empty glass"
 
 
 @pytest.mark.slow
-def test_keeping(tmp_path: Path) -> None:
-    """The notebook on clusters runs, and its store is complete and verified."""
-    cells = executed("02_download_on_a_cluster.ipynb", {}, tmp_path)
+@pytest.mark.parametrize(
+    ("line", "slices"),
+    [("", 24), ('SOURCE, SHAPE, BOX = Path("other"), (40, 500, 600), (100, 500, 50, 450, 22, 36)', 14)],
+)
+def test_keeping(tmp_path: Path, line: str, slices: int) -> None:
+    """The notebook on clusters runs on any archive and box, and its store is complete and verified."""
+    cells = executed("02_download_on_a_cluster.ipynb", {}, tmp_path, line)
     told = printed(cells)
     assert "http://127.0.0.1:" in told
     assert "liver_box.zarr: all right" in told
     assert shown(cells) == 1
-    assert len(xr.open_zarr(tmp_path / "liver_box.zarr").z) == 24
+    assert len(xr.open_zarr(tmp_path / "liver_box.zarr").z) == slices
+
+
+def test_what_it_will_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell command in the notebook on clusters prints a plan of the notebook's store."""
+    cells = nbformat.read(NOTEBOOKS / "02_download_on_a_cluster.ipynb", as_version=4).cells
+    (command,) = (line for cell in cells for line in cell.source.splitlines() if line.startswith("liver-dask download"))
+    monkeypatch.chdir(tmp_path)
+    Path("made-up_liver").mkdir()
+    planned = CliRunner().invoke(main, shlex.split(command)[1:])
+    assert planned.exit_code == 0, planned.output
+    assert "24 x 650 x 800 voxels" in planned.output
+
+
+@pytest.mark.parametrize("name", ["01_open_and_look", "02_download_on_a_cluster", "03_measure"])
+def test_one_line_is_replaced_for_the_liver(name: str) -> None:
+    """The line for the liver sets the same names as the line that it replaces, and a box inside the tissue."""
+    told, code = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[:2]
+    ((line,), (replaced,)) = (SOURCE_LINE.findall(cell.source) for cell in (told, code))
+    first, second = (ast.unparse(ast.parse(text).body[0].targets[0]) for text in (line, replaced))
+    assert first == second
+    values: dict = {"ld": ld}
+    exec(line, values)
+    assert (values["SOURCE"], values["SHAPE"]) == (ld.EMPIAR_13356.url, ld.EMPIAR_13356.shape)
+    ld.open_human_liver_em().liver.crop(ld.EMPIAR_13356.full_box).liver.crop(
+        values.get("BOX", ld.EMPIAR_13356.full_box)
+    )
 
 
 @pytest.mark.slow

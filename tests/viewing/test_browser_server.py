@@ -27,8 +27,8 @@ KERNEL = re.compile(r'"kernelId": ?"([0-9a-f-]{36})"')
 class Server:
     """A running `liver-dask view`, with methods that send requests to it."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, folder: Path) -> None:
-        self.process, self.url, self.folder = process, url, folder
+    def __init__(self, process: subprocess.Popen[str], url: str, folder: Path, log: list[str]) -> None:
+        self.process, self.url, self.folder, self.log = process, url, folder, log
         parts = urlsplit(url)
         self.host, self.port, self.query = parts.hostname, parts.port, parts.query
         self.token = self.query.removeprefix("token=")
@@ -64,13 +64,15 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         text=True,
         env=environment,
     )
+    log: list[str] = []
     for line in process.stderr:
+        log.append(line)
         found = re.search(r"http://\S+:\d+/\?token=[0-9a-f]*", line)
         if found:
             break
     assert found, "no address was printed"
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # else a full pipe of logs blocks it
-    yield Server(process, found[0], folder)
+    threading.Thread(target=log.extend, args=(process.stderr,), daemon=True).start()  # else a full pipe blocks it
+    yield Server(process, found[0], folder, log)
     process.terminate()
     process.communicate(timeout=60)
 
@@ -96,6 +98,18 @@ def test_with_the_token_there_is_a_page_and_its_kernel(server: Server, kernel: t
     assert json.loads(body)["id"] == number
     assert server.upgrade(f"/api/kernels/{number}/channels", Cookie=cookie) == 101
     assert "open_target" not in server.ask("/", Cookie=cookie)[2]
+
+
+@pytest.mark.timeout(300)
+def test_it_says_that_it_starts_and_does_not_alarm(server: Server, kernel: tuple[str, str]) -> None:
+    """The first line says that the server starts, and the notebook and its kernel are not called unsafe."""
+    number, cookie = kernel
+    assert json.loads(server.ask(f"/api/kernels/{number}", Cookie=cookie)[2])["id"] == number
+    log = "".join(server.log)
+    assert log.startswith("Starting; ")
+    assert f"Kernel started: {number}" in log, "what comes after the address is not read"
+    assert "is not trusted" not in log
+    assert "eavesdropping" not in log
 
 
 @pytest.mark.timeout(300)
@@ -134,6 +148,8 @@ def test_what_it_writes_is_for_the_user_alone(server: Server, kernel: tuple[str,
     assert stat.S_IMODE(notebook.stat().st_mode) == 0o600
     for folder in server.folder.iterdir():
         assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0 or folder.name == "config"
+    (described,) = server.folder.glob("liver_dask-view-*/kernels/python3/kernel.json")
+    assert json.loads(described.read_text())["argv"][0] == sys.executable
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _is_readable(path)]
     assert not any(server.token.encode() in line for line in lines)
 

@@ -1,5 +1,6 @@
 """Pictures show masks on the voxels that they mark, far views fetch few bytes, and a command saves pictures."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 import liver_dask as ld
@@ -17,6 +20,7 @@ from liver_dask.cli import main
 from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer
 from liver_dask.viewing import figures as pictures
+from liver_dask.viewing.accessor import LiverAccessor
 
 DEPTH, HEIGHT, WIDTH = SHAPE
 
@@ -52,6 +56,47 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pi
         assert not is_red(5099.5 + away, 7199.5 - away)
 
 
+@pytest.mark.parametrize(
+    ("y", "x"), [(None, None), ((5000, 5100), None), (None, (7000, 7060)), ((5000, 5080), (7000, 7400))]
+)
+def test_a_picture_has_the_shape_of_its_window(corner: xr.Dataset, y, x) -> None:
+    """A figure has no empty space above or below a wide window, and the legend is not on the title."""
+    figure = ld.show(corner, 290, y, x, pixels=300)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    drawn = axes.get_tightbbox()
+    assert drawn.height > 0.85 * figure.bbox.height
+    assert drawn.width > 0.6 * figure.bbox.width
+    assert figure.bbox.containsx(drawn.x1)
+    title = axes._left_title.get_window_extent()
+    assert not title.overlaps(axes.get_legend().get_window_extent())
+
+
+def test_the_legend_has_several_colours_for_instances(corner: xr.Dataset) -> None:
+    """The legend shows colours of instances, and the one colour of a mask."""
+    instances = corner.mito.astype(np.uint32).assign_attrs(kind="instances")
+    ds = corner.assign(
+        mito=instances.copy(data=np.arange(corner.mito.size, dtype=np.uint32).reshape(corner.mito.shape))
+    )
+    colors = [to_hex(patch.get_facecolor()) for patch in ld.show(ds, 290).axes[0].get_legend().findobj(Rectangle)]
+    numbers = ds.mito[0, 0, 1 : 1 + pictures.LEGEND_COLORS]
+    drawn = [to_hex(color) for color in pictures.overlay(numbers, EMPIAR_13356["mito"].color, 1)]
+    assert len(set(drawn)) == pictures.LEGEND_COLORS > 1
+    assert colors == [*drawn, EMPIAR_13356["er"].color]
+
+
+def test_the_bar_is_seen_on_black_glass(corner: xr.Dataset) -> None:
+    """The black bar lies inside a light box, away from its edges."""
+    figure = ld.show(corner, 290, labels=[])
+    FigureCanvasAgg(figure).draw()
+    (bar,) = figure.axes[0].artists
+    box, line = bar.patch.get_window_extent(), bar.size_bar.get_children()[0].get_window_extent()
+    assert line.y1 < box.y1 - 2
+    assert line.x0 > box.x0 + 2
+    assert np.mean(bar.patch.get_facecolor()[:3]) * bar.patch.get_alpha() > 0.8
+
+
 def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxels) -> None:
     """A far view shows every 14th row and column, and fetches less than a third of the file."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
@@ -73,6 +118,33 @@ def test_the_accessor_does_what_the_functions_do(archive: Path, voxels) -> None:
     assert shares.mito.chunks is not None, "it was computed"
     for name in EMPIAR_13356.labels:
         np.testing.assert_allclose(shares[name], (voxels[name] > 0).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["show", "view", "fractions"])
+def test_the_accessor_has_the_options_of_the_functions(name: str) -> None:
+    """Methods of `ds.liver` have the same options and default values as the functions, and describe each."""
+    method = getattr(LiverAccessor, name)
+    function = {"show": ld.show, "view": ld.view, "fractions": pictures.fractions}[name]
+    (_, *own), (_, *options) = (inspect.signature(found).parameters.values() for found in (method, function))
+    assert own == options
+    assert all(f"{option.name}: " in method.__doc__ for option in own)
+
+
+def test_a_path_is_shown_as_what_it_holds(archive: Path, tmp_path: Path) -> None:
+    """`show` takes the path of a store, too."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    store = ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(37, 137, 21, 121, 2, 6), progress=False)
+    for path in (store, str(store)):
+        found, expected = (ld.show(source, 3).axes[0].images[0].get_array() for source in (path, xr.open_zarr(store)))
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ld.SliceNotFoundError, match="nowhere"):
+        ld.show(tmp_path / "nowhere", 3)
+
+
+def test_without_a_label_there_are_no_shares(corner: xr.Dataset) -> None:
+    """The fractions of a Dataset without a label are an error with the names that it has."""
+    with pytest.raises(ld.InvalidArgumentError, match=r"^There is no label in the Dataset; it has raw\.$"):
+        corner[["raw"]].liver.fractions()
 
 
 def test_shares_are_those_of_any_dataset(archive: Path, tmp_path: Path) -> None:

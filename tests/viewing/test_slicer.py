@@ -1,5 +1,6 @@
 """The slicer shows the right voxels at the right place, fetches few bytes, and survives errors."""
 
+import re
 import shutil
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from ipywidgets import ColorPicker
 
 import liver_dask as ld
 from helpers.archive import SHAPE
@@ -76,6 +78,17 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
     assert tuple(slicer._picture._raw.get_extent()) == edges
 
 
+def test_its_title_is_that_of_a_picture(archive: Path, slicers) -> None:
+    """The slicer and a picture of the same window have the same title, which tells the voxels of a pixel."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    slicer = slicers(ds, z=3)
+    for window, title in ((((20, 120), (37, 200)), "z 3"), ((None, None), "z 3, 1 pixel = 3 x 3 voxels")):
+        slicer.go_to(3, *window)
+        seen_by(slicer)
+        drawn = ld.show(ds, 3, *window, pixels=SIZE)
+        assert {axes.get_title(loc="left") for axes in (slicer._picture.axes, drawn.axes[0])} == {title}
+
+
 def test_it_goes_to_slices_as_to_pairs_and_to_nothing_else(archive: Path, slicers) -> None:
     """`go_to` accepts slices and pairs; an invalid place is an error and changes nothing."""
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
@@ -113,6 +126,18 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
     assert is_red(corner[0] - 0.5 + away, corner[1] - 0.5 + away)
     assert not is_red(corner[0] - 0.5 - away, corner[1] - 0.5 + away)
     assert not is_red(corner[0] - 0.5 + away, corner[1] - 0.5 - away)
+
+
+def test_a_colour_can_be_chosen_for_a_mask_and_not_for_instances(archive: Path, slicers) -> None:
+    """A mask has a control of its colour; instances have a patch of several colours instead."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito", "er"])
+    slicer = slicers(ds.assign(mito=ds.mito.assign_attrs(kind="instances")), z=3)
+    seen_by(slicer)
+    mito, er = (slicer.masks[name].box.children for name in ("mito", "er"))
+    assert isinstance(er[1], ColorPicker)
+    assert not any(isinstance(control, ColorPicker) for control in mito)
+    colors = re.findall("background: (#[0-9a-f]{6})", mito[1].value)
+    assert len(set(colors)) == pictures.LEGEND_COLORS
 
 
 def test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing(server: ArchiveServer, slicers) -> None:
@@ -218,7 +243,7 @@ def test_a_slice_that_cannot_be_read_is_reported_and_others_are_seen(archive: Pa
     slicer.z.value = 6
     settle(slicer)
     assert "raw, slice 6" in slicer.status.value
-    slicer._told(Viewport(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
+    slicer._show_message(Viewport(6, (0, 1), (0, 1), 1, ()), "the folder <b> is gone")
     assert slicer.status.value == "the folder &lt;b&gt; is gone"
     assert not any(image.get_visible() for image in slicer._picture._masks.values())
     assert slicer._picture._raw.get_alpha() < 1
