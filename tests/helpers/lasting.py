@@ -53,5 +53,6 @@ LEFT: dict[str, str] = {
     "liver_dask.core.malloc.keep_memory_of_worker": "what malloc was told cannot be taken back",
     "liver_dask.core.threads._is_wanted": _GIVEN_BACK,
     "liver_dask.core.threads._process": "ends with the process",
+    "liver_dask.training.dataset._draw": _GIVEN_BACK,
 }
 """The reason why each other object cannot affect the next test."""
