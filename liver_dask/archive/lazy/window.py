@@ -61,10 +61,12 @@ class Window:
 
 
 def is_number(index: Any) -> bool:
+    """Return whether an index is one whole number; a bool is none."""
     return isinstance(index, (int, np.integer)) and not isinstance(index, bool)
 
 
 def is_list(index: Any) -> bool:
+    """Return whether an index is a list or an array."""
     return isinstance(index, list | np.ndarray)
 
 
