@@ -351,7 +351,8 @@ class VolumeReader:
         if among and min(among) < z < max(among):
             return f"O{zeros}"
         if among == numbers != set():
-            return f"Correct {correct} of the archive if they are wrong, or o{zeros}"
+            known = "" if names is None else f"{holds} "
+            return f"{known}Correct {correct} of the archive if they are wrong, or o{zeros}"
         return f"{holds} Correct {correct} of the archive, or the source."
 
     def _number_of(self, name: str) -> int | None:

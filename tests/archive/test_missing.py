@@ -105,7 +105,12 @@ CORRECT = "Correct files, first or shape of the archive"
     ("changed", "slices", "z", "said"),
     [
         ({}, 5, 2, f"Open the source with {ZEROS} if such slices are to be empty."),
-        ({}, 6, 5, f"{CORRECT} if they are wrong, or open the source with {ZEROS}"),
+        (
+            {},
+            6,
+            5,
+            f"such as slice_0000.tif. {CORRECT} if they are wrong, or open the source with {ZEROS}",
+        ),
         ({"first": 1}, 5, 4, f"Its folder holds 4 files, such as slice_0000.tif. {CORRECT}, or the source."),
         ({"files": "em/slice_{z:03d}.tif"}, 5, 0, f"Its folder holds 4 files, such as slice_0000.tif. {CORRECT}"),
         ({"files": "em/slice_{z:04d}.tiff"}, 5, 0, f"Its folder holds 4 files, such as slice_0000.tif. {CORRECT}"),

@@ -191,7 +191,10 @@ def test_the_systems_errors_are_sentences(archive: Path, tmp_path: Path, monkeyp
 
 def test_ctrl_c_is_how_the_viewer_ends(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends `view` quietly with exit code 0; before its server runs, it is an error."""
-    interrupt = lambda *_, **__: signal.raise_signal(signal.SIGINT)  # noqa: E731
+
+    def interrupt(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
     monkeypatch.setattr("liver_dask.cli.view", lambda *_, **__: io.StringIO())
     monkeypatch.setattr("liver_dask.cli.serve_slicer", interrupt)
     done = CliRunner().invoke(main, ["view", str(archive), *SHAPE_OPTION])

@@ -61,7 +61,7 @@ class Window:
 
 
 def is_number(index: Any) -> bool:
-    """Return whether an index is a whole number."""
+    """Return whether an index is one whole number; a bool is none."""
     return isinstance(index, (int, np.integer)) and not isinstance(index, bool)
 
 
