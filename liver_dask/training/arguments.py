@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import BoundingBox, Shape
@@ -42,11 +44,11 @@ def check_choices(
     min_foreground: float, labelled_region_only: bool, split: str | None, seed: int | None, stream: bool
 ) -> None:
     """Raise InvalidArgumentError if an argument that says which patches to draw is not valid."""
-    if not isinstance(min_foreground, (int, float)) or not 0 <= min_foreground <= 1:
+    if not isinstance(min_foreground, (int, float, np.floating)) or not 0 <= min_foreground <= 1:
         raise InvalidArgumentError(f"min_foreground={min_foreground!r} must be a share, 0 to 1.")
     if split is not None and split not in SPLITS:
         raise InvalidArgumentError(f"split={split!r} must be one of {', '.join(SPLITS)}, or None.")
-    if seed is not None and not (isinstance(seed, int) and seed >= 0):
+    if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
         raise InvalidArgumentError(f"seed={seed!r} must be a whole number of at least 0, or None.")
     if stream and labelled_region_only:
         raise InvalidArgumentError("labelled_region_only needs the table of a store; download one, or do not stream.")
@@ -117,9 +119,9 @@ def check_rois(rois: Any, shapes: Sequence[Shape], patch: Shape) -> list[Box]:
 
 def check_count(n_samples: Any) -> int | None:
     """Return the number of patches of an epoch, or raise InvalidArgumentError."""
-    if n_samples is not None and not (isinstance(n_samples, int) and n_samples > 0):
+    if n_samples is not None and not (isinstance(n_samples, int | np.integer) and n_samples > 0):
         raise InvalidArgumentError(f"n_samples={n_samples!r} must be a whole number above 0, or None.")
-    return n_samples
+    return None if n_samples is None else int(n_samples)
 
 
 def check_weights(weights: Sequence[float] | None, default: Sequence[float]) -> list[float]:

@@ -30,14 +30,20 @@ class PatchOrder(torch.utils.data.Sampler[PatchNumber]):
         self.count, self.of_epoch = count, of_epoch
         self.position = (0, 0)
         self._next = (0, 0)
+        self._now: tuple[int, int] | None = None
+
+    def begin(self) -> tuple[int, int]:
+        """Begin the next iteration; return its epoch, and how many of its patches were given before."""
+        self._now = self.position = self._next
+        self._next = (self._now[0] + 1, 0)
+        return self._now
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[PatchNumber]:
-        epoch, first = self._next
-        self._next = (epoch + 1, 0)
-        self.position = (epoch, first)
+        epoch, first = self._now or self.begin()
+        self._now = None
         return (PatchNumber(epoch * self.of_epoch + i) for i in range(first, self.count))
 
     def go_to(self, epoch: int, given: int) -> None:
@@ -73,9 +79,8 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
         self.shuffle = shuffle
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, first = self._order._next
+        epoch, first = self._order.begin()
         batches = super().__iter__()  # workers begin to read now
-        self._order.position = (epoch, first)
         return self._counted(batches, epoch, first)
 
     def _counted(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Any]:

@@ -6,7 +6,6 @@ Importing this module needs the extra `train`. Other modules import it only when
 import contextvars
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,7 +135,13 @@ class PatchDataset(SegmentationDataset):
             InvalidArgumentError: No such patch was found.
         """
         candidates, flip = _draw.get()
-        for position in islice(candidates, MOST_READS):
+        reads = 0
+        for position in candidates:
+            if self.least_labelled and self._seen.most(position) < self.least_labelled:
+                continue
+            reads += 1
+            if reads > MOST_READS:
+                break
             found = self._read(position)
             if found:
                 raw, masks = flipped(*found, flip) if self.flips else found
@@ -155,8 +160,6 @@ class PatchDataset(SegmentationDataset):
 
     def _read(self, position: Shape) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
         """Return raw (z, y, x) and labels (classes, z, y, x) of a patch; None if it is not allowed."""
-        if self.least_labelled and self._seen.most(position) < self.least_labelled:
-            return None
         window = tuple(slice(start, start + n) for start, n in zip(position, self.places.patch, strict=True))
         masks = self._read_labels(window) if self.least_labelled else None
         if masks is not None:
@@ -243,5 +246,5 @@ class PatchMixture(torch_em.data.ConcatDataset):
 
 def seeds_of(seed: int | None, rank: int, count: int) -> list[tuple[int, ...]]:
     """Return the seeds of several boxes; without a seed, new ones that follow from torch's global generator."""
-    common = new_seed() if seed is None else seed
+    common = new_seed() if seed is None else int(seed)
     return [(common, rank, number) for number in range(count)]

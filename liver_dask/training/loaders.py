@@ -93,7 +93,8 @@ def get_human_liver_em_dataset(
         rank: Number of this process in distributed training. Each rank has other patches. The default is the rank in
             torch.distributed.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 by default; a
-            `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers in both cases.
+            `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers; where float32
+            would not hold them, they are numbered anew in each patch.
 
     Returns:
         A `torch_em.data.ConcatDataset` with one `torch_em.data.SegmentationDataset` per box. When an index is asked for
@@ -311,9 +312,13 @@ def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) 
     raw_transform = chosen["raw_transform"]
     chosen["raw_transform"] = own.standardized if raw_transform is None else own.Widened(raw_transform)
     chosen["flips"] = chosen["transform"] is None
-    if "instances" in source.kinds:
+    is_mask = tuple(kind == "mask" for kind in source.kinds)
+    in_float32 = not chosen["flips"] or chosen["label_dtype"].is_floating_point
+    if not all(is_mask) and chosen["label_transform"] is None:
+        chosen["label_transform"] = own.ByChannel(is_mask, in_float32)
+    elif not all(is_mask):
         widened = own.Widened(chosen["label_transform"])
-        chosen["label_transform"] = own.Renumbered(widened) if chosen["flips"] else widened
+        chosen["label_transform"] = own.Renumbered(widened) if in_float32 else widened
     elif chosen["label_transform"] is None:
         chosen["label_transform"] = own.binary
     return chosen

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -86,17 +87,34 @@ class PatchSampler:
         according to its voxels, all allowed positions have the same chance. Which one it is does not depend on the
         tables.
         """
-        free = np.array(self.box.shape, np.int64) - self.patch + 1
         tried, count = 0, FIRST_DRAW
-        while tried < MOST_TRIES:
-            positions = rng.integers(0, free, (count, 3)) + self.box.start
+        while tried < MOST_TRIES and len(self._places):
+            chosen = self._places[np.searchsorted(self._ends, rng.integers(0, self._ends[-1], count), side="right")]
+            positions = rng.integers(chosen[:, 0], chosen[:, 1])
             yield from map(tuple, positions[self._may_be(positions)].tolist())
             tried, count = tried + count, min(4 * count, LARGEST_DRAW)
+
+    @cached_property
+    def _places(self) -> Positions:
+        """Boxes of positions to draw from, as the first position and the exclusive end of each, (boxes, 2, 3)."""
+        (z, y, x), stop = self.box.start, self.box.stop
+        end = np.array(stop) - self.patch + 1
+        if self.split is None or self.split.name == "train":
+            return np.array([[self.box.start, end]])
+        name, grid, origin, volume = self.split
+        start = z + origin[0], y + origin[1], x + origin[2]
+        beyond = stop[0] + origin[0], stop[1] + origin[1], stop[2] + origin[2]
+        return grid.places(name, start, beyond, self.patch, volume) - np.array(origin)
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        """Number of positions in all boxes up to each one."""
+        return np.cumsum((self._places[:, 1] - self._places[:, 0]).prod(axis=1))
 
     def _may_be(self, positions: Positions) -> npt.NDArray[np.bool_]:
         """Return which positions are not excluded."""
         allowed = np.ones(len(positions), bool)
-        if self.split:
+        if self.split and self.split.name == "train":
             name, grid, origin, volume = self.split
             allowed = grid.allows(name, positions + origin, self.patch, volume)
         if self.region:

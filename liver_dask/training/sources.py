@@ -72,7 +72,7 @@ class PatchSource:
     labels: tuple[StoredArray | StreamedArray, ...]
     names: tuple[str, ...]
     tables: dict[str, Counts]
-    kinds: frozenset[Kind]
+    kinds: tuple[Kind, ...]
 
     @classmethod
     def stored(cls, store: Path, names: tuple[str, ...]) -> "PatchSource":
@@ -84,7 +84,7 @@ class PatchSource:
             for name in record["variables"]
         }
         raw, *labels = (StoredArray(store, name) for name in (RAW, *names))
-        kinds = frozenset(record["variables"][name].get("kind", "mask") for name in names)
+        kinds = tuple(record["variables"][name].get("kind", "mask") for name in names)
         return cls(str(store), raw, tuple(labels), names, tables, kinds)
 
     @classmethod
@@ -106,5 +106,5 @@ class PatchSource:
         )
         part = crop(ds, box)
         raw, *labels = (StreamedArray(part[name].data.lazy) for name in (RAW, *names))
-        kinds = frozenset(archive[name].kind for name in names)
+        kinds = tuple(archive[name].kind for name in names)
         return cls(ds.attrs["source"], raw, tuple(labels), names, {}, kinds)

@@ -93,6 +93,33 @@ class SplitGrid:
             allowed &= self.split_of(np.minimum(first + offset, last)) == SPLITS.index(split)
         return allowed
 
+    def places(self, split: SplitName, start: Shape, stop: Shape, patch: Shape, volume: Shape) -> Positions:
+        """Return the positions in a box that belong to validation or test, as disjoint boxes of positions.
+
+        Two blocks of one of these splits never touch, not even with a corner, so each patch lies in one block.
+
+        Args:
+            split: `val` or `test`.
+            start: First voxel (z, y, x) of the box, in the volume.
+            stop: Exclusive end of the box.
+            patch: Voxels (z, y, x) of a patch.
+            volume: Voxels (z, y, x) of the volume.
+
+        Returns:
+            First position and exclusive end of each box of positions, (boxes, 2, 3).
+        """
+        numbers = [
+            np.arange(low // side, (high - 1) // side + 1)
+            for low, high, side in zip(start, stop, self.block, strict=True)
+        ]
+        blocks = np.stack(np.meshgrid(*numbers, indexing="ij"), axis=-1).reshape(-1, 3)
+        blocks = blocks[self.split_of(blocks) == SPLITS.index(split)]
+        first, end = blocks * self.block, (blocks + 1) * self.block
+        first = np.where(first > 0, first + self.margin, 0)
+        end = np.where(end < volume, end - self.margin, volume)
+        found = np.stack([np.maximum(first, start), np.minimum(end, stop) - patch + 1], axis=1)
+        return found[(found[:, 0] < found[:, 1]).all(axis=1)]
+
     def voxels(self, split: SplitName, start: Shape, stop: Shape) -> int:
         """Return how many voxels of a box belong to a split, margins included."""
         lengths, numbers = [], []

@@ -75,8 +75,35 @@ class Renumbered:
 
     def __call__(self, labels: npt.NDArray[Any]) -> Any:
         """Transform a patch."""
-        out = self.transform(labels)
-        if getattr(out, "dtype", None) != np.int64 or not out.size or out.max() < EXACT_IN_FLOAT32:
-            return out
-        numbers, place = np.unique(out, return_inverse=True)
-        return place.reshape(out.shape) + (numbers[0] != 0)
+        return renumbered(self.transform(labels))
+
+
+def renumbered(labels: Any) -> Any:
+    """Return labels with numbers that float32 holds; labels without larger ones are returned unchanged."""
+    if getattr(labels, "dtype", None) != np.int64 or not labels.size or labels.max() < EXACT_IN_FLOAT32:
+        return labels
+    numbers, place = np.unique(labels, return_inverse=True)
+    return place.reshape(labels.shape) + (numbers[0] != 0)
+
+
+@dataclass(frozen=True)
+class ByChannel:
+    """The label transform of masks beside instances, one channel for each: masks become 0 and 1, instances stay.
+
+    Attributes:
+        is_mask: Whether each channel is a mask.
+        in_float32: Whether numbers that float32 does not hold become 1, 2, ... in each patch.
+    """
+
+    is_mask: tuple[bool, ...]
+    in_float32: bool
+
+    def __call__(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Transform a patch (channels, z, y, x)."""
+        out = labels.astype(np.int64)
+        for channel, is_mask in zip(out, self.is_mask, strict=True):
+            if is_mask:
+                channel //= FOREGROUND
+            elif self.in_float32:
+                channel[...] = renumbered(channel)
+        return out

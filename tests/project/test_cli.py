@@ -198,7 +198,7 @@ def test_ctrl_c_is_how_the_viewer_ends(archive: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("liver_dask.cli.view", lambda *_, **__: io.StringIO())
     monkeypatch.setattr("liver_dask.cli.serve_slicer", interrupt)
     done = CliRunner().invoke(main, ["view", str(archive), *SHAPE_OPTION])
-    assert (done.exit_code, done.output) == (0, "")
+    assert (done.exit_code, done.output) == (0, "Starting; the address of the page follows.\n")
     monkeypatch.setattr("liver_dask.cli.view", interrupt)
     done = CliRunner().invoke(main, ["view", str(archive), *SHAPE_OPTION])
     assert done.exit_code == 1

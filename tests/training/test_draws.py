@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 import liver_dask as ld
 from helpers.archive import SHAPE
@@ -112,6 +113,14 @@ def test_every_position_that_qualifies_is_drawn_with_the_same_chance(least: int)
     assert statistic < freedom + 3.3 * (2 * freedom) ** 0.5 + 4, "chi-square, p about 0.001"
 
 
+def test_a_rare_position_is_found_for_every_patch() -> None:
+    """Positions that qualify are found for every patch, also if thousands of others have to be left out."""
+    raw = np.ones((2, 120, 150), np.uint16)
+    labels = np.zeros(raw.shape, bool)
+    labels[:, 40:44, 60:65] = True
+    assert set(drawn_positions(raw, labels, 36, 40)) == qualifying(raw, labels, 36)
+
+
 def test_a_box_is_read_alike_from_both_ends_of_the_tissue() -> None:
     """Positions at the beginning of the tissue are drawn as often as those at its end."""
     raw = np.ones((4, 24, 30), np.uint16)
@@ -135,6 +144,16 @@ def test_a_seed_is_enough_in_any_dataloader(asked) -> None:
     plain = torch.utils.data.DataLoader(copied, num_workers=2)
     assert [bytes_of(plain) for _ in range(2)] == epochs[0][:2], "workers of a copy repeat an epoch"
     assert [bytes_of(loader(asked, n_samples=8, seed=3, num_workers=2))] == epochs[0][:1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iterator_that_is_not_used_counts_as_an_epoch(asked, workers: int) -> None:
+    """With any workers, an iterator that was begun but not used takes its epoch along."""
+    whole = loader(asked, n_samples=4, seed=1)
+    expected = [bytes_of(whole) for _ in range(2)][1]
+    begun = loader(asked, n_samples=4, seed=1, num_workers=workers)
+    iter(begun)
+    assert bytes_of(begun) == expected
 
 
 def test_the_seed_fixes_what_a_users_transforms_draw(asked) -> None:
@@ -281,6 +300,50 @@ def test_no_voxel_of_validation_is_in_training(asked, archive: Path) -> None:
     assert seen["train"].mean() > 0.3
     assert seen["val"].mean() > 0.02
     assert not (seen["train"] & seen["val"]).any()
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> dict[str, Any]:
+    """An archive with a mask and with instances whose numbers float32 cannot hold."""
+    rng = np.random.default_rng(0)
+    shape = (4, 64, 64)
+    numbers = np.kron(rng.integers(0, 9, (4, 8, 8)), np.ones((1, 8, 8), int)) * 3 + (1 << 24) - 1
+    voxels = {
+        "raw": rng.integers(1, 255, shape).astype("uint8"),
+        "mask": np.where(rng.random(shape) < 0.5, 0, 255).astype("uint8"),
+        "cell": np.where(numbers < 1 << 24, 0, numbers).astype("uint32"),
+    }
+    kinds: dict[str, Any] = {"raw": "image", "mask": "mask", "cell": "instances"}
+    for name, whole in voxels.items():
+        (tmp_path / name).mkdir()
+        for z, pixels in enumerate(whole):
+            tifffile.imwrite(tmp_path / name / f"{z}.tif", pixels)
+    variables = tuple(
+        ld.Variable(name=name, files=f"{name}/{{z}}.tif", kind=kinds[name], dtype=str(whole.dtype))
+        for name, whole in voxels.items()
+    )
+    archive = ld.Archive(name="mine", url=str(tmp_path), shape=shape, variables=variables)
+    whole = {"bounding_boxes": [(0, 64, 0, 64, 0, 4)], "patch_shape": shape, "archive": archive, "stream": True}
+    return {"path": tmp_path / "stores", "label_choice": ["mask", "cell"], "seed": 0, "voxels": voxels, **whole}
+
+
+def objects(numbers: np.ndarray) -> int:
+    """How many objects there are."""
+    return len(np.unique(numbers[numbers > 0]))
+
+
+@pytest.mark.parametrize("transform", [None, same])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_masks_beside_instances_are_0_and_1_and_no_object_becomes_another(instances, transform, dtype) -> None:
+    """Channels of masks are 0 and 1, and those of instances keep every object, in float32 with other numbers."""
+    voxels = instances.pop("voxels")
+    _, labels = ld.get_human_liver_em_dataset(**instances, transform=transform, label_dtype=dtype)[0]
+    mask, cell = labels.numpy()
+    assert set(np.unique(mask)) == {0, 1}
+    assert mask.mean() == (voxels["mask"] > 0).mean()
+    assert objects(cell) == objects(voxels["cell"]) == 8
+    keeps = transform is None and dtype == torch.int64
+    assert (cell.max() == voxels["cell"].max()) == keeps
 
 
 def test_the_default_transforms_are_torch_ems_in_distribution() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
+from liver_dask.training.sampling import Box, PatchSampler, Split
 from liver_dask.training.splits import SPLITS, SplitGrid
 
 lengths = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
@@ -43,6 +44,34 @@ def test_no_voxel_is_in_two_splits(block, patches, seed: int, data: st.DataObjec
             grown = np.where(edge, grown, around)
         others = np.logical_or.reduce([other for other in found if other is not of_split])
         assert not (grown & others).any()
+
+
+@settings(max_examples=200)
+@given(block=lengths, patch=lengths, seed=st.integers(0, 9), data=st.data())
+def test_the_positions_of_validation_and_test_are_found_block_by_block(block, patch, seed: int, data) -> None:
+    """The boxes of positions are disjoint, and hold exactly the positions that a patch may have."""
+    margin = tuple(data.draw(st.integers(0, (side - 1) // 2)) for side in block)
+    grid, volume = SplitGrid(block, margin, seed), (12, 20, 20)
+    start = tuple(data.draw(st.integers(0, length - of)) for length, of in zip(volume, patch, strict=True))
+    axes = zip(start, patch, volume, strict=True)
+    stop = tuple(data.draw(st.integers(low + of, end)) for low, of, end in axes)
+    positions = np.array(list(product(*map(range, start, np.array(stop) - patch + 1))))
+    for split in ("val", "test"):
+        found = [
+            position
+            for first, end in grid.places(split, start, stop, patch, volume).tolist()
+            for position in product(*map(range, first, end))
+        ]
+        expected = positions[grid.allows(split, positions, patch, volume)].tolist()
+        assert sorted(found) == sorted(map(tuple, expected))
+
+
+def test_a_patch_as_large_as_a_block_without_margins_is_found() -> None:
+    """The few positions of a patch that just fits into a block are drawn without many tries."""
+    grid, volume = SplitGrid(), (128, 4096, 4096)
+    sampler = PatchSampler((48, 896, 896), Box((0, 0, 0), volume), split=Split("test", grid, (0, 0, 0), volume))
+    drawn = [next(sampler.candidates(np.random.default_rng(seed))) for seed in range(50)]
+    assert grid.allows("test", np.array(drawn), sampler.patch, volume).all()
 
 
 def test_a_tenth_of_any_ten_blocks_is_for_validation_and_a_tenth_for_test() -> None:

@@ -85,7 +85,7 @@ def _inflate(data: Buffer, step: Step) -> Buffer:
 def _unshuffle(data: Buffer, step: Step) -> Buffer:
     """Put the bytes of each number together again."""
     size = step.values[0] if step.values else 0
-    if not 0 < size <= len(data):
+    if size < 1:
         raise ValueError("its bytes are shuffled in an unknown way")
     whole = len(data) // size * size  # the remaining bytes were not shuffled
     planes = np.frombuffer(data, np.uint8, whole).reshape(size, -1)

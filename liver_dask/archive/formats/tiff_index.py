@@ -110,6 +110,10 @@ class OtherKindError(FormatError):
         self.segments = segments
 
 
+MOST_PAGES = 32
+"""Maximum number of pages of a file, of which all but the first are smaller copies and masks."""
+
+
 def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[Any]) -> StripIndex:
     """Parse the directory of a TIFF; fetch only the bytes that hold it (two or three requests).
 
@@ -157,9 +161,12 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
 
 def _check_alone(tiff: tifffile.TiffFile, url: str) -> None:
     """Raise FormatError if a file holds several images. Smaller copies and masks of the first one are ignored."""
+    several = True
     try:
-        page: Any = tiff.pages[1]
-        several = not page.is_reduced and not page.is_mask
+        for number in range(1, MOST_PAGES):
+            page: Any = tiff.pages[number]
+            if not page.is_reduced and not page.is_mask:
+                break
     except IndexError:  # ImageJ and tifffile may write one directory for all images
         shape = (tiff.shaped_metadata or ({},))[0].get("shape", (1,))
         of_page = tiff.pages.first.imagelength * tiff.pages.first.imagewidth * tiff.pages.first.samplesperpixel

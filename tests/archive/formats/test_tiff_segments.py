@@ -309,6 +309,18 @@ def test_smaller_copies_and_masks_are_no_slices(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ld.open_archive(of_bytes(tmp_path)).raw[0], pixels)
 
 
+@pytest.mark.parametrize("between", [1, 4])
+def test_an_image_after_a_copy_or_a_mask_is_a_second_image(tmp_path: Path, between: int) -> None:
+    """A file with an image, a reduced copy or a mask, and another image is refused."""
+    pixels = np.ones((20, 30), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "0.tif") as file:
+        file.write(pixels, metadata=None)
+        file.write(pixels > 0 if between == 4 else pixels[::2, ::2], subfiletype=between, metadata=None)
+        file.write(pixels, metadata=None)
+    with pytest.raises(ld.FormatError, match="holds several images"):
+        ld.open_archive(of_bytes(tmp_path)).raw.compute()
+
+
 def of_bytes(folder: Path) -> ld.Archive:
     """An archive of one slice of 20 x 30 bytes."""
     raw = ld.Variable(name="raw", files="{z}.tif", kind="image")
