@@ -314,7 +314,7 @@ def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) 
     chosen["flips"] = chosen["transform"] is None
     is_mask = tuple(kind == "mask" for kind in source.kinds)
     in_float32 = not chosen["flips"] or chosen["label_dtype"].is_floating_point
-    if not all(is_mask) and chosen["label_transform"] is None:
+    if any(is_mask) and not all(is_mask) and chosen["label_transform"] is None:
         chosen["label_transform"] = own.ByChannel(is_mask, in_float32)
     elif not all(is_mask):
         widened = own.Widened(chosen["label_transform"])
