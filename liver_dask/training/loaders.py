@@ -313,7 +313,8 @@ def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) 
     chosen["raw_transform"] = own.standardized if raw_transform is None else own.Widened(raw_transform)
     chosen["flips"] = chosen["transform"] is None
     is_mask = tuple(kind == "mask" for kind in source.kinds)
-    in_float32 = not chosen["flips"] or chosen["label_dtype"].is_floating_point
+    kornia = extra.torch_em.transform.augmentation.KorniaAugmentationPipeline  # it computes with float32
+    in_float32 = chosen["label_dtype"].is_floating_point or isinstance(chosen["transform"], kornia)
     if any(is_mask) and not all(is_mask) and chosen["label_transform"] is None:
         chosen["label_transform"] = own.ByChannel(is_mask, in_float32)
     elif not all(is_mask):
