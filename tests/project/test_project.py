@@ -222,7 +222,9 @@ def test_importing_is_light() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=["lint", "format", "types"]
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], pytest.param(["mypy"], marks=pytest.mark.slow)],
+    ids=["lint", "format", "types"],
 )
 def test_style_and_types(command: list[str]) -> None:
     """Ruff finds nothing to change in style or format, and mypy no error."""

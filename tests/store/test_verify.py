@@ -173,6 +173,7 @@ def test_what_is_no_complete_store_is_refused(kept: Path, tmp_path: Path) -> Non
         ld.verify(tmp_path / "b.zarr", progress=False)
 
 
+@pytest.mark.slow
 def test_sampling_looks_at_the_edges_and_at_every_shard(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

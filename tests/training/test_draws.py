@@ -253,6 +253,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ranks_have_disjoint_streams(asked, tmp_path: Path) -> None:
     """Two processes of torch.distributed draw other patches; `rank` and `world_size` do so, too."""
     given = {**asked, "path": str(asked["path"]), "source": str(asked["source"])}

@@ -97,6 +97,7 @@ def draw_chain(data: st.DataObject) -> list[tuple[str, Callable[[xr.Dataset], xr
     return [*drawn, ("numbered", numbered)] if data.draw(st.booleans()) else drawn
 
 
+@pytest.mark.slow
 @given(data=st.data(), opened=st.sampled_from(OPENED))
 @settings(deadline=None, max_examples=60, phases=[Phase.explicit, Phase.generate])
 def test_whatever_was_done_pictures_show_the_voxels_at_their_coordinates(
