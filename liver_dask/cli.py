@@ -4,29 +4,34 @@ The exit code is 0 (success), 1 (failure) or 2 (wrong usage). Errors are printed
 """
 
 import errno
-import logging
 import os
-import re
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from multiprocessing import resource_tracker
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import dask
 import xarray as xr
-from click.core import ParameterSource
 from rich.filesize import decimal
 
-from .archive.archives import EMPIAR_13356, archives, find_archive
+from .archive.archives import find_archive
 from .archive.dataset import open_archive
 from .archive.description import Archive
 from .archive.reader import Missing
 from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
+from .cli_options import (
+    LocalPath,
+    archive_option,
+    cluster,
+    cluster_options,
+    missing_option,
+    refuse_options_for_store,
+    shape_option,
+    source_option,
+    target_argument,
+)
 from .core.config import setting
 from .core.documents import reason_of
 from .core.errors import InvalidArgumentError, LiverDaskError
@@ -46,20 +51,9 @@ from .viewing.figures import PIXELS, show
 from .viewing.targets import open_target
 from .viewing.view import serve_slicer, view
 
-if TYPE_CHECKING:
-    from distributed import Client, LocalCluster
-
-CONNECT_SECONDS = 5
-LOG_LEVELS = {
-    "distributed": "CRITICAL",
-    "distributed.nanny.memory": "WARNING",
-    "distributed.worker.memory": "WARNING",
-    "tornado.application": "CRITICAL",
-    "asyncio": "CRITICAL",
-}
-"""Log levels for a local cluster. Stopped workers log tracebacks of their tasks; this package reports the errors."""
-
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
+
+
 SNAPSHOT_DPI = 160
 """Resolution at which a figure of 7 x 7 inches has about as many pixels as the default of `--pixels`."""
 
@@ -93,60 +87,6 @@ def sentence_of(error: LiverDaskError | OSError) -> str:
     return f"Cannot use {os.fsdecode(str(error.filename))} ({error.strerror.lower()}); {advice}."
 
 
-archive_option = click.option(
-    "--archive",
-    default=EMPIAR_13356.name,
-    show_default=True,
-    metavar="NAME|FILE.toml",
-    help=f"Which archive: {', '.join(archives())}, or a file that describes another.",
-)
-source_option = click.option(
-    "--source", help="Where it is: any fsspec URL, or a local folder.  [default: the address in its description]"
-)
-shape_option = click.option(
-    "--shape",
-    type=int,
-    nargs=3,
-    metavar="Z Y X",
-    help="Voxels of the volume, if they are other than described.",
-)
-target_argument = click.argument("target", required=False)
-missing_option = click.option(
-    "--missing",
-    type=click.Choice(["raise", "zeros"]),
-    default="raise",
-    show_default=True,
-    help="What becomes of a slice whose file does not exist.",
-)
-
-
-class LocalPath(click.Path):
-    """A path on this machine: not empty, which would be the current folder, and no URL, which would create folders."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(path_type=Path, **options)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path; an invalid one is wrong usage."""
-        if not str(value):
-            self.fail("the path is empty; give a folder on this machine.", param, ctx)
-        if re.match(r"[a-z0-9+.-]{2,}:/", str(value)):
-            self.fail(f"{value} is an address; give a folder on this machine.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-def refuse_options_for_store(target: str | None) -> None:
-    """Refuse options about an archive if the target is a store, where they would have no effect."""
-    context = click.get_current_context()
-    given = [
-        f"--{name}"
-        for name in ("archive", "shape", "missing")
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if target is not None and given and has_record(Path(target)):
-        raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out.")
-
-
 def check_some_file(archive: Archive, folder: str) -> None:
     """Raise an error if a folder on this machine has no file of any variable; of other sources, nothing is asked."""
     if "://" in folder:
@@ -162,13 +102,6 @@ def check_some_file(archive: Archive, folder: str) -> None:
         f"{folder} has no file of {archive.name}, such as {archive.variables[0].path(0)}; give another folder, or the "
         "archive that it is (--archive)."
     )
-
-
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that define where the tasks run."""
-    scheduler = click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster of this scheduler.")
-    workers = click.option("--workers", type=click.IntRange(1), help="Work in so many processes of this machine.")
-    return scheduler(workers(command))
 
 
 @click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -487,53 +420,6 @@ def plan_text(export: Export) -> str:
         lines.append(f"  {time_taken} of fetching at {decimal(int(rate))}/s")
     lines.append("Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source.")
     return "\n".join(lines)
-
-
-@contextmanager
-def cluster(scheduler: str | None, workers: int | None) -> Iterator["Client | None"]:
-    """Connect to a scheduler, or start a local cluster.
-
-    Args:
-        scheduler: Address of a dask scheduler.
-        workers: Number of processes of a local cluster.
-
-    Yields:
-        The client, or None if neither argument is given.
-    """
-    if scheduler is None and workers is None:
-        yield None
-        return
-    if scheduler is not None and workers is not None:
-        raise click.UsageError("Give either --scheduler or --workers.")
-    from distributed import Client
-
-    with ExitStack() as stack:
-        try:
-            where = scheduler or stack.enter_context(_local_cluster(workers))
-            client = stack.enter_context(Client(where, timeout=CONNECT_SECONDS))
-        except (OSError, ValueError) as error:
-            raise click.ClickException(f"There is no cluster at {scheduler or 'this machine'} ({error}).") from error
-        yield client
-
-
-@contextmanager
-def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
-    """Start worker processes on this machine that ignore Ctrl-C. This process receives it and ends them."""
-    from distributed import LocalCluster
-
-    for name, level in LOG_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
-    os.environ["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize({"logging": LOG_LEVELS})  # for the workers
-    resource_tracker.ensure_running()  # its start unblocks SIGINT, so it must come first
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the workers inherit the blocked signal
-    try:
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        raise
-    with cluster:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a pending Ctrl-C is delivered now
-        yield cluster
 
 
 def _size_of(store: Path) -> str:

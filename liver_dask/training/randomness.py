@@ -37,16 +37,17 @@ def generator_of(*seeds: int) -> np.random.Generator:
 @contextlib.contextmanager
 def global_generators(rng: np.random.Generator) -> Iterator[None]:
     """Seed the global generators of torch, numpy and Python within this context, for transforms that use them."""
-    torch_state, numpy_state, state = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch_state, state = torch.get_rng_state(), random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002  # users' transforms draw from the global state
     seeds = rng.integers(0, 2**32, 3)
     torch.random.default_generator.manual_seed(int(seeds[0]))
-    np.random.seed(int(seeds[1]))  # noqa: NPY002
+    np.random.seed(int(seeds[1]))  # noqa: NPY002  # as above
     random.seed(int(seeds[2]))
     try:
         yield
     finally:
         torch.set_rng_state(torch_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)  # noqa: NPY002  # as above
         random.setstate(state)
 
 

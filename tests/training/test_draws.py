@@ -21,8 +21,8 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 torch_em = pytest.importorskip("torch_em", reason="the extra `train` is not installed")
 
 from liver_dask.training.dataset import PatchDataset  # noqa: E402  # after the skip
-from liver_dask.training.sampling import Box, Minimum, PatchSampler  # noqa: E402
-from liver_dask.training.transforms import flipped, standardized  # noqa: E402
+from liver_dask.training.sampling import Box, Minimum, PatchSampler  # noqa: E402  # it stands with the others
+from liver_dask.training.transforms import flipped, standardized  # noqa: E402  # it stands with the others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -160,7 +160,7 @@ def test_the_seed_fixes_what_a_users_transforms_draw(asked) -> None:
     """Transforms that use the global generators of torch, numpy or Python follow from the seed; the generators stay."""
 
     def noisy(raw: np.ndarray) -> np.ndarray:
-        return raw + random.random() + np.random.random() + torch.rand(()).item()  # noqa: NPY002
+        return raw + random.random() + np.random.random() + torch.rand(()).item()  # noqa: NPY002  # as users' transforms do
 
     dataset = ld.get_human_liver_em_dataset(**asked, n_samples=4, seed=1, raw_transform=noisy)
     before = random.getstate(), torch.get_rng_state()

@@ -1,0 +1,143 @@
+"""Options and arguments that several commands have, and the cluster that they name."""
+
+import logging
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import dask
+from click.core import ParameterSource
+
+from .archive.archives import EMPIAR_13356, archives
+from .store.record import has_record
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
+
+
+CONNECT_SECONDS = 5
+LOG_LEVELS = {
+    "distributed": "CRITICAL",
+    "distributed.nanny.memory": "WARNING",
+    "distributed.worker.memory": "WARNING",
+    "tornado.application": "CRITICAL",
+    "asyncio": "CRITICAL",
+}
+"""Log levels for a local cluster. Stopped workers log tracebacks of their tasks; this package reports the errors."""
+
+archive_option = click.option(
+    "--archive",
+    default=EMPIAR_13356.name,
+    show_default=True,
+    metavar="NAME|FILE.toml",
+    help=f"Which archive: {', '.join(archives())}, or a file that describes another.",
+)
+
+source_option = click.option(
+    "--source", help="Where it is: any fsspec URL, or a local folder.  [default: the address in its description]"
+)
+
+shape_option = click.option(
+    "--shape",
+    type=int,
+    nargs=3,
+    metavar="Z Y X",
+    help="Voxels of the volume, if they are other than described.",
+)
+
+target_argument = click.argument("target", required=False)
+
+missing_option = click.option(
+    "--missing",
+    type=click.Choice(["raise", "zeros"]),
+    default="raise",
+    show_default=True,
+    help="What becomes of a slice whose file does not exist.",
+)
+
+
+class LocalPath(click.Path):
+    """A path on this machine: not empty, which would be the current folder, and no URL, which would create folders."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; an invalid one is wrong usage."""
+        if not str(value):
+            self.fail("the path is empty; give a folder on this machine.", param, ctx)
+        if re.match(r"[a-z0-9+.-]{2,}:/", str(value)):
+            self.fail(f"{value} is an address; give a folder on this machine.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def refuse_options_for_store(target: str | None) -> None:
+    """Refuse options about an archive if the target is a store, where they would have no effect."""
+    context = click.get_current_context()
+    given = [
+        f"--{name}"
+        for name in ("archive", "shape", "missing")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if target is not None and given and has_record(Path(target)):
+        raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out.")
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that define where the tasks run."""
+    scheduler = click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster of this scheduler.")
+    workers = click.option("--workers", type=click.IntRange(1), help="Work in so many processes of this machine.")
+    return scheduler(workers(command))
+
+
+@contextmanager
+def cluster(scheduler: str | None, workers: int | None) -> Iterator["Client | None"]:
+    """Connect to a scheduler, or start a local cluster.
+
+    Args:
+        scheduler: Address of a dask scheduler.
+        workers: Number of processes of a local cluster.
+
+    Yields:
+        The client, or None if neither argument is given.
+    """
+    if scheduler is None and workers is None:
+        yield None
+        return
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("Give either --scheduler or --workers.")
+    from distributed import Client
+
+    with ExitStack() as stack:
+        try:
+            where = scheduler or stack.enter_context(_local_cluster(workers))
+            client = stack.enter_context(Client(where, timeout=CONNECT_SECONDS))
+        except (OSError, ValueError) as error:
+            raise click.ClickException(f"There is no cluster at {scheduler or 'this machine'} ({error}).") from error
+        yield client
+
+
+@contextmanager
+def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
+    """Start worker processes on this machine that ignore Ctrl-C. This process receives it and ends them."""
+    from distributed import LocalCluster
+
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    os.environ["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize({"logging": LOG_LEVELS})  # for the workers
+    resource_tracker.ensure_running()  # its start unblocks SIGINT, so it must come first
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the workers inherit the blocked signal
+    try:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        raise
+    with cluster:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a pending Ctrl-C is delivered now
+        yield cluster
