@@ -9,6 +9,7 @@ threads, which do not survive a fork.
 import operator
 import os
 from contextlib import ExitStack
+from io import FileIO
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from ..core.errors import DamagedError, InvalidArgumentError
 from ..core.geometry import Shape
+from .chunk_cache import ChunkCache
 from .inventory import check_structure
 from .layout import Shard
 from .record import CHECKSUMS_SINCE, layout_of, open_record, shard_path
@@ -30,6 +32,8 @@ class StoredArray:
     Args:
         store: Folder of the store.
         name: Name of the variable.
+        cache: Where decoded chunks are kept; several arrays may share it. Without it, only the needed part of a chunk
+            is decoded, each time.
 
     Attributes:
         shape: Number of voxels (z, y, x).
@@ -41,7 +45,7 @@ class StoredArray:
         DamagedError: The metadata of the array do not match the record of the store. (OSError)
     """
 
-    def __init__(self, store: Path, name: str) -> None:
+    def __init__(self, store: Path, name: str, cache: ChunkCache | None = None) -> None:
         record = open_record(store)
         if name not in record["variables"]:
             raise InvalidArgumentError(f"{store} does not hold {name!r}; it holds {', '.join(record['variables'])}.")
@@ -52,6 +56,7 @@ class StoredArray:
         self.shape: Shape = self._layout.shape
         self.dtype: np.dtype[Any] = np.dtype(record["variables"][name]["dtype"])
         self._indexes: dict[Shard, Index] = {}
+        self._cache = cache
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_indexes": {}}
@@ -70,48 +75,62 @@ class StoredArray:
         """
         bounds = [of.indices(length)[:2] for of, length in zip(key, self.shape, strict=True)]
         out = np.empty([max(stop - start, 0) for start, stop in bounds], self.dtype)
-        with ExitStack() as files:
-            opened: dict[Shard, int] = {}
+        with _OpenFiles() as files:
             for z, y, x in product(*map(_cut, bounds, self._layout.chunks)) if out.size else ():
-                place = z.number, y.number, x.number
-                shard = Shard(*map(operator.floordiv, place, self._layout.chunks_per_shard))
-                try:
-                    if shard not in opened:
-                        opened[shard] = self._open(shard, files)
-                    voxels = self._read_planes(opened[shard], shard, place, z.inside)
-                except (DamagedError, OSError) as error:
-                    raise self._unreadable(shard, error) from error
+                voxels = self._planes((z.number, y.number, x.number), z.inside, files)
                 out[z.into, y.into, x.into] = 0 if voxels is None else voxels[:, y.inside, x.inside]
         return out
 
-    def _open(self, shard: Shard, files: ExitStack) -> int:
-        """Open a shard until `files` is closed, cache its index, and return the file descriptor."""
-        file = files.enter_context(shard_path(self._store, self._name, shard).open("rb", buffering=0))
-        if shard not in self._indexes:
-            self._indexes[shard] = read_shard_index(file, self._layout.chunks_per_shard)
-        return file.fileno()
-
-    def _read_planes(
-        self, descriptor: int, shard: Shard, place: tuple[int, ...], planes: slice
-    ) -> npt.NDArray[Any] | None:
-        """Read some z planes of a chunk; return None if the chunk is empty.
+    def _planes(self, place: Shape, planes: slice, files: "_OpenFiles") -> npt.NDArray[Any] | None:
+        """Return some z planes of a chunk, from the cache if there is one; None if the chunk is empty.
 
         Args:
-            descriptor: File descriptor of the shard.
-            shard: Place of the shard in the grid of shards.
             place: Number (z, y, x) of the chunk in the whole array.
             planes: The planes, counted from the start of the chunk.
+            files: Files that are open.
         """
-        inside = tuple(map(operator.mod, place, self._layout.chunks_per_shard))
-        offset, length = self._indexes[shard][inside].tolist()
-        if offset == EMPTY:
-            return None
-        data = os.pread(descriptor, length, offset)
-        return decode_planes(data, self.dtype, self._layout.chunks, planes, has_checksum=self._has_checksums)
+        if self._cache is None:
+            return self._read_planes(place, planes, files)
+        whole = slice(0, self._layout.chunks[0])
+        chunk = self._cache.get((self._store, self._name, place), lambda: self._read_planes(place, whole, files))
+        return None if chunk is None else chunk[planes]
 
-    def _unreadable(self, shard: Shard, error: Exception) -> DamagedError:
+    def _read_planes(self, place: Shape, planes: slice, files: "_OpenFiles") -> npt.NDArray[Any] | None:
+        """Read and decode some z planes of a chunk; see `_planes`.
+
+        Raises:
+            DamagedError: A shard is missing, or differs from what was written.
+        """
+        shard = Shard(*map(operator.floordiv, place, self._layout.chunks_per_shard))
+        inside = tuple(map(operator.mod, place, self._layout.chunks_per_shard))
         path = shard_path(self._store, self._name, shard)
-        return DamagedError(f"{path} cannot be read ({error}); `liver-dask verify {self._store}` says what is damaged.")
+        try:
+            file = files.open(path)
+            if shard not in self._indexes:
+                self._indexes[shard] = read_shard_index(file, self._layout.chunks_per_shard)
+            offset, length = self._indexes[shard][inside].tolist()
+            if offset == EMPTY:
+                return None
+            data = os.pread(file.fileno(), length, offset)
+            return decode_planes(data, self.dtype, self._layout.chunks, planes, has_checksum=self._has_checksums)
+        except (DamagedError, OSError) as error:
+            raise DamagedError(
+                f"{path} cannot be read ({error}); `liver-dask verify {self._store}` says what is damaged."
+            ) from error
+
+
+class _OpenFiles(ExitStack):
+    """Files that are open until the end of the `with` block, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[Path, FileIO] = {}
+
+    def open(self, path: Path) -> FileIO:
+        """Return an open file; open it if it is not."""
+        if path not in self._files:
+            self._files[path] = self.enter_context(path.open("rb", buffering=0))
+        return self._files[path]
 
 
 class _Piece(NamedTuple):

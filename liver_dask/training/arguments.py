@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,40 @@ SET_HERE = (
     "with_label_channels",
 )
 """Arguments of torch_em's function that the volume and the labels determine."""
+
+
+TRANSFORMS = ("raw_transform", "label_transform", "transform", "label_transform2", "pre_label_transform", "sampler")
+"""Arguments of torch_em's function that are a user's own code."""
+
+Workers = Literal["threads", "processes"]
+
+OF_PROCESSES = ("multiprocessing_context", "worker_init_fn")
+"""Arguments of DataLoader that mean nothing to threads."""
+
+
+def check_workers(workers: Workers | None, given: dict[str, Any]) -> Workers:
+    """Return what the workers of a loader are; see `get_human_liver_em_loader`.
+
+    Args:
+        workers: What the user chose.
+        given: The other arguments.
+
+    Raises:
+        InvalidArgumentError: There is no such kind, or an argument is only for processes.
+    """
+    if workers not in ("threads", "processes", None):
+        raise InvalidArgumentError(f"workers={workers!r} must be 'threads' or 'processes', or None.")
+    of_processes = [name for name in OF_PROCESSES if given.get(name) is not None]
+    if workers == "threads" and of_processes:
+        raise InvalidArgumentError(f"{of_processes[0]} is for processes: leave it out, or give workers='processes'.")
+    if workers:
+        return workers
+    return "processes" if of_processes or has_own_code(given) else "threads"
+
+
+def has_own_code(given: dict[str, Any]) -> bool:
+    """Return whether a transform or a sampler is the user's, which may draw from global random generators."""
+    return any(given.get(name) is not None for name in TRANSFORMS)
 
 
 def check_labels(archive: Archive, label_choice: str | Sequence[str]) -> tuple[str, ...]:
@@ -138,6 +172,13 @@ def check_weights(weights: Sequence[float] | None, default: Sequence[float]) -> 
             f"weights={weights!r} must be one number of at least 0 for each of the {len(default)} boxes, not all 0."
         )
     return [float(weight) for weight in numbers]
+
+
+def check_cache(cache_gb: float) -> int:
+    """Return the number of bytes of the cache, or raise InvalidArgumentError."""
+    if not isinstance(cache_gb, (int, float)) or not 0 <= cache_gb < math.inf:
+        raise InvalidArgumentError(f"cache_gb={cache_gb!r} must be a number of GB, at least 0.")
+    return int(cache_gb * 1e9)
 
 
 def least_voxels(patch: Shape, min_foreground: float, labelled_region_only: bool) -> tuple[int, int]:

@@ -1,16 +1,26 @@
-"""A torch DataLoader whose stream of batches can be continued exactly where it was interrupted.
+"""A torch DataLoader with threads or processes, whose stream of batches can be continued after an interruption.
 
 Importing this module needs the extra `train`.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from ..core.errors import InvalidArgumentError
+from ..core.threads import ContextPool
+from .arguments import Workers
 from .dataset import PatchMixture
 from .randomness import PatchNumber
+
+PREFETCH_FACTOR = 2
+"""Number of batches that each worker reads ahead, as in DataLoader."""
 
 
 class PatchOrder(torch.utils.data.Sampler[PatchNumber]):
@@ -58,6 +68,7 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
         dataset: The patches.
         batch_size: Number of patches in a batch.
         count: Number of patches of an epoch of this loader.
+        workers: What the workers are, threads or processes.
         shuffle: Accepted, since torch_em's users give it; patches are random in any case.
         options: Other arguments of DataLoader.
     """
@@ -68,10 +79,12 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
         batch_size: int,
         *,
         count: int,
+        workers: Workers,
         shuffle: bool = False,
         **options: Any,
     ) -> None:
         self._order = PatchOrder(count, len(dataset))
+        self.workers = workers
         super().__init__(dataset, batch_size, sampler=self._order, **options)
         # torch_em's trainers store these arguments in checkpoints, and make a plain DataLoader of them. The dataset,
         # which they store too, knows how often each patch was asked for.
@@ -80,8 +93,26 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self._order.begin()
-        batches = super().__iter__()  # workers begin to read now
+        if self.workers == "threads" and self.num_workers:
+            batches = _prefetched(self._calls(), self.num_workers, self.prefetch_factor or PREFETCH_FACTOR)
+        else:
+            batches = super().__iter__()
         return self._counted(batches, epoch, first)
+
+    def _calls(self) -> Iterator[Callable[[], Any]]:
+        """Return one function per batch that reads it."""
+        numbers: Iterable[Any] = self._order if self.batch_sampler is None else self.batch_sampler
+        return (partial(self._read, these) for these in iter(numbers))
+
+    def _read(self, numbers: Any) -> Any:
+        """Read a batch on a thread."""
+        if self.batch_sampler is None:
+            batch = self.collate_fn(self.dataset[numbers])
+        else:
+            collate = _collated if self.collate_fn is default_collate else self.collate_fn
+            batch = collate([self.dataset[number] for number in numbers])
+        pins = self.pin_memory and torch.cuda.is_available()
+        return torch.utils.data._utils.pin_memory.pin_memory(batch) if pins else batch
 
     def _counted(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Any]:
         """Yield batches, and keep the position up to date: that of the batches given, not of those read ahead."""
@@ -115,3 +146,21 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
 
     def _seeds(self) -> list[list[int]]:
         return [list(dataset.seed) for dataset in self.dataset.datasets]
+
+
+def _prefetched(calls: Iterator[Callable[[], Any]], threads: int, factor: int) -> Iterator[Any]:
+    """Call functions on threads, and yield the results in order; `factor` results per thread are kept at most."""
+    with ContextPool(threads) as pool:
+        pending = deque(pool.submit(call) for call in islice(calls, threads * factor))
+        while pending:
+            batch = pending.popleft().result()
+            pending.extend(pool.submit(call) for call in islice(calls, 1))
+            yield batch
+
+
+def _collated(patches: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    """Do what `default_collate` does for patches, with numpy: torch would start threads of its own on each thread."""
+    if len(patches) == 1:
+        return [tensor[None] for tensor in patches[0]]
+    columns = zip(*patches, strict=True)
+    return [torch.from_numpy(np.stack([tensor.numpy() for tensor in column])) for column in columns]

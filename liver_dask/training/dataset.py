@@ -5,7 +5,7 @@ Importing this module needs the extra `train`. Other modules import it only when
 
 import contextvars
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +54,7 @@ class PatchDataset(SegmentationDataset):
         least_labelled: Minimum number of a patch's voxels that belong to one of the labels.
         seed: Seed of all patches.
         flips: Whether to flip patches at random along each axis, before all other transforms.
+        has_own_transforms: Whether no transform is the user's, so that none draws from global random generators.
         split: The name of the split and its grid, or None. Checkpoints store it.
         with_label_channels: Whether labels have an additional first axis with one channel per class.
         n_samples: Number of patches per epoch.
@@ -71,6 +72,7 @@ class PatchDataset(SegmentationDataset):
         least_labelled: int,
         seed: tuple[int, ...],
         flips: bool,
+        has_own_transforms: bool,
         split: dict[str, Any] | None,
         with_label_channels: bool,
         n_samples: int,
@@ -90,6 +92,7 @@ class PatchDataset(SegmentationDataset):
         self.least_tissue, self.least_labelled = least_tissue, least_labelled
         self.seed = seed
         self.flips = flips
+        self.has_own_transforms = has_own_transforms
         self.split = split
         self._seen = SeenCells(raw.shape, places.patch)
         self._is_first = True
@@ -105,7 +108,8 @@ class PatchDataset(SegmentationDataset):
         if self._is_first and torch.utils.data.get_worker_info():
             keep_memory()  # 25 % more patches per second
         self._is_first = False
-        with self._drawing(index), global_generators(generator_of(*self.seed, index, 2)):
+        seeded = nullcontext() if self.has_own_transforms else global_generators(generator_of(*self.seed, index, 2))
+        with self._drawing(index), seeded:
             found: tuple[torch.Tensor, torch.Tensor] = super().__getitem__(index)
         return found
 
@@ -191,11 +195,13 @@ class PatchMixture(torch_em.data.ConcatDataset):
 
     Attributes:
         split: The name of the split and its grid, or None.
+        has_own_transforms: Whether no transform is the user's.
     """
 
     def __init__(self, *datasets: PatchDataset, weights: Sequence[float], n_samples: int) -> None:
         super().__init__(*datasets)
         self.split = datasets[0].split
+        self.has_own_transforms = all(dataset.has_own_transforms for dataset in datasets)
         self._len = n_samples
         self._ends = np.cumsum(weights) / np.sum(weights)
         self._times_asked = torch.zeros(n_samples, dtype=torch.int32).share_memory_()

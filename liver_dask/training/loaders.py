@@ -16,18 +16,22 @@ from ..core.errors import InvalidArgumentError, MissingExtraError
 from ..core.geometry import BoundingBox, Shape, check_lengths
 from ..core.kinds import RAW
 from .arguments import (
+    Workers,
     boxes_of,
+    check_cache,
     check_choices,
     check_count,
     check_labels,
     check_rois,
     check_weights,
+    check_workers,
+    has_own_code,
     least_voxels,
     options_of,
 )
 from .downloads import get_human_liver_em_paths
 from .sampling import Box, Minimum, PatchSampler, Split
-from .sources import PatchSource
+from .sources import PatchSource, stored_sources
 from .splits import DEFAULT_GRID, SplitGrid, SplitName
 from .tables import union
 
@@ -56,6 +60,7 @@ def get_human_liver_em_dataset(
     weights: Sequence[float] | None = None,
     seed: int | None = None,
     rank: int | None = None,
+    cache_gb: float = 1.0,
     **kwargs: Any,
 ) -> "torch.utils.data.Dataset[Any]":
     """Create a dataset of raw and label patches for training a segmentation.
@@ -92,6 +97,8 @@ def get_human_liver_em_dataset(
             with any number of workers. None follows `torch.manual_seed` when the dataset is made.
         rank: Number of this process in distributed training. Each rank has other patches. The default is the rank in
             torch.distributed.
+        cache_gb: Memory in GB (1e9 bytes) for decoded voxels, in each process. If all boxes fit, each chunk is decoded
+            once; if they do not fit, nothing is cached.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 by default; a
             `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers; where float32
             would not hold them, they are numbered anew in each patch.
@@ -113,6 +120,7 @@ def get_human_liver_em_dataset(
     patch = check_lengths("patch_shape", patch_shape)
     names = check_labels(described, label_choice)
     check_choices(min_foreground, labelled_region_only, split, seed, stream)
+    cache_bytes = check_cache(cache_gb)
     boxes = boxes_of(bounding_boxes, full_volume, described)
     options = options_of(extra.torch_em, kwargs, patch)
     rois = check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
@@ -130,7 +138,7 @@ def get_human_liver_em_dataset(
             labels=stored,
             client=client,
         )
-        sources = [PatchSource.stored(Path(store).absolute(), names) for store in stores]
+        sources = stored_sources([Path(store).absolute() for store in stores], names, cache_bytes)
     splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
     counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
     n_samples = check_count(options.pop("n_samples"))
@@ -184,6 +192,8 @@ def get_human_liver_em_loader(
     seed: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    cache_gb: float = 1.0,
+    workers: Workers | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.DataLoader[Any]":
     """Create a loader of batches of raw and label patches; see `get_human_liver_em_dataset`.
@@ -212,6 +222,10 @@ def get_human_liver_em_loader(
         seed: Seed of positions and of all random transforms.
         rank: Number of this process in distributed training; the default is the rank in torch.distributed.
         world_size: Number of processes in distributed training; the default is that of torch.distributed.
+        cache_gb: Memory in GB for decoded voxels, of all workers together.
+        workers: Whether the workers (`num_workers`) are `threads` or `processes`. Reading holds no lock, so threads are
+            faster: nothing is copied between processes. The default is threads, and processes for your own transforms:
+            on threads these must not draw from the global random generators.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset` and of `torch.utils.data.DataLoader`.
 
     Returns:
@@ -227,6 +241,7 @@ def get_human_liver_em_loader(
     rank = in_use[0] if rank is None else rank
     if not 0 <= rank < ranks:
         raise InvalidArgumentError(f"rank={rank} must be at least 0 and below world_size={ranks}.")
+    kind = check_workers(workers, kwargs)
     dataset = get_human_liver_em_dataset(
         path,
         patch_shape,
@@ -246,13 +261,14 @@ def get_human_liver_em_loader(
         weights=weights,
         seed=seed,
         rank=rank,
+        cache_gb=cache_gb / (max(kwargs.get("num_workers", 0), 1) if kind == "processes" else 1),
         **{name: value for name, value in kwargs.items() if name in of_dataset},
     )
     options = {"pin_memory": True} | {name: value for name, value in kwargs.items() if name not in of_dataset}
     if options.keys() & {"sampler", "batch_sampler"}:  # the user decides which patches come when
         return extra.torch_em.get_data_loader(dataset, batch_size, **options)
     count = -(-len(dataset) // ranks)
-    return extra.batches.PatchLoader(dataset, batch_size, count=count, **options)
+    return extra.batches.PatchLoader(dataset, batch_size, count=count, workers=kind, **options)
 
 
 class _Extra(NamedTuple):
@@ -308,6 +324,7 @@ def _places(
 def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) -> dict[str, Any]:
     """Add the default transforms, and a label transform that returns masks of 0 / 1."""
     chosen = dict(options)
+    chosen["has_own_transforms"] = not has_own_code(options)
     own = extra.transforms
     raw_transform = chosen["raw_transform"]
     chosen["raw_transform"] = own.standardized if raw_transform is None else own.Widened(raw_transform)

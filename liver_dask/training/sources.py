@@ -1,6 +1,8 @@
 """The arrays that training reads: of a store, or of the archive itself."""
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ..core.geometry import BoundingBox, Shape, crop
 from ..core.kinds import RAW, Kind
 from ..core.threads import ContextPool
 from ..store.array import StoredArray
+from ..store.chunk_cache import ChunkCache, bytes_of_chunk
 from ..store.record import layout_of, open_record, read_statistics
 from .tables import Counts
 
@@ -75,15 +78,15 @@ class PatchSource:
     kinds: tuple[Kind, ...]
 
     @classmethod
-    def stored(cls, store: Path, names: tuple[str, ...]) -> "PatchSource":
-        """Open a complete store."""
+    def stored(cls, store: Path, names: tuple[str, ...], cache: ChunkCache | None) -> "PatchSource":
+        """Open a complete store, with a cache or without."""
         record = open_record(store)
         layout = layout_of(record)
         tables = {
             name: Counts(read_statistics(store, name, "nonzero"), layout.chunks, layout.shape)
             for name in record["variables"]
         }
-        raw, *labels = (StoredArray(store, name) for name in (RAW, *names))
+        raw, *labels = (StoredArray(store, name, cache) for name in (RAW, *names))
         kinds = tuple(record["variables"][name].get("kind", "mask") for name in names)
         return cls(str(store), raw, tuple(labels), names, tables, kinds)
 
@@ -108,3 +111,23 @@ class PatchSource:
         raw, *labels = (StreamedArray(part[name].data.lazy) for name in (RAW, *names))
         kinds = tuple(archive[name].kind for name in names)
         return cls(ds.attrs["source"], raw, tuple(labels), names, {}, kinds)
+
+
+def stored_sources(stores: Sequence[Path], names: tuple[str, ...], cache_bytes: int) -> list[PatchSource]:
+    """Open complete stores, with one cache for all of them if they fit into it.
+
+    A cache that is too small would be slower than none: patches rarely meet in a large volume, and without a cache only
+    the needed part of a chunk is decoded.
+    """
+    fit = sum(_decoded_bytes(store, names) for store in stores) <= cache_bytes
+    cache = ChunkCache(cache_bytes) if fit else None
+    return [PatchSource.stored(store, names, cache) for store in stores]
+
+
+def _decoded_bytes(store: Path, names: tuple[str, ...]) -> int:
+    """Return the number of bytes of all decoded chunks of raw and some labels."""
+    record = open_record(store)
+    layout = layout_of(record)
+    chunks = math.prod(-(-length // chunk) for length, chunk in zip(layout.shape, layout.chunks, strict=True))
+    sizes = [np.dtype(record["variables"][name]["dtype"]).itemsize for name in (RAW, *names)]
+    return chunks * sum(bytes_of_chunk(math.prod(layout.chunks) * size) for size in sizes)
