@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 
 from ..core.errors import InvalidArgumentError
 from ..core.threads import ContextPool
@@ -85,7 +84,9 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
     ) -> None:
         self._order = PatchOrder(count, len(dataset))
         self.workers = workers
-        super().__init__(dataset, batch_size, sampler=self._order, **options)
+        in_process = workers == "threads" or not options.get("num_workers")
+        collate = {"collate_fn": collated} if in_process and batch_size else {}
+        super().__init__(dataset, batch_size, sampler=self._order, **(collate | options))
         # torch_em's trainers store these arguments in checkpoints, and make a plain DataLoader of them. The dataset,
         # which they store too, knows how often each patch was asked for.
         self.init_kwargs = {"batch_size": batch_size, **options}
@@ -109,8 +110,7 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
         if self.batch_sampler is None:
             batch = self.collate_fn(self.dataset[numbers])
         else:
-            collate = _collated if self.collate_fn is default_collate else self.collate_fn
-            batch = collate([self.dataset[number] for number in numbers])
+            batch = self.collate_fn([self.dataset[number] for number in numbers])
         pins = self.pin_memory and torch.cuda.is_available()
         return torch.utils.data._utils.pin_memory.pin_memory(batch) if pins else batch
 
@@ -158,9 +158,15 @@ def _prefetched(calls: Iterator[Callable[[], Any]], threads: int, factor: int) -
             yield batch
 
 
-def _collated(patches: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+def collated(patches: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
     """Do what `default_collate` does for patches, with numpy: torch would start threads of its own on each thread."""
     if len(patches) == 1:
         return [tensor[None] for tensor in patches[0]]
-    columns = zip(*patches, strict=True)
-    return [torch.from_numpy(np.stack([tensor.numpy() for tensor in column])) for column in columns]
+    return [_stacked(column) for column in zip(*patches, strict=True)]
+
+
+def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    try:
+        return torch.from_numpy(np.stack([tensor.numpy() for tensor in tensors]))
+    except TypeError:  # numpy has no bfloat16
+        return torch.stack(list(tensors))

@@ -254,3 +254,11 @@ def seeds_of(seed: int | None, rank: int, count: int) -> list[tuple[int, ...]]:
     """Return the seeds of several boxes; without a seed, new ones that follow from torch's global generator."""
     common = new_seed() if seed is None else int(seed)
     return [(common, rank, number) for number in range(count)]
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return numpy's data type of a mask that torch need not convert; uint8 if numpy has no such type."""
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError:  # bfloat16
+        return np.dtype(np.uint8)

@@ -338,7 +338,7 @@ def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) 
         widened = own.Widened(chosen["label_transform"])
         chosen["label_transform"] = own.Renumbered(widened) if in_float32 else widened
     elif chosen["label_transform"] is None:
-        chosen["label_transform"] = own.binary
+        chosen["label_transform"] = own.Binary(extra.dataset.numpy_dtype(chosen["label_dtype"]))
     return chosen
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core.compiled import Compiled
 from ..core.kinds import FOREGROUND
 
 EPSILON = 1e-7
@@ -31,17 +32,59 @@ def flipped(
 
 
 def standardized(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return raw less its mean, divided by its standard deviation, as a new contiguous array."""
-    out = raw.astype(np.float32, order="C")
+    """Return raw (z, y, x) less its mean, divided by its standard deviation, as a new contiguous array."""
+    out = np.empty(raw.shape, np.float32)
+    if raw.ndim == 3 and raw.dtype.kind == "u" and raw.itemsize <= 2:
+        flips = tuple(stride < 0 for stride in raw.strides)
+        straight = raw[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+        _standardize(np.ascontiguousarray(straight, np.uint16), *flips, out)
+        return out
+    out[...] = raw
     out -= out.mean()
     flat = out.ravel()
-    out *= np.float32(1 / (np.sqrt(np.dot(flat, flat) / flat.size) + EPSILON))
+    out *= np.float32(1 / (np.sqrt(np.dot(flat, flat) / max(flat.size, 1)) + EPSILON))
     return out
 
 
-def binary(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Convert masks of 0 / 255 to 0 / 1, as losses such as Dice or BCE expect."""
-    return (labels == FOREGROUND).view(np.uint8)
+def _standardize_loop(raw: Any, flip_z: bool, flip_y: bool, flip_x: bool, out: Any) -> None:
+    """Standardize `raw` (z, y, x) into `out`, flipped along some axes, in two passes and with exact sums."""
+    depth, height, width = raw.shape
+    total: Any = 0
+    squares: Any = 0
+    for value in raw.ravel():
+        total += np.int64(value)
+        squares += np.int64(value) * np.int64(value)
+    size = max(raw.size, 1)
+    mean = total / size
+    scale = 1 / (np.sqrt(max(squares / size - mean * mean, 0.0)) + EPSILON)
+    least, factor = np.float32(mean), np.float32(scale)
+    for z in range(depth):
+        for y in range(height):
+            row = raw[depth - 1 - z if flip_z else z, height - 1 - y if flip_y else y]
+            if flip_x:
+                for x in range(width):
+                    out[z, y, x] = (np.float32(row[width - 1 - x]) - least) * factor
+            else:
+                for x in range(width):
+                    out[z, y, x] = (np.float32(row[x]) - least) * factor
+
+
+_standardize = Compiled("void(uint16[:,:,::1], boolean, boolean, boolean, float32[:,:,::1])", _standardize_loop)
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A transform of masks of 0 / 255 to 0 / 1, as losses such as Dice or BCE expect.
+
+    Attributes:
+        dtype: Data type of the result.
+    """
+
+    dtype: np.dtype[Any]
+
+    def __call__(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Transform a patch."""
+        return (labels == FOREGROUND).astype(self.dtype, order="C")
 
 
 @dataclass(frozen=True)
