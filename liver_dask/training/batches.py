@@ -4,7 +4,7 @@ Importing this module needs the extra `train`.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,6 +17,9 @@ from ..core.threads import ContextPool
 from .arguments import Workers
 from .dataset import PatchMixture
 from .randomness import PatchNumber
+
+OF_WORKERS = ("num_workers", "prefetch_factor", "persistent_workers")
+"""Arguments about workers. Threads start at once, so they need not persist."""
 
 PREFETCH_FACTOR = 2
 """Number of batches that each worker reads ahead, as in DataLoader."""
@@ -84,9 +87,12 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
     ) -> None:
         self._order = PatchOrder(count, len(dataset))
         self.workers = workers
-        in_process = workers == "threads" or not options.get("num_workers")
-        collate = {"collate_fn": collated} if in_process and batch_size else {}
-        super().__init__(dataset, batch_size, sampler=self._order, **(collate | options))
+        self._threads = max(options.get("num_workers", 0), 0) if workers == "threads" else 0
+        super().__init__(dataset, batch_size, sampler=self._order, **_of_torch(options, self._threads))
+        if self._threads:
+            self.num_workers, self.prefetch_factor = self._threads, options.get("prefetch_factor")
+        if options.get("collate_fn") is None and batch_size and (self._threads or not self.num_workers):
+            self.collate_fn = collated
         # torch_em's trainers store these arguments in checkpoints, and make a plain DataLoader of them. The dataset,
         # which they store too, knows how often each patch was asked for.
         self.init_kwargs = {"batch_size": batch_size, **options}
@@ -94,16 +100,20 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self._order.begin()
-        if self.workers == "threads" and self.num_workers:
-            batches = _prefetched(self._calls(), self.num_workers, self.prefetch_factor or PREFETCH_FACTOR)
+        if self._threads:
+            batches = _prefetched(self._calls(), self._threads, self.prefetch_factor or PREFETCH_FACTOR)
+        elif self.num_workers:
+            batches = super().__iter__()  # the processes begin to read now
         else:
-            batches = super().__iter__()
+            batches = (read() for read in self._calls())
         return self._counted(batches, epoch, first)
 
     def _calls(self) -> Iterator[Callable[[], Any]]:
         """Return one function per batch that reads it."""
-        numbers: Iterable[Any] = self._order if self.batch_sampler is None else self.batch_sampler
-        return (partial(self._read, these) for these in iter(numbers))
+        numbers = iter(self._order)  # now, and not when the first batch is asked for: this is the epoch that has begun
+        if self.batch_sampler is None:
+            return (partial(self._read, number) for number in numbers)
+        return (partial(self._read, these) for these in _batched(numbers, self.batch_size or 1, self.drop_last))
 
     def _read(self, numbers: Any) -> Any:
         """Read a batch on a thread."""
@@ -146,6 +156,16 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
 
     def _seeds(self) -> list[list[int]]:
         return [list(dataset.seed) for dataset in self.dataset.datasets]
+
+
+def _of_torch(options: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Return the arguments of DataLoader, but not those about workers if these are threads."""
+    return {name: value for name, value in options.items() if not threads or name not in OF_WORKERS}
+
+
+def _batched(numbers: Iterator[PatchNumber], size: int, drop_last: bool) -> Iterator[list[PatchNumber]]:
+    while len(batch := list(islice(numbers, size))) == size or (batch and not drop_last):
+        yield batch
 
 
 def _prefetched(calls: Iterator[Callable[[], Any]], threads: int, factor: int) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape
 from ..core.malloc import keep_memory
 from .randomness import PatchNumber, fraction_of, generator_of, global_generators, new_seed
+from .reuse import Reuse
 from .sampling import PatchSampler
 from .tables import SeenCells
 from .transforms import flipped
@@ -56,6 +57,7 @@ class PatchDataset(SegmentationDataset):
         flips: Whether to flip patches at random along each axis, before all other transforms.
         has_own_transforms: Whether no transform is the user's, so that none draws from global random generators.
         split: The name of the split and its grid, or None. Checkpoints store it.
+        reuse: Which patches are drawn from the same chunks; None if each patch is drawn on its own.
         with_label_channels: Whether labels have an additional first axis with one channel per class.
         n_samples: Number of patches per epoch.
         ndim: Number of dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
@@ -74,6 +76,7 @@ class PatchDataset(SegmentationDataset):
         flips: bool,
         has_own_transforms: bool,
         split: dict[str, Any] | None,
+        reuse: Reuse | None,
         with_label_channels: bool,
         n_samples: int,
         ndim: int | None,
@@ -94,6 +97,8 @@ class PatchDataset(SegmentationDataset):
         self.flips = flips
         self.has_own_transforms = has_own_transforms
         self.split = split
+        self.reuse = reuse
+        self._anchors: dict[int, Shape] = {}
         self._seen = SeenCells(raw.shape, places.patch)
         self._is_first = True
 
@@ -126,11 +131,24 @@ class PatchDataset(SegmentationDataset):
     def _drawing(self, number: int) -> Iterator[None]:
         """Draw the patch with this number within the context."""
         position, flip = (generator_of(*self.seed, number, use) for use in range(2))
-        token = _draw.set((self.places.candidates(position), flip))
+        candidates = self._beside(number, position) if self.reuse else self.places.candidates(position)
+        token = _draw.set((candidates, flip))
         try:
             yield
         finally:
             _draw.reset(token)
+
+    def _beside(self, number: int, rng: np.random.Generator) -> Iterator[Shape]:
+        """Yield candidates that begin in the chunk of the patch's group."""
+        assert self.reuse is not None
+        group = self.reuse.turn_of(number).group
+        if group not in self._anchors:
+            candidates = self.places.candidates(generator_of(*self.seed, group, 3))
+            anchor, *_ = self._first_allowed(candidates)
+            for old in [one for one in self._anchors if one < group - 2 * self.reuse.groups]:
+                self._anchors.pop(old, None)
+            self._anchors[group] = anchor
+        yield from self.places.beside(self._anchors[group], self.reuse.chunk, rng)
 
     def _get_desired_raw_and_labels(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return raw and labels of the first candidate that is allowed; torch_em calls this.
@@ -139,6 +157,14 @@ class PatchDataset(SegmentationDataset):
             InvalidArgumentError: No such patch was found.
         """
         candidates, flip = _draw.get()
+        _, raw, masks = self._first_allowed(candidates)
+        if self.flips:
+            raw, masks = flipped(raw, masks, flip)
+        chosen = masks if self._with_label_channels else masks[0]
+        return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
+
+    def _first_allowed(self, candidates: Iterator[Shape]) -> tuple[Shape, npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return the position, raw and labels of the first candidate that is allowed."""
         reads = 0
         for position in candidates:
             if self.least_labelled and self._seen.most(position) < self.least_labelled:
@@ -148,9 +174,7 @@ class PatchDataset(SegmentationDataset):
                 break
             found = self._read(position)
             if found:
-                raw, masks = flipped(*found, flip) if self.flips else found
-                chosen = masks if self._with_label_channels else masks[0]
-                return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
+                return position, *found
         raise InvalidArgumentError(
             f"No patch {self.patch_shape} was found that is of tissue and has {self.least_labelled} labelled voxels"
             f"{self._where()}; ask for less, or choose smaller patches, another box or another split."
@@ -231,7 +255,9 @@ class PatchMixture(torch_em.data.ConcatDataset):
         return self._patch(epoch * self._len + index)
 
     def _patch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        box = int(np.searchsorted(self._ends, fraction_of(number), side="right"))
+        reuse = self.datasets[0].reuse
+        counted = reuse.turn_of(number).group if reuse else number  # all patches of a group are of one box
+        box = int(np.searchsorted(self._ends, fraction_of(counted), side="right"))
         return self.datasets[min(box, len(self.datasets) - 1)][int(number)]
 
     def check_that_there_are_patches(self, names: Sequence[str]) -> None:

@@ -60,6 +60,7 @@ def get_human_liver_em_dataset(
     weights: Sequence[float] | None = None,
     seed: int | None = None,
     rank: int | None = None,
+    reuse: int = 1,
     cache_gb: float = 1.0,
     **kwargs: Any,
 ) -> "torch.utils.data.Dataset[Any]":
@@ -97,8 +98,11 @@ def get_human_liver_em_dataset(
             with any number of workers. None follows `torch.manual_seed` when the dataset is made.
         rank: Number of this process in distributed training. Each rank has other patches. The default is the rank in
             torch.distributed.
+        reuse: Number of patches that are drawn from the same chunks, so that each chunk is decoded once for them. It is
+            faster if the boxes do not fit into the cache. All allowed positions still have the same chance, but such
+            patches are no longer independent. As many groups of them as fit into the cache, 64 at most, take turns.
         cache_gb: Memory in GB (1e9 bytes) for decoded voxels, in each process. If all boxes fit, each chunk is decoded
-            once; if they do not fit, nothing is cached.
+            once. If they do not fit, chunks are cached only with `reuse`.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 by default; a
             `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers; where float32
             would not hold them, they are numbered anew in each patch.
@@ -120,7 +124,7 @@ def get_human_liver_em_dataset(
     patch = check_lengths("patch_shape", patch_shape)
     names = check_labels(described, label_choice)
     check_choices(min_foreground, labelled_region_only, split, seed, stream)
-    cache_bytes = check_cache(cache_gb)
+    cache_bytes = check_cache(cache_gb, reuse, stream)
     boxes = boxes_of(bounding_boxes, full_volume, described)
     options = options_of(extra.torch_em, kwargs, patch)
     rois = check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
@@ -138,7 +142,7 @@ def get_human_liver_em_dataset(
             labels=stored,
             client=client,
         )
-        sources = stored_sources([Path(store).absolute() for store in stores], names, cache_bytes)
+        sources = stored_sources([Path(store).absolute() for store in stores], names, cache_bytes, reuse)
     splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
     counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
     n_samples = check_count(options.pop("n_samples"))
@@ -157,6 +161,7 @@ def get_human_liver_em_dataset(
             least_labelled=least[1],
             seed=seeds,
             split={"name": split, "grid": split_grid} if split else None,
+            reuse=one.reuse(reuse, patch, cache_bytes),
             with_label_channels=not isinstance(label_choice, str),
             **_with_defaults(options, extra, one),
         )
@@ -192,6 +197,7 @@ def get_human_liver_em_loader(
     seed: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    reuse: int = 1,
     cache_gb: float = 1.0,
     workers: Workers | None = None,
     **kwargs: Any,
@@ -222,6 +228,7 @@ def get_human_liver_em_loader(
         seed: Seed of positions and of all random transforms.
         rank: Number of this process in distributed training; the default is the rank in torch.distributed.
         world_size: Number of processes in distributed training; the default is that of torch.distributed.
+        reuse: Number of patches that are drawn from the same chunks; for workers that are threads.
         cache_gb: Memory in GB for decoded voxels, of all workers together.
         workers: Whether the workers (`num_workers`) are `threads` or `processes`. Reading holds no lock, so threads are
             faster: nothing is copied between processes. The default is threads, and processes for your own transforms:
@@ -242,6 +249,7 @@ def get_human_liver_em_loader(
     if not 0 <= rank < ranks:
         raise InvalidArgumentError(f"rank={rank} must be at least 0 and below world_size={ranks}.")
     kind = check_workers(workers, kwargs)
+    check_cache(cache_gb, reuse, stream)
     dataset = get_human_liver_em_dataset(
         path,
         patch_shape,
@@ -261,6 +269,7 @@ def get_human_liver_em_loader(
         weights=weights,
         seed=seed,
         rank=rank,
+        reuse=reuse,
         cache_gb=cache_gb / (max(kwargs.get("num_workers", 0), 1) if kind == "processes" else 1),
         **{name: value for name, value in kwargs.items() if name in of_dataset},
     )

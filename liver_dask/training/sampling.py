@@ -15,6 +15,9 @@ from .tables import Counts, Positions
 FIRST_DRAW, LARGEST_DRAW, MOST_TRIES = 8, 1 << 14, 1 << 20
 """Number of positions that are tried at once first, at most at once, and in total."""
 
+MOST_BESIDE = 4096
+"""Number of positions that are tried in the chunk of another one."""
+
 
 class Box(NamedTuple):
     """A box of voxels.
@@ -93,6 +96,24 @@ class PatchSampler:
             positions = rng.integers(chosen[:, 0], chosen[:, 1])
             yield from map(tuple, positions[self._may_be(positions)].tolist())
             tried, count = tried + count, min(4 * count, LARGEST_DRAW)
+
+    def beside(self, position: Shape, chunk: Shape, rng: np.random.Generator) -> Iterator[Shape]:
+        """Yield random positions that may be allowed and begin in the same chunk as an allowed one, and at last that.
+
+        If the given position is drawn uniformly from all allowed ones, then so is the first of these that is allowed.
+        """
+        low = np.array(position, np.int64) // chunk * np.array(chunk)
+        high: npt.NDArray[np.int64] = np.minimum(low + chunk, np.array(self.box.stop) - self.patch + 1)
+        low = np.maximum(low, self.box.start)
+        for _ in range(MOST_BESIDE // FIRST_DRAW):
+            positions = rng.integers(low, high, (FIRST_DRAW, 3))
+            yield from map(tuple, positions[self._are_placed(positions) & self._may_be(positions)].tolist())
+        yield position
+
+    def _are_placed(self, positions: Positions) -> npt.NDArray[np.bool_]:
+        """Return which positions lie in one of the boxes to draw from."""
+        inside = (positions[:, None] >= self._places[:, 0]) & (positions[:, None] < self._places[:, 1])
+        return np.any(np.all(inside, axis=2), axis=1)
 
     @cached_property
     def _places(self) -> Positions:

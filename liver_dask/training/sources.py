@@ -20,6 +20,7 @@ from ..core.threads import ContextPool
 from ..store.array import StoredArray
 from ..store.chunk_cache import ChunkCache, bytes_of_chunk
 from ..store.record import layout_of, open_record, read_statistics
+from .reuse import Reuse
 from .tables import Counts
 
 STREAM_CACHE_GB = 20.0
@@ -37,10 +38,12 @@ class StreamedArray:
 
     Attributes:
         shape: Shape (z, y, x) in voxels.
+        dtype: Data type of a voxel.
     """
 
     def __init__(self, lazy: LazyWindow) -> None:
         self._lazy = lazy
+        self.dtype = lazy.dtype
         z, y, x = lazy.shape
         self.shape: Shape = z, y, x
 
@@ -90,6 +93,13 @@ class PatchSource:
         kinds = tuple(record["variables"][name].get("kind", "mask") for name in names)
         return cls(str(store), raw, tuple(labels), names, tables, kinds)
 
+    def reuse(self, times: int, patch: Shape, cache_bytes: int) -> Reuse | None:
+        """Return which patches are drawn from the same chunks; None if each patch is drawn on its own."""
+        if times == 1:
+            return None
+        sizes = [array.dtype.itemsize for array in (self.raw, *self.labels)]
+        return Reuse.within(times, patch, self.tables[RAW].chunks, sum(sizes), cache_bytes)
+
     @classmethod
     def streamed(
         cls,
@@ -113,14 +123,14 @@ class PatchSource:
         return cls(ds.attrs["source"], raw, tuple(labels), names, {}, kinds)
 
 
-def stored_sources(stores: Sequence[Path], names: tuple[str, ...], cache_bytes: int) -> list[PatchSource]:
-    """Open complete stores, with one cache for all of them if they fit into it.
+def stored_sources(stores: Sequence[Path], names: tuple[str, ...], cache_bytes: int, reuse: int) -> list[PatchSource]:
+    """Open complete stores, with one cache for all of them if they fit into it, or if chunks are used several times.
 
-    A cache that is too small would be slower than none: patches rarely meet in a large volume, and without a cache only
-    the needed part of a chunk is decoded.
+    Otherwise a cache would be slower than none: patches rarely meet in a large volume, and without a cache only the
+    needed part of a chunk is decoded.
     """
     fit = sum(_decoded_bytes(store, names) for store in stores) <= cache_bytes
-    cache = ChunkCache(cache_bytes) if fit else None
+    cache = ChunkCache(cache_bytes) if fit or reuse > 1 else None
     return [PatchSource.stored(store, names, cache) for store in stores]
 
 

@@ -69,6 +69,7 @@ def drawn_positions(raw: np.ndarray, labels: np.ndarray, least: int, count: int)
         least_labelled=least,
         seed=(0,),
         flips=False,
+        has_own_transforms=True,
         split=None,
         with_label_channels=False,
         n_samples=1,
@@ -205,7 +206,9 @@ def test_boxes_have_the_share_that_was_asked_for(asked) -> None:
     assert 15 <= first_of_all.count(0) <= 25, "an epoch of one patch is of one box or the other"
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (4, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(
+    ("workers", "method"), [(0, None), (2, None), (4, None), (2, "fork"), (4, "fork"), (2, "spawn")]
+)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_an_interrupted_stream_goes_on_exactly(asked, workers: int, method: str | None) -> None:
     """After any number of batches, a new loader with the state gives the rest of the stream, and later epochs."""

@@ -1,0 +1,199 @@
+"""Loaders whose workers are threads: the same stream as on processes, and nothing left behind."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.transforms import same
+
+torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
+pytest.importorskip("torch_em", reason="the extra `train` is not installed")
+
+from liver_dask.store import array as stored  # noqa: E402  # after the skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+DEPTH, HEIGHT, WIDTH = SHAPE
+WHOLE = (0, WIDTH, 0, HEIGHT, 0, DEPTH)
+
+
+@pytest.fixture(scope="module")
+def asked(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("stores")
+    ld.get_human_liver_em_data(folder, WHOLE, download=True, source=archive, shape=SHAPE)
+    return {
+        "path": folder,
+        "patch_shape": (3, 24, 32),
+        "bounding_boxes": [WHOLE],
+        "source": archive,
+        "shape": SHAPE,
+        "n_samples": 12,
+        "batch_size": 2,
+        "seed": 3,
+        "pin_memory": False,
+    }
+
+
+def loader(asked: dict[str, Any], **more: Any) -> Any:
+    return ld.get_human_liver_em_loader(**{**asked, **more})
+
+
+def bytes_of(batches: Any) -> list[bytes]:
+    return [b"".join(tensor.numpy().tobytes() for tensor in batch) for batch in batches]
+
+
+@pytest.mark.parametrize("more", [{}, {"min_foreground": 0.05}, {"label_choice": ["mito", "er"]}, {"drop_last": True}])
+def test_threads_processes_and_none_give_the_same_stream(asked, more: dict[str, Any]) -> None:
+    """Two epochs are the same in this process, on threads and on processes, with a cache and without."""
+    alone = loader(asked, **more)
+    threads = loader(asked, num_workers=3, cache_gb=0, **more)
+    processes = loader(asked, num_workers=2, workers="processes", **more)
+    assert (threads.workers, processes.workers, threads.num_workers) == ("threads", "processes", 3)
+    for _ in range(2):
+        stream = bytes_of(alone)
+        assert len(set(stream)) == 6
+        assert bytes_of(threads) == bytes_of(processes) == stream
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_iterators_at_a_time_are_two_epochs(asked, workers: int) -> None:
+    """Iterators that are used in turns give one epoch each, whichever is used first."""
+    whole = loader(asked)
+    first, second = bytes_of(whole), bytes_of(whole)
+    ours = loader(asked, num_workers=workers)
+    one, other = iter(ours), iter(ours)
+    pairs = [(bytes_of([b])[0], bytes_of([a])[0]) for b, a in zip(other, one, strict=True)]
+    assert pairs == list(zip(second, first, strict=True))
+
+
+def test_single_patches_and_own_collate_functions(asked) -> None:
+    """`batch_size=None` gives patches without an axis of batches, and a user's `collate_fn` is called."""
+    (raw, labels), *rest = loader(asked, batch_size=None, num_workers=2)
+    assert raw.shape == labels.shape == (1, 3, 24, 32)
+    assert len(rest) == 11
+    assert list(loader(asked, collate_fn=len, num_workers=2)) == [2] * 6
+    assert bytes_of(loader(asked, label_dtype=torch.int64, num_workers=2)) == bytes_of(
+        loader(asked, label_dtype=torch.int64, workers="processes")
+    )
+    (_, labels), *_ = loader(asked, label_dtype=torch.bfloat16, num_workers=2)
+    assert labels.dtype == torch.bfloat16
+
+
+def test_own_transforms_are_on_processes_unless_threads_are_asked_for(asked) -> None:
+    """A transform may draw from global random generators, so it is on processes; `workers` decides otherwise."""
+    own = {"raw_transform": same, "num_workers": 2}
+    assert loader(asked).workers == loader(asked, num_workers=2).workers == "threads"
+    assert loader(asked, **own).workers == "processes"
+    assert loader(asked, num_workers=2, multiprocessing_context="fork").workers == "processes"
+    on_threads = loader(asked, workers="threads", **own)
+    assert on_threads.workers == "threads"
+    assert bytes_of(on_threads) == bytes_of(loader(asked, **own))
+
+
+def test_what_threads_cannot_be_is_said(asked) -> None:
+    """An argument for processes, and kinds of workers that do not exist, are refused."""
+    with pytest.raises(ld.InvalidArgumentError, match="multiprocessing_context is for processes"):
+        loader(asked, num_workers=2, workers="threads", multiprocessing_context="spawn")
+    with pytest.raises(ld.InvalidArgumentError, match="workers='fibers' must be 'threads' or 'processes'"):
+        loader(asked, workers="fibers")
+    for wrong in (-1, float("nan"), "1"):
+        with pytest.raises(ld.InvalidArgumentError, match=r"cache_gb=.* must be a number of GB"):
+            loader(asked, cache_gb=wrong)
+
+
+def test_only_a_few_batches_are_read_ahead(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread reads at most two batches ahead, or as many as `prefetch_factor` says."""
+    for factor, most in ((None, 4), (1, 2)):
+        ahead = loader(asked, num_workers=2, prefetch_factor=factor, n_samples=100, batch_size=1)
+        taken: list[int] = []
+        read = ahead._read
+        monkeypatch.setattr(ahead, "_read", lambda numbers, read=read, taken=taken: (taken.append(1), read(numbers))[1])
+        batches = iter(ahead)
+        for count in range(1, 5):
+            next(batches)
+            time.sleep(0.1)
+            assert count <= len(taken) <= count + most
+
+
+def test_an_error_is_raised_where_the_batch_is_taken_and_threads_end(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged shard is an error in the loop; whether it ends so or by `break`, no thread is left."""
+    before = threading.active_count()
+    for _ in loader(asked, num_workers=4):
+        break
+    damaged = loader(asked, num_workers=4, cache_gb=0)
+    monkeypatch.setattr(stored.StoredArray, "_read_planes", _fail)
+    with pytest.raises(ld.DamagedError, match="a shard is damaged"):
+        list(damaged)
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
+def _fail(*_: Any) -> None:
+    raise ld.DamagedError("a shard is damaged")
+
+
+def test_training_does_not_change_torchs_number_of_threads_or_its_random_state(asked) -> None:
+    """The user's own torch is as before."""
+    torch.manual_seed(1)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    ours = loader(asked, num_workers=2)
+    list(ours)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_boxes_that_fit_are_decoded_once_and_others_without_a_cache(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all chunks fit into the cache, none is decoded twice in three epochs; otherwise there is no cache."""
+    decoded: list[bytes] = []
+    original = stored.decode_planes
+    monkeypatch.setattr(
+        stored, "decode_planes", lambda data, *a, **k: (decoded.append(data), original(data, *a, **k))[1]
+    )
+    streams = []
+    for gb in (1.0, 1e-6):
+        decoded.clear()
+        ours = loader(asked, cache_gb=gb, batch_size=1)
+        streams.append([batch for _ in range(3) for batch in bytes_of(ours)])
+        assert (len(decoded) == len(set(decoded))) == (gb == 1.0)
+    assert streams[0] == streams[1]
+
+
+@pytest.mark.slow
+def test_thousands_of_batches_leave_no_memory_and_no_file(asked) -> None:
+    """Memory and open files do not grow over 4500 batches, with a cache for a part of the chunks."""
+    process = psutil.Process()
+    batches = iter(loader(asked, n_samples=5100, batch_size=1, num_workers=2, reuse=4, cache_gb=0.008))
+    for _ in range(500):
+        next(batches)
+    memory, files = process.memory_info().rss, process.num_fds()
+    for _ in range(4500):
+        next(batches)
+    assert process.memory_info().rss < memory + (24 << 20)
+    assert process.num_fds() <= files + 4, "those of patches that are read now"
+
+
+def test_standardisation_is_exact_for_small_integers() -> None:
+    """Raw of 8 and 16 bit, straight and flipped, is standardised as float64 would be; constant raw is 0."""
+    from liver_dask.training.transforms import standardized
+
+    rng = np.random.default_rng(0)
+    for dtype, high in ((np.uint8, 256), (np.uint16, 65536), (np.uint16, 3)):
+        for shape in ((1, 7, 9), (3, 4, 5), (2, 64, 33)):
+            raw = rng.integers(0, high, shape).astype(dtype)
+            for view in (raw, raw[::-1], raw[:, ::-1, ::-1], raw[..., ::-1], raw[::-1, ::-1, ::-1], raw[:, :, ::2]):
+                exact = view.astype(np.float64)
+                exact = (exact - exact.mean()) / (exact.std() + 1e-7)
+                found = standardized(view)
+                assert found.dtype == np.float32
+                assert found.flags.c_contiguous
+                np.testing.assert_allclose(found, exact, rtol=2e-5, atol=2e-5)
+    assert not standardized(np.full((2, 3, 4), 65535, np.uint16)).any()
