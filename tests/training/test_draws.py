@@ -70,6 +70,7 @@ def drawn_positions(raw: np.ndarray, labels: np.ndarray, least: int, count: int)
         seed=(0,),
         flips=False,
         has_own_transforms=True,
+        reuse=None,
         split=None,
         with_label_channels=False,
         n_samples=1,
