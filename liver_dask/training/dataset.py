@@ -13,14 +13,16 @@ import numpy.typing as npt
 import torch
 import torch_em
 from torch_em.data import SegmentationDataset
+from torch_em.util import ensure_tensor_with_channels
 
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape
 from ..core.malloc import keep_memory
+from .context import Scaled, read_context
 from .randomness import PatchNumber, fraction_of, generator_of, global_generators, new_seed
 from .sampling import PatchSampler
 from .tables import SeenCells
-from .transforms import flipped
+from .transforms import NO_FLIP, Flip, flipped, random_flip
 
 MOST_READS = 5000
 """Maximum number of positions to read for one patch. A read takes about 1 ms."""
@@ -40,6 +42,9 @@ class Voxels(Protocol):
 _draw: contextvars.ContextVar[tuple[Iterator[Shape], np.random.Generator]] = contextvars.ContextVar("draw")
 """The candidates of the patch that is drawn now, and the generator of its flips."""
 
+_drawn: contextvars.ContextVar[tuple[Shape, Flip]] = contextvars.ContextVar("drawn")
+"""The position of the patch that was drawn last, and how it was flipped."""
+
 
 class PatchDataset(SegmentationDataset):
     """A `torch_em.data.SegmentationDataset` of random patches of one box.
@@ -58,6 +63,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: Whether labels have an additional first axis with one channel per class.
         n_samples: Number of patches per epoch.
         ndim: Number of dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
+        contexts: Raw in larger voxels; an item has a context of the patch from each of them.
         of_torch_em: The other arguments of `SegmentationDataset`, by name.
     """
 
@@ -75,6 +81,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: bool,
         n_samples: int,
         ndim: int | None,
+        contexts: tuple[Scaled, ...] = (),
         **of_torch_em: Any,
     ) -> None:
         # torch_em's own __init__ opens files. This method sets the same attributes; a test compares them.
@@ -91,6 +98,7 @@ class PatchDataset(SegmentationDataset):
         self.seed = seed
         self.flips = flips
         self.split = split
+        self.contexts = contexts
         self._seen = SeenCells(raw.shape, places.patch)
         self._is_first = True
 
@@ -100,14 +108,21 @@ class PatchDataset(SegmentationDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return raw and labels of the patch with this number, transformed."""
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        """Return raw and labels of the patch with this number, and its contexts, transformed."""
         if self._is_first and torch.utils.data.get_worker_info():
             keep_memory()  # 25 % more patches per second
         self._is_first = False
         with self._drawing(index), global_generators(generator_of(*self.seed, index, 2)):
-            found: tuple[torch.Tensor, torch.Tensor] = super().__getitem__(index)
-        return found
+            found: tuple[torch.Tensor, ...] = super().__getitem__(index)
+            return (*found, *self._read_contexts()) if self.contexts else found
+
+    def _read_contexts(self) -> Iterator[torch.Tensor]:
+        """Yield the contexts of the patch that was drawn last."""
+        position, flip = _drawn.get()
+        for raw in self.contexts:
+            context = read_context(raw, position, self.places.patch, flip, self._ndim, self.raw_transform)
+            yield ensure_tensor_with_channels(context, ndim=self._ndim, dtype=self.dtype)
 
     def check_that_there_are_patches(self) -> None:
         """Read one patch.
@@ -134,7 +149,7 @@ class PatchDataset(SegmentationDataset):
         Raises:
             InvalidArgumentError: No such patch was found.
         """
-        candidates, flip = _draw.get()
+        candidates, rng = _draw.get()
         reads = 0
         for position in candidates:
             if self.least_labelled and self._seen.most(position) < self.least_labelled:
@@ -144,7 +159,9 @@ class PatchDataset(SegmentationDataset):
                 break
             found = self._read(position)
             if found:
-                raw, masks = flipped(*found, flip) if self.flips else found
+                flip = random_flip(rng) if self.flips else NO_FLIP
+                _drawn.set((position, flip))
+                raw, masks = flipped(*found, flip)
                 chosen = masks if self._with_label_channels else masks[0]
                 return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
         raise InvalidArgumentError(
@@ -207,8 +224,8 @@ class PatchMixture(torch_em.data.ConcatDataset):
     def __len__(self) -> int:
         return self._len
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return raw and labels of a patch, transformed.
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        """Return raw and labels of a patch, and its contexts, transformed.
 
         Args:
             index: Index from 0 to the length of an epoch, or a PatchNumber.
@@ -224,7 +241,7 @@ class PatchMixture(torch_em.data.ConcatDataset):
         self._times_asked[index] += 1
         return self._patch(epoch * self._len + index)
 
-    def _patch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _patch(self, number: int) -> tuple[torch.Tensor, ...]:
         box = int(np.searchsorted(self._ends, fraction_of(number), side="right"))
         return self.datasets[min(box, len(self.datasets) - 1)][int(number)]
 

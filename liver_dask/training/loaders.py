@@ -25,6 +25,7 @@ from .arguments import (
     least_voxels,
     options_of,
 )
+from .context import check_scales
 from .downloads import get_human_liver_em_paths
 from .sampling import Box, Minimum, PatchSampler, Split
 from .sources import PatchSource
@@ -56,6 +57,7 @@ def get_human_liver_em_dataset(
     weights: Sequence[float] | None = None,
     seed: int | None = None,
     rank: int | None = None,
+    scales: Sequence[Sequence[int]] | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.Dataset[Any]":
     """Create a dataset of raw and label patches for training a segmentation.
@@ -64,6 +66,16 @@ def get_human_liver_em_dataset(
     chance, in every split. A patch follows from the seed, the rank and its number alone.
 
     At least half of the raw voxels of each patch are not 0: empty glass is not tissue.
+
+    With `scales`, an item is raw, labels, and one context for each further scale, of the same shape and dtype as raw.
+    Voxel i of a context's grid is the mean of the voxels from i * factor to (i + 1) * factor along each axis, counted
+    from the beginning of the box and rounded as in a pyramid (see `add_pyramid`). A context begins at the voxel of the
+    grid with which its centre is closest to that of the patch, at most half a larger voxel away along each axis; of two
+    equally close voxels, at the second. If the pyramid of the store has a level of these factors, it is read;
+    otherwise the same voxels are computed from finer ones, which is slow. A context is flipped like its patch.
+    `raw_transform` is applied to its voxels within the box, and those outside become the mean of the result: 0 with the
+    default standardisation. Contexts show raw of the whole box, also of other splits and outside of `rois`, but never
+    labels.
 
     Args:
         path: Folder of the stores, see `get_human_liver_em_paths`.
@@ -92,6 +104,9 @@ def get_human_liver_em_dataset(
             with any number of workers. None follows `torch.manual_seed` when the dataset is made.
         rank: Number of this process in distributed training. Each rank has other patches. The default is the rank in
             torch.distributed.
+        scales: Factors (z, y, x), such as `[(1, 1, 1), (1, 4, 4)]`: the first are those of the patch itself and must be
+            1. For each of the others an item has a context: raw around the patch in voxels that are larger by these
+            factors, with as many voxels as the patch; see above. torch_em's trainers take items without contexts only.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 by default; a
             `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers; where float32
             would not hold them, they are numbered anew in each patch.
@@ -104,8 +119,8 @@ def get_human_liver_em_dataset(
         MissingExtraError: torch_em is not installed. (ImportError)
         NotDownloadedError: A store is missing or incomplete, and neither `download` nor `stream` is given.
             (RuntimeError)
-        InvalidArgumentError: A patch is larger than a box, a label is not stored, or no patch satisfies the split or
-            the share of foreground. (ValueError)
+        InvalidArgumentError: A patch is larger than a box, a label is not stored, no patch satisfies the split or the
+            share of foreground, or `scales` are not valid or given with `transform` or `stream`. (ValueError)
         StoreExistsError: A store contains data of another source. (FileExistsError)
     """
     extra = _import_extra()
@@ -115,6 +130,7 @@ def get_human_liver_em_dataset(
     check_choices(min_foreground, labelled_region_only, split, seed, stream)
     boxes = boxes_of(bounding_boxes, full_volume, described)
     options = options_of(extra.torch_em, kwargs, patch)
+    factors = check_scales(scales, options["transform"], stream)
     rois = check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:
         sources = [PatchSource.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
@@ -130,7 +146,7 @@ def get_human_liver_em_dataset(
             labels=stored,
             client=client,
         )
-        sources = [PatchSource.stored(Path(store).absolute(), names) for store in stores]
+        sources = [PatchSource.stored(Path(store).absolute(), names, factors) for store in stores]
     splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
     counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
     n_samples = check_count(options.pop("n_samples"))
@@ -150,6 +166,7 @@ def get_human_liver_em_dataset(
             seed=seeds,
             split={"name": split, "grid": split_grid} if split else None,
             with_label_channels=not isinstance(label_choice, str),
+            contexts=one.contexts,
             **_with_defaults(options, extra, one),
         )
         for one, roi, of_split, share, seeds in zip(
@@ -184,6 +201,7 @@ def get_human_liver_em_loader(
     seed: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    scales: Sequence[Sequence[int]] | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.DataLoader[Any]":
     """Create a loader of batches of raw and label patches; see `get_human_liver_em_dataset`.
@@ -212,6 +230,8 @@ def get_human_liver_em_loader(
         seed: Seed of positions and of all random transforms.
         rank: Number of this process in distributed training; the default is the rank in torch.distributed.
         world_size: Number of processes in distributed training; the default is that of torch.distributed.
+        scales: Factors (z, y, x) of the patch, which are 1, and of each further scale: items have raw around the patch
+            in larger voxels after raw and labels.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset` and of `torch.utils.data.DataLoader`.
 
     Returns:
@@ -246,6 +266,7 @@ def get_human_liver_em_loader(
         weights=weights,
         seed=seed,
         rank=rank,
+        scales=scales,
         **{name: value for name, value in kwargs.items() if name in of_dataset},
     )
     options = {"pin_memory": True} | {name: value for name, value in kwargs.items() if name not in of_dataset}

@@ -1,6 +1,7 @@
 """The arrays that training reads: of a store, or of the archive itself."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..core.kinds import RAW, Kind
 from ..core.threads import ContextPool
 from ..store.array import StoredArray
 from ..store.record import layout_of, open_record, read_statistics
+from ..store.scales import ScaledImage
 from .tables import Counts
 
 STREAM_CACHE_GB = 20.0
@@ -65,6 +67,7 @@ class PatchSource:
         tables: For each stored variable, the number of nonzero voxels per chunk, from the store's table. Empty if
             streamed.
         kinds: Kinds of the labels.
+        contexts: Raw of the store in larger voxels, for each factor.
     """
 
     name: str
@@ -73,10 +76,11 @@ class PatchSource:
     names: tuple[str, ...]
     tables: dict[str, Counts]
     kinds: tuple[Kind, ...]
+    contexts: tuple[ScaledImage, ...] = ()
 
     @classmethod
-    def stored(cls, store: Path, names: tuple[str, ...]) -> "PatchSource":
-        """Open a complete store."""
+    def stored(cls, store: Path, names: tuple[str, ...], factors: Sequence[Shape] = ()) -> "PatchSource":
+        """Open a complete store, and its raw in voxels that are larger by each of the factors (z, y, x)."""
         record = open_record(store)
         layout = layout_of(record)
         tables = {
@@ -85,7 +89,8 @@ class PatchSource:
         }
         raw, *labels = (StoredArray(store, name) for name in (RAW, *names))
         kinds = tuple(record["variables"][name].get("kind", "mask") for name in names)
-        return cls(str(store), raw, tuple(labels), names, tables, kinds)
+        contexts = tuple(ScaledImage(store, RAW, of) for of in factors)
+        return cls(str(store), raw, tuple(labels), names, tables, kinds, contexts)
 
     @classmethod
     def streamed(
