@@ -187,6 +187,18 @@ def test_items_have_contexts_of_the_voxels_of_the_source(asked, folders, voxels,
                     np.testing.assert_allclose(context[0], standardised(expected), atol=2e-4)
 
 
+def test_contexts_show_the_whole_box(asked, voxels) -> None:
+    """Contexts have the voxels of the box outside of the roi and of the split's blocks, too."""
+    grid = ld.SplitGrid((64, 60, 60), (8, 6, 6))
+    mixture = dataset(asked, rois=[np.s_[:, 90:200, 120:250]], split="train", split_grid=grid)
+    one, whole = mixture.datasets[0], raw_of(BOX, voxels)
+    one.flips, one.raw = False, Noting(one.raw)
+    for number in range(4):
+        context = one[number][2][0]
+        expected = around(reduce(means_of, STEPS[1, 4, 4], whole), one.raw.positions[-1], PATCH, (1, 4, 4))
+        np.testing.assert_allclose(context, standardised(expected), atol=2e-4)
+
+
 def test_a_pyramid_changes_no_item_and_scales_change_no_patch(asked, folders) -> None:
     """Items are the same with and without a pyramid; raw and labels are those of a dataset without scales."""
     plain, layered = (items(asked, path=folders[name]) for name in ("plain", "layered"))
