@@ -1,7 +1,7 @@
 """Find and open the levels of a store's pyramid."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +56,17 @@ def levels_of(store: Path) -> list[Level]:
     return levels
 
 
+def current_levels(store: Path, names: Sequence[str]) -> list[Level]:
+    """Return the levels of a store up to the first that was not made from the current voxels of the level below.
+
+    Args:
+        store: The store.
+        names: The variables that are compared.
+    """
+    levels = levels_of(store)
+    return [levels[0], *(level for _, level in takewhile(lambda pair: _is_made_of(*pair, names), pairwise(levels)))]
+
+
 def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
     """Return a Dataset and the pyramid levels above it.
 
@@ -73,9 +84,7 @@ def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
     if found is None:
         return levels
     store, corner = found
-    for below, level in pairwise(levels_of(store)):
-        if not _is_made_of(below, level, list(map(str, ds.data_vars))):
-            break
+    for level in current_levels(store, list(map(str, ds.data_vars)))[1:]:
         whole = open_variables(level.path)[list(ds.data_vars)]
         places = {
             dim: ds[dim].values[0] - first + (factor - 1) / 2 + factor * np.arange(whole.sizes[dim])
@@ -131,14 +140,19 @@ def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Sha
     Returns:
         For each level, the size of its voxels (z, y, x) in voxels of the store.
     """
-    planned: list[Shape] = []
+    return list(
+        takewhile(lambda factors: 2 * max(shape[1:]) > SMALL_ENOUGH * factors[1], factors_of_levels(voxel_size_nm))
+    )
+
+
+def factors_of_levels(voxel_size_nm: Sequence[float] | None) -> Iterator[Shape]:
+    """Yield what `plan_levels` plans for a store of any size, without end."""
     z, size = 1, 1
-    while max(-(-length // size) for length in shape[1:]) > SMALL_ENOUGH:
+    while True:
         if voxel_size_nm and voxel_size_nm[0] * z <= min(voxel_size_nm[1:]) * size:
             z *= 2
         size *= 2
-        planned.append((z, size, size))
-    return planned
+        yield z, size, size
 
 
 def voxel_size_of(store: Path) -> tuple[float, ...] | None:

@@ -6,6 +6,7 @@ Importing this module needs the extra `train`. Other modules import it only when
 import contextvars
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,15 +14,17 @@ import numpy.typing as npt
 import torch
 import torch_em
 from torch_em.data import SegmentationDataset
+from torch_em.util import ensure_tensor_with_channels
 
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape
 from ..core.malloc import keep_memory
+from .context import Scaled, read_context
 from .randomness import PatchNumber, fraction_of, generator_of, global_generators, new_seed
 from .reuse import Reuse
 from .sampling import PatchSampler
 from .tables import SeenCells
-from .transforms import flipped
+from .transforms import NO_FLIP, Flip, flipped, random_flip
 
 MOST_READS = 5000
 """Maximum number of positions to read for one patch. A read takes about 1 ms."""
@@ -38,8 +41,24 @@ class Voxels(Protocol):
         """Read a window, given by one slice for each of z, y and x."""
 
 
-_draw: contextvars.ContextVar[tuple[Iterator[Shape], np.random.Generator]] = contextvars.ContextVar("draw")
-"""The candidates of the patch that is drawn now, and the generator of its flips."""
+@dataclass
+class _Draw:
+    """The patch that is drawn now.
+
+    Attributes:
+        candidates: The positions to try.
+        rng: Generator of its flips.
+        position: Its position, once it is drawn.
+        flip: How it was flipped.
+    """
+
+    candidates: Iterator[Shape]
+    rng: np.random.Generator
+    position: Shape = (0, 0, 0)
+    flip: Flip = NO_FLIP
+
+
+_draw: contextvars.ContextVar[_Draw] = contextvars.ContextVar("draw")
 
 
 class PatchDataset(SegmentationDataset):
@@ -61,6 +80,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: Whether labels have an additional first axis with one channel per class.
         n_samples: Number of patches per epoch.
         ndim: Number of dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
+        contexts: Raw in larger voxels; an item has a context of the patch from each of them.
         of_torch_em: The other arguments of `SegmentationDataset`, by name.
     """
 
@@ -80,6 +100,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: bool,
         n_samples: int,
         ndim: int | None,
+        contexts: tuple[Scaled, ...] = (),
         **of_torch_em: Any,
     ) -> None:
         # torch_em's own __init__ opens files. This method sets the same attributes; a test compares them.
@@ -99,6 +120,7 @@ class PatchDataset(SegmentationDataset):
         self.split = split
         self.reuse = reuse
         self._anchors: dict[int, Shape] = {}
+        self.contexts = contexts
         self._seen = SeenCells(raw.shape, places.patch)
         self._is_first = True
 
@@ -108,15 +130,22 @@ class PatchDataset(SegmentationDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return raw and labels of the patch with this number, transformed."""
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        """Return raw and labels of the patch with this number, and its contexts, transformed."""
         if self._is_first and torch.utils.data.get_worker_info():
             keep_memory()  # 25 % more patches per second
         self._is_first = False
         seeded = nullcontext() if self.has_own_transforms else global_generators(generator_of(*self.seed, index, 2))
         with self._drawing(index), seeded:
-            found: tuple[torch.Tensor, torch.Tensor] = super().__getitem__(index)
-        return found
+            found: tuple[torch.Tensor, ...] = super().__getitem__(index)
+            return (*found, *self._read_contexts()) if self.contexts else found
+
+    def _read_contexts(self) -> Iterator[torch.Tensor]:
+        """Yield the contexts of the patch that was drawn."""
+        draw = _draw.get()
+        for raw in self.contexts:
+            context = read_context(raw, draw.position, self.places.patch, draw.flip, self._ndim, self.raw_transform)
+            yield ensure_tensor_with_channels(context, ndim=self._ndim, dtype=self.dtype)
 
     def check_that_there_are_patches(self) -> None:
         """Read one patch.
@@ -132,7 +161,7 @@ class PatchDataset(SegmentationDataset):
         """Draw the patch with this number within the context."""
         position, flip = (generator_of(*self.seed, number, use) for use in range(2))
         candidates = self._beside(number, position) if self.reuse else self.places.candidates(position)
-        token = _draw.set((candidates, flip))
+        token = _draw.set(_Draw(candidates, flip))
         try:
             yield
         finally:
@@ -143,9 +172,8 @@ class PatchDataset(SegmentationDataset):
         assert self.reuse is not None
         group = self.reuse.turn_of(number).group
         if group not in self._anchors:
-            candidates = self.places.candidates(generator_of(*self.seed, group, 3))
-            anchor, *_ = self._first_allowed(candidates)
-            for old in [one for one in self._anchors if one < group - 2 * self.reuse.groups]:
+            anchor, *_ = self._first_allowed(self.places.candidates(generator_of(*self.seed, group, 3)))
+            for old in [one for one in list(self._anchors) if one < group - 2 * self.reuse.groups]:
                 self._anchors.pop(old, None)
             self._anchors[group] = anchor
         yield from self.places.beside(self._anchors[group], self.reuse.chunk, rng)
@@ -156,10 +184,11 @@ class PatchDataset(SegmentationDataset):
         Raises:
             InvalidArgumentError: No such patch was found.
         """
-        candidates, flip = _draw.get()
-        _, raw, masks = self._first_allowed(candidates)
+        draw = _draw.get()
+        draw.position, raw, masks = self._first_allowed(draw.candidates)
         if self.flips:
-            raw, masks = flipped(raw, masks, flip)
+            draw.flip = random_flip(draw.rng)
+            raw, masks = flipped(raw, masks, draw.flip)
         chosen = masks if self._with_label_channels else masks[0]
         return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
 
@@ -237,8 +266,8 @@ class PatchMixture(torch_em.data.ConcatDataset):
     def __len__(self) -> int:
         return self._len
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return raw and labels of a patch, transformed.
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        """Return raw and labels of a patch, and its contexts, transformed.
 
         Args:
             index: Index from 0 to the length of an epoch, or a PatchNumber.
@@ -254,7 +283,7 @@ class PatchMixture(torch_em.data.ConcatDataset):
         self._times_asked[index] += 1
         return self._patch(epoch * self._len + index)
 
-    def _patch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _patch(self, number: int) -> tuple[torch.Tensor, ...]:
         reuse = self.datasets[0].reuse
         counted = reuse.turn_of(number).group if reuse else number  # all patches of a group are of one box
         box = int(np.searchsorted(self._ends, fraction_of(counted), side="right"))

@@ -29,6 +29,7 @@ from .arguments import (
     least_voxels,
     options_of,
 )
+from .context import check_scales
 from .downloads import get_human_liver_em_paths
 from .sampling import Box, Minimum, PatchSampler, Split
 from .sources import PatchSource, stored_sources
@@ -62,6 +63,7 @@ def get_human_liver_em_dataset(
     rank: int | None = None,
     reuse: int = 1,
     cache_gb: float = 1.0,
+    scales: Sequence[Sequence[int]] | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.Dataset[Any]":
     """Create a dataset of raw and label patches for training a segmentation.
@@ -70,6 +72,16 @@ def get_human_liver_em_dataset(
     chance, in every split. A patch follows from the seed, the rank and its number alone.
 
     At least half of the raw voxels of each patch are not 0: empty glass is not tissue.
+
+    With `scales`, an item is raw, labels, and one context for each further scale, of the same shape and dtype as raw.
+    Voxel i of a context's grid is the mean of the voxels from i * factor to (i + 1) * factor along each axis, counted
+    from the beginning of the box and rounded as in a pyramid (see `add_pyramid`). A context begins at the voxel of the
+    grid with which its centre is closest to that of the patch, at most half a larger voxel away along each axis; of two
+    equally close voxels, at the second. If the pyramid of the store has a level of these factors, it is read;
+    otherwise the same voxels are computed from finer ones, which is slow. A context is flipped like its patch.
+    `raw_transform` is applied to its voxels within the box, and those outside become the mean of the result: 0 with the
+    default standardisation. Contexts show raw of the whole box, also of other splits and outside of `rois`, but never
+    labels.
 
     Args:
         path: Folder of the stores, see `get_human_liver_em_paths`.
@@ -103,6 +115,9 @@ def get_human_liver_em_dataset(
             patches are no longer independent. As many groups of them as fit into the cache, 64 at most, take turns.
         cache_gb: Memory in GB (1e9 bytes) for decoded voxels, in each process. If all boxes fit, each chunk is decoded
             once. If they do not fit, chunks are cached only with `reuse`.
+        scales: Factors (z, y, x), such as `[(1, 1, 1), (1, 4, 4)]`: the first are those of the patch itself and must be
+            1. For each of the others an item has a context: raw around the patch in voxels that are larger by these
+            factors, with as many voxels as the patch; see above. torch_em's trainers take items without contexts only.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset`. Masks are 0 / 1 by default; a
             `label_transform` gets masks of 0 / 255, as in torch_em. Instances keep their numbers; where float32
             would not hold them, they are numbered anew in each patch.
@@ -115,8 +130,8 @@ def get_human_liver_em_dataset(
         MissingExtraError: torch_em is not installed. (ImportError)
         NotDownloadedError: A store is missing or incomplete, and neither `download` nor `stream` is given.
             (RuntimeError)
-        InvalidArgumentError: A patch is larger than a box, a label is not stored, or no patch satisfies the split or
-            the share of foreground. (ValueError)
+        InvalidArgumentError: A patch is larger than a box, a label is not stored, no patch satisfies the split or the
+            share of foreground, or `scales` are not valid or given with `transform` or `stream`. (ValueError)
         StoreExistsError: A store contains data of another source. (FileExistsError)
     """
     extra = _import_extra()
@@ -127,6 +142,7 @@ def get_human_liver_em_dataset(
     cache_bytes = check_cache(cache_gb, reuse, stream)
     boxes = boxes_of(bounding_boxes, full_volume, described)
     options = options_of(extra.torch_em, kwargs, patch)
+    factors = check_scales(scales, options["transform"], stream)
     rois = check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:
         sources = [PatchSource.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
@@ -142,7 +158,7 @@ def get_human_liver_em_dataset(
             labels=stored,
             client=client,
         )
-        sources = stored_sources([Path(store).absolute() for store in stores], names, cache_bytes, reuse)
+        sources = stored_sources([Path(store).absolute() for store in stores], names, factors, cache_bytes, reuse)
     splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
     counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
     n_samples = check_count(options.pop("n_samples"))
@@ -163,6 +179,7 @@ def get_human_liver_em_dataset(
             split={"name": split, "grid": split_grid} if split else None,
             reuse=one.reuse(reuse, patch, cache_bytes),
             with_label_channels=not isinstance(label_choice, str),
+            contexts=one.contexts,
             **_with_defaults(options, extra, one),
         )
         for one, roi, of_split, share, seeds in zip(
@@ -200,6 +217,7 @@ def get_human_liver_em_loader(
     reuse: int = 1,
     cache_gb: float = 1.0,
     workers: Workers | None = None,
+    scales: Sequence[Sequence[int]] | None = None,
     **kwargs: Any,
 ) -> "torch.utils.data.DataLoader[Any]":
     """Create a loader of batches of raw and label patches; see `get_human_liver_em_dataset`.
@@ -233,6 +251,8 @@ def get_human_liver_em_loader(
         workers: Whether the workers (`num_workers`) are `threads` or `processes`. Reading holds no lock, so threads are
             faster: nothing is copied between processes. The default is threads, and processes for your own transforms:
             on threads these must not draw from the global random generators.
+        scales: Factors (z, y, x) of the patch, which are 1, and of each further scale: items have raw around the patch
+            in larger voxels after raw and labels.
         kwargs: Further arguments of `torch_em.default_segmentation_dataset` and of `torch.utils.data.DataLoader`.
 
     Returns:
@@ -271,6 +291,7 @@ def get_human_liver_em_loader(
         rank=rank,
         reuse=reuse,
         cache_gb=cache_gb / (max(kwargs.get("num_workers", 0), 1) if kind == "processes" else 1),
+        scales=scales,
         **{name: value for name, value in kwargs.items() if name in of_dataset},
     )
     options = {"pin_memory": True} | {name: value for name, value in kwargs.items() if name not in of_dataset}

@@ -20,6 +20,7 @@ from ..core.threads import ContextPool
 from ..store.array import StoredArray
 from ..store.chunk_cache import ChunkCache, bytes_of_chunk
 from ..store.record import layout_of, open_record, read_statistics
+from ..store.scales import ScaledImage
 from .reuse import Reuse
 from .tables import Counts
 
@@ -71,6 +72,7 @@ class PatchSource:
         tables: For each stored variable, the number of nonzero voxels per chunk, from the store's table. Empty if
             streamed.
         kinds: Kinds of the labels.
+        contexts: Raw of the store in larger voxels, for each factor.
     """
 
     name: str
@@ -79,10 +81,13 @@ class PatchSource:
     names: tuple[str, ...]
     tables: dict[str, Counts]
     kinds: tuple[Kind, ...]
+    contexts: tuple[ScaledImage, ...] = ()
 
     @classmethod
-    def stored(cls, store: Path, names: tuple[str, ...], cache: ChunkCache | None) -> "PatchSource":
-        """Open a complete store, with a cache or without."""
+    def stored(
+        cls, store: Path, names: tuple[str, ...], factors: Sequence[Shape] = (), cache: ChunkCache | None = None
+    ) -> "PatchSource":
+        """Open a complete store, and its raw in voxels that are larger by each of the factors (z, y, x)."""
         record = open_record(store)
         layout = layout_of(record)
         tables = {
@@ -91,7 +96,8 @@ class PatchSource:
         }
         raw, *labels = (StoredArray(store, name, cache) for name in (RAW, *names))
         kinds = tuple(record["variables"][name].get("kind", "mask") for name in names)
-        return cls(str(store), raw, tuple(labels), names, tables, kinds)
+        contexts = tuple(ScaledImage(store, RAW, of) for of in factors)
+        return cls(str(store), raw, tuple(labels), names, tables, kinds, contexts)
 
     def reuse(self, times: int, patch: Shape, cache_bytes: int) -> Reuse | None:
         """Return which patches are drawn from the same chunks; None if each patch is drawn on its own."""
@@ -123,7 +129,9 @@ class PatchSource:
         return cls(ds.attrs["source"], raw, tuple(labels), names, {}, kinds)
 
 
-def stored_sources(stores: Sequence[Path], names: tuple[str, ...], cache_bytes: int, reuse: int) -> list[PatchSource]:
+def stored_sources(
+    stores: Sequence[Path], names: tuple[str, ...], factors: Sequence[Shape], cache_bytes: int, reuse: int
+) -> list[PatchSource]:
     """Open complete stores, with one cache for all of them if they fit into it, or if chunks are used several times.
 
     Otherwise a cache would be slower than none: patches rarely meet in a large volume, and without a cache only the
@@ -131,7 +139,7 @@ def stored_sources(stores: Sequence[Path], names: tuple[str, ...], cache_bytes: 
     """
     fit = sum(_decoded_bytes(store, names) for store in stores) <= cache_bytes
     cache = ChunkCache(cache_bytes) if fit or reuse > 1 else None
-    return [PatchSource.stored(store, names, cache) for store in stores]
+    return [PatchSource.stored(store, names, factors, cache) for store in stores]
 
 
 def _decoded_bytes(store: Path, names: tuple[str, ...]) -> int:

@@ -23,12 +23,20 @@ EXACT_IN_FLOAT32 = 1 << 24
 WIDER = {np.dtype("uint16"): np.int32, np.dtype("uint32"): np.int64}
 
 
-def flipped(
-    raw: npt.NDArray[Any], labels: npt.NDArray[Any], rng: np.random.Generator
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return views of raw (z, y, x) and labels (..., z, y, x), flipped along each axis with a chance of a half."""
-    where = tuple(slice(None, None, -1) if flip else slice(None) for flip in rng.integers(0, 2, 3))
-    return raw[where], labels[(..., *where)]
+Flip = tuple[slice, slice, slice]
+
+NO_FLIP: Flip = slice(None), slice(None), slice(None)
+
+
+def random_flip(rng: np.random.Generator) -> Flip:
+    """Return a slice for each of z, y and x, which flips the axis with a chance of a half."""
+    z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in rng.integers(0, 2, 3))
+    return z, y, x
+
+
+def flipped(raw: npt.NDArray[Any], labels: npt.NDArray[Any], flip: Flip) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return views of raw (z, y, x) and labels (..., z, y, x), flipped by a slice for each axis."""
+    return raw[flip], labels[(..., *flip)]
 
 
 def standardized(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

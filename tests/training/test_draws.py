@@ -22,7 +22,7 @@ torch_em = pytest.importorskip("torch_em", reason="the extra `train` is not inst
 
 from liver_dask.training.dataset import PatchDataset  # noqa: E402  # after the skip
 from liver_dask.training.sampling import Box, Minimum, PatchSampler  # noqa: E402  # it stands with the others
-from liver_dask.training.transforms import flipped, standardized  # noqa: E402  # it stands with the others
+from liver_dask.training.transforms import flipped, random_flip, standardized  # noqa: E402  # it stands with the others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -360,7 +360,7 @@ def test_the_default_transforms_are_torch_ems_in_distribution() -> None:
     labels = raw[None] > 30000
     flips: Counter[tuple[int, ...]] = Counter()
     for _ in range(5000):
-        turned, of_labels = flipped(raw, labels, rng)
+        turned, of_labels = flipped(raw, labels, random_flip(rng))
         flips[tuple(int(step < 0) for step in turned.strides)] += 1
         np.testing.assert_array_equal(turned > 30000, of_labels[0])
     statistic = sum((count - 625) ** 2 / 625 for count in flips.values())
