@@ -17,7 +17,8 @@ from torch_em.data import SegmentationDataset
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape
 from ..core.malloc import keep_memory
-from .randomness import PatchNumber, fraction_of, generator_of, global_generators, new_seed
+from .centres import Centres, CentreSampler
+from .randomness import SILVER, PatchNumber, fraction_of, generator_of, global_generators, new_seed
 from .sampling import PatchSampler
 from .tables import SeenCells
 from .transforms import flipped
@@ -37,8 +38,8 @@ class Voxels(Protocol):
         """Read a window, given by one slice for each of z, y and x."""
 
 
-_draw: contextvars.ContextVar[tuple[Iterator[Shape], np.random.Generator]] = contextvars.ContextVar("draw")
-"""The candidates of the patch that is drawn now, and the generator of its flips."""
+_draw: contextvars.ContextVar[tuple[Iterator[Shape], np.random.Generator, str]] = contextvars.ContextVar("draw")
+"""The candidates of the patch that is drawn now, the generator of its flips, and what its centre voxel must be."""
 
 
 class PatchDataset(SegmentationDataset):
@@ -58,6 +59,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: Whether labels have an additional first axis with one channel per class.
         n_samples: Number of patches per epoch.
         ndim: Number of dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
+        centres: Samplers of positions by the centre voxel, which take the place of `places`; or None.
         of_torch_em: The other arguments of `SegmentationDataset`, by name.
     """
 
@@ -75,6 +77,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: bool,
         n_samples: int,
         ndim: int | None,
+        centres: Centres | None = None,
         **of_torch_em: Any,
     ) -> None:
         # torch_em's own __init__ opens files. This method sets the same attributes; a test compares them.
@@ -87,6 +90,7 @@ class PatchDataset(SegmentationDataset):
         self._len = n_samples
         self._with_channels, self._with_label_channels = False, with_label_channels
         self.places = places
+        self.centres = centres
         self.least_tissue, self.least_labelled = least_tissue, least_labelled
         self.seed = seed
         self.flips = flips
@@ -110,19 +114,25 @@ class PatchDataset(SegmentationDataset):
         return found
 
     def check_that_there_are_patches(self) -> None:
-        """Read one patch.
+        """Read one patch, or one with each kind of centre voxel.
 
         Raises:
             InvalidArgumentError: No patch is allowed.
         """
-        with self._drawing(0):
-            self._get_desired_raw_and_labels()
+        for centre in self.centres.samplers if self.centres else (None,):
+            with self._drawing(0, centre):
+                if centre:
+                    centre.check_that_there_are_voxels()
+                self._get_desired_raw_and_labels()
 
     @contextmanager
-    def _drawing(self, number: int) -> Iterator[None]:
-        """Draw the patch with this number within the context."""
+    def _drawing(self, number: int, centre: CentreSampler | None = None) -> Iterator[None]:
+        """Draw the patch with this number within the context; its centre voxel follows from the number if not given."""
         position, flip = (generator_of(*self.seed, number, use) for use in range(2))
-        token = _draw.set((self.places.candidates(position), flip))
+        if self.centres and centre is None:
+            centre = self.centres.at(fraction_of(number, SILVER))
+        wanted = f", with {centre.centre.name} at its centre," if centre else ""
+        token = _draw.set(((centre or self.places).candidates(position), flip, wanted))
         try:
             yield
         finally:
@@ -134,7 +144,7 @@ class PatchDataset(SegmentationDataset):
         Raises:
             InvalidArgumentError: No such patch was found.
         """
-        candidates, flip = _draw.get()
+        candidates, flip, wanted = _draw.get()
         reads = 0
         for position in candidates:
             if self.least_labelled and self._seen.most(position) < self.least_labelled:
@@ -148,8 +158,8 @@ class PatchDataset(SegmentationDataset):
                 chosen = masks if self._with_label_channels else masks[0]
                 return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
         raise InvalidArgumentError(
-            f"No patch {self.patch_shape} was found that is of tissue and has {self.least_labelled} labelled voxels"
-            f"{self._where()}; ask for less, or choose smaller patches, another box or another split."
+            f"No patch {self.patch_shape}{wanted} was found that is of tissue and has {self.least_labelled} labelled "
+            f"voxels{self._where()}; ask for less, or choose smaller patches, another box or another split."
         )
 
     def _where(self) -> str:
@@ -229,7 +239,9 @@ class PatchMixture(torch_em.data.ConcatDataset):
         return self.datasets[min(box, len(self.datasets) - 1)][int(number)]
 
     def check_that_there_are_patches(self, names: Sequence[str]) -> None:
-        """Read one patch of each box, so that impossible demands are an error immediately, and not in a worker.
+        """Read one patch of each box that has a share, or one with each kind of centre voxel.
+
+        So impossible demands are an error immediately, and not in a worker.
 
         Args:
             names: Names of the boxes in the error message.
@@ -237,11 +249,13 @@ class PatchMixture(torch_em.data.ConcatDataset):
         Raises:
             InvalidArgumentError: No patch of a box is allowed.
         """
-        for dataset, name in zip(self.datasets, names, strict=True):
+        for dataset, name, share in zip(self.datasets, names, np.diff(self._ends, prepend=0), strict=True):
             try:
-                dataset.check_that_there_are_patches()
+                if share:
+                    dataset.check_that_there_are_patches()
             except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"{name}: {error}") from error
+                others = ", or leave this box out with a weight of 0" if len(self.datasets) > 1 else ""
+                raise InvalidArgumentError(f"{name}: {str(error).removesuffix('.')}{others}.") from error
 
 
 def seeds_of(seed: int | None, rank: int, count: int) -> list[tuple[int, ...]]:

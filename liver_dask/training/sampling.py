@@ -91,7 +91,7 @@ class PatchSampler:
         while tried < MOST_TRIES and len(self._places):
             chosen = self._places[np.searchsorted(self._ends, rng.integers(0, self._ends[-1], count), side="right")]
             positions = rng.integers(chosen[:, 0], chosen[:, 1])
-            yield from map(tuple, positions[self._may_be(positions)].tolist())
+            yield from map(tuple, positions[self.may_be(positions)].tolist())
             tried, count = tried + count, min(4 * count, LARGEST_DRAW)
 
     @cached_property
@@ -111,7 +111,7 @@ class PatchSampler:
         """Number of positions in all boxes up to each one."""
         return np.cumsum((self._places[:, 1] - self._places[:, 0]).prod(axis=1))
 
-    def _may_be(self, positions: Positions) -> npt.NDArray[np.bool_]:
+    def may_be(self, positions: Positions) -> npt.NDArray[np.bool_]:
         """Return which positions are not excluded."""
         allowed = np.ones(len(positions), bool)
         if self.split and self.split.name == "train":
