@@ -90,7 +90,7 @@ def get_human_liver_em_dataset(
             same share of the patches, in each box. It needs several labels. A voxel of several labels counts for the
             one that it was drawn for. All allowed positions with such a centre have the same chance, however few.
         foreground_share: The share of the patches, 0 to 1, whose centre voxel belongs to one of the labels; all others
-            have an unlabelled one. None does not care, and is 1 with `class_balance`.
+            have an unlabelled one. By default any centre is allowed, or, with `class_balance`, the share is 1.
         split: The split to sample from: `train`, `val`, `test`, or None for all; see `split_grid`. The dataset stores
             it as `.split`, so checkpoints of torch_em's trainer contain it.
         split_grid: The grid of blocks that splits the volume, whatever boxes, patches and labels are used.

@@ -135,6 +135,8 @@ DEMANDS: dict[str, dict[str, Any]] = {
 def test_all_allowed_positions_with_such_a_centre_have_the_same_chance(kind: str, demands: dict[str, Any]) -> None:
     """Exactly the allowed positions with a wanted centre voxel are drawn, each equally often."""
     raw, labels = some_voxels()
+    if "region" in demands:  # a patch whose centre is in a labelled chunk may touch the first ones, which are not
+        labels = {name: np.concatenate([label[:2] * 0, label[2:]]) for name, label in labels.items()}
     there = {name: label != 0 for name, label in labels.items()}
     one = there["mask"] | there["cell"]
     wanted = {**there, "one of them": one, "none of them": ~one}[kind]
@@ -144,7 +146,7 @@ def test_all_allowed_positions_with_such_a_centre_have_the_same_chance(kind: str
     dataset = in_memory(raw, labels, class_balance=balanced, foreground_share=0.5, **demands)
     assert dataset.centres is not None
     sampler = dataset.centres.samplers[["mask", "cell"].index(kind) if balanced else int(kind == "none of them")]
-    each = 12
+    each = 8
     drawn: Counter[tuple[int, ...]] = Counter()
     for number in range(each * len(expected)):
         with dataset._drawing(number, sampler):
