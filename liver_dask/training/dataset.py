@@ -19,8 +19,9 @@ from torch_em.util import ensure_tensor_with_channels
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape
 from ..core.malloc import keep_memory
+from .centres import Centres, CentreSampler
 from .context import Scaled, read_context
-from .randomness import PatchNumber, fraction_of, generator_of, global_generators, new_seed
+from .randomness import SILVER, PatchNumber, fraction_of, generator_of, global_generators, new_seed
 from .reuse import Reuse
 from .sampling import PatchSampler
 from .tables import SeenCells
@@ -50,12 +51,14 @@ class _Draw:
         rng: Generator of its flips.
         position: Its position, once it is drawn.
         flip: How it was flipped.
+        wanted: What its centre voxel must be, in error messages.
     """
 
     candidates: Iterator[Shape]
     rng: np.random.Generator
     position: Shape = (0, 0, 0)
     flip: Flip = NO_FLIP
+    wanted: str = ""
 
 
 _draw: contextvars.ContextVar[_Draw] = contextvars.ContextVar("draw")
@@ -80,6 +83,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: Whether labels have an additional first axis with one channel per class.
         n_samples: Number of patches per epoch.
         ndim: Number of dimensions of a transformed patch: 3 (None), or 2 for patches of one slice.
+        centres: Samplers of positions by the centre voxel, which take the place of `places`; or None.
         contexts: Raw in larger voxels; an item has a context of the patch from each of them.
         of_torch_em: The other arguments of `SegmentationDataset`, by name.
     """
@@ -100,6 +104,7 @@ class PatchDataset(SegmentationDataset):
         with_label_channels: bool,
         n_samples: int,
         ndim: int | None,
+        centres: Centres | None = None,
         contexts: tuple[Scaled, ...] = (),
         **of_torch_em: Any,
     ) -> None:
@@ -113,6 +118,7 @@ class PatchDataset(SegmentationDataset):
         self._len = n_samples
         self._with_channels, self._with_label_channels = False, with_label_channels
         self.places = places
+        self.centres = centres
         self.least_tissue, self.least_labelled = least_tissue, least_labelled
         self.seed = seed
         self.flips = flips
@@ -148,20 +154,26 @@ class PatchDataset(SegmentationDataset):
             yield ensure_tensor_with_channels(context, ndim=self._ndim, dtype=self.dtype)
 
     def check_that_there_are_patches(self) -> None:
-        """Read one patch.
+        """Read one patch, or one with each kind of centre voxel.
 
         Raises:
             InvalidArgumentError: No patch is allowed.
         """
-        with self._drawing(0):
-            self._get_desired_raw_and_labels()
+        for centre in self.centres.samplers if self.centres else (None,):
+            with self._drawing(0, centre):
+                if centre:
+                    centre.check_that_there_are_voxels()
+                self._get_desired_raw_and_labels()
 
     @contextmanager
-    def _drawing(self, number: int) -> Iterator[None]:
-        """Draw the patch with this number within the context."""
+    def _drawing(self, number: int, centre: CentreSampler | None = None) -> Iterator[None]:
+        """Draw the patch with this number within the context; its centre voxel follows from the number if not given."""
         position, flip = (generator_of(*self.seed, number, use) for use in range(2))
-        candidates = self._beside(number, position) if self.reuse else self.places.candidates(position)
-        token = _draw.set(_Draw(candidates, flip))
+        if self.centres and centre is None:
+            centre = self.centres.at(fraction_of(number, SILVER))
+        candidates = self._beside(number, position) if self.reuse else (centre or self.places).candidates(position)
+        wanted = f", with {centre.centre.name} at its centre," if centre else ""
+        token = _draw.set(_Draw(candidates, flip, wanted=wanted))
         try:
             yield
         finally:
@@ -185,14 +197,16 @@ class PatchDataset(SegmentationDataset):
             InvalidArgumentError: No such patch was found.
         """
         draw = _draw.get()
-        draw.position, raw, masks = self._first_allowed(draw.candidates)
+        draw.position, raw, masks = self._first_allowed(draw.candidates, draw.wanted)
         if self.flips:
             draw.flip = random_flip(draw.rng)
             raw, masks = flipped(raw, masks, draw.flip)
         chosen = masks if self._with_label_channels else masks[0]
         return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
 
-    def _first_allowed(self, candidates: Iterator[Shape]) -> tuple[Shape, npt.NDArray[Any], npt.NDArray[Any]]:
+    def _first_allowed(
+        self, candidates: Iterator[Shape], wanted: str = ""
+    ) -> tuple[Shape, npt.NDArray[Any], npt.NDArray[Any]]:
         """Return the position, raw and labels of the first candidate that is allowed."""
         reads = 0
         for position in candidates:
@@ -205,8 +219,8 @@ class PatchDataset(SegmentationDataset):
             if found:
                 return position, *found
         raise InvalidArgumentError(
-            f"No patch {self.patch_shape} was found that is of tissue and has {self.least_labelled} labelled voxels"
-            f"{self._where()}; ask for less, or choose smaller patches, another box or another split."
+            f"No patch {self.patch_shape}{wanted} was found that is of tissue and has {self.least_labelled} labelled "
+            f"voxels{self._where()}; ask for less, or choose smaller patches, another box or another split."
         )
 
     def _where(self) -> str:
@@ -290,7 +304,9 @@ class PatchMixture(torch_em.data.ConcatDataset):
         return self.datasets[min(box, len(self.datasets) - 1)][int(number)]
 
     def check_that_there_are_patches(self, names: Sequence[str]) -> None:
-        """Read one patch of each box, so that impossible demands are an error immediately, and not in a worker.
+        """Read one patch of each box that has a share, or one with each kind of centre voxel.
+
+        So impossible demands are an error immediately, and not in a worker.
 
         Args:
             names: Names of the boxes in the error message.
@@ -298,11 +314,13 @@ class PatchMixture(torch_em.data.ConcatDataset):
         Raises:
             InvalidArgumentError: No patch of a box is allowed.
         """
-        for dataset, name in zip(self.datasets, names, strict=True):
+        for dataset, name, share in zip(self.datasets, names, np.diff(self._ends, prepend=0), strict=True):
             try:
-                dataset.check_that_there_are_patches()
+                if share:
+                    dataset.check_that_there_are_patches()
             except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"{name}: {error}") from error
+                others = ", or leave this box out with a weight of 0" if len(self.datasets) > 1 else ""
+                raise InvalidArgumentError(f"{name}: {str(error).removesuffix('.')}{others}.") from error
 
 
 def seeds_of(seed: int | None, rank: int, count: int) -> list[tuple[int, ...]]:

@@ -29,6 +29,7 @@ from .arguments import (
     least_voxels,
     options_of,
 )
+from .centres import centres_of, check_centres
 from .context import check_scales
 from .downloads import get_human_liver_em_paths
 from .sampling import Box, Minimum, PatchSampler, Split
@@ -56,6 +57,8 @@ def get_human_liver_em_dataset(
     stream: bool = False,
     min_foreground: float = 0.0,
     labelled_region_only: bool = False,
+    class_balance: bool = False,
+    foreground_share: float | None = None,
     split: SplitName | None = None,
     split_grid: SplitGrid = DEFAULT_GRID,
     weights: Sequence[float] | None = None,
@@ -101,6 +104,11 @@ def get_human_liver_em_dataset(
         labelled_region_only: Whether to sample only where labels exist. Each patch has a labelled voxel, and all inner
             chunks (8 x 256 x 256 voxels) that it touches contain labels, or one of their neighbours in the same layer
             does. Masks cover only parts of the slices, and a voxel without a label is not necessarily background.
+        class_balance: Whether each label is that of the centre voxel (position + patch_shape // 2, before flips) in the
+            same share of the patches, in each box. It needs several labels. A voxel of several labels counts for the
+            one that it was drawn for. All allowed positions with such a centre have the same chance, however few.
+        foreground_share: The share of the patches, 0 to 1, whose centre voxel belongs to one of the labels; all others
+            have an unlabelled one. By default any centre is allowed, or, with `class_balance`, the share is 1.
         split: The split to sample from: `train`, `val`, `test`, or None for all; see `split_grid`. The dataset stores
             it as `.split`, so checkpoints of torch_em's trainer contain it.
         split_grid: The grid of blocks that splits the volume, whatever boxes, patches and labels are used.
@@ -130,8 +138,8 @@ def get_human_liver_em_dataset(
         MissingExtraError: torch_em is not installed. (ImportError)
         NotDownloadedError: A store is missing or incomplete, and neither `download` nor `stream` is given.
             (RuntimeError)
-        InvalidArgumentError: A patch is larger than a box, a label is not stored, no patch satisfies the split or the
-            share of foreground, or `scales` are not valid or given with `transform` or `stream`. (ValueError)
+        InvalidArgumentError: A patch is larger than a box, a label is not stored, no patch satisfies the split, the
+            share of foreground or a centre voxel, or arguments cannot be combined. (ValueError)
         StoreExistsError: A store contains data of another source. (FileExistsError)
     """
     extra = _import_extra()
@@ -139,6 +147,7 @@ def get_human_liver_em_dataset(
     patch = check_lengths("patch_shape", patch_shape)
     names = check_labels(described, label_choice)
     check_choices(min_foreground, labelled_region_only, split, seed, stream)
+    check_centres(class_balance, foreground_share, names, stream, reuse)
     cache_bytes = check_cache(cache_gb, reuse, stream)
     boxes = boxes_of(bounding_boxes, full_volume, described)
     options = options_of(extra.torch_em, kwargs, patch)
@@ -166,11 +175,16 @@ def get_human_liver_em_dataset(
     shares = check_weights(weights, [1] * len(boxes) if n_samples else counts)
     least = least_voxels(patch, min_foreground, labelled_region_only)
     rank = extra.randomness.rank_in_use()[0] if rank is None else rank
+    samplers = [
+        _places(one, patch, roi, least, labelled_region_only, of_split)
+        for one, roi, of_split in zip(sources, rois, splits, strict=True)
+    ]
     datasets = [
         extra.dataset.PatchDataset(
             one.raw,
             one.labels,
-            _places(one, patch, roi, least, labelled_region_only, of_split),
+            places,
+            centres=centres_of(one, places, class_balance, foreground_share),
             roi=tuple(map(slice, roi.start, roi.stop)),
             n_samples=round(total * share / sum(shares)),
             least_tissue=least[0],
@@ -182,8 +196,8 @@ def get_human_liver_em_dataset(
             contexts=one.contexts,
             **_with_defaults(options, extra, one),
         )
-        for one, roi, of_split, share, seeds in zip(
-            sources, rois, splits, shares, extra.dataset.seeds_of(seed, rank, len(boxes)), strict=True
+        for one, roi, places, share, seeds in zip(
+            sources, rois, samplers, shares, extra.dataset.seeds_of(seed, rank, len(boxes)), strict=True
         )
     ]
     mixture = extra.dataset.PatchMixture(*datasets, weights=shares, n_samples=total)
@@ -208,6 +222,8 @@ def get_human_liver_em_loader(
     stream: bool = False,
     min_foreground: float = 0.0,
     labelled_region_only: bool = False,
+    class_balance: bool = False,
+    foreground_share: float | None = None,
     split: SplitName | None = None,
     split_grid: SplitGrid = DEFAULT_GRID,
     weights: Sequence[float] | None = None,
@@ -240,6 +256,8 @@ def get_human_liver_em_loader(
         stream: Read each patch from `source` when it is sampled, without a store.
         min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
         labelled_region_only: Whether to sample only where labels exist.
+        class_balance: Whether each label is that of the centre voxel in the same share of the patches.
+        foreground_share: The share of the patches, 0 to 1, whose centre voxel belongs to one of the labels.
         split: The split to sample from: `train`, `val`, `test`, or None for all.
         split_grid: The grid of blocks that splits the volume.
         weights: The share of each box in the patches.
@@ -284,6 +302,8 @@ def get_human_liver_em_loader(
         stream=stream,
         min_foreground=min_foreground,
         labelled_region_only=labelled_region_only,
+        class_balance=class_balance,
+        foreground_share=foreground_share,
         split=split,
         split_grid=split_grid,
         weights=weights,

@@ -14,6 +14,9 @@ import torch
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, fill the interval from 0 to 1 as evenly as possible, however many there are."""
 
+SILVER = 2**0.5 - 1
+"""Its multiples are spread as evenly, also over those patches for which multiples of GOLDEN are in one interval."""
+
 
 class PatchNumber(int):
     """The number of a patch in all epochs together: epoch * patches of an epoch + index."""
@@ -24,9 +27,12 @@ def new_seed() -> int:
     return int(torch.randint(2**62, ()).item())
 
 
-def fraction_of(number: int) -> float:
-    """Return a number from 0 to 1 for a patch; consecutive patches are evenly spread over this interval."""
-    return (number + 0.5) * GOLDEN % 1.0
+def fraction_of(number: int, irrational: float = GOLDEN) -> float:
+    """Return a number from 0 to 1 for a patch; consecutive patches are evenly spread over this interval.
+
+    Those of two irrational numbers together, GOLDEN and SILVER, are evenly spread over the unit square.
+    """
+    return (number + 0.5) * irrational % 1.0
 
 
 def generator_of(*seeds: int) -> np.random.Generator:

@@ -94,7 +94,7 @@ class PatchSampler:
         while tried < MOST_TRIES and len(self._places):
             chosen = self._places[np.searchsorted(self._ends, rng.integers(0, self._ends[-1], count), side="right")]
             positions = rng.integers(chosen[:, 0], chosen[:, 1])
-            yield from map(tuple, positions[self._may_be(positions)].tolist())
+            yield from map(tuple, positions[self.may_be(positions)].tolist())
             tried, count = tried + count, min(4 * count, LARGEST_DRAW)
 
     def beside(self, position: Shape, chunk: Shape, rng: np.random.Generator) -> Iterator[Shape]:
@@ -107,7 +107,7 @@ class PatchSampler:
         low = np.maximum(low, self.box.start)
         for _ in range(MOST_BESIDE // FIRST_DRAW):
             positions = rng.integers(low, high, (FIRST_DRAW, 3))
-            yield from map(tuple, positions[self._are_placed(positions) & self._may_be(positions)].tolist())
+            yield from map(tuple, positions[self._are_placed(positions) & self.may_be(positions)].tolist())
         yield position
 
     def _are_placed(self, positions: Positions) -> npt.NDArray[np.bool_]:
@@ -132,7 +132,7 @@ class PatchSampler:
         """Number of positions in all boxes up to each one."""
         return np.cumsum((self._places[:, 1] - self._places[:, 0]).prod(axis=1))
 
-    def _may_be(self, positions: Positions) -> npt.NDArray[np.bool_]:
+    def may_be(self, positions: Positions) -> npt.NDArray[np.bool_]:
         """Return which positions are not excluded."""
         allowed = np.ones(len(positions), bool)
         if self.split and self.split.name == "train":

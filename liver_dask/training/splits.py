@@ -93,6 +93,24 @@ class SplitGrid:
             allowed &= self.split_of(np.minimum(first + offset, last)) == SPLITS.index(split)
         return allowed
 
+    def changes(self, split: SplitName, start: Positions, stop: Positions, patch: Shape) -> list[npt.NDArray[np.int64]]:
+        """Return, for each axis, the positions at which the answer of `allows` may change, in any order.
+
+        Between them it is the same for all positions.
+
+        Args:
+            split: The split.
+            start: First position (z, y, x) in the volume.
+            stop: Exclusive end of the positions.
+            patch: Voxels (z, y, x) of a patch.
+        """
+        found = []
+        for low, high, side, length, of in zip(start, stop, self.block, patch, self.margin, strict=True):
+            margin = 0 if split == "train" else of
+            borders = np.arange((low - margin) // side, (high + length + margin) // side + 1) * side
+            found.append(np.concatenate([borders + margin, borders - length - margin + 1]))
+        return found
+
     def places(self, split: SplitName, start: Shape, stop: Shape, patch: Shape, volume: Shape) -> Positions:
         """Return the positions in a box that belong to validation or test, as disjoint boxes of positions.
 

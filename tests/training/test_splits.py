@@ -109,3 +109,23 @@ def test_a_wrong_grid_is_refused(wrong, said: str) -> None:
     """A grid without voxels, or with margins that leave nothing, is an InvalidArgumentError."""
     with pytest.raises(ld.InvalidArgumentError, match=said):
         SplitGrid(**wrong)
+
+
+@settings(max_examples=200)
+@given(block=lengths, patch=lengths, split=st.sampled_from(SPLITS), seed=st.integers(0, 9), data=st.data())
+def test_a_split_changes_only_where_it_says_so(block, patch, split, seed: int, data) -> None:
+    """Cut at `changes`, a box of positions falls into parts in which all positions are of the split, or none is."""
+    margin = tuple(data.draw(st.integers(0, (side - 1) // 2)) for side in block)
+    grid, volume = SplitGrid(block, margin, seed), (12, 20, 20)
+    start = tuple(data.draw(st.integers(0, length - of)) for length, of in zip(volume, patch, strict=True))
+    axes = zip(start, patch, volume, strict=True)
+    stop = np.array([data.draw(st.integers(low + 1, end - of + 1)) for low, of, end in axes])
+    positions = np.array(list(product(*map(range, start, stop))))
+    parts = [
+        np.searchsorted(np.unique(at), of_axis, side="right")
+        for at, of_axis in zip(grid.changes(split, np.array(start), stop, patch), positions.T, strict=True)
+    ]
+    answers: dict[tuple[int, ...], set[bool]] = {}
+    for part, answer in zip(zip(*parts, strict=True), grid.allows(split, positions, patch, volume), strict=True):
+        answers.setdefault(part, set()).add(bool(answer))
+    assert all(len(of_part) == 1 for of_part in answers.values())
