@@ -3,18 +3,25 @@
 EM_FOLDER has `raw`, `mito`, `membrane` and `synapse` with 1024 x 1024 images of sections, as for
 tests/helpers/build_archive.py. Both sides download the same archive, 2048 x 1024 x 128 voxels of them, each into its
 own store (torch_em's chunks are 64 slices deep, so that this is two of them); each loader runs in a process of its own
-with the same patch shapes and workers. Rows, for each patch shape:
+with the same patch shapes and two workers. For each patch shape, the medians of `--rounds` runs, in turns:
 
-- reading: no transform on either side, so that the store and the way to read it are compared;
-- default: with the transforms of each side when none is given: flips along each axis, and standardisation;
+- torch_em and ours: with the transforms of each side when none is given: flips along each axis, and standardisation;
+- ours, no cache: as if the boxes did not fit into memory;
+- ours, reuse=8 within 0.3 GB: eight patches from the same chunks, where the boxes do not fit;
+- ours, processes: workers as torch's DataLoader makes them;
+- miao: the loader of the package miao-io, if it is installed, on our store: no flips, standardised per patch, spawned
+  workers with a cache of 1 GB each;
 - bound: the chunks that a patch touches, decoded whole by the same codec on the same cores, and nothing else.
 
-And what `min_foreground=0.05` costs, next to torch_em's MinForegroundSampler; and the time to the first batch.
+And the time to the first batch of ours, with torch and torch_em imported before, with no worker, threads, and spawned
+processes; and what `min_foreground=0.05` costs, next to torch_em's MinForegroundSampler.
 """
 
 import argparse
+import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,14 +45,13 @@ from liver_dask.store.shards import EMPTY, read_shard_index
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.build_archive import LZW_WITH_PREDICTOR_ONE_ROW_A_STRIP, MASK_OF_LABEL
-from helpers.transforms import same
 
 SHAPE = (128, 1024, 2048)
 BOX = (0, 2048, 0, 1024, 0, 128)
 PATCHES = ((8, 256, 256), (8, 512, 512), (32, 256, 256), (1, 1024, 1024))
 WORKERS = 2
-SECONDS = 12
-"""Each loader is timed for so long, after its first four batches."""
+SECONDS = 6
+"""Each loader is timed for so long, after its first batches."""
 
 
 def build(em: Path, archive: Path) -> None:
@@ -73,36 +79,68 @@ def mirrored(path: Path) -> np.ndarray:
 def loader_of(side: str, folder: str, archive: str, patch: tuple[int, ...], **options: Any) -> Any:
     """A loader of one patch a batch."""
     given = {"patch_shape": patch, "batch_size": 1, "bounding_boxes": [BOX], "pin_memory": False, **options}
-    if side == "ours":
+    if side != "torch_em":
         return ld.get_human_liver_em_loader(folder, source=archive, shape=SHAPE, **given)
     import torch_em.data.datasets.electron_microscopy.human_liver_em as theirs
 
     return theirs.get_human_liver_em_loader(folder, **given)
 
 
-def rate(side: str, folder: str, archive: str, patch: list[int], transforms: str) -> dict[str, float]:
-    """Patches a second, and seconds to the first batch."""
-    began = time.monotonic()
-    none = {"transform": same, "raw_transform": same}
-    loader = loader_of(
-        side,
-        folder,
-        archive,
-        tuple(patch),
-        num_workers=WORKERS,
-        n_samples=100_000,
-        **(none if transforms == "none" else {}),
-    )
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours, no cache": {"cache_gb": 0},
+    "ours, reuse=8 within 0.3 GB": {"reuse": 8, "cache_gb": 0.3},
+    "ours, processes": {"workers": "processes"},
+}
+
+
+def rate(side: str, folder: str, archive: str, patch: list[int]) -> float:
+    """Patches a second."""
+    options = {"num_workers": WORKERS, "n_samples": 100_000, **OURS.get(side, {})}
+    loader = miao_of(folder, patch) if side == "miao" else loader_of(side, folder, archive, tuple(patch), **options)
     batches = iter(loader)
-    next(batches)
-    first = time.monotonic() - began
-    for _ in range(3):
+    for _ in range(4 * WORKERS):
         next(batches)
     began, count = time.monotonic(), 0
     while time.monotonic() - began < SECONDS:
         next(batches)
         count += 1
-    return {"patches/s": round(count / (time.monotonic() - began), 1), "first batch, s": round(first, 2)}
+    return count / (time.monotonic() - began)
+
+
+def miao_of(folder: str, patch: list[int]) -> Any:
+    """The loader of miao-io, which reads stores with a pyramid."""
+    import zarr
+    from miao import MiaoConfig, VolumeConfig, VolumeDataset
+    from torch.utils.data import DataLoader
+
+    (store,) = Path(folder).glob("*.zarr")
+    (level, *_) = zarr.open_group(store, mode="r").attrs["ome"]["multiscales"][0]["datasets"]
+    volume = VolumeConfig(
+        name="liver",
+        path=str(store),
+        image_key=".",
+        label_key="labels/mito",
+        zarr_version="zarr3",
+        patch_normalize=True,
+    )
+    config = MiaoConfig(
+        volumes=[volume],
+        patch_size=list(patch),
+        output_axes="lzyx",
+        resolutions=[level["coordinateTransformations"][0]["scale"]],
+        samples_per_epoch=100_000,
+    )
+    return DataLoader(VolumeDataset(config), 1, num_workers=WORKERS, multiprocessing_context="spawn")
+
+
+def first_batch(folder: str, archive: str, options: dict[str, Any]) -> float:
+    """Seconds from the call to the first batch, of (8, 256, 256)."""
+    import torch_em  # noqa: F401  # importing it takes seconds that are nobody's here
+
+    began = time.monotonic()
+    next(iter(loader_of("ours", folder, archive, PATCHES[0], **options)))
+    return time.monotonic() - began
 
 
 def foreground(side: str, folder: str, archive: str, patch: list[int]) -> dict[str, float]:
@@ -116,7 +154,7 @@ def foreground(side: str, folder: str, archive: str, patch: list[int]) -> dict[s
             Counting.calls += 1
             return super().__call__(raw, labels)
 
-    asked = {"min_foreground": 0.05} if side == "ours" else {"sampler": Counting(0.05)}
+    asked = {"min_foreground": 0.05, "cache_gb": 0} if side == "ours" else {"sampler": Counting(0.05)}
     loader = loader_of(side, folder, archive, tuple(patch), n_samples=100, **asked)
     (dataset,) = loader.dataset.datasets
     reads = {"raw": 0, "labels": 0}
@@ -181,27 +219,30 @@ def in_process(*arguments: Any) -> Any:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
-def main(em: Path, scratch: Path) -> None:
+def main(em: Path, scratch: Path, rounds: int) -> None:
     archive, ours, theirs = (scratch / name for name in ("archive", "ours", "theirs"))
-    build(em, archive)
+    if not archive.exists():
+        build(em, archive)
     store = Path(ld.get_human_liver_em_data(ours, BOX, True, source=archive, shape=SHAPE))
+    ld.add_pyramid(store, progress=False)
     import torch_em.data.datasets.electron_microscopy.human_liver_em as torch_em_module
 
     with serve(archive) as server:
         torch_em_module.EMPIAR_BASE = server.url
         torch_em_module.get_human_liver_em_data(str(theirs), BOX, download=True)
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"first batch of ours, s": starts(ours, archive)}
+    print(json.dumps(told), file=sys.stderr, flush=True)
+    others = ["miao"] if importlib.util.find_spec("miao") else []
     for patch in PATCHES:
-        row: dict[str, Any] = {}
-        for transforms in ("none", "default"):
-            rates = {
-                side: in_process("rate", side, str(folder), str(archive), patch, transforms)
-                for side, folder in (("torch_em", theirs), ("ours", ours))
-            }
-            ratio = rates["ours"]["patches/s"] / rates["torch_em"]["patches/s"]
-            row[f"transforms: {transforms}"] = rates | {"times faster": round(ratio, 2)}
-        row["bound, patches/s"] = round(bound(store, patch), 1)
-        row["share of the bound"] = round(row["transforms: none"]["ours"]["patches/s"] / row["bound, patches/s"], 2)
+        rates: dict[str, list[float]] = {side: [] for side in ("torch_em", *OURS, *others)}
+        for _ in range(rounds):
+            for side, found in rates.items():
+                found.append(in_process("rate", side, str(theirs if side == "torch_em" else ours), str(archive), patch))
+        row: dict[str, Any] = {side: round(statistics.median(found), 1) for side, found in rates.items()}
+        row["ours / torch_em"] = round(row["ours"] / row["torch_em"], 2)
+        if others:
+            row["ours / miao"] = round(row["ours"] / row["miao"], 2)
+        row["bound"] = round(bound(store, patch), 1)
         row["min_foreground=0.05"] = {
             side: in_process("foreground", side, str(folder), str(archive), patch)
             for side, folder in (("torch_em", theirs), ("ours", ours))
@@ -211,15 +252,27 @@ def main(em: Path, scratch: Path) -> None:
     print(json.dumps(told, indent=1))
 
 
+def starts(ours: Path, archive: Path) -> dict[str, float]:
+    """Seconds to the first batch."""
+    spawned = {"num_workers": WORKERS, "multiprocessing_context": "spawn"}
+    kinds = {"no worker": {}, "threads": {"num_workers": WORKERS}, "spawned processes": spawned}
+    return {
+        kind: round(in_process("first_batch", str(ours), str(archive), options), 2) for kind, options in kinds.items()
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("em", type=Path, nargs="?", help="folder of real EM")
-    parser.add_argument("--scratch", type=Path, help="folder for archive and stores, 2 GB")
+    parser.add_argument("--scratch", type=Path, help="folder for archive and stores, 2 GB, which are kept")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each loader, of which the medians are told")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         what, *rest = json.loads(given.one)
         print(json.dumps(globals()[what](*rest)))
+    elif given.scratch:
+        main(given.em, given.scratch, given.rounds)
     else:
-        with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
-            main(given.em, Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            main(given.em, Path(folder), given.rounds)
