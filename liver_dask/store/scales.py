@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..core.geometry import Shape
 from .array import StoredArray
+from .chunk_cache import ChunkCache
 from .downsampling import downsample
 from .levels import Level, current_levels, factors_of_levels, plan_levels, step_between, voxel_size_of
 from .record import layout_of, open_record
@@ -37,6 +38,7 @@ class ScaledImage:
         store: Folder of the store.
         name: Name of the image.
         factors: Size of a voxel (z, y, x) in voxels of the store.
+        cache: Where decoded chunks are kept, see `StoredArray`.
 
     Attributes:
         factors: Size of a voxel (z, y, x) in voxels of the store.
@@ -49,7 +51,7 @@ class ScaledImage:
         DamagedError: The metadata of the array do not match the record of the store. (OSError)
     """
 
-    def __init__(self, store: Path, name: str, factors: Shape) -> None:
+    def __init__(self, store: Path, name: str, factors: Shape, cache: ChunkCache | None = None) -> None:
         z, y, x = layout_of(open_record(store)).shape
         self.factors = factors
         self.shape: Shape = -(-z // factors[0]), -(-y // factors[1]), -(-x // factors[2])
@@ -59,7 +61,7 @@ class ScaledImage:
             steps = [(1, 1, 1), factors]
         paths = {level.factors: level.path for level in current_levels(store, [name])}
         nearest = max(number for number, level in enumerate(steps) if level in paths)
-        self._image = StoredArray(paths[steps[nearest]], name)
+        self._image = StoredArray(paths[steps[nearest]], name, cache)
         self._steps = [step_between(Level(store, below), level) for below, level in pairwise(steps[nearest:])]
         self.dtype = self._image.dtype
         if self._steps and factors in plan_levels((z, y, x), size):

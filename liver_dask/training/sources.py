@@ -96,7 +96,7 @@ class PatchSource:
         }
         raw, *labels = (StoredArray(store, name, cache) for name in (RAW, *names))
         kinds = tuple(record["variables"][name].get("kind", "mask") for name in names)
-        contexts = tuple(ScaledImage(store, RAW, of) for of in factors)
+        contexts = tuple(ScaledImage(store, RAW, of, cache) for of in factors)
         return cls(str(store), raw, tuple(labels), names, tables, kinds, contexts)
 
     def reuse(self, times: int, patch: Shape, cache_bytes: int) -> Reuse | None:

@@ -72,6 +72,8 @@ def in_memory(
         least_labelled=least,
         seed=(seed,),
         flips=False,
+        has_own_transforms=True,
+        reuse=None,
         split=None,
         with_label_channels=True,
         n_samples=1,

@@ -269,7 +269,7 @@ def test_with_a_pyramid_few_bytes_are_read_for_a_context(asked, folders, monkeyp
         return data
 
     counts = {}
-    options = {"patch_shape": (3, 64, 64), "scales": [(1, 1, 1), (1, 4, 4)]}
+    options = {"patch_shape": (3, 64, 64), "scales": [(1, 1, 1), (1, 4, 4)], "cache_gb": 0}
     for name, folder in folders.items():
         one = dataset(asked, path=folder, **options)
         monkeypatch.setattr(os, "pread", counted)
@@ -279,7 +279,7 @@ def test_with_a_pyramid_few_bytes_are_read_for_a_context(asked, folders, monkeyp
         monkeypatch.undo()
         monkeypatch.setattr(levels, "SMALL_ENOUGH", 100)
         assert len(with_context) == 3
-    alone = dataset(asked, path=folders["plain"], patch_shape=(3, 64, 64), scales=None)
+    alone = dataset(asked, path=folders["plain"], patch_shape=(3, 64, 64), scales=None, cache_gb=0)
     monkeypatch.setattr(os, "pread", counted)
     sizes.clear()
     alone[5]
