@@ -233,6 +233,31 @@ PROMISES = {
         "test_draws::test_a_seed_is_enough_in_any_dataloader",
         "test_draws::test_the_seed_fixes_what_a_users_transforms_draw",
         "test_training::test_a_seed_gives_the_same_patches_and_no_worker_anothers",
+        "test_workers::test_threads_processes_and_none_give_the_same_stream",
+    ],
+    "puts each of several labels at the centre": [
+        "test_centres::test_all_allowed_positions_with_such_a_centre_have_the_same_chance",
+        "test_centres::test_centres_have_their_shares_in_every_box",
+    ],
+    "adds context: an item is then raw, labels": [
+        "test_context::test_items_have_contexts_of_the_voxels_of_the_source",
+        "test_context::test_with_a_pyramid_few_bytes_are_read_for_a_context",
+    ],
+    "Workers are threads": [
+        "test_workers::test_own_transforms_are_on_processes_unless_threads_are_asked_for",
+        "test_workers::test_threads_processes_and_none_give_the_same_stream",
+    ],
+    "They are processes if transforms": [
+        "test_workers::test_own_transforms_are_on_processes_unless_threads_are_asked_for"
+    ],
+    "Boxes that fit into memory": ["test_workers::test_boxes_that_fit_are_decoded_once_and_others_without_a_cache"],
+    "draws eight patches from the": [
+        "test_reuse::test_positions_beside_uniform_ones_are_uniform",
+        "test_reuse::test_chunks_are_decoded_rarely_and_no_patch_comes_twice",
+    ],
+    "Lightning keeps the state in its checkpoints": [
+        "test_loops::test_lightning_goes_on_within_an_epoch",
+        "test_loops::test_a_plain_loop_goes_on_from_a_checkpoint",
     ],
     "continue the stream exactly": ["test_draws::test_an_interrupted_stream_goes_on_exactly"],
     "of torch.distributed have different patches": ["test_draws::test_ranks_have_disjoint_streams"],
