@@ -135,7 +135,7 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream is: a small dictionary of numbers. Call it between two batches."""
         epoch, given = self._order.position
-        return {"epoch": epoch, "given": given, "count": self._order.count, "seeds": self._seeds()}
+        return {"epoch": epoch, "given": given, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batch at which `state_dict` was called, when the loader is iterated next.
@@ -143,19 +143,21 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
         The batches are the same as without an interruption, for any number of workers.
 
         Raises:
-            InvalidArgumentError: The state is that of another loader: it has another seed, or another number of
-                patches in an epoch. (ValueError)
+            InvalidArgumentError: The state is that of another loader: it has another seed, another number of patches in
+                an epoch, or other groups of patches that are drawn from the same chunks. (ValueError)
         """
-        mine = {"count": self._order.count, "seeds": self._seeds()}
-        for name, value in mine.items():
+        for name, value in self._identity().items():
             if state.get(name) != value:
                 raise InvalidArgumentError(
                     f"The state is that of another loader: its {name} is {state.get(name)!r}, and here it is {value!r}."
                 )
         self._order.go_to(int(state["epoch"]), int(state["given"]))
 
-    def _seeds(self) -> list[list[int]]:
-        return [list(dataset.seed) for dataset in self.dataset.datasets]
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for the same stream."""
+        datasets = self.dataset.datasets
+        reuse = [[of.reuse.times, of.reuse.groups] for of in datasets if of.reuse]
+        return {"count": self._order.count, "seeds": [list(of.seed) for of in datasets], "reuse": reuse}
 
 
 def _of_torch(options: dict[str, Any], threads: int) -> dict[str, Any]:

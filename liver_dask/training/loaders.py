@@ -265,7 +265,7 @@ def get_human_liver_em_loader(
         rank: Number of this process in distributed training; the default is the rank in torch.distributed.
         world_size: Number of processes in distributed training; the default is that of torch.distributed.
         reuse: Number of patches that are drawn from the same chunks; for workers that are threads.
-        cache_gb: Memory in GB for decoded voxels, of all workers together.
+        cache_gb: Memory in GB for decoded voxels, which all threads share; each process has as much.
         workers: Whether the workers (`num_workers`) are `threads` or `processes`. Reading holds no lock, so threads are
             faster: nothing is copied between processes. The default is threads, and processes for your own transforms:
             on threads these must not draw from the global random generators.
@@ -287,7 +287,6 @@ def get_human_liver_em_loader(
     if not 0 <= rank < ranks:
         raise InvalidArgumentError(f"rank={rank} must be at least 0 and below world_size={ranks}.")
     kind = check_workers(workers, kwargs)
-    check_cache(cache_gb, reuse, stream)
     dataset = get_human_liver_em_dataset(
         path,
         patch_shape,
@@ -310,7 +309,7 @@ def get_human_liver_em_loader(
         seed=seed,
         rank=rank,
         reuse=reuse,
-        cache_gb=cache_gb / (max(kwargs.get("num_workers", 0), 1) if kind == "processes" else 1),
+        cache_gb=cache_gb,
         scales=scales,
         **{name: value for name, value in kwargs.items() if name in of_dataset},
     )

@@ -236,7 +236,7 @@ def test_an_interrupted_stream_goes_on_exactly(asked, workers: int, method: str 
 def test_the_state_of_another_loader_is_refused(asked) -> None:
     """A state that belongs to another seed or another number of patches is an InvalidArgumentError."""
     state = loader(asked, n_samples=8, seed=1).state_dict()
-    for other in ({"seed": 2, "n_samples": 8}, {"seed": 1, "n_samples": 9}):
+    for other in ({"seed": 2, "n_samples": 8}, {"seed": 1, "n_samples": 9}, {"seed": 1, "n_samples": 8, "reuse": 2}):
         with pytest.raises(ld.InvalidArgumentError, match="that of another loader"):
             loader(asked, **other).load_state_dict(state)
 

@@ -115,7 +115,8 @@ def test_chunks_are_decoded_rarely_and_no_patch_comes_twice(asked, monkeypatch: 
 
 def test_a_stream_with_reuse_follows_from_the_seed_and_goes_on(asked) -> None:
     """Any workers give the same stream, which goes on after an interruption."""
-    options = {**asked, "n_samples": 40, "reuse": 4, "cache_gb": 0.004, "min_foreground": 0.02}
+    options = {**asked, "n_samples": 40, "reuse": 4, "cache_gb": 0.04, "min_foreground": 0.02}
+    assert loader(options).dataset.datasets[0].reuse.groups == 3
     whole = bytes_of(loader(options))
     assert bytes_of(loader(options, num_workers=3)) == whole
     assert bytes_of(loader(options, num_workers=2, workers="processes")) == whole
