@@ -108,7 +108,7 @@ def get_human_liver_em_dataset(
             the share of foreground. (ValueError)
         StoreExistsError: A store contains data of another source. (FileExistsError)
     """
-    extra = _import_extra()
+    extra = import_extra()
     described = find_archive(archive).of_shape(shape)
     patch = check_lengths("patch_shape", patch_shape)
     names = check_labels(described, label_choice)
@@ -150,7 +150,7 @@ def get_human_liver_em_dataset(
             seed=seeds,
             split={"name": split, "grid": split_grid} if split else None,
             with_label_channels=not isinstance(label_choice, str),
-            **_with_defaults(options, extra, one),
+            **with_defaults(options, extra, one),
         )
         for one, roi, of_split, share, seeds in zip(
             sources, rois, splits, shares, extra.dataset.seeds_of(seed, rank, len(boxes)), strict=True
@@ -220,7 +220,7 @@ def get_human_liver_em_loader(
     Raises:
         LiverDaskError: The same errors as `get_human_liver_em_dataset`.
     """
-    extra = _import_extra()
+    extra = import_extra()
     of_dataset = inspect.signature(extra.torch_em.default_segmentation_dataset).parameters
     in_use = extra.randomness.rank_in_use()
     ranks = in_use[1] if world_size is None else world_size
@@ -265,7 +265,7 @@ class _Extra(NamedTuple):
     randomness: Any
 
 
-def _import_extra() -> _Extra:
+def import_extra() -> _Extra:
     """Import torch_em and the modules that need it.
 
     Raises:
@@ -305,7 +305,7 @@ def _places(
     return PatchSampler(patch, roi, tuple(minima), region, split)
 
 
-def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) -> dict[str, Any]:
+def with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) -> dict[str, Any]:
     """Add the default transforms, and a label transform that returns masks of 0 / 1."""
     chosen = dict(options)
     own = extra.transforms
