@@ -24,6 +24,7 @@ from .store.verify import VerifyReport, verify
 from .training.downloads import get_human_liver_em_data, get_human_liver_em_full_volume, get_human_liver_em_paths
 from .training.loaders import get_human_liver_em_dataset, get_human_liver_em_loader
 from .training.splits import SplitGrid
+from .training.tiles import get_human_liver_em_tiles
 from .viewing import accessor  # noqa: F401  # registers ds.liver
 from .viewing.figures import show
 from .viewing.view import view
@@ -54,6 +55,7 @@ __all__ = [
     "get_human_liver_em_full_volume",
     "get_human_liver_em_loader",
     "get_human_liver_em_paths",
+    "get_human_liver_em_tiles",
     "open_archive",
     "open_human_liver_em",
     "show",

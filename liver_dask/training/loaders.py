@@ -8,11 +8,11 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..archive.archives import EMPIAR_13356, find_archive
 from ..archive.description import Archive
-from ..core.errors import InvalidArgumentError, MissingExtraError
+from ..core.errors import InvalidArgumentError
 from ..core.geometry import BoundingBox, Shape, check_lengths
 from ..core.kinds import RAW
 from .arguments import (
@@ -25,13 +25,13 @@ from .arguments import (
     check_rois,
     check_weights,
     check_workers,
-    has_own_code,
     least_voxels,
     options_of,
 )
 from .centres import centres_of, check_centres
 from .context import check_scales
 from .downloads import get_human_liver_em_paths
+from .extra import import_extra, with_defaults
 from .sampling import Box, Minimum, PatchSampler, Split
 from .sources import PatchSource, stored_sources
 from .splits import DEFAULT_GRID, SplitGrid, SplitName
@@ -142,7 +142,7 @@ def get_human_liver_em_dataset(
             share of foreground or a centre voxel, or arguments cannot be combined. (ValueError)
         StoreExistsError: A store contains data of another source. (FileExistsError)
     """
-    extra = _import_extra()
+    extra = import_extra()
     described = find_archive(archive).of_shape(shape)
     patch = check_lengths("patch_shape", patch_shape)
     names = check_labels(described, label_choice)
@@ -194,7 +194,7 @@ def get_human_liver_em_dataset(
             reuse=one.reuse(reuse, patch, cache_bytes),
             with_label_channels=not isinstance(label_choice, str),
             contexts=one.contexts,
-            **_with_defaults(options, extra, one),
+            **with_defaults(options, extra, one),
         )
         for one, roi, places, share, seeds in zip(
             sources, rois, samplers, shares, extra.dataset.seeds_of(seed, rank, len(boxes)), strict=True
@@ -279,7 +279,7 @@ def get_human_liver_em_loader(
     Raises:
         LiverDaskError: The same errors as `get_human_liver_em_dataset`.
     """
-    extra = _import_extra()
+    extra = import_extra()
     of_dataset = inspect.signature(extra.torch_em.default_segmentation_dataset).parameters
     in_use = extra.randomness.rank_in_use()
     ranks = in_use[1] if world_size is None else world_size
@@ -320,33 +320,6 @@ def get_human_liver_em_loader(
     return extra.batches.PatchLoader(dataset, batch_size, count=count, workers=kind, **options)
 
 
-class _Extra(NamedTuple):
-    """torch_em, and the modules that need it."""
-
-    torch_em: Any
-    dataset: Any
-    batches: Any
-    transforms: Any
-    randomness: Any
-
-
-def _import_extra() -> _Extra:
-    """Import torch_em and the modules that need it.
-
-    Raises:
-        MissingExtraError: They cannot be imported.
-    """
-    try:
-        import torch_em
-
-        from . import batches, dataset, randomness, transforms
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Training needs torch and torch_em ({error}): pip install 'liver_dask[train]'."
-        ) from error
-    return _Extra(torch_em, dataset, batches, transforms, randomness)
-
-
 def _split_of(name: SplitName | None, grid: SplitGrid, box: BoundingBox, volume: Shape) -> Split | None:
     return None if name is None else Split(name, grid, (box.z_min, box.y_min, box.x_min), volume)
 
@@ -368,27 +341,6 @@ def _places(
         minima = [Minimum(table, voxels) for table, voxels in zip(tables, least, strict=True) if voxels]
         region = labels.nearby() if labelled_region_only else None
     return PatchSampler(patch, roi, tuple(minima), region, split)
-
-
-def _with_defaults(options: dict[str, Any], extra: _Extra, source: PatchSource) -> dict[str, Any]:
-    """Add the default transforms, and a label transform that returns masks of 0 / 1."""
-    chosen = dict(options)
-    chosen["has_own_transforms"] = not has_own_code(options)
-    own = extra.transforms
-    raw_transform = chosen["raw_transform"]
-    chosen["raw_transform"] = own.standardized if raw_transform is None else own.Widened(raw_transform)
-    chosen["flips"] = chosen["transform"] is None
-    is_mask = tuple(kind == "mask" for kind in source.kinds)
-    kornia = extra.torch_em.transform.augmentation.KorniaAugmentationPipeline  # it computes with float32
-    in_float32 = chosen["label_dtype"].is_floating_point or isinstance(chosen["transform"], kornia)
-    if any(is_mask) and not all(is_mask) and chosen["label_transform"] is None:
-        chosen["label_transform"] = own.ByChannel(is_mask, in_float32)
-    elif not all(is_mask):
-        widened = own.Widened(chosen["label_transform"])
-        chosen["label_transform"] = own.Renumbered(widened) if in_float32 else widened
-    elif chosen["label_transform"] is None:
-        chosen["label_transform"] = own.Binary(extra.dataset.numpy_dtype(chosen["label_dtype"]))
-    return chosen
 
 
 def _patches_in(box: Box, split: Split | None, patch: Shape) -> int:

@@ -23,6 +23,7 @@ OF_AN_EXTRA = {
     "liver_dask.training.batches": "torch_em",
     "liver_dask.training.dataset": "torch_em",
     "liver_dask.training.randomness": "torch",
+    "liver_dask.training.tile_dataset": "torch_em",
     "liver_dask.viewing.browser": "voila",
 }
 """Modules that need an optional package."""

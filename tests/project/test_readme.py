@@ -263,6 +263,14 @@ PROMISES = {
     "of torch.distributed have different patches": ["test_draws::test_ranks_have_disjoint_streams"],
     "Several boxes have the shares": ["test_draws::test_boxes_have_the_share_that_was_asked_for"],
     "The default transforms are torch_em's": ["test_draws::test_the_default_transforms_are_torch_ems_in_distribution"],
+    "is a dataset of all patches": [
+        "test_tiles::test_tiles_of_a_store_are_its_voxels",
+        "test_tiles::test_each_voxel_is_in_one_inner_part_with_its_halo",
+    ],
+    "from the inner part of one patch": [
+        "test_tiles::test_a_network_that_changes_nothing_gives_the_box",
+        "test_tiles::test_a_halo_of_the_receptive_field_gives_the_same_as_the_whole_box",
+    ],
     "reads patches directly from the archive": ["test_training::test_patches_straight_from_the_archive"],
     "malloc of your own process is not tuned": [
         "test_malloc::test_a_users_process_is_left_as_it_is",
