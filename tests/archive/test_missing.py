@@ -182,6 +182,7 @@ def test_what_is_not_surely_missing_is_an_error(own: Path, fault: str, monkeypat
 SMALL = {"chunks": (2, 64, 64), "shards": (4, 128, 128), "progress": False}
 
 
+@pytest.mark.slow
 def test_a_store_lists_what_is_missing_and_is_finished(own: Path, tmp_path: Path, expected) -> None:
     """A store with missing slices is completed and verified, and lists the missing files in its attributes."""
     with serve(own) as server:

@@ -38,6 +38,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         client.close()
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice(
     client: Client, archive: Path, tmp_path: Path, server: ArchiveServer
 ) -> None:
@@ -110,6 +111,7 @@ class CountsConnections(RangeRequestHandler):
         super().send(*args)
 
 
+@pytest.mark.slow
 def test_all_workers_together_keep_to_one_limit(client: Client, archive: Path, tmp_path: Path) -> None:
     """All workers together open at most as many connections as `connections` allows."""
     CountsConnections.now = CountsConnections.most = 0
@@ -119,6 +121,7 @@ def test_all_workers_together_keep_to_one_limit(client: Client, archive: Path, t
     assert 2 <= CountsConnections.most <= 3
 
 
+@pytest.mark.slow
 def test_computed_variables_are_computed_once_wherever_their_blocks_are_cut(
     client: Client, server: ArchiveServer, tmp_path: Path, voxels
 ) -> None:

@@ -130,6 +130,7 @@ def fetched_once(archive: Path, variable: str, folder: Path) -> int:
         return fetched(server, variable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPUTED)
 def test_what_is_fetched_is_what_the_plan_says(
     archive: Path, server: ArchiveServer, tmp_path: Path, whole: xr.Dataset, name: str
@@ -398,6 +399,7 @@ def test_any_regions_of_any_graph_are_right_and_read_as_often_as_planned(data: s
     assert rows == told
 
 
+@pytest.mark.slow
 def test_an_export_is_planned_and_read_the_same_whatever_the_order_of_sets() -> None:
     """Processes with different seeds of hashes, and so orders of sets, plan the same reads, and read what they plan."""
     found = set()

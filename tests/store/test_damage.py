@@ -460,6 +460,7 @@ def small_files(store: Path) -> list[Path]:
     return sorted(path for path in store.rglob("*") if path.is_file() and path not in shards)
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Path) -> None:
     """Four flipped bits in each small file are each reported by `verify`, or no reader returns anything else."""
     expected = Readings(store)

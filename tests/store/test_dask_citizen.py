@@ -167,6 +167,7 @@ def jobs_seen(dask_scheduler) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_client", [True, False])
 def test_a_task_of_a_cluster_of_one_thread_may_write_a_store(
     client: Client, archive: Path, tmp_path: Path, voxels, with_client: bool
@@ -205,6 +206,7 @@ def test_the_client_in_force_is_used_as_by_all_of_dask(
         check(tmp_path / f"{name}.zarr", voxels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "told"),
     [

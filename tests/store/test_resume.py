@@ -208,6 +208,7 @@ def test_a_late_job_of_an_ended_run_writes_nothing(archive: Path, tmp_path: Path
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.zarr"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), shape=st.tuples(*[st.integers(1, 90)] * 3), times=st.tuples(*[st.integers(1, 5)] * 3))
 def test_the_runs_hold_what_is_missing_once(data: st.DataObject, shape: tuple, times: tuple) -> None:

@@ -54,6 +54,7 @@ def every_shard(store: Path) -> list[Path]:
     return sorted(store.glob("*/c/*/*/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
 @pytest.mark.parametrize("where", ["", "pyramid/s1"])
 def test_a_flipped_byte_is_one_line_and_what_to_do(

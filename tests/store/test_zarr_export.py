@@ -153,6 +153,7 @@ def test_a_failure_keeps_what_is_finished_and_the_next_call_fetches_the_rest(arc
         assert_same_files(tmp_path / "crop.zarr" / name / "c", tmp_path / "all.zarr" / name / "c")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [0, 4 << 20])
 def test_memory_is_bounded_by_what_is_projected_not_by_the_box(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int

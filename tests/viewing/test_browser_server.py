@@ -89,6 +89,7 @@ def kernel(server: Server) -> tuple[str, str]:
 PATHS = ["/", "/voila/files/liver_dask.ipynb", "/api/kernels/{}", "/voila/api/shutdown/{}", "/api/contents"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_with_the_token_there_is_a_page_and_its_kernel(server: Server, kernel: tuple[str, str]) -> None:
     """With the token the page, its kernel and the websocket are served, and the page does not show the code."""

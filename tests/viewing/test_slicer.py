@@ -255,6 +255,7 @@ def test_a_slice_that_cannot_be_read_is_reported_and_others_are_seen(archive: Pa
     assert seen_by(slicer).keys() == {"raw", *EMPIAR_13356.labels}
 
 
+@pytest.mark.slow
 def test_a_slow_look_is_reported(archive: Path) -> None:
     """During a slow read the status shows the progress, and is empty afterwards."""
     told: list[str] = []

@@ -229,6 +229,7 @@ def test_requests_hold_every_strip_once_and_no_more_than_a_server_takes(strips, 
         assert 1 + (starts[1:] > stops[:-1]).sum() <= MOST_OF_A_REQUEST
 
 
+@pytest.mark.slow
 def test_a_window_deep_in_a_mask_fetches_little_more_than_its_prefix(tmp_path: Path) -> None:
     """A window deep in a mask fetches little more than the file up to its last row, in at most 18 requests."""
     path = tmp_path / EMPIAR_13356.path("er", 0)

@@ -290,6 +290,7 @@ def _counting(function):
     return lambda: results.append(function()) or results[-1], results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["cannot be written", "damaged"])
 def test_it_is_compiled_where_nothing_can_be_kept(tmp_path: Path, where: str) -> None:
     """A function is compiled and runs even if Numba's cache folder cannot be written or its files are damaged."""

@@ -134,6 +134,7 @@ def images(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
     return data, np.where(colours, 255, 0).astype(np.uint8)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(image=images(), data=st.data())
 def test_any_kind_of_any_size(tmp_path_factory: pytest.TempPathFactory, image, data: st.DataObject) -> None:

@@ -73,6 +73,7 @@ def path_of(name: str, z: int) -> str:
     return f"/{EMPIAR_13356.path(name, z)}"
 
 
+@pytest.mark.slow
 def test_workers_together_fetch_each_mask_once(
     client: Client, server: ArchiveServer, archive: Path, voxels: dict[str, np.ndarray]
 ) -> None:

@@ -31,6 +31,7 @@ from liver_dask.archive.remote.versions import FileVersion
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, make_archive, serve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_worst_archive_gives_the_right_voxels(archive: Path, voxels, tmp_path: Path, seed: int) -> None:
     """An export from an archive with all kinds of faults has the right voxels, after retries."""
@@ -145,6 +146,7 @@ def test_a_trace_counts_what_was_fetched(server: ArchiveServer, caplog: pytest.L
     assert (told.retries, told.stalls) == (0, 0)
 
 
+@pytest.mark.slow
 def test_strips_are_kept_for_other_processes(
     server: ArchiveServer, tmp_path: Path, new_processes: NewProcesses
 ) -> None:

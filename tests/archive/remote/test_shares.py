@@ -110,6 +110,7 @@ def opened(url: str, connections: int = MOST) -> xr.Dataset:
     return ld.open_human_liver_em(url, shape=SHAPE, connections=connections, chunk_rows=16, labels=["mito"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [MOST, 16], ids=["fewer than workers", "more than workers"])
 def test_workers_that_read_lazily_keep_to_one_limit(client: Client, archive: Path, voxels, most: int) -> None:
     """Six workers that read lazily together open at most the allowed connections, and more than half of them."""
@@ -171,6 +172,7 @@ def test_a_worker_alone_has_all_of_them(client: Client, archive: Path) -> None:
     assert handler.most <= 6
 
 
+@pytest.mark.slow
 def test_an_export_and_lazy_reads_share_them(client: Client, archive: Path, tmp_path: Path) -> None:
     """An export and lazy reads on one cluster together keep to the limit."""
     handler = counts()
@@ -258,6 +260,7 @@ def test_a_message_to_the_scheduler_that_fails_is_sent_again(archive: Path, tmp_
         assert 0 < handler.most <= 2
 
 
+@pytest.mark.slow
 def test_workers_that_are_threads_share_as_one_process(archive: Path, tmp_path: Path, voxels) -> None:
     """Workers that are threads of one process share the limit, and the process reads on after the cluster."""
     handler = counts()

@@ -123,6 +123,7 @@ def test_another_dataset_of_the_source_changes_nothing_for_the_first(own: Path, 
         assert read_or_error(first, name, slice(200, None)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("handler", "read_first", "name"),
     [(RangeRequestHandler, False, "er"), (WithoutEtags, False, "raw"), (RangeRequestHandler, True, "raw")],
