@@ -174,7 +174,7 @@ def check_weights(weights: Sequence[float] | None, default: Sequence[float]) -> 
     return [float(weight) for weight in numbers]
 
 
-def check_cache(cache_gb: float, reuse: int, stream: bool) -> int:
+def check_cache(cache_gb: float, reuse: int, stream: bool, sampler: Any) -> int:
     """Return the number of bytes of the cache, or raise InvalidArgumentError."""
     if not isinstance(cache_gb, (int, float)) or not 0 <= cache_gb < math.inf:
         raise InvalidArgumentError(f"cache_gb={cache_gb!r} must be a number of GB, at least 0.")
@@ -182,6 +182,10 @@ def check_cache(cache_gb: float, reuse: int, stream: bool) -> int:
         raise InvalidArgumentError(f"reuse={reuse!r} must be a whole number above 0.")
     if reuse > 1 and stream:
         raise InvalidArgumentError(f"reuse={reuse} needs the chunks of a store; download one, or do not stream.")
+    if reuse > 1 and sampler is not None:
+        raise InvalidArgumentError(
+            f"sampler cannot be combined with reuse={reuse}: it could reject all patches of a chunk; leave one out."
+        )
     if reuse > 1 and not cache_gb:
         raise InvalidArgumentError(f"reuse={reuse} needs a cache; give cache_gb above 0.")
     return int(cache_gb * 1e9)

@@ -24,7 +24,7 @@ from .context import Scaled, read_context
 from .randomness import SILVER, PatchNumber, fraction_of, generator_of, global_generators, new_seed
 from .reuse import Reuse
 from .sampling import PatchSampler
-from .tables import SeenCells
+from .tables import Positions, SeenCells
 from .transforms import NO_FLIP, Flip, flipped, random_flip
 
 MOST_READS = 5000
@@ -171,7 +171,7 @@ class PatchDataset(SegmentationDataset):
         position, flip = (generator_of(*self.seed, number, use) for use in range(2))
         if self.centres and centre is None:
             centre = self.centres.at(fraction_of(number, SILVER))
-        candidates = self._beside(number, position) if self.reuse else (centre or self.places).candidates(position)
+        candidates = self._candidates(number, position, centre)
         wanted = f", with {centre.centre.name} at its centre," if centre else ""
         token = _draw.set(_Draw(candidates, flip, wanted=wanted))
         try:
@@ -179,12 +179,18 @@ class PatchDataset(SegmentationDataset):
         finally:
             _draw.reset(token)
 
+    def _candidates(self, number: int, rng: np.random.Generator, centre: CentreSampler | None) -> Iterator[Shape]:
+        """Return the positions to try for a patch."""
+        if self.reuse:
+            return self._beside(number, rng)
+        return centre.candidates(rng) if centre else self._anywhere(rng)
+
     def _beside(self, number: int, rng: np.random.Generator) -> Iterator[Shape]:
         """Yield candidates that begin in the chunk of the patch's group."""
         assert self.reuse is not None
         group = self.reuse.turn_of(number).group
         if group not in self._anchors:
-            anchor, *_ = self._first_allowed(self.places.candidates(generator_of(*self.seed, group, 3)))
+            anchor, *_ = self._first_allowed(self._anywhere(generator_of(*self.seed, group, 3)))
             for old in [one for one in list(self._anchors) if one < group - 2 * self.reuse.groups]:
                 self._anchors.pop(old, None)
             self._anchors[group] = anchor
@@ -210,7 +216,7 @@ class PatchDataset(SegmentationDataset):
         """Return the position, raw and labels of the first candidate that is allowed."""
         reads = 0
         for position in candidates:
-            if self.least_labelled and self._seen.most(position) < self.least_labelled:
+            if self.least_labelled and not self._may_be_labelled(np.array([position]))[0]:
                 continue
             reads += 1
             if reads > MOST_READS:
@@ -222,6 +228,14 @@ class PatchDataset(SegmentationDataset):
             f"No patch {self.patch_shape}{wanted} was found that is of tissue and has {self.least_labelled} labelled "
             f"voxels{self._where()}; ask for less, or choose smaller patches, another box or another split."
         )
+
+    def _anywhere(self, rng: np.random.Generator) -> Iterator[Shape]:
+        """Yield candidates with any centre."""
+        return self.places.candidates(rng, self._may_be_labelled if self.least_labelled else None)
+
+    def _may_be_labelled(self, positions: Positions) -> npt.NDArray[np.bool_]:
+        """Return which positions may have enough labelled voxels, according to the masks that were read."""
+        return self._seen.most(positions) >= self.least_labelled
 
     def _where(self) -> str:
         if not self.places.split:

@@ -148,9 +148,9 @@ def get_human_liver_em_dataset(
     names = check_labels(described, label_choice)
     check_choices(min_foreground, labelled_region_only, split, seed, stream)
     check_centres(class_balance, foreground_share, names, stream, reuse)
-    cache_bytes = check_cache(cache_gb, reuse, stream)
     boxes = boxes_of(bounding_boxes, full_volume, described)
     options = options_of(extra.torch_em, kwargs, patch)
+    cache_bytes = check_cache(cache_gb, reuse, stream, options["sampler"])
     factors = check_scales(scales, options["transform"], stream)
     rois = check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:

@@ -1,6 +1,6 @@
 """Sample positions of patches: uniformly from all positions that the tables, the split and the box allow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -83,18 +83,25 @@ class PatchSampler:
     region: Counts | None = None
     split: Split | None = None
 
-    def candidates(self, rng: np.random.Generator) -> Iterator[Shape]:
+    def candidates(
+        self, rng: np.random.Generator, may_be: Callable[[Positions], npt.NDArray[np.bool_]] | None = None
+    ) -> Iterator[Shape]:
         """Yield random positions that may be allowed, until about a million (MOST_TRIES) were tried.
 
         Positions that are certainly not allowed are left out. If the caller takes the first position that is allowed
         according to its voxels, all allowed positions have the same chance. Which one it is does not depend on the
         tables.
+
+        Args:
+            rng: Generator of the positions.
+            may_be: Function that says which positions are not excluded for other reasons; None if there are none.
         """
         tried, count = 0, FIRST_DRAW
         while tried < MOST_TRIES and len(self._places):
             chosen = self._places[np.searchsorted(self._ends, rng.integers(0, self._ends[-1], count), side="right")]
             positions = rng.integers(chosen[:, 0], chosen[:, 1])
-            yield from map(tuple, positions[self.may_be(positions)].tolist())
+            positions = positions[self.may_be(positions)]
+            yield from map(tuple, (positions if may_be is None else positions[may_be(positions)]).tolist())
             tried, count = tried + count, min(4 * count, LARGEST_DRAW)
 
     def beside(self, position: Shape, chunk: Shape, rng: np.random.Generator) -> Iterator[Shape]:

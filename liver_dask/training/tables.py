@@ -24,6 +24,9 @@ CELLS_PER_PATCH = 8
 LARGEST_CELL: Shape = (8, 64, 64)
 """Voxels (z, y, x). The number of voxels of a cell fits into 16 bits."""
 
+AT_ONCE = 1024
+"""Number of patches whose cells are looked up at once."""
+
 MOST_CELLS = 1 << 25
 """Largest number of cells of a table, two bytes each. Memory is used only for the parts that were read."""
 
@@ -156,17 +159,16 @@ class SeenCells:
             counts = np.add.reduceat(part, edges - edges[0], axis=axis, dtype=np.uint16)
         self._seen[tuple(into)] = counts + 1
 
-    def most(self, position: Shape) -> int:
-        """Return the largest possible number of labelled voxels of the patch at a position."""
+    def most(self, positions: Positions) -> npt.NDArray[np.int64]:
+        """Return the largest possible number of labelled voxels of the patches at some positions, (n,)."""
         if not self.is_small or "_seen" not in vars(self):
-            return int(np.prod(self._patch))
-        window, overlaps = [], []
-        for start, length, cell in zip(position, self._patch, self._cell, strict=True):
-            first, last = start // cell, -(-(start + length) // cell)
-            edges = np.clip(np.arange(first, last + 1) * cell, start, start + length)
-            window.append(slice(first, last))
-            overlaps.append(np.diff(edges))
-        z, y, x = overlaps
-        overlap = z[:, None, None] * y[:, None] * x
-        seen = self._seen[tuple(window)].astype(np.int64)
-        return int(np.where(seen == 0, overlap, np.minimum(seen - 1, overlap)).sum())
+            return np.full(len(positions), np.prod(self._patch))
+        parts = [self._most(positions[i : i + AT_ONCE]) for i in range(0, len(positions), AT_ONCE)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def _most(self, positions: Positions) -> npt.NDArray[np.int64]:
+        axes = zip(positions.T, self._patch, self._cell, self._seen.shape, strict=True)
+        (z, of_z), (y, of_y), (x, of_x) = (_overlaps(*of_axis) for of_axis in axes)
+        seen = self._seen[z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]].astype(np.int32)
+        overlap = (of_z[:, :, None, None] * of_y[:, None, :, None] * of_x[:, None, None, :]).astype(np.int32)
+        return np.where(seen == 0, overlap, np.minimum(seen - 1, overlap)).sum(axis=(1, 2, 3), dtype=np.int64)

@@ -152,6 +152,7 @@ def test_boxes_keep_their_share(asked, archive: Path) -> None:
         ({"reuse": 2.5}, "reuse=2.5 must be a whole number"),
         ({"reuse": 2, "stream": True}, "reuse=2 needs the chunks of a store"),
         ({"reuse": 2, "cache_gb": 0}, "reuse=2 needs a cache"),
+        ({"reuse": 2, "sampler": len}, "sampler cannot be combined with reuse=2"),
         ({"reuse": 2, "foreground_share": 0.5}, "foreground_share cannot be combined with reuse=2"),
     ],
 )
