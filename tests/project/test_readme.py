@@ -271,6 +271,12 @@ PROMISES = {
         "test_tiles::test_a_network_that_changes_nothing_gives_the_box",
         "test_tiles::test_a_halo_of_the_receptive_field_gives_the_same_as_the_whole_box",
     ],
+    "keeps the state of the loader in its checkpoints": ["test_loops::test_a_plain_loop_goes_on_from_a_checkpoint"],
+    "take the loader as it is": [
+        "test_loops::test_lightning_goes_on_within_an_epoch",
+        "test_training::test_a_checkpoint_of_torch_ems_trainer_keeps_split_seed_and_position",
+    ],
+    "With several GPUs, create it when": ["test_loops::test_two_ranks_of_lightning_have_other_patches"],
     "reads patches directly from the archive": ["test_training::test_patches_straight_from_the_archive"],
     "malloc of your own process is not tuned": [
         "test_malloc::test_a_users_process_is_left_as_it_is",

@@ -1,5 +1,8 @@
 """Loaders in other people's training loops: plain PyTorch with torchdata's protocol, and Lightning."""
 
+import pickle
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,3 +108,47 @@ def test_lightning_goes_on_within_an_epoch(asked, tmp_path: Path) -> None:
     assert len(set(whole)) == 18
     assert fit([Stop()]) == whole[:8]
     assert fit([], ckpt_path=tmp_path / "c.ckpt") == whole[8:]
+
+
+RANKS = """
+import pickle, sys
+import pytorch_lightning as lightning
+import torch
+import liver_dask as ld
+
+class Net(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = torch.nn.Conv3d(1, 1, 3, padding=1), []
+
+    def train_dataloader(self):  # called when the ranks are known
+        return ld.get_human_liver_em_loader(**eval(sys.argv[1]))
+
+    def training_step(self, batch, _):
+        raw, labels = batch
+        self.seen.append(raw.numpy().tobytes())
+        return torch.nn.functional.binary_cross_entropy_with_logits(self.net(raw), labels)
+
+    def on_train_end(self):
+        pickle.dump(self.seen, open(f"{sys.argv[2]}/{self.global_rank}", "wb"))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+lightning.Trainer(
+    max_epochs=1, accelerator="cpu", devices=2, strategy="ddp_fork", use_distributed_sampler=False,
+    logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+).fit(Net())
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_of_lightning_have_other_patches(asked, tmp_path: Path) -> None:
+    """Two processes that Lightning starts have different patches, half of an epoch each."""
+    pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")
+    loader(asked)  # downloads
+    given = {**asked, "path": str(asked["path"]), "source": str(asked["source"])}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", RANKS, repr(given), str(tmp_path)], check=True, timeout=300)
+    first, second = (pickle.loads((tmp_path / str(rank)).read_bytes()) for rank in range(2))
+    assert len(set(first)) == len(set(second)) == 3
+    assert not set(first) & set(second)
