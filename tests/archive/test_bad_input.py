@@ -362,8 +362,13 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
             "get_human_liver_em_loader('.', (1, 8, 8), 1, [(0, 8, 0, 8, 0, 8)])",
             "Training needs torch and torch_em (:train",
         ),
+        (
+            "torch_em",
+            "get_human_liver_em_tiles('.', (1, 8, 8), (0, 8, 0, 8, 0, 8))",
+            "Training needs torch and torch_em (:train",
+        ),
     ],
-    ids=["pictures", "slicer", "app", "train"],
+    ids=["pictures", "slicer", "app", "train", "tiles"],
 )
 def test_without_an_extra_one_sentence_says_what_to_install(
     tmp_path: Path, new_processes: NewProcesses, module: str, call: str, said: str

@@ -281,6 +281,7 @@ def test_the_whole_volume_in_tiles(archive: Path, voxels, tmp_path: Path) -> Non
     with pytest.raises(ld.NotDownloadedError):
         ld.get_human_liver_em_tiles(tmp_path, (8, 128, 128), **given)
     tiles = ld.get_human_liver_em_tiles(tmp_path, (8, 128, 128), download=True, **given)
+    assert [store.name for store in tmp_path.glob("*.zarr")] == ["full_volume.zarr"]
     np.testing.assert_array_equal(tiles.assemble(loader(tiles, batch_size=4)), voxels["raw"][None])
 
 
@@ -369,20 +370,20 @@ def test_predictions_may_be_arrays_or_tensors_of_any_dtype() -> None:
             np.testing.assert_array_equal(found[0], RAW)
 
 
-@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
 @pytest.mark.parametrize("as_batches", [False, True])
 def test_one_batch_at_a_time_is_held(make: Any, as_batches: bool) -> None:
-    """When the next prediction is computed, none of those before is held."""
+    """When the next prediction is computed, the memory of none of those before is held."""
     tiles = dataset_of(RAW, SMALL)
     made: list[Any] = []
 
     def predicted() -> Iterator[Any]:
         for raw in tiles:
             assert not [one for one in made if one() is not None], "an earlier prediction is still held"
-            prediction = make((raw[None] if as_batches else raw).numpy())
-            made.append(weakref.ref(prediction if make is np.array else prediction.untyped_storage()))
-            yield prediction
-            del prediction
+            memory = np.array(raw.numpy()[None] if as_batches else raw.numpy())
+            made.append(weakref.ref(memory))
+            yield make(memory[:])
+            del memory
 
     np.testing.assert_array_equal(tiles.assemble(predicted(), out=np.empty((1, *RAW.shape)))[0], RAW)
     assert len(made) == len(SMALL)
