@@ -263,14 +263,15 @@ PROMISES = {
     "of torch.distributed have different patches": ["test_draws::test_ranks_have_disjoint_streams"],
     "Several boxes have the shares": ["test_draws::test_boxes_have_the_share_that_was_asked_for"],
     "The default transforms are torch_em's": ["test_draws::test_the_default_transforms_are_torch_ems_in_distribution"],
-    "is a dataset of all patches": [
-        "test_tiles::test_tiles_of_a_store_are_its_voxels",
-        "test_tiles::test_each_voxel_is_in_one_inner_part_with_its_halo",
+    "need every voxel once": ["test_tiles::test_each_voxel_is_in_one_inner_part_with_its_halo"],
+    "with a halo as large as the receptive field": [
+        "test_tiles::test_a_halo_of_the_receptive_field_gives_the_same_as_the_whole_box"
     ],
-    "from the inner part of one patch": [
-        "test_tiles::test_a_network_that_changes_nothing_gives_the_box",
-        "test_tiles::test_a_halo_of_the_receptive_field_gives_the_same_as_the_whole_box",
+    "holds one batch": [
+        "test_tiles::test_predictions_are_written_into_out",
+        "test_tiles::test_one_batch_at_a_time_is_held",
     ],
+    "tiles are a validation set": ["test_tiles::test_tiles_are_a_validation_set_of_torch_ems_trainer"],
     "keeps the state of the loader in its checkpoints": ["test_loops::test_a_plain_loop_goes_on_from_a_checkpoint"],
     "take the loader as it is": [
         "test_loops::test_lightning_goes_on_within_an_epoch",
