@@ -264,8 +264,9 @@ PROMISES = {
     "Several boxes have the shares": ["test_draws::test_boxes_have_the_share_that_was_asked_for"],
     "The default transforms are torch_em's": ["test_draws::test_the_default_transforms_are_torch_ems_in_distribution"],
     "channels, z, y, x": ["test_tiles::test_a_network_that_changes_nothing_gives_the_box"],
+    "comes from the inner part of one patch": ["test_tiles::test_each_voxel_is_in_one_inner_part_with_its_halo"],
     "need every voxel once": ["test_tiles::test_each_voxel_is_in_one_inner_part_with_its_halo"],
-    "with a halo as large as the receptive field": [
+    "With a halo as large as the receptive field": [
         "test_tiles::test_a_halo_of_the_receptive_field_gives_the_same_as_the_whole_box"
     ],
     "holds one batch": [
