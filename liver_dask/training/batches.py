@@ -50,13 +50,18 @@ class PatchOrder(torch.utils.data.Sampler[PatchNumber]):
         self._next = (self._now[0] + 1, 0)
         return self._now
 
+    def numbers(self) -> Iterator[PatchNumber]:
+        """Return the numbers of the iteration that was begun; begin one if there is none."""
+        epoch, first = self._now or self.begin()
+        self._now = None
+        return (PatchNumber(epoch * self.of_epoch + i) for i in range(first, self.count))
+
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[PatchNumber]:
-        epoch, first = self._now or self.begin()
-        self._now = None
-        return (PatchNumber(epoch * self.of_epoch + i) for i in range(first, self.count))
+        """Yield the numbers. Nothing is begun before the first is asked for: torch makes iterators that it drops."""
+        yield from self.numbers()
 
     def go_to(self, epoch: int, given: int) -> None:
         """Begin the next iteration in this epoch, after this number of patches."""
@@ -110,7 +115,7 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
 
     def _calls(self) -> Iterator[Callable[[], Any]]:
         """Return one function per batch that reads it."""
-        numbers = iter(self._order)  # now, and not when the first batch is asked for: this is the epoch that has begun
+        numbers = self._order.numbers()  # now, and not when the first batch is asked for: those of this iteration
         if self.batch_sampler is None:
             return (partial(self._read, number) for number in numbers)
         return (partial(self._read, these) for these in _batched(numbers, self.batch_size or 1, self.drop_last))
@@ -172,12 +177,17 @@ def _batched(numbers: Iterator[PatchNumber], size: int, drop_last: bool) -> Iter
 
 def _prefetched(calls: Iterator[Callable[[], Any]], threads: int, factor: int) -> Iterator[Any]:
     """Call functions on threads, and yield the results in order; `factor` results per thread are kept at most."""
-    with ContextPool(threads) as pool:
+    pool = ContextPool(threads)
+    try:
         pending = deque(pool.submit(call) for call in islice(calls, threads * factor))
         while pending:
             batch = pending.popleft().result()
             pending.extend(pool.submit(call) for call in islice(calls, 1))
             yield batch
+    finally:
+        # Nothing waits for the threads: the garbage collector may end this generator anywhere, also where this thread
+        # holds a lock that those need.
+        pool.give_up()
 
 
 def collated(patches: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:

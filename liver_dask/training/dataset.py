@@ -189,12 +189,13 @@ class PatchDataset(SegmentationDataset):
         """Yield candidates that begin in the chunk of the patch's group."""
         assert self.reuse is not None
         group = self.reuse.turn_of(number).group
-        if group not in self._anchors:
+        anchor = self._anchors.get(group)
+        if anchor is None:
             anchor, *_ = self._first_allowed(self._anywhere(generator_of(*self.seed, group, 3)))
             for old in [one for one in list(self._anchors) if one < group - 2 * self.reuse.groups]:
-                self._anchors.pop(old, None)
+                self._anchors.pop(old, None)  # on another thread a group may be drawn that was just removed
             self._anchors[group] = anchor
-        yield from self.places.beside(self._anchors[group], self.reuse.chunk, rng)
+        yield from self.places.beside(anchor, self.reuse.chunk, rng)
 
     def _get_desired_raw_and_labels(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return raw and labels of the first candidate that is allowed; torch_em calls this.
@@ -207,6 +208,8 @@ class PatchDataset(SegmentationDataset):
         if self.flips:
             draw.flip = random_flip(draw.rng)
             raw, masks = flipped(raw, masks, draw.flip)
+            if not self.has_own_transforms:  # torch takes no views with negative strides
+                raw, masks = np.ascontiguousarray(raw), np.ascontiguousarray(masks)
         chosen = masks if self._with_label_channels else masks[0]
         return raw, self.pre_label_transform(chosen) if self.pre_label_transform else chosen
 

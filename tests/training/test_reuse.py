@@ -130,6 +130,19 @@ def test_a_stream_with_reuse_follows_from_the_seed_and_goes_on(asked) -> None:
     assert bytes_of(again) == whole[7:]
 
 
+def test_another_thread_may_remove_a_group_at_any_time(asked) -> None:
+    """Old groups are forgotten; a group that is drawn while another thread forgets it gives the same patch."""
+
+    class Forgetting(dict[int, Any]):
+        def __setitem__(self, key: int, value: Any) -> None:
+            """Store nothing, as if another thread had removed it at once."""
+
+    options = {**asked, "n_samples": 12, "reuse": 3, "cache_gb": 0.004}
+    ours = loader(options)
+    ours.dataset.datasets[0]._anchors = Forgetting()
+    assert bytes_of(ours) == bytes_of(loader(options))
+
+
 def test_boxes_keep_their_share(asked, archive: Path) -> None:
     """The boxes have the share that was asked for, though all patches of a group are of one box."""
     boxes = [(0, 200, 0, HEIGHT, 0, DEPTH), (200, WIDTH, 0, HEIGHT, 0, DEPTH)]

@@ -78,6 +78,18 @@ def test_single_patches_and_own_collate_functions(asked) -> None:
     (raw, labels), *rest = loader(asked, batch_size=None, num_workers=2)
     assert raw.shape == labels.shape == (1, 3, 24, 32)
     assert len(rest) == 11
+    alone = loader(asked, batch_size=None)
+    for persistent in (False, True):
+        processes = {"num_workers": 2, "workers": "processes", "persistent_workers": persistent}
+        ours = loader(asked, batch_size=None, **processes)
+        assert bytes_of(ours) == bytes_of(loader(asked, batch_size=None))
+        next(iter(ours))
+        state = ours.state_dict()
+        assert (state["epoch"], state["given"]) == (1, 1)
+    bytes_of(alone)
+    again = loader(asked, batch_size=None, num_workers=2, workers="processes")
+    again.load_state_dict(state)
+    assert bytes_of(again) == bytes_of(alone)[1:]
     assert list(loader(asked, collate_fn=len, num_workers=2)) == [2] * 6
     assert bytes_of(loader(asked, label_dtype=torch.int64, num_workers=2)) == bytes_of(
         loader(asked, label_dtype=torch.int64, workers="processes")
@@ -135,6 +147,28 @@ def test_an_error_is_raised_where_the_batch_is_taken_and_threads_end(asked, monk
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+def test_an_iterator_may_be_dropped_anywhere(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropping an iterator waits for no thread: the garbage collector may do so while the threads need a lock."""
+    ours = loader(asked, num_workers=2)
+    go_on = threading.Event()
+    read = ours._read
+    monkeypatch.setattr(ours, "_read", lambda numbers: (numbers[0] % 12 < 2 or go_on.wait(60)) and read(numbers))
+    batches = iter(ours)
+    next(batches)
+    closing = threading.Thread(target=batches.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    go_on.set()
+
+
+@pytest.mark.parametrize("name", ["label_transform", "raw_transform", "pre_label_transform", "transform"])
+def test_a_transform_may_return_what_it_got(asked, name: str) -> None:
+    """Patches that were flipped are arrays that torch takes, also if a transform does nothing."""
+    raw, labels = next(iter(loader(asked, **{name: same})))
+    assert raw.shape == labels.shape == (2, 1, 3, 24, 32)
 
 
 def _fail(*_: Any) -> None:
