@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -35,8 +36,17 @@ TRANSFORMS = ("raw_transform", "label_transform", "transform", "label_transform2
 
 Workers = Literal["threads", "processes"]
 
-OF_PROCESSES = ("multiprocessing_context", "worker_init_fn")
-"""Arguments of DataLoader that mean nothing to threads."""
+MOST_GB = 1_000_000
+"""Largest cache in GB."""
+
+OF_PROCESSES = {
+    "multiprocessing_context": None,
+    "worker_init_fn": None,
+    "batch_sampler": None,
+    "timeout": 0,
+    "in_order": True,
+}
+"""Arguments of DataLoader that are for processes, and their defaults."""
 
 
 def check_workers(workers: Workers | None, given: dict[str, Any]) -> Workers:
@@ -51,12 +61,24 @@ def check_workers(workers: Workers | None, given: dict[str, Any]) -> Workers:
     """
     if workers not in ("threads", "processes", None):
         raise InvalidArgumentError(f"workers={workers!r} must be 'threads' or 'processes', or None.")
-    of_processes = [name for name in OF_PROCESSES if given.get(name) is not None]
+    for name, least in (("num_workers", 0), ("prefetch_factor", 1)):
+        count = given.get(name, least)
+        if not (isinstance(count, int | np.integer) and count >= least) and (count, name) != (None, "prefetch_factor"):
+            raise InvalidArgumentError(f"{name}={count!r} must be a whole number of at least {least}.")
+    of_processes = [name for name, default in OF_PROCESSES.items() if given.get(name, default) != default]
     if workers == "threads" and of_processes:
         raise InvalidArgumentError(f"{of_processes[0]} is for processes: leave it out, or give workers='processes'.")
     if workers:
         return workers
     return "processes" if of_processes or has_own_code(given) else "threads"
+
+
+def check_rank(rank: Any, world_size: Any) -> None:
+    """Raise InvalidArgumentError unless this is the number of one of `world_size` processes."""
+    if not (isinstance(rank, int | np.integer) and isinstance(world_size, int | np.integer) and 0 <= rank < world_size):
+        raise InvalidArgumentError(
+            f"rank={rank!r} must be a whole number of at least 0, and below world_size={world_size!r}."
+        )
 
 
 def has_own_code(given: dict[str, Any]) -> bool:
@@ -78,7 +100,7 @@ def check_choices(
     min_foreground: float, labelled_region_only: bool, split: str | None, seed: int | None, stream: bool
 ) -> None:
     """Raise InvalidArgumentError if an argument that says which patches to draw is not valid."""
-    if not isinstance(min_foreground, (int, float, np.floating)) or not 0 <= min_foreground <= 1:
+    if not isinstance(min_foreground, Real) or not 0 <= min_foreground <= 1:
         raise InvalidArgumentError(f"min_foreground={min_foreground!r} must be a share, 0 to 1.")
     if split is not None and split not in SPLITS:
         raise InvalidArgumentError(f"split={split!r} must be one of {', '.join(SPLITS)}, or None.")
@@ -115,6 +137,9 @@ def options_of(torch_em: Any, given: dict[str, Any], patch: Shape) -> dict[str, 
             raise InvalidArgumentError(
                 f"{name}={value!r} cannot be given: it follows from the volume and label_choice."
             )
+    for name in given.keys() & {"dtype", "label_dtype"}:
+        if not isinstance(given[name], type(known[name].default)):
+            raise InvalidArgumentError(f"{name}={given[name]!r} must be a dtype of torch, such as torch.float32.")
     ndim = given.get("ndim")
     if ndim not in (None, 3) and not (ndim == 2 and patch[0] == 1):
         raise InvalidArgumentError(f"ndim={ndim!r} must be 3, or 2 for a patch of one slice; this is {patch}.")
@@ -162,10 +187,10 @@ def check_weights(weights: Sequence[float] | None, default: Sequence[float]) -> 
     """Return one weight per box, or raise InvalidArgumentError; the default if there are none."""
     if weights is None:
         return [float(weight) for weight in default]
-    numbers = list(weights)
+    numbers = list(weights) if isinstance(weights, Iterable) else []
     if (
         len(numbers) != len(default)
-        or not all(isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in numbers)
+        or not all(isinstance(weight, Real) and 0 <= weight < math.inf for weight in numbers)
         or not sum(numbers)
     ):
         raise InvalidArgumentError(
@@ -176,8 +201,8 @@ def check_weights(weights: Sequence[float] | None, default: Sequence[float]) -> 
 
 def check_cache(cache_gb: float, reuse: int, stream: bool, sampler: Any) -> int:
     """Return the number of bytes of the cache, or raise InvalidArgumentError."""
-    if not isinstance(cache_gb, (int, float)) or not 0 <= cache_gb < math.inf:
-        raise InvalidArgumentError(f"cache_gb={cache_gb!r} must be a number of GB, at least 0.")
+    if not isinstance(cache_gb, Real) or not 0 <= cache_gb <= MOST_GB:
+        raise InvalidArgumentError(f"cache_gb={cache_gb!r} must be a number of GB, 0 to {MOST_GB}.")
     if not (isinstance(reuse, int | np.integer) and reuse > 0):
         raise InvalidArgumentError(f"reuse={reuse!r} must be a whole number above 0.")
     if reuse > 1 and stream:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from ..core.errors import InvalidArgumentError
 from ..core.threads import ContextPool
 from .arguments import Workers
 from .dataset import PatchMixture
-from .randomness import PatchNumber
+from .randomness import PatchNumber, call_on_thread
 
 OF_WORKERS = ("num_workers", "prefetch_factor", "persistent_workers")
 """Arguments about workers. Threads start at once, so they need not persist."""
@@ -68,7 +69,7 @@ class PatchOrder(torch.utils.data.Sampler[PatchNumber]):
         self._next = self.position = (epoch, given)
 
 
-class PatchLoader(torch.utils.data.DataLoader[Any]):
+class PatchLoader(DataLoader[Any]):
     """A DataLoader of a PatchMixture, with `state_dict` and `load_state_dict` as in torchdata's StatefulDataLoader.
 
     Args:
@@ -96,12 +97,18 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
         super().__init__(dataset, batch_size, sampler=self._order, **_of_torch(options, self._threads))
         if self._threads:
             self.num_workers, self.prefetch_factor = self._threads, options.get("prefetch_factor")
-        if options.get("collate_fn") is None and batch_size and (self._threads or not self.num_workers):
-            self.collate_fn = collated
+        if options.get("collate_fn") is None and batch_size:
+            self._set_collate(dataset.has_own_transforms)
         # torch_em's trainers store these arguments in checkpoints, and make a plain DataLoader of them. The dataset,
         # which they store too, knows how often each patch was asked for.
         self.init_kwargs = {"batch_size": batch_size, **options}
         self.shuffle = shuffle
+
+    def _set_collate(self, has_own_transforms: bool) -> None:
+        if has_own_transforms and (self._threads or not self.num_workers):
+            self.collate_fn = collated
+        elif self._threads:
+            self.collate_fn = stacked
 
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self._order.begin()
@@ -151,12 +158,19 @@ class PatchLoader(torch.utils.data.DataLoader[Any]):
             InvalidArgumentError: The state is that of another loader: it has another seed, another number of patches in
                 an epoch, or other groups of patches that are drawn from the same chunks. (ValueError)
         """
+        if not isinstance(state, dict) or not all(isinstance(state.get(name), int) for name in ("epoch", "given")):
+            raise InvalidArgumentError(f"{state!r:.60} is not what state_dict of a loader returned.")
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise InvalidArgumentError(
                     f"The state is that of another loader: its {name} is {state.get(name)!r}, and here it is {value!r}."
                 )
-        self._order.go_to(int(state["epoch"]), int(state["given"]))
+        if state["epoch"] < 0 or not 0 <= state["given"] <= self._order.count:
+            raise InvalidArgumentError(
+                f"The state is at patch {state['given']} of epoch {state['epoch']}, but an epoch has "
+                f"{self._order.count} patches."
+            )
+        self._order.go_to(state["epoch"], state["given"])
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for the same stream."""
@@ -179,10 +193,10 @@ def _prefetched(calls: Iterator[Callable[[], Any]], threads: int, factor: int) -
     """Call functions on threads, and yield the results in order; `factor` results per thread are kept at most."""
     pool = ContextPool(threads)
     try:
-        pending = deque(pool.submit(call) for call in islice(calls, threads * factor))
+        pending = deque(pool.submit(call_on_thread, call) for call in islice(calls, threads * factor))
         while pending:
             batch = pending.popleft().result()
-            pending.extend(pool.submit(call) for call in islice(calls, 1))
+            pending.extend(pool.submit(call_on_thread, call) for call in islice(calls, 1))
             yield batch
     finally:
         # Nothing waits for the threads: the garbage collector may end this generator anywhere, also where this thread
@@ -191,14 +205,19 @@ def _prefetched(calls: Iterator[Callable[[], Any]], threads: int, factor: int) -
 
 
 def collated(patches: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    """Do what `default_collate` does for patches that nothing else holds: a single one is not copied."""
+    return [tensor[None] for tensor in patches[0]] if len(patches) == 1 else stacked(patches)
+
+
+def stacked(patches: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
     """Do what `default_collate` does for patches, with numpy: torch would start threads of its own on each thread."""
-    if len(patches) == 1:
-        return [tensor[None] for tensor in patches[0]]
-    return [_stacked(column) for column in zip(*patches, strict=True)]
+    return [_stack(column) for column in zip(*patches, strict=True)]
 
 
-def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     try:
-        return torch.from_numpy(np.stack([tensor.numpy() for tensor in tensors]))
+        arrays = [tensor.numpy() for tensor in tensors]
     except TypeError:  # numpy has no bfloat16
         return torch.stack(list(tensors))
+    out = np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)  # contiguous, whatever the arrays are
+    return torch.from_numpy(np.stack(arrays, out=out))

@@ -10,6 +10,7 @@ that was read before saves reading it in vain, but changes no draw.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -238,7 +239,7 @@ def check_centres(
     """Raise InvalidArgumentError if the arguments that say what centre voxels are do not make sense."""
     if not isinstance(class_balance, bool | np.bool_):
         raise InvalidArgumentError(f"class_balance={class_balance!r} must be True or False.")
-    is_share = isinstance(foreground_share, int | float | np.floating) and not isinstance(foreground_share, bool)
+    is_share = isinstance(foreground_share, Real) and not isinstance(foreground_share, bool)
     if foreground_share is not None and not (is_share and 0 <= foreground_share <= 1):
         raise InvalidArgumentError(f"foreground_share={foreground_share!r} must be a share, 0 to 1, or None.")
     if class_balance and len(names) < 2:

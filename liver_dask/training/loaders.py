@@ -22,6 +22,7 @@ from .arguments import (
     check_choices,
     check_count,
     check_labels,
+    check_rank,
     check_rois,
     check_weights,
     check_workers,
@@ -281,11 +282,15 @@ def get_human_liver_em_loader(
     """
     extra = import_extra()
     of_dataset = inspect.signature(extra.torch_em.default_segmentation_dataset).parameters
+    of_loader = inspect.signature(extra.batches.DataLoader).parameters.keys() - {"dataset", "sampler"}
+    for name in kwargs.keys() - of_dataset.keys() - of_loader:
+        raise InvalidArgumentError(
+            f"{name!r} is no argument of this function, torch_em.default_segmentation_dataset or DataLoader."
+        )
     in_use = extra.randomness.rank_in_use()
     ranks = in_use[1] if world_size is None else world_size
     rank = in_use[0] if rank is None else rank
-    if not 0 <= rank < ranks:
-        raise InvalidArgumentError(f"rank={rank} must be at least 0 and below world_size={ranks}.")
+    check_rank(rank, ranks)
     kind = check_workers(workers, kwargs)
     dataset = get_human_liver_em_dataset(
         path,
@@ -314,7 +319,7 @@ def get_human_liver_em_loader(
         **{name: value for name, value in kwargs.items() if name in of_dataset},
     )
     options = {"pin_memory": True} | {name: value for name, value in kwargs.items() if name not in of_dataset}
-    if options.keys() & {"sampler", "batch_sampler"}:  # the user decides which patches come when
+    if options.get("batch_sampler") is not None:  # the user decides which patches come when
         return extra.torch_em.get_data_loader(dataset, batch_size, **options)
     count = -(-len(dataset) // ranks)
     return extra.batches.PatchLoader(dataset, batch_size, count=count, workers=kind, **options)

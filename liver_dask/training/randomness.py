@@ -4,8 +4,9 @@ So a patch is the same in any process, with any number of workers, and after any
 """
 
 import contextlib
+import contextvars
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,24 @@ def generator_of(*seeds: int) -> np.random.Generator:
     return np.random.default_rng(seeds)
 
 
+_is_on_threads: contextvars.ContextVar[bool] = contextvars.ContextVar("is_on_threads", default=False)
+
+
+def call_on_thread(call: Callable[[], Any]) -> Any:
+    """Call a function on a thread of a loader, in a context of its own."""
+    _is_on_threads.set(True)
+    return call()
+
+
 @contextlib.contextmanager
 def global_generators(rng: np.random.Generator) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python within this context, for transforms that use them."""
+    """Seed the global generators of torch, numpy and Python within this context, for transforms that use them.
+
+    Nothing is seeded on the threads of a loader, since the user's own process draws from the same generators.
+    """
+    if _is_on_threads.get():
+        yield
+        return
     torch_state, state = torch.get_rng_state(), random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002  # users' transforms draw from the global state
     seeds = rng.integers(0, 2**32, 3)

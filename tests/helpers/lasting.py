@@ -54,6 +54,7 @@ LEFT: dict[str, str] = {
     "liver_dask.core.threads._is_wanted": _GIVEN_BACK,
     "liver_dask.core.threads._process": "ends with the process",
     "liver_dask.training.dataset._draw": _GIVEN_BACK,
+    "liver_dask.training.randomness._is_on_threads": "is set in contexts of their own",
     "liver_dask.training.transforms._standardize": _ALWAYS_THE_SAME,
 }
 """The reason why each other object cannot affect the next test."""

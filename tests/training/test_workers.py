@@ -109,15 +109,74 @@ def test_own_transforms_are_on_processes_unless_threads_are_asked_for(asked) -> 
     assert bytes_of(on_threads) == bytes_of(loader(asked, **own))
 
 
-def test_what_threads_cannot_be_is_said(asked) -> None:
-    """An argument for processes, and kinds of workers that do not exist, are refused."""
-    with pytest.raises(ld.InvalidArgumentError, match="multiprocessing_context is for processes"):
-        loader(asked, num_workers=2, workers="threads", multiprocessing_context="spawn")
-    with pytest.raises(ld.InvalidArgumentError, match="workers='fibers' must be 'threads' or 'processes'"):
-        loader(asked, workers="fibers")
-    for wrong in (-1, float("nan"), "1"):
-        with pytest.raises(ld.InvalidArgumentError, match=r"cache_gb=.* must be a number of GB"):
-            loader(asked, cache_gb=wrong)
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"workers": "threads", "multiprocessing_context": "spawn"}, "multiprocessing_context is for processes"),
+        ({"workers": "threads", "batch_sampler": [[0]]}, "batch_sampler is for processes"),
+        ({"workers": "threads", "timeout": 5}, "timeout is for processes"),
+        ({"workers": "fibers"}, "workers='fibers' must be 'threads' or 'processes'"),
+        ({"cache_gb": -1}, r"cache_gb=-1 must be a number of GB"),
+        ({"cache_gb": float("nan")}, r"cache_gb=nan must be a number of GB"),
+        ({"cache_gb": "1"}, r"cache_gb='1' must be a number of GB"),
+        ({"cache_gb": 1e300}, r"cache_gb=1e\+300 must be a number of GB"),
+        ({"num_workers": "2"}, "num_workers='2' must be a whole number of at least 0"),
+        ({"num_workers": None}, "num_workers=None must be a whole number"),
+        ({"num_workers": -1}, "num_workers=-1 must be a whole number of at least 0"),
+        ({"num_workers": 2.0}, "num_workers=2.0 must be a whole number"),
+        ({"num_workers": 2, "prefetch_factor": 0}, "prefetch_factor=0 must be a whole number of at least 1"),
+        ({"num_workers": 2, "prefetch_factor": 1.5}, "prefetch_factor=1.5 must be a whole number"),
+        ({"rank": "0"}, "rank='0' must be a whole number of at least 0, and below world_size=1"),
+        ({"rank": 2, "world_size": 2}, "rank=2 must be a whole number of at least 0, and below world_size=2"),
+        ({"label_dtype": "int64"}, "label_dtype='int64' must be a dtype of torch"),
+        ({"weights": 5}, "weights=5 must be one number of at least 0 for each of the 1 boxes"),
+        ({"bogus": 1}, "'bogus' is no argument of this function"),
+        ({"dataset": 3}, "'dataset' is no argument of this function"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(asked, wrong: dict[str, Any], told: str) -> None:
+    """Arguments that mean nothing, or nothing to threads, are refused when the loader is made."""
+    with pytest.raises(ld.InvalidArgumentError, match=told):
+        loader(asked, **wrong)
+
+
+def test_numbers_may_be_of_numpy(asked) -> None:
+    """Numbers of numpy are numbers."""
+    numbers = {"cache_gb": np.float32(1), "weights": np.array([1]), "num_workers": np.int64(2), "rank": np.int64(0)}
+    assert bytes_of(loader(asked, foreground_share=np.int64(1), **numbers)) == bytes_of(
+        loader(asked, foreground_share=1)
+    )
+
+
+@pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "given": 13}, {"epoch": -1, "given": 0}])
+def test_a_state_that_is_none_is_refused(asked, state: Any) -> None:
+    """What is not the state of a loader, or is beyond its epoch, is refused."""
+    ours = loader(asked)
+    with pytest.raises(ld.InvalidArgumentError, match="is not what state_dict|The state is at patch"):
+        ours.load_state_dict({**ours.state_dict(), **state} if state else state)
+
+
+def test_transforms_on_threads_leave_the_random_numbers_of_the_loop_alone(asked) -> None:
+    """While transforms run on threads, the process draws the numbers that follow from its own seed."""
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002  # users' loops draw from the global state
+    expected = [(torch.rand(()).item(), np.random.rand()) for _ in range(40)]  # noqa: NPY002  # as above
+    ours = loader(asked, n_samples=40, batch_size=1, num_workers=4, workers="threads", raw_transform=same)
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002  # as above
+    assert [(torch.rand(()).item(), np.random.rand()) for _ in ours] == expected  # noqa: NPY002  # as above
+
+
+@pytest.mark.parametrize("more", [{}, {"num_workers": 2, "workers": "threads"}])
+def test_batches_are_contiguous_and_of_their_own(asked, more: dict[str, Any]) -> None:
+    """A transform may return an array in another order, or one that it keeps; batches are new and in C order."""
+    constant = np.ones((3, 24, 32), np.float32)
+    for raw, labels in loader(
+        asked, raw_transform=np.asfortranarray, label_transform=lambda _: constant, batch_size=1, **more
+    ):
+        assert raw.is_contiguous()
+        labels += 1
+    assert (constant == 1).all()
 
 
 def test_only_a_few_batches_are_read_ahead(asked, monkeypatch: pytest.MonkeyPatch) -> None:
