@@ -152,7 +152,7 @@ def test_numbers_may_be_of_numpy(asked) -> None:
 def test_a_state_that_is_none_is_refused(asked, state: Any) -> None:
     """What is not the state of a loader, or is beyond its epoch, is refused."""
     ours = loader(asked)
-    with pytest.raises(ld.InvalidArgumentError, match="is not what state_dict|The state is at patch"):
+    with pytest.raises(ld.InvalidArgumentError, match=r"is not what state_dict|The state is at patch"):
         ours.load_state_dict({**ours.state_dict(), **state} if state else state)
 
 
