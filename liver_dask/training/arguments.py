@@ -12,7 +12,7 @@ from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import BoundingBox, Shape
 from .sampling import Box
-from .splits import SPLITS
+from .splits import SPLITS, SplitGrid
 
 LEAST_TISSUE = 0.5
 """Minimum share of a patch's raw voxels that are not 0, and so are tissue and not the empty glass around it."""
@@ -97,13 +97,22 @@ def check_labels(archive: Archive, label_choice: str | Sequence[str]) -> tuple[s
 
 
 def check_choices(
-    min_foreground: float, labelled_region_only: bool, split: str | None, seed: int | None, stream: bool
+    min_foreground: float,
+    labelled_region_only: bool,
+    split: str | None,
+    split_grid: SplitGrid,
+    seed: int | None,
+    stream: bool,
 ) -> None:
     """Raise InvalidArgumentError if an argument that says which patches to draw is not valid."""
     if not isinstance(min_foreground, Real) or not 0 <= min_foreground <= 1:
         raise InvalidArgumentError(f"min_foreground={min_foreground!r} must be a share, 0 to 1.")
     if split is not None and split not in SPLITS:
         raise InvalidArgumentError(f"split={split!r} must be one of {', '.join(SPLITS)}, or None.")
+    if not isinstance(split_grid, SplitGrid):
+        raise InvalidArgumentError(
+            f"split_grid={split_grid!r} must be a SplitGrid, such as SplitGrid(block=(64, 512, 512))."
+        )
     if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
         raise InvalidArgumentError(f"seed={seed!r} must be a whole number of at least 0, or None.")
     if stream and labelled_region_only:
@@ -140,6 +149,9 @@ def options_of(torch_em: Any, given: dict[str, Any], patch: Shape) -> dict[str, 
     for name in given.keys() & {"dtype", "label_dtype"}:
         if not isinstance(given[name], type(known[name].default)):
             raise InvalidArgumentError(f"{name}={given[name]!r} must be a dtype of torch, such as torch.float32.")
+    for name in TRANSFORMS:
+        if given.get(name) is not None and not callable(given[name]):
+            raise InvalidArgumentError(f"{name}={given[name]!r} must be a function.")
     ndim = given.get("ndim")
     if ndim not in (None, 3) and not (ndim == 2 and patch[0] == 1):
         raise InvalidArgumentError(f"ndim={ndim!r} must be 3, or 2 for a patch of one slice; this is {patch}.")

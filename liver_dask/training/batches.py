@@ -17,7 +17,7 @@ from ..core.errors import InvalidArgumentError
 from ..core.threads import ContextPool
 from .arguments import Workers
 from .dataset import PatchMixture
-from .randomness import PatchNumber, call_on_thread
+from .randomness import PatchNumber, call_on_thread, rank_in_use
 
 OF_WORKERS = ("num_workers", "prefetch_factor", "persistent_workers")
 """Arguments about workers. Threads start at once, so they need not persist."""
@@ -76,6 +76,8 @@ class PatchLoader(DataLoader[Any]):
         dataset: The patches.
         batch_size: Number of patches in a batch.
         count: Number of patches of an epoch of this loader.
+        ranks: Rank of this process and number of ranks in torch.distributed, if patches depend on them; otherwise None.
+        has_seed: Whether the user chose the seed. Otherwise a state that is loaded brings its own.
         workers: What the workers are, threads or processes.
         shuffle: Accepted, since torch_em's users give it; patches are random in any case.
         options: Other arguments of DataLoader.
@@ -87,11 +89,19 @@ class PatchLoader(DataLoader[Any]):
         batch_size: int,
         *,
         count: int,
+        ranks: tuple[int, int] | None,
+        has_seed: bool,
         workers: Workers,
         shuffle: bool = False,
         **options: Any,
     ) -> None:
+        if "sampler" in options:
+            raise InvalidArgumentError(
+                "This loader chooses its patches itself and cannot get a sampler; in Lightning, give "
+                "Trainer(use_distributed_sampler=False), and no overfit_batches."
+            )
         self._order = PatchOrder(count, len(dataset))
+        self.count, self.ranks, self.has_seed = count, ranks, has_seed
         self.workers = workers
         self._threads = max(options.get("num_workers", 0), 0) if workers == "threads" else 0
         super().__init__(dataset, batch_size, sampler=self._order, **_of_torch(options, self._threads))
@@ -111,6 +121,12 @@ class PatchLoader(DataLoader[Any]):
             self.collate_fn = stacked
 
     def __iter__(self) -> Iterator[Any]:
+        now = rank_in_use()
+        if self.ranks not in (None, now) and now[1] > 1:
+            raise InvalidArgumentError(
+                f"The loader was made when rank and world_size were {self.ranks}, and now they are {now}: make it "
+                "after torch.distributed is initialised, or give rank= and world_size=."
+            )
         epoch, first = self._order.begin()
         if self._threads:
             batches = _prefetched(self._calls(), self._threads, self.prefetch_factor or PREFETCH_FACTOR)
@@ -152,31 +168,41 @@ class PatchLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batch at which `state_dict` was called, when the loader is iterated next.
 
-        The batches are the same as without an interruption, for any number of workers.
+        The batches are the same as without an interruption, for any number of workers. A loader without a `seed` takes
+        the one of the state. All ranks may load the state of one of them.
 
         Raises:
-            InvalidArgumentError: The state is that of another loader: it has another seed, another number of patches in
-                an epoch, or other groups of patches that are drawn from the same chunks. (ValueError)
+            InvalidArgumentError: The state is that of another loader: the seed, the number of patches in an epoch, the
+                patch shape, the split, the least tissue and labelled voxels, or the groups of patches that are drawn
+                from the same chunks differ. (ValueError)
         """
         if not isinstance(state, dict) or not all(isinstance(state.get(name), int) for name in ("epoch", "given")):
             raise InvalidArgumentError(f"{state!r:.60} is not what state_dict of a loader returned.")
         for name, value in self._identity().items():
-            if state.get(name) != value:
+            if state.get(name) != value and (name != "seed" or self.has_seed or not isinstance(state.get(name), int)):
                 raise InvalidArgumentError(
-                    f"The state is that of another loader: its {name} is {state.get(name)!r}, and here it is {value!r}."
+                    f"The state is that of another loader, with {name}={state.get(name)!r}; here {name}={value!r}."
                 )
         if state["epoch"] < 0 or not 0 <= state["given"] <= self._order.count:
             raise InvalidArgumentError(
                 f"The state is at patch {state['given']} of epoch {state['epoch']}, but an epoch has "
                 f"{self._order.count} patches."
             )
+        for dataset in self.dataset.datasets:
+            dataset.seed = (state["seed"], *dataset.seed[1:])
         self._order.go_to(state["epoch"], state["given"])
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for the same stream."""
-        datasets = self.dataset.datasets
-        reuse = [[of.reuse.times, of.reuse.groups] for of in datasets if of.reuse]
-        return {"count": self._order.count, "seeds": [list(of.seed) for of in datasets], "reuse": reuse}
+        first, *_ = datasets = self.dataset.datasets
+        return {
+            "seed": first.seed[0],
+            "count": self._order.count,
+            "patch_shape": list(first.patch_shape),
+            "split": first.split and first.split["name"],
+            "least_voxels": [first.least_tissue, first.least_labelled],
+            "reuse": [[of.reuse.times, of.reuse.groups] for of in datasets if of.reuse],
+        }
 
 
 def _of_torch(options: dict[str, Any], threads: int) -> dict[str, Any]:

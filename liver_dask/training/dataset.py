@@ -227,9 +227,10 @@ class PatchDataset(SegmentationDataset):
             found = self._read(position)
             if found:
                 return position, *found
+        labelled = f" and has {self.least_labelled} labelled voxels" if self.least_labelled else ""
         raise InvalidArgumentError(
-            f"No patch {self.patch_shape}{wanted} was found that is of tissue and has {self.least_labelled} labelled "
-            f"voxels{self._where()}; ask for less, or choose smaller patches, another box or another split."
+            f"No patch {self.patch_shape}{wanted} was found that is of tissue{labelled}{self._where()}; if there "
+            "are any, they are too rare. Ask for less, or choose smaller patches, another box or another split."
         )
 
     def _anywhere(self, rng: np.random.Generator) -> Iterator[Shape]:

@@ -147,7 +147,7 @@ def get_human_liver_em_dataset(
     described = find_archive(archive).of_shape(shape)
     patch = check_lengths("patch_shape", patch_shape)
     names = check_labels(described, label_choice)
-    check_choices(min_foreground, labelled_region_only, split, seed, stream)
+    check_choices(min_foreground, labelled_region_only, split, split_grid, seed, stream)
     check_centres(class_balance, foreground_share, names, stream, reuse)
     boxes = boxes_of(bounding_boxes, full_volume, described)
     options = options_of(extra.torch_em, kwargs, patch)
@@ -288,6 +288,7 @@ def get_human_liver_em_loader(
             f"{name!r} is no argument of this function, torch_em.default_segmentation_dataset or DataLoader."
         )
     in_use = extra.randomness.rank_in_use()
+    depends = in_use if rank is None or world_size is None else None
     ranks = in_use[1] if world_size is None else world_size
     rank = in_use[0] if rank is None else rank
     check_rank(rank, ranks)
@@ -322,7 +323,9 @@ def get_human_liver_em_loader(
     if options.get("batch_sampler") is not None:  # the user decides which patches come when
         return extra.torch_em.get_data_loader(dataset, batch_size, **options)
     count = -(-len(dataset) // ranks)
-    return extra.batches.PatchLoader(dataset, batch_size, count=count, workers=kind, **options)
+    return extra.batches.PatchLoader(
+        dataset, batch_size, count=count, ranks=depends, has_seed=seed is not None, workers=kind, **options
+    )
 
 
 def _split_of(name: SplitName | None, grid: SplitGrid, box: BoundingBox, volume: Shape) -> Split | None:

@@ -52,7 +52,8 @@ class SplitGrid:
             not isinstance(of, int) or of < 0 or 2 * of >= side for of, side in zip(margin, self.block, strict=True)
         ):
             raise InvalidArgumentError(
-                f"margin={self.margin} must be three numbers (z, y, x) of at least 0, below half of block={self.block}."
+                f"margin={self.margin} must be three numbers (z, y, x) of at least 0, below half of "
+                f"block={self.block}; give both."
             )
         object.__setattr__(self, "margin", margin)
         if not isinstance(self.seed, int) or self.seed < 0:

@@ -235,10 +235,33 @@ def test_an_interrupted_stream_goes_on_exactly(asked, workers: int, method: str 
 
 def test_the_state_of_another_loader_is_refused(asked) -> None:
     """A state that belongs to another seed or another number of patches is an InvalidArgumentError."""
-    state = loader(asked, n_samples=8, seed=1).state_dict()
-    for other in ({"seed": 2, "n_samples": 8}, {"seed": 1, "n_samples": 9}, {"seed": 1, "n_samples": 8, "reuse": 2}):
+    options = {"n_samples": 8, "seed": 1}
+    state = loader(asked, **options).state_dict()
+    others = ({"seed": 2}, {"n_samples": 9}, {"reuse": 2}, {"patch_shape": (3, 24, 24)}, {"min_foreground": 0.1})
+    for other in others:
         with pytest.raises(ld.InvalidArgumentError, match="that of another loader"):
-            loader(asked, **other).load_state_dict(state)
+            loader(asked, **{**options, **other}).load_state_dict(state)
+
+
+def test_a_loader_without_a_seed_takes_that_of_the_state(asked) -> None:
+    """A stream without a given seed goes on as well, on another rank with that rank's patches."""
+    first = loader(asked, n_samples=8)
+    batches = iter(first)
+    for _ in range(3):
+        next(batches)
+    state = first.state_dict()
+    rest = bytes_of(batches)
+    again = loader(asked, n_samples=8)
+    again.load_state_dict(state)
+    assert bytes_of(again) == rest
+    ranks = [loader(asked, n_samples=16, rank=rank, world_size=2) for rank in range(2)]
+    ranks[1].load_state_dict(ranks[0].state_dict())
+    assert not set(bytes_of(ranks[0])) & set(bytes_of(ranks[1]))
+    start = ranks[0].state_dict() | {"epoch": 0, "given": 0}
+    seeded = loader(asked, n_samples=16, rank=1, world_size=2, seed=start["seed"])
+    for one in (seeded, ranks[1]):
+        one.load_state_dict(start)
+    assert bytes_of(seeded) == bytes_of(ranks[1])
 
 
 RANK = """
@@ -247,9 +270,17 @@ import liver_dask as ld
 rank, file, out, asked = int(sys.argv[1]), sys.argv[2], sys.argv[3], eval(sys.argv[4])
 torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
 batches = lambda of: [b"".join(tensor.numpy().tobytes() for tensor in batch) for batch in of]
-ours = ld.get_human_liver_em_loader(**asked, batch_size=1, n_samples=9, seed=0, pin_memory=False)
+ours, early = (
+    ld.get_human_liver_em_loader(**asked, batch_size=1, n_samples=9, seed=0, pin_memory=False) for _ in range(2)
+)
 dataset = ld.get_human_liver_em_dataset(**asked, n_samples=9, seed=0)
 sampler = torch.utils.data.DistributedSampler(dataset, shuffle=True)
+early.ranks = (0, 1)  # as if it was made before
+try:
+    iter(early)
+    raise SystemExit("a loader that does not know its rank must not be used")
+except ld.InvalidArgumentError as error:
+    assert "make it after torch.distributed is initialised" in str(error)
 theirs = torch.utils.data.DataLoader(dataset, sampler=sampler)  # as torch_em's training with several GPUs does
 found = batches(ours), [patch for epoch in range(3) for patch in (sampler.set_epoch(epoch), batches(theirs))[1]]
 pickle.dump(found, open(out, "wb"))

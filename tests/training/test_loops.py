@@ -70,6 +70,14 @@ def test_a_plain_loop_goes_on_from_a_checkpoint(asked, tmp_path: Path) -> None:
         assert torch.equal(weights, expected[name])
 
 
+def test_a_sampler_of_lightning_is_refused_in_one_sentence(asked) -> None:
+    """Lightning makes loaders anew, with a sampler of its own, unless it is told not to; the error says how."""
+    ours = loader(asked)
+    given = {name: getattr(ours, name) for name in ("dataset", "batch_size", "count", "ranks", "has_seed", "workers")}
+    with pytest.raises(ld.InvalidArgumentError, match="use_distributed_sampler=False"):
+        type(ours)(**given, sampler=torch.utils.data.SequentialSampler(ours.dataset))
+
+
 def test_lightning_goes_on_within_an_epoch(asked, tmp_path: Path) -> None:
     """Lightning keeps the state of the loader in its checkpoints: an interrupted epoch goes on with the next batch."""
     lightning = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")

@@ -130,6 +130,8 @@ def test_own_transforms_are_on_processes_unless_threads_are_asked_for(asked) -> 
         ({"rank": 2, "world_size": 2}, "rank=2 must be a whole number of at least 0, and below world_size=2"),
         ({"label_dtype": "int64"}, "label_dtype='int64' must be a dtype of torch"),
         ({"weights": 5}, "weights=5 must be one number of at least 0 for each of the 1 boxes"),
+        ({"split_grid": (16, 100, 100)}, r"split_grid=\(16, 100, 100\) must be a SplitGrid"),
+        ({"raw_transform": "standardize"}, "raw_transform='standardize' must be a function"),
         ({"bogus": 1}, "'bogus' is no argument of this function"),
         ({"dataset": 3}, "'dataset' is no argument of this function"),
     ],
