@@ -93,7 +93,8 @@ def _differing_attributes(found: Mapping[str, Any], content: Mapping[str, Any]) 
     if not keys:
         return ""
     held, asked = (", ".join(f"{key} {of.get(key, 'none')}" for key in keys) for of in (one, other))
-    return f" It holds {held}; this call asks for {asked}."
+    shape = " The argument `shape` says how large the volume is." if "volume" in keys else ""
+    return f" It holds {held}; this call asks for {asked}.{shape}"
 
 
 def _attributes_of(record: Mapping[str, Any]) -> dict[str, str]:

@@ -107,8 +107,10 @@ class Store:
         if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, archive or layout" if found else what_is_at(self.target)
             why = explain_difference(found, self.content) if found else ""
-            remove = "remove it, or " if has_record(self.target) else ""  # what others wrote may be all they have
-            raise StoreExistsError(f"{self.target} holds {what}; {remove}choose another path.{why}")
+            remove = (
+                ", or remove it if nobody needs it" if has_record(self.target) else ""
+            )  # others' may be all they have
+            raise StoreExistsError(f"{self.target} holds {what}; choose another path{remove}.{why}")
         self._check_missing(missing_files(self.target, self.names))
         try:
             check_shards(self.target, self.names)

@@ -409,6 +409,12 @@ def test_what_makes_no_sense_is_refused_at_once(asked, wrong: dict[str, Any], to
         ld.get_human_liver_em_dataset(**{**asked, **wrong})
 
 
+def test_a_forgotten_shape_is_named_and_nothing_is_to_be_removed_first(asked, folder: Path) -> None:
+    """Without `shape`, a store of a smaller volume is another one; the error says so before it speaks of removing."""
+    with pytest.raises(ld.StoreExistsError, match=r"choose another path, or remove it .*The argument `shape` says"):
+        ld.get_human_liver_em_data(folder, WHOLE, source=asked["source"])
+
+
 def test_a_store_of_another_box_or_unfinished_is_not_trained_on(asked, tmp_path: Path, folder: Path) -> None:
     """A store of another box and an unfinished store are refused."""
     import shutil
