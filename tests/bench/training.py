@@ -50,7 +50,7 @@ SHAPE = (128, 1024, 2048)
 BOX = (0, 2048, 0, 1024, 0, 128)
 PATCHES = ((8, 256, 256), (8, 512, 512), (32, 256, 256), (1, 1024, 1024))
 WORKERS = 2
-SECONDS = 6
+SECONDS = 5
 """Each loader is timed for so long, after its first batches."""
 
 
