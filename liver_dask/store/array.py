@@ -103,9 +103,8 @@ class StoredArray:
         """
         shard = Shard(*map(operator.floordiv, place, self._layout.chunks_per_shard))
         inside = tuple(map(operator.mod, place, self._layout.chunks_per_shard))
-        path = shard_path(self._store, self._name, shard)
         try:
-            file = files.open(path)
+            file = files.of.get(shard) or files.open(shard, shard_path(self._store, self._name, shard))
             if shard not in self._indexes:
                 self._indexes[shard] = read_shard_index(file, self._layout.chunks_per_shard)
             offset, length = self._indexes[shard][inside].tolist()
@@ -114,23 +113,27 @@ class StoredArray:
             data = os.pread(file.fileno(), length, offset)
             return decode_planes(data, self.dtype, self._layout.chunks, planes, has_checksum=self._has_checksums)
         except (DamagedError, OSError) as error:
+            path = shard_path(self._store, self._name, shard)
             raise DamagedError(
                 f"{path} cannot be read ({error}); `liver-dask verify {self._store}` says what is damaged."
             ) from error
 
 
 class _OpenFiles(ExitStack):
-    """Files that are open until the end of the `with` block, each once."""
+    """Files of shards that are open until the end of the `with` block.
+
+    Attributes:
+        of: The files by shard.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._files: dict[Path, FileIO] = {}
+        self.of: dict[Shard, FileIO] = {}
 
-    def open(self, path: Path) -> FileIO:
-        """Return an open file; open it if it is not."""
-        if path not in self._files:
-            self._files[path] = self.enter_context(path.open("rb", buffering=0))
-        return self._files[path]
+    def open(self, shard: Shard, path: Path) -> FileIO:
+        """Open the file of a shard."""
+        self.of[shard] = self.enter_context(path.open("rb", buffering=0))
+        return self.of[shard]
 
 
 class _Piece(NamedTuple):
