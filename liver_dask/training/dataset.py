@@ -230,7 +230,7 @@ class PatchDataset(SegmentationDataset):
         labelled = f" and has {self.least_labelled} labelled voxels" if self.least_labelled else ""
         raise InvalidArgumentError(
             f"No patch {self.patch_shape}{wanted} was found that is of tissue{labelled}{self._where()}; if there "
-            "are any, they are too rare. Ask for less, or choose smaller patches, another box or another split."
+            "are any, they are too rare: ask for less, or choose smaller patches, another box or another split."
         )
 
     def _anywhere(self, rng: np.random.Generator) -> Iterator[Shape]:
