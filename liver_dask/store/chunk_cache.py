@@ -36,11 +36,8 @@ class ChunkCache:
         self._chunks: OrderedDict[Hashable, Chunk] = OrderedDict()
         self._renew_lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # the state is the argument
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChunkCache, (self.limit,)
 
     def get(self, key: Hashable, decode: Callable[[], Chunk]) -> Chunk:
         """Return a chunk; decode it if it is not here. Several threads may decode the same chunk at once."""

@@ -63,7 +63,9 @@ def check_workers(workers: Workers | None, given: dict[str, Any]) -> Workers:
         raise InvalidArgumentError(f"workers={workers!r} must be 'threads' or 'processes', or None.")
     for name, least in (("num_workers", 0), ("prefetch_factor", 1)):
         count = given.get(name, least)
-        if not (isinstance(count, int | np.integer) and count >= least) and (count, name) != (None, "prefetch_factor"):
+        if name == "prefetch_factor" and count is None:
+            continue
+        if not (isinstance(count, int | np.integer) and count >= least):
             raise InvalidArgumentError(f"{name}={count!r} must be a whole number of at least {least}.")
     of_processes = [name for name, default in OF_PROCESSES.items() if given.get(name, default) != default]
     if workers == "threads" and of_processes:

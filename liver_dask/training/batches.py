@@ -103,7 +103,7 @@ class PatchLoader(DataLoader[Any]):
         self._order = PatchOrder(count, len(dataset))
         self.count, self.ranks, self.has_seed = count, ranks, has_seed
         self.workers = workers
-        self._threads = max(options.get("num_workers", 0), 0) if workers == "threads" else 0
+        self._threads = options.get("num_workers", 0) if workers == "threads" else 0
         super().__init__(dataset, batch_size, sampler=self._order, **_of_torch(options, self._threads))
         if self._threads:
             self.num_workers, self.prefetch_factor = self._threads, options.get("prefetch_factor")
@@ -188,8 +188,10 @@ class PatchLoader(DataLoader[Any]):
                 f"The state is at patch {state['given']} of epoch {state['epoch']}, but an epoch has "
                 f"{self._order.count} patches."
             )
-        for dataset in self.dataset.datasets:
-            dataset.seed = (state["seed"], *dataset.seed[1:])
+        if state["seed"] != self.dataset.datasets[0].seed[0]:
+            self._iterator = None  # persistent processes have the seed that was
+            for dataset in self.dataset.datasets:
+                dataset.set_seed(state["seed"])
         self._order.go_to(state["epoch"], state["given"])
 
     def _identity(self) -> dict[str, Any]:

@@ -136,6 +136,11 @@ class PatchDataset(SegmentationDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
+    def set_seed(self, seed: int) -> None:
+        """Draw the patches of another seed from now on."""
+        self.seed = (seed, *self.seed[1:])
+        self._anchors = {}  # they follow from the seed; what was seen of the masks does not
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         """Return raw and labels of the patch with this number, and its contexts, transformed."""
         if self._is_first and torch.utils.data.get_worker_info():

@@ -121,7 +121,8 @@ def get_human_liver_em_dataset(
             torch.distributed.
         reuse: Number of patches that are drawn from the same chunks, so that each chunk is decoded once for them. It is
             faster if the boxes do not fit into the cache. All allowed positions still have the same chance, but such
-            patches are no longer independent. As many groups of them as fit into the cache, 64 at most, take turns.
+            patches are no longer independent. As many groups of them as fit into the cache, 64 at most, take turns, so
+            that another `cache_gb` may give other patches.
         cache_gb: Memory in GB (1e9 bytes) for decoded voxels, in each process. If all boxes fit, each chunk is decoded
             once. If they do not fit, chunks are cached only with `reuse`.
         scales: Factors (z, y, x), such as `[(1, 1, 1), (1, 4, 4)]`: the first are those of the patch itself and must be

@@ -136,7 +136,7 @@ def miao_of(folder: str, patch: list[int]) -> Any:
 
 def first_batch(folder: str, archive: str, options: dict[str, Any]) -> float:
     """Seconds from the call to the first batch, of (8, 256, 256)."""
-    import torch_em  # noqa: F401  # importing it takes seconds that are nobody's here
+    import torch_em  # noqa: F401  # it is imported so that the time this takes is not counted
 
     began = time.monotonic()
     next(iter(loader_of("ours", folder, archive, PATCHES[0], **options)))

@@ -264,6 +264,24 @@ def test_a_loader_without_a_seed_takes_that_of_the_state(asked) -> None:
     assert bytes_of(seeded) == bytes_of(ranks[1])
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"reuse": 3, "patch_shape": (2, 8, 8)}, {"num_workers": 2, "workers": "processes", "persistent_workers": True}],
+)
+def test_nothing_of_the_seed_before_is_left(asked, more: dict[str, Any]) -> None:
+    """A loader that has drawn patches, and then takes the seed of a state, draws those of this seed."""
+    options = {**asked, "n_samples": 30, **more}
+    first = loader(options)
+    state, stream = first.state_dict(), bytes_of(first)
+    again = loader(options)
+    bytes_of(again)
+    if "reuse" in more:  # as if the first patches of its groups began in another chunk
+        for dataset in again.dataset.datasets:
+            dataset._anchors = dict.fromkeys(dataset._anchors, (8, 256, 0))
+    again.load_state_dict(state)
+    assert bytes_of(again) == stream
+
+
 RANK = """
 import sys, torch, pickle
 import liver_dask as ld
