@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from liver_dask.store import array as module
+from helpers.reads import note_decoded
 from liver_dask.store.array import StoredArray
 from liver_dask.store.chunk_cache import OF_EMPTY, ChunkCache
 
@@ -97,11 +97,7 @@ def test_an_array_with_a_cache_reads_the_same_and_decodes_once(
     """Random windows are those of the source; with a cache no chunk is decoded twice."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     store = Path(ld.to_zarr(ds, tmp_path / "s.zarr", chunks=(2, 64, 64), shards=(4, 128, 128), progress=False))
-    decoded: list[bytes] = []
-    original = module.decode_planes
-    monkeypatch.setattr(
-        module, "decode_planes", lambda data, *a, **k: (decoded.append(data), original(data, *a, **k))[1]
-    )
+    decoded = note_decoded(monkeypatch)
     array = StoredArray(store, name, ChunkCache(1 << 30))
     rng = np.random.default_rng(0)
     for _ in range(200):

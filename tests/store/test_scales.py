@@ -1,7 +1,6 @@
 """Images in larger voxels are the same voxels with and without a pyramid, and a level of it is read where it exists."""
 
 import logging
-import os
 import pickle
 import shutil
 from fractions import Fraction
@@ -18,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.means import means_of
+from helpers.reads import count_bytes
 from helpers.stores import BOX, SMALL
 from liver_dask.store import levels, scales
 from liver_dask.store.scales import ScaledImage, block_means
@@ -132,13 +132,7 @@ def test_a_level_is_read_where_the_pyramid_has_it(
     plain: Path, store: Path, raw: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A level is read instead of the full resolution, also the nearest finer one."""
-    sizes: list[int] = []
-    pread = os.pread
-
-    def counted(*args: int) -> bytes:
-        data = pread(*args)
-        sizes.append(len(data))
-        return data
+    sizes = count_bytes(monkeypatch)
 
     def bytes_read(path: Path, factors: tuple[int, int, int]) -> int:
         image = ScaledImage(path, "raw", factors)
@@ -146,7 +140,6 @@ def test_a_level_is_read_where_the_pyramid_has_it(
         np.testing.assert_array_equal(image[:, :, :], reduce(means_of, STEPS[factors], raw))
         return sum(sizes)
 
-    monkeypatch.setattr(os, "pread", counted)
     whole = bytes_read(plain, (1, 1, 1))
     assert bytes_read(plain, (2, 4, 4)) >= whole
     assert bytes_read(store, (1, 2, 2)) < whole / 2

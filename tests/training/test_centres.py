@@ -11,7 +11,7 @@ import pytest
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.patches import table_of
+from helpers.patches import patches_of, table_of
 from helpers.transforms import same
 from liver_dask.training.centres import centres_of
 from liver_dask.training.sampling import Box, Minimum, PatchSampler, Split
@@ -62,26 +62,9 @@ def in_memory(
     )
     arrays = tuple(map(Noting, labels.values()))
     source: Any = SimpleNamespace(names=tuple(labels), labels=arrays, tables=tables)
-    transforms = ("raw_transform", "label_transform", "label_transform2", "transform", "sampler", "pre_label_transform")
-    return PatchDataset(
-        Noting(raw),
-        arrays,
-        places,
-        centres=centres_of(source, places, class_balance, foreground_share),
-        least_tissue=20,
-        least_labelled=least,
-        seed=(seed,),
-        flips=False,
-        has_own_transforms=True,
-        reuse=None,
-        split=None,
-        with_label_channels=True,
-        n_samples=1,
-        ndim=None,
-        dtype=torch.float32,
-        label_dtype=torch.float32,
-        with_padding=False,
-        **dict.fromkeys(transforms),
+    centres = centres_of(source, places, class_balance, foreground_share)
+    return patches_of(
+        Noting(raw), arrays, places, centres=centres, least_labelled=least, seed=(seed,), with_label_channels=True
     )
 
 

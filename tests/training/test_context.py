@@ -1,6 +1,5 @@
 """Contexts: raw around each patch in larger voxels, as a computation over the whole box gives it."""
 
-import os
 import shutil
 from functools import cache, reduce
 from itertools import combinations
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.means import means_of
+from helpers.reads import count_bytes
 from helpers.transforms import same
 from liver_dask.store import levels
 from liver_dask.training.context import context_start, read_context
@@ -260,31 +260,18 @@ def test_contexts_of_one_slice_have_two_axes(asked) -> None:
 
 def test_with_a_pyramid_few_bytes_are_read_for_a_context(asked, folders, monkeypatch: pytest.MonkeyPatch) -> None:
     """A context of 3 x 64 x 64 voxels is read from a few chunks of the level, and not from all rows below it."""
-    sizes: list[int] = []
-    pread = os.pread
-
-    def counted(*args: int) -> bytes:
-        data = pread(*args)
-        sizes.append(len(data))
-        return data
-
-    counts = {}
-    options = {"patch_shape": (3, 64, 64), "scales": [(1, 1, 1), (1, 4, 4)], "cache_gb": 0}
-    for name, folder in folders.items():
-        one = dataset(asked, path=folder, **options)
-        monkeypatch.setattr(os, "pread", counted)
+    options = {"patch_shape": (3, 64, 64), "cache_gb": 0}
+    two = [(1, 1, 1), (1, 4, 4)]
+    datasets = {name: dataset(asked, path=folder, scales=two, **options) for name, folder in folders.items()}
+    datasets["alone"] = dataset(asked, path=folders["plain"], scales=None, **options)
+    sizes = count_bytes(monkeypatch)
+    read = {}
+    for name, one in datasets.items():
         sizes.clear()
-        with_context = one[5]
-        counts[name] = sum(sizes)
-        monkeypatch.undo()
-        monkeypatch.setattr(levels, "SMALL_ENOUGH", 100)
-        assert len(with_context) == 3
-    alone = dataset(asked, path=folders["plain"], patch_shape=(3, 64, 64), scales=None, cache_gb=0)
-    monkeypatch.setattr(os, "pread", counted)
-    sizes.clear()
-    alone[5]
-    assert sum(sizes) < counts["layered"] < sum(sizes) * 1.3
-    assert counts["plain"] > sum(sizes) * 1.5
+        assert len(one[5]) == (2 if name == "alone" else 3)
+        read[name] = sum(sizes)
+    assert read["alone"] < read["layered"] < read["alone"] * 1.3
+    assert read["plain"] > read["alone"] * 1.5
 
 
 def test_without_further_scales_items_are_raw_and_labels(asked) -> None:

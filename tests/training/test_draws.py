@@ -14,14 +14,13 @@ import tifffile
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.patches import table_of
+from helpers.patches import patches_of, table_of
 from helpers.transforms import same
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 torch_em = pytest.importorskip("torch_em", reason="the extra `train` is not installed")
 
-from liver_dask.training.dataset import PatchDataset  # noqa: E402  # after the skip
-from liver_dask.training.sampling import Box, Minimum, PatchSampler  # noqa: E402  # it stands with the others
+from liver_dask.training.sampling import Box, Minimum, PatchSampler  # noqa: E402  # after the skip
 from liver_dask.training.transforms import flipped, random_flip, standardized  # noqa: E402  # it stands with the others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -60,24 +59,8 @@ def drawn_positions(raw: np.ndarray, labels: np.ndarray, least: int, count: int)
             return raw[key]
 
     minima = (Minimum(table_of(raw), 20), *([Minimum(table_of(labels), least)] if least else []))
-    none = dict.fromkeys(("raw_transform", "label_transform", "label_transform2", "transform", "sampler"))
-    dataset = PatchDataset(
-        Noting(),
-        (labels.view(np.uint8),),
-        PatchSampler(patch, Box((0, 0, 0), raw.shape), minima),
-        least_tissue=20,
-        least_labelled=least,
-        seed=(0,),
-        flips=False,
-        has_own_transforms=True,
-        reuse=None,
-        split=None,
-        with_label_channels=False,
-        n_samples=1,
-        ndim=None,
-        pre_label_transform=None,
-        **none,
-    )
+    places = PatchSampler(patch, Box((0, 0, 0), raw.shape), minima)
+    dataset = patches_of(Noting(), (labels.view(np.uint8),), places, least_labelled=least)
     found: Counter[tuple[int, ...]] = Counter()
     for number in range(count):
         with dataset._drawing(number):
@@ -189,7 +172,7 @@ def boxes_of(asked: dict[str, Any], count: int, **more: Any) -> list[int]:
     dataset = ld.get_human_liver_em_dataset(**asked, **more)
     numbers: list[int] = []
     for box, of_box in enumerate(dataset.datasets):
-        of_box.__class__ = type("Told", (PatchDataset,), {"__getitem__": lambda *_, box=box: numbers.append(box)})
+        of_box.__class__ = type("Told", (type(of_box),), {"__getitem__": lambda *_, box=box: numbers.append(box)})
     for number in range(count):
         dataset[number % len(dataset)]
     return numbers

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.patches import table_of
-from liver_dask.store import array as stored
+from helpers.reads import note_decoded
 from liver_dask.training.reuse import MOST_GROUPS, Reuse
 from liver_dask.training.sampling import Box, Minimum, PatchSampler, Split
 
@@ -99,11 +99,7 @@ def bytes_of(batches: Any) -> list[bytes]:
 
 def test_chunks_are_decoded_rarely_and_no_patch_comes_twice(asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """With eight patches from the same chunks, a third is decoded of what patches on their own decode."""
-    decoded: list[bytes] = []
-    original = stored.decode_planes
-    monkeypatch.setattr(
-        stored, "decode_planes", lambda data, *a, **k: (decoded.append(data), original(data, *a, **k))[1]
-    )
+    decoded = note_decoded(monkeypatch)
     counts = {}
     for reuse in (1, 8):
         decoded.clear()

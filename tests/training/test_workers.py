@@ -11,6 +11,7 @@ import pytest
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.reads import note_decoded
 from helpers.transforms import same
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -248,11 +249,7 @@ def test_training_does_not_change_torchs_number_of_threads_or_its_random_state(a
 
 def test_boxes_that_fit_are_decoded_once_and_others_without_a_cache(asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """If all chunks fit into the cache, none is decoded twice in three epochs; otherwise there is no cache."""
-    decoded: list[bytes] = []
-    original = stored.decode_planes
-    monkeypatch.setattr(
-        stored, "decode_planes", lambda data, *a, **k: (decoded.append(data), original(data, *a, **k))[1]
-    )
+    decoded = note_decoded(monkeypatch)
     streams = []
     for gb in (1.0, 1e-6):
         decoded.clear()
