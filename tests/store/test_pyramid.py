@@ -85,11 +85,20 @@ def plain(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(ld.to_zarr(ds, tmp_path_factory.mktemp("plain") / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
 
 
-@pytest.fixture
-def store(plain: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def with_levels(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `plain`, with levels."""
-    ld.add_pyramid(shutil.copytree(plain, tmp_path / "a.zarr"), progress=False)
-    return tmp_path / "a.zarr"
+    path = shutil.copytree(plain, tmp_path_factory.mktemp("levels") / "a.zarr")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store_levels, "SMALL_ENOUGH", SMALL_ENOUGH)
+        ld.add_pyramid(path, progress=False)
+    return path
+
+
+@pytest.fixture
+def store(with_levels: Path, tmp_path: Path) -> Path:
+    """A copy of the store with levels, for one test. Its labels are copies and no links."""
+    return shutil.copytree(with_levels, tmp_path / "a.zarr")
 
 
 def test_each_level_is_the_one_below_as_tensorstore_halves_it(store: Path) -> None:
@@ -170,10 +179,10 @@ def test_an_unknown_voxel_size_is_not_guessed(archive: Path, tmp_path: Path) -> 
 
 
 def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
-    plain: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Path, with_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shards in `labels` are hard links to those of the masks, or copies where links cannot be made."""
-    shards = [path for path in (store / "labels").rglob("*") if path.is_file() and path.name.isdigit()]
+    shards = [path for path in (with_levels / "labels").rglob("*") if path.is_file() and path.name.isdigit()]
     assert shards
     assert all(path.stat().st_nlink == 2 for path in shards)
 
@@ -183,24 +192,23 @@ def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
     other = shutil.copytree(plain, tmp_path / "b.zarr")
     monkeypatch.setattr(label_group, "os", SimpleNamespace(**vars(os) | {"link": refused}))
     ld.add_pyramid(other, progress=False)
-    assert_same_files(store, other)
+    assert_same_files(with_levels, other)
 
 
 @pytest.mark.slow
 @given(steps=st.lists(st.integers(1, 700), max_size=3))
 @settings(deadline=None, max_examples=5)
 def test_killed_at_any_step_the_levels_are_the_same(
-    steps: list[int], plain: Path, tmp_path_factory: pytest.TempPathFactory
+    steps: list[int], plain: Path, with_levels: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """After kills at any steps raw is unchanged, and another call makes the same files as an undisturbed one."""
     folder = tmp_path_factory.mktemp("killed")
-    expected, other = (shutil.copytree(plain, folder / name / "a.zarr") for name in ("expected", "other"))
-    ld.add_pyramid(expected, progress=False)
+    other = shutil.copytree(plain, folder / "a.zarr")
     for step in steps:
         killed_at(step, partial(ld.add_pyramid, other, progress=False))
         xr.testing.assert_identical(xr.open_zarr(other).raw.compute(), xr.open_zarr(plain).raw.compute())
     ld.add_pyramid(other, progress=False)
-    assert_same_files(expected, other)
+    assert_same_files(with_levels, other)
     shutil.rmtree(folder)
 
 

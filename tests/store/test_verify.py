@@ -54,18 +54,20 @@ def every_shard(store: Path) -> list[Path]:
     return sorted(store.glob("*/c/*/*/*"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
-@pytest.mark.parametrize("where", ["", "pyramid/s1"])
-def test_a_flipped_byte_is_one_line_and_what_to_do(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, where: str
-) -> None:
-    """A damaged shard is one line in plain words, and the last line says what to remove and how to make it anew."""
-    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 150)
+PYRAMID = {"chunks": (2, 64, 64), "shards": (4, 512, 512), "pyramid": True, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def with_levels(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of a mask and raw with a pyramid."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])
-    options = {"chunks": (2, 64, 64), "shards": (4, 512, 512), "progress": False}
-    store = Path(ld.to_zarr(ds, tmp_path / "s.zarr", pyramid=True, **options))
-    shard = store / where / "raw" / "c" / "0" / "0" / "0"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store_levels, "SMALL_ENOUGH", 150)
+        return Path(ld.to_zarr(ds, tmp_path_factory.mktemp("levels") / "s.zarr", **PYRAMID))
+
+
+def damaged(shard: Path, damage: str) -> None:
+    """Change one byte of a shard, cut its last one off, or remove the shard."""
     data = bytearray(shard.read_bytes())
     data[len(data) // 3] ^= 1
     match damage:
@@ -75,6 +77,18 @@ def test_a_flipped_byte_is_one_line_and_what_to_do(
             shard.write_bytes(data[:-1])
         case "lose":
             shard.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
+@pytest.mark.parametrize("where", ["", "pyramid/s1"])
+def test_a_flipped_byte_is_one_line_and_what_to_do(
+    with_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, where: str
+) -> None:
+    """A damaged shard is one line in plain words, and the last line says what to remove and how to make it anew."""
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 150)
+    store = shutil.copytree(with_levels, tmp_path / "s.zarr")
+    damaged(store / where / "raw" / "c" / "0" / "0" / "0", damage)
     report = ld.verify(store, progress=False)
     (problem,) = report.problems
     assert problem.startswith(f"{where}/shard 0/0/0 of raw is ".lstrip("/"))
@@ -82,8 +96,19 @@ def test_a_flipped_byte_is_one_line_and_what_to_do(
     assert {"flip": "bytes of it have changed", "cut": "instead of", "lose": "is missing"}[damage] in problem
     remedy = str(report).splitlines()[-1]
     assert remedy == f"Remove {store}, and make it anew with the same `liver-dask download` (or `to_zarr`)."
+
+
+@pytest.mark.slow
+def test_what_to_do_about_a_damaged_store_helps(
+    archive: Path, with_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged store that is removed and made anew, as the report says, is in order."""
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 150)
+    store = shutil.copytree(with_levels, tmp_path / "s.zarr")
+    damaged(store / "raw" / "c" / "0" / "0" / "0", "flip")
+    assert not ld.verify(store, progress=False).ok
     shutil.rmtree(store)
-    ld.to_zarr(ds, store, pyramid=True, **options)
+    ld.to_zarr(ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"]), store, **PYRAMID)
     assert ld.verify(store, progress=False).ok
 
 

@@ -192,7 +192,7 @@ def test_a_halo_that_is_too_small_does_not() -> None:
 
 @pytest.mark.parametrize(
     ("workers", "method", "batch_size"),
-    [(0, None, None), (0, None, 5), (2, "fork", 1), pytest.param(2, "spawn", 5, marks=pytest.mark.slow)],
+    [(0, None, None), (0, None, 5), (2, "fork", 1), pytest.param(1, "spawn", 5, marks=pytest.mark.slow)],
 )
 def test_tiles_of_a_store_are_its_voxels(asked, voxels, workers: int, method: Any, batch_size: Any) -> None:
     """Raw and labels of all tiles, put together, are those of the store, with any workers and batches."""

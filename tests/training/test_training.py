@@ -79,12 +79,12 @@ def position_of(patch: np.ndarray, raw: np.ndarray, archive: Path) -> tuple[slic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_thousand_patches_are_voxels_of_the_source(asked, archive: Path, voxels, method: str) -> None:
+@pytest.mark.parametrize(("workers", "method"), [(2, "fork"), (1, "spawn")])
+def test_a_thousand_patches_are_voxels_of_the_source(asked, archive: Path, voxels, workers: int, method: str) -> None:
     """Forked and spawned workers give patches of raw with the labels of the same voxels."""
     found = set()
     for raw, labels in loader(
-        asked, n_samples=1000, batch_size=4, num_workers=2, multiprocessing_context=method, **AS_READ
+        asked, n_samples=1000, batch_size=4, num_workers=workers, multiprocessing_context=method, **AS_READ
     ):
         assert raw.dtype == labels.dtype == torch.float32
         for patch, mask in zip(raw.numpy(), labels.numpy(), strict=True):
