@@ -1,4 +1,4 @@
-"""Downsampling by 2: the mean for images, the majority for masks, the most frequent number for instances."""
+"""Downsampling by 2: the mean for images, the share of masks, the most frequent number for instances."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,14 @@ from ..core.concurrency import cores
 from ..core.geometry import Shape
 from ..core.kinds import Kind
 from .array import StoredArray
+from .mask_shares import CELL, keep_share
 from .record import open_record, read_checksums
 
-HOW: dict[Kind, str] = {"image": "mean", "mask": "majority", "instances": "most frequent"}
-"""Name of the downsampling method in `DownsamplingReader.describe`."""
+Method = Literal["mean", "kept share", "most frequent", "majority"]
+"""Name of a downsampling method, also in `DownsamplingReader.describe`. Earlier versions made masks by majority."""
 
+METHODS: dict[Kind, Method] = {"image": "mean", "mask": "kept share", "instances": "most frequent"}
+"""The methods of new levels."""
 
 TILE = (1024, 2048)
 """Maximum rows and columns of the level below that are read at once: with 16 slices of raw, 64 MB."""
@@ -35,13 +38,13 @@ class DownsamplingReader:
         below: Folder of the level below.
         variable: Name of the variable.
         step: Size of a voxel (z, y, x) in voxels of the level below: 1 or 2 along each axis.
-        kind: Kind of the variable, which determines the downsampling method.
+        method: The downsampling method.
     """
 
     below: Path
     variable: str
     step: Shape
-    kind: Kind
+    method: Method
 
     @property
     def slices_at_once(self) -> int:
@@ -58,14 +61,17 @@ class DownsamplingReader:
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
         """Read a box into `out`, (len(z), len(y), len(x)); the selections must be contiguous ranges."""
         source = StoredArray(self.below, self.variable)
+        cell = (1, CELL, CELL) if self.method == "kept share" else (1, 1, 1)
         corner = int(z[0]), int(y[0]), int(x[0])
         for tile in _tiles(out.shape):
-            box = tuple(
-                slice((start + part.start) * step, (start + part.stop) * step)
-                for start, part, step in zip(corner, tile, self.step, strict=True)
-            )
+            first = [start + part.start for start, part in zip(corner, tile, strict=True)]
+            end = [start + part.stop for start, part in zip(corner, tile, strict=True)]
+            begins = [at // of * of for at, of in zip(first, cell, strict=True)]  # a method needs whole cells
+            ends = [-(-at // of) * of for at, of in zip(end, cell, strict=True)]
+            box = tuple(slice(a * of, b * of) for a, b, of in zip(begins, ends, self.step, strict=True))
+            wanted = tuple(slice(a - at, b - at) for a, b, at in zip(first, end, begins, strict=True))
             with cores:
-                out[tile] = downsample(source[box], self.step, self.kind)
+                out[tile] = downsample(source[box], self.step, self.method, begins)[wanted]
 
     def describe(self) -> str:
         """Return a text that identifies the method and, by their checksums, the voxels of the level below.
@@ -74,7 +80,7 @@ class DownsamplingReader:
         """
         known = json.dumps(sorted(read_checksums(self.below, self.variable).items()))
         voxels = hashlib.sha256(known.encode()).hexdigest()[:32]
-        what = f"{HOW[self.kind]} of {self.step} voxels of the {self.variable}"
+        what = f"{self.method} of {self.step} voxels of the {self.variable}"
         return f"{what} whose shards' checksums have the SHA-256 {voxels}"
 
     @property
@@ -94,7 +100,9 @@ class DownsamplingReader:
         return nullcontext()
 
 
-def downsample(voxels: npt.NDArray[Any], step: Shape, kind: Kind) -> npt.NDArray[Any]:
+def downsample(
+    voxels: npt.NDArray[Any], step: Shape, method: Method, corner: Sequence[int] = (0, 0, 0)
+) -> npt.NDArray[Any]:
     """Downsample voxels by 2 along the axes where `step` is 2.
 
     If an axis has an odd length, its last voxel covers only the voxels that exist.
@@ -102,33 +110,48 @@ def downsample(voxels: npt.NDArray[Any], step: Shape, kind: Kind) -> npt.NDArray
     Args:
         voxels: Voxels (z, y, x): integers, floats or bools.
         step: 1 or 2 for each axis.
-        kind: An image voxel becomes the mean of the voxels it covers; integers are rounded to the nearest, halves to
-            even. A mask voxel becomes their greatest value if at least half of them are nonzero, otherwise 0. An
-            instance voxel becomes their most frequent number. If several numbers are equally frequent, it becomes the
-            smallest nonzero one.
+        method: With "mean", a voxel becomes the mean of the voxels it covers; integers are rounded to the nearest,
+            halves to even. With "kept share", as many voxels of each cell of 32 x 32 are labelled as keep the share of
+            labelled voxels, those that cover most first; they get the greatest value that they cover, and the others
+            0. With "majority", those are labelled that cover at least half labelled voxels. With "most frequent", a
+            voxel becomes the most frequent number; if several are equally frequent, the smallest nonzero one.
+        corner: Position (z, y, x) in the new level of the first voxel, where a cell begins.
 
     Returns:
         Voxels (z, y, x) with the same dtype.
     """
     odd = [(0, -length % of) for length, of in zip(voxels.shape, step, strict=True)]
     if any(more for _, more in odd):
-        voxels = np.pad(voxels, odd, mode="edge")  # repeating the last voxels changes neither mean nor majority
+        voxels = np.pad(voxels, odd, mode="edge")  # repeating the last voxels changes neither mean nor share
     parts = [voxels[tuple(slice(at, None, of) for at, of in zip(place, step, strict=True))] for place in _corners(step)]
     if len(parts) == 1:
         return voxels
-    return _DOWNSAMPLED[kind](parts)
+    return _kept_share(parts, corner) if method == "kept share" else _DOWNSAMPLED[method](parts)
 
 
 def _corners(step: Shape) -> Iterator[tuple[int, ...]]:
     return product(*map(range, step))
 
 
-def _majority(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+def _counted(parts: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+    """Return how many voxels of each block are labelled, and their greatest value."""
     count = np.zeros(parts[0].shape, np.uint8)
     greatest = np.zeros_like(parts[0])
     for part in parts:
         count += part != 0
         np.maximum(greatest, part, out=greatest)
+    return count, greatest
+
+
+def _kept_share(parts: list[npt.NDArray[Any]], corner: Sequence[int]) -> npt.NDArray[Any]:
+    count, greatest = _counted(parts)
+    z, y, x = corner
+    greatest[~keep_share(count, len(parts), (z, y, x), np.empty(count.shape, bool))] = 0
+    return greatest
+
+
+def _majority(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    count, greatest = _counted(parts)
     greatest[count < len(parts) // 2] = 0
     return greatest
 
@@ -160,10 +183,10 @@ def _most_frequent(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return best
 
 
-_DOWNSAMPLED: dict[Kind, Callable[[list[npt.NDArray[Any]]], npt.NDArray[Any]]] = {
-    "image": _mean,
-    "mask": _majority,
-    "instances": _most_frequent,
+_DOWNSAMPLED: dict[Method, Callable[[list[npt.NDArray[Any]]], npt.NDArray[Any]]] = {
+    "mean": _mean,
+    "majority": _majority,
+    "most frequent": _most_frequent,
 }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import xarray as xr
@@ -11,8 +11,8 @@ import xarray as xr
 from ..core.documents import read_document
 from ..core.errors import DamagedError
 from ..core.geometry import DIMS, Shape, check_voxel_size
-from ..core.kinds import KINDS
-from .downsampling import DownsamplingReader
+from ..core.kinds import Kind
+from .downsampling import METHODS, DownsamplingReader, Method
 from .group_metadata import is_consolidated
 from .placement import Placement, placement_of
 from .record import layout_of, open_record, read_record
@@ -119,12 +119,24 @@ def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
     step = step_between(below, level.factors)
     try:
         for name in names:
-            expected = tuple(DownsamplingReader(below.path, name, step, kind).describe() for kind in KINDS)
+            expected = tuple(DownsamplingReader(below.path, name, step, how).describe() for how in get_args(Method))
             if not record["variables"][name]["voxels"].startswith(expected):
                 return False
     except (DamagedError, LookupError, AttributeError):
         return False
     return True
+
+
+def method_of(level: Path, name: str, kind: Kind) -> Method:
+    """Return how a variable of a level was downsampled, or will be: earlier versions made masks by majority."""
+    for folder in (level, level.with_name(f"{level.name}.partial") / "store"):
+        try:
+            made = (read_record(folder) or {})["variables"][name]["voxels"]
+        except (LookupError, TypeError):
+            continue
+        if kind == "mask" and str(made).startswith("majority of"):
+            return "majority"
+    return METHODS[kind]
 
 
 def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:

@@ -15,11 +15,12 @@ from ..archive.archives import color_of
 from ..core.documents import as_object, is_same, read_document, short
 from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS, Shape
-from ..core.kinds import RAW, Kind, kind_of
+from ..core.kinds import RAW, kind_of
 from . import label_group
+from .downsampling import Method
 from .group_metadata import is_consolidated, read_group
 from .label_group import LABELS, add_labels, check_labels, labels_are_there
-from .levels import Level, open_variables
+from .levels import Level, method_of, open_variables
 from .record import open_record, read_statistics
 from .zarr_group import write_group
 
@@ -116,10 +117,11 @@ def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] |
     write_group(store, attributes, consolidate=True)
 
 
-HOW: dict[Kind, str] = {
-    "image": "mean, rounded to the nearest, halves to even",
-    "mask": "majority, ties to the label",
-    "instances": "most frequent, ties to the smallest label",
+HOW: dict[Method, str] = {
+    "mean": "mean, rounded to the nearest, halves to even",
+    "kept share": "share of the label kept in cells of 32 x 32 voxels, largest fractions first",
+    "majority": "majority, ties to the label",
+    "most frequent": "most frequent, ties to the smallest label",
 }
 """How a level is computed from the level below; the text is the `type` of a multiscale image."""
 
@@ -192,7 +194,7 @@ class _Describer:
                 {"path": path, "coordinateTransformations": self._transformations(level.factors)}
                 for path, level in zip(paths, self.levels, strict=True)
             ],
-            "type": HOW[self._kinds[name]],
+            "type": HOW[method_of(self.levels[-1].path, name, self._kinds[name])],
             "metadata": {"voxel_size_source": self._ds.attrs.get("voxel_size_source", "not given")},
         }
 

@@ -18,7 +18,7 @@ from ..archive.lazy.arrays import VolumeArray
 from ..archive.lazy.lazy_window import LazyWindow
 from ..archive.lazy.window import Window
 from ..core.errors import StoreExistsError
-from ..core.geometry import DIMS, Shape
+from ..core.geometry import DIMS
 from ..core.kinds import kind_of
 from .group_metadata import read_group
 from .inventory import check_structure
@@ -31,7 +31,7 @@ from .zarr_group import write_group
 if TYPE_CHECKING:
     from distributed import Client
 from .downsampling import DownsamplingReader
-from .levels import FOLDER, plan_levels, step_between, voxel_size_of
+from .levels import FOLDER, method_of, plan_levels, step_between, voxel_size_of
 
 
 def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None, progress: bool = True) -> list[str]:
@@ -39,8 +39,9 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
 
     Each level halves y and x. It also halves z once voxels are no longer larger along z than along y and x; if the
     voxel size is unknown, z is never halved. The last level has at most 512 rows and columns per slice. A voxel of an
-    image becomes the mean of the voxels it covers, rounded to the nearest integer, halves to even. A voxel of a mask is
-    labelled if at least half of the voxels it covers are. A voxel of instance labels gets the most frequent number.
+    image becomes the mean of the voxels it covers, rounded to the nearest integer, halves to even. Masks keep the
+    share of labelled voxels in each cell of 32 x 32 voxels of a slice; labelled are the voxels that cover the most
+    labelled ones. A voxel of instance labels gets the most frequent number.
 
     The store itself stays as it was: `xr.open_zarr(store)` opens it. `xr.open_datatree(store, group="pyramid")` opens
     the levels, with coordinates in voxels of the whole volume. Viewers find raw and all levels at the root of the
@@ -80,7 +81,7 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
         write_group(root / FOLDER, {})
     for below, level in pairwise(levels):
         record = open_record(below.path)
-        ds = downsampled(below, level.factors, root)
+        ds = downsampled(below, level, root)
         Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
     if not described:
         write_ome_metadata(levels, voxel_size_of(root))
@@ -109,24 +110,26 @@ def _is_level(path: Path) -> bool:
     return read_record(path) is not None or (path.name.endswith(".partial") and (path / "lock").is_file())
 
 
-def downsampled(below: Level, factors: Shape, root: Path) -> xr.Dataset:
-    """Return the level above `below` as a lazy Dataset, which is read one region at a time.
+def downsampled(below: Level, level: Level, root: Path) -> xr.Dataset:
+    """Return a level as a lazy Dataset, made from the level below; it is read one region at a time.
 
     Args:
         below: The level to downsample.
-        factors: Voxels (z, y, x) of the store per voxel of the new level.
+        level: The level above it. If it exists, its masks are made as they were.
         root: The store.
     """
     record = open_record(below.path)
     for path in {below.path, root}:
         known = open_record(path)
         check_structure(path, known, layout_of(known))
+    factors = level.factors
     step = step_between(below, factors)
     source = open_variables(below.path)
     variables = {}
     for name in record["variables"]:
         attrs = source[name].attrs
-        reader = DownsamplingReader(below.path, name, step, kind_of(source[name]))
+        method = method_of(level.path, name, kind_of(source[name]))
+        reader = DownsamplingReader(below.path, name, step, method)
         window = LazyWindow(reader, Window.whole(reader.shape), source[name].dtype)
         variables[name] = DIMS, VolumeArray.of(window, tuple((length,) for length in window.shape)), attrs
     whole = open_variables(root)

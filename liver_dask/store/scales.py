@@ -94,7 +94,7 @@ class ScaledImage:
             voxels = self._image[box]
             for step in self._steps:
                 # downsample returns the same in half the time
-                voxels = downsample(voxels, step, "image") if max(step) <= 2 else block_means(voxels, step)
+                voxels = downsample(voxels, step, "mean") if max(step) <= 2 else block_means(voxels, step)
             out[:, rows] = voxels
         return out
 

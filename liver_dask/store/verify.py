@@ -227,7 +227,7 @@ def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -
     for below, level in pairwise(levels):
         where, ds = f"{level.path.relative_to(store)}/", None
         try:
-            ds = downsampled(below, level.factors, store)
+            ds = downsampled(below, level, store)
         except Exception as error:  # zarr raises arbitrary errors for damaged metadata
             report.problems.append(_cannot_compare(level.path, below.path, error))
         try:

@@ -119,7 +119,7 @@ def test_a_store_of_format_3_gets_a_pyramid(
     """A store of format 3 gets levels of the current format, with the right voxels; levels that it has are kept."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 50)
     expected = voxels_of_format_3()["raw"]
-    grey = downsampling.downsample((expected / 65535).astype("float32"), (1, 2, 2), "image")
+    grey = downsampling.downsample((expected / 65535).astype("float32"), (1, 2, 2), "mean")
     for name in ("complete.zarr", "grey.zarr"):
         level = Path(ld.add_pyramid(stores / name, progress=False)[1])
         assert open_record(level)["format"] == FORMAT

@@ -63,7 +63,7 @@ def most_frequent(labels: np.ndarray, step: tuple[int, int, int]) -> np.ndarray:
 )
 def test_the_most_frequent_number_stays(labels: np.ndarray, step: tuple[int, int, int]) -> None:
     """Downsampling instance labels keeps the most frequent label of each block."""
-    np.testing.assert_array_equal(downsampling.downsample(labels, step, "instances"), most_frequent(labels, step))
+    np.testing.assert_array_equal(downsampling.downsample(labels, step, "most frequent"), most_frequent(labels, step))
 
 
 def test_a_store_and_its_pyramid_keep_every_number(

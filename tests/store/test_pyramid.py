@@ -14,7 +14,7 @@ import pytest
 import tensorstore
 import xarray as xr
 import zarr
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from ome_zarr_models.v05 import Image
@@ -23,12 +23,15 @@ from ome_zarr_models.v05.image_label import ImageLabel
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.kills import killed_at
-from helpers.stores import BOX, SMALL, assert_same_files
+from helpers.stores import BOX, SMALL, assert_same_files, contents
 from liver_dask.store import array as stored
 from liver_dask.store import downsampling, label_group, ome_zarr, pyramid
 from liver_dask.store import levels as store_levels
 
 SMALL_ENOUGH = 50
+CELL = 32
+PLASTIC = 1.2207440846057596
+"""The solution of p^4 = p + 1."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int64", "uint64")
 
 
@@ -46,7 +49,7 @@ def downsampled(voxels: np.ndarray, step: tuple[int, ...], method: str) -> np.nd
 @settings(deadline=None, max_examples=300)
 def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) -> None:
     """Means of blocks equal tensorstore's; those of 64-bit integers are exact, with halves rounded to even."""
-    found = downsampling.downsample(voxels, step, "image")
+    found = downsampling.downsample(voxels, step, "mean")
     assert found.dtype == voxels.dtype
     if voxels.dtype.itemsize < 8:  # tensorstore's sum of 64-bit integers overflows
         np.testing.assert_array_equal(found, downsampled(voxels, step, "mean"))
@@ -63,14 +66,113 @@ def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) 
     step=st.tuples(*[st.sampled_from([1, 2])] * 3),
 )
 @settings(deadline=None, max_examples=300)
-def test_masks_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
+def test_majorities_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
     """Each block of a mask gets its most frequent value, as in tensorstore, and a half-labelled block is labelled."""
     labels = mask * np.uint8(255)
-    found = downsampling.downsample(labels, step, "mask")
+    found = downsampling.downsample(labels, step, "majority")
     share = downsampled(mask.astype(np.float64), step, "mean")
     mode = downsampled(labels, step, "mode")
     np.testing.assert_array_equal(found[share != 0.5], mode[share != 0.5])
     assert (found[share == 0.5] == 255).all()
+
+
+def kept_share(mask: np.ndarray, step: tuple[int, ...]) -> np.ndarray:
+    """Return where a mask is labelled after downsampling, cell by cell as the rule says."""
+    covered = downsampled((mask > 0).astype(np.float64), step, "mean")
+    rows, columns = (-(-length // CELL) for length in covered.shape[1:])
+    out = np.zeros(covered.shape, bool)
+    for z, row, column in np.ndindex(covered.shape[0], rows, columns):
+        cell = (z, slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL))
+        shares = covered[cell].ravel()
+        fraction = sum(part * PLASTIC**-power for power, part in enumerate((z, row, column), 1)) % 1
+        left = int(shares.sum() + fraction)
+        labelled = np.zeros(shares.size, bool)
+        for share in sorted(set(shares[shares > 0]), reverse=True):
+            (places,) = np.nonzero(shares == share)
+            given = min(left, len(places))
+            steps = np.arange(len(places) + 1) * given // len(places)
+            labelled[places[np.diff(steps) > 0]] = True
+            left -= given
+        out[cell] = labelled.reshape(covered[cell].shape)
+    return out
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(1, 150)),
+    share=st.floats(0, 1),
+    step=st.tuples(*[st.sampled_from([1, 2])] * 3),
+    seed=st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=60)
+def test_masks_keep_their_share_in_every_cell(
+    shape: tuple[int, int, int], share: float, step: tuple[int, int, int], seed: int
+) -> None:
+    """Each cell has as many labelled voxels as its share demands, less or more than one, and those that cover most."""
+    mask = (np.random.default_rng(seed).random(shape) < share) * np.uint8(255)
+    found = downsampling.downsample(mask, step, "kept share")
+    if step == (1, 1, 1):
+        np.testing.assert_array_equal(found, mask)
+        return
+    np.testing.assert_array_equal(found, kept_share(mask, step) * np.uint8(255))
+    covered = downsampled((mask > 0).astype(np.float64), step, "mean")
+    for z, y, x in np.ndindex(*(-(-n // of) for n, of in zip(found.shape, (1, CELL, CELL), strict=True))):
+        cell = (z, slice(y * CELL, (y + 1) * CELL), slice(x * CELL, (x + 1) * CELL))
+        labelled, shares = found[cell] > 0, covered[cell]
+        assert abs(labelled.sum() - shares.sum()) < 1 + 1e-9
+        if labelled.any() and not labelled.all():
+            assert shares[labelled].min() >= shares[~labelled].max()
+
+
+def ellipses(size: int, share: float) -> np.ndarray:
+    """A slice of a mask with smooth objects of many sizes, until they cover a share of it."""
+    rng = np.random.default_rng(3)
+    rows, columns = np.ogrid[:size, :size]
+    mask = np.zeros((size, size), bool)
+    while mask.mean() < share:
+        y, x = rng.uniform(0, size, 2)
+        high, wide = rng.uniform(3, 30, 2)
+        mask |= ((rows - y) / high) ** 2 + ((columns - x) / wide) ** 2 < 1
+    return mask
+
+
+def network(size: int) -> np.ndarray:
+    """A slice of a mask with lines two voxels wide in all directions, as membranes."""
+    rows, columns = np.ogrid[:size, :size]
+    waves = np.sin(rows / 9) + np.sin(columns / 7) + np.sin((rows + 2 * columns) / 23)
+    return np.abs(waves) < 0.12
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [ellipses(1024, 0.096), ellipses(1024, 0.01), network(1024), np.random.default_rng(0).random((1024, 1024)) < 0.182],
+    ids=["ellipses", "few ellipses", "network", "noise"],
+)
+def test_shares_of_masks_stay_within_two_percent_at_every_level(mask: np.ndarray) -> None:
+    """Level by level, neither objects nor membranes swell or vanish."""
+    level = mask[None] * np.uint8(255)
+    for _ in range(5):
+        level = downsampling.downsample(level, (1, 2, 2), "kept share")
+        assert set(np.unique(level)) <= {0, 255}
+        one_voxel = 1 / level.size
+        assert (level > 0).mean() == pytest.approx(mask.mean(), rel=0.02, abs=one_voxel)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_window_of_a_level_is_that_of_the_whole(with_levels: Path, data: st.DataObject) -> None:
+    """Voxels of a level do not depend on the box in which they are computed."""
+    name = data.draw(st.sampled_from(["raw", "mito"]))
+    reader = downsampling.DownsamplingReader(
+        with_levels, name, (1, 2, 2), downsampling.METHODS["image" if name == "raw" else "mask"]
+    )
+    places = []
+    for length in reader.shape:
+        first = data.draw(st.integers(0, length - 1))
+        places.append((first, data.draw(st.integers(first + 1, length))))
+    box = tuple(slice(*place) for place in places)
+    out = np.empty([stop - start for start, stop in places], xr.open_zarr(with_levels)[name].dtype)
+    reader(*(np.arange(start, stop) for start, stop in places), out)
+    np.testing.assert_array_equal(out, xr.open_zarr(with_levels / "pyramid" / "s1")[name].values[box])
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +214,7 @@ def test_each_level_is_the_one_below_as_tensorstore_halves_it(store: Path) -> No
             if name == "raw":
                 np.testing.assert_array_equal(found, downsampled(source, step, "mean"))
                 continue
-            share = downsampled((source > 0).astype(np.float64), step, "mean")
-            np.testing.assert_array_equal(found, np.where(share >= 0.5, 255, 0))
+            np.testing.assert_array_equal(found, np.where(kept_share(source, step), 255, 0))
         assert level.attrs["voxel_size_nm"] == [
             of * n for of, n in zip(below.attrs["voxel_size_nm"], step, strict=True)
         ]
@@ -193,6 +294,27 @@ def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
     monkeypatch.setattr(label_group, "os", SimpleNamespace(**vars(os) | {"link": refused}))
     ld.add_pyramid(other, progress=False)
     assert_same_files(with_levels, other)
+
+
+def test_levels_of_an_earlier_version_stay_and_are_gone_on_with(plain: Path, tmp_path: Path) -> None:
+    """Masks that were made by majority are kept, used and verified as such; a killed call is finished as it began."""
+    complete, killed = (shutil.copytree(plain, tmp_path / name / "a.zarr") for name in ("complete", "killed"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(downsampling.METHODS, "mask", "majority")
+        ld.add_pyramid(complete, progress=False)
+        killed_at(300, partial(ld.add_pyramid, killed, progress=False))
+    assert (killed / "pyramid" / "s1.partial" / "store").is_dir()
+    before = contents(complete)
+    ld.add_pyramid(complete, progress=False)
+    assert contents(complete) == before
+    assert len(store_levels.current_levels(complete, ["raw", "mito"])) == 4
+    ld.add_pyramid(killed, progress=False)
+    for store in (complete, killed):
+        report = ld.verify(store, full=True, progress=False)
+        assert report.ok, report
+    raw, mito = (xr.open_zarr(store / "pyramid" / "s1")[name] for store, name in ((killed, "raw"), (killed, "mito")))
+    xr.testing.assert_equal(raw, xr.open_zarr(complete / "pyramid" / "s1").raw)
+    xr.testing.assert_equal(mito, xr.open_zarr(complete / "pyramid" / "s1").mito)
 
 
 @pytest.mark.slow
