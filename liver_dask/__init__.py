@@ -29,6 +29,8 @@ from .viewing import accessor  # noqa: F401  # registers ds.liver
 from .viewing.figures import show
 from .viewing.view import view
 
+__version__ = "0.1.0"
+
 __all__ = [
     "EMPIAR_13356",
     "Archive",

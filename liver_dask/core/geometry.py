@@ -55,8 +55,9 @@ def check_bounding_box(box: Sequence[int], within: BoundingBox) -> BoundingBox:
         first, last = getattr(within, f"{axis}_min"), getattr(within, f"{axis}_max")
         if stop <= start:
             raise InvalidArgumentError(
-                f"bounding_box={tuple(checked)} holds no voxels: {axis}_max={stop} is not above {axis}_min={start}; "
-                f"the order is {order}."
+                f"bounding_box={tuple(checked)} "
+                + ("holds no voxels" if stop == start else f"is reversed along {axis}")
+                + f": {axis}_max={stop} is not above {axis}_min={start}; the order is {order}."
             )
         if start < first or stop > last:
             raise InvalidArgumentError(

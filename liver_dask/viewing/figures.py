@@ -326,8 +326,10 @@ def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
         raise InvalidArgumentError(
             f"{axis}={given!r} must be two whole numbers, first and after the last, or a slice of them without a step."
         ) from None
-    if start >= stop:
-        raise InvalidArgumentError(f"{axis} {start}..{stop} holds nothing: the second must be more than the first.")
+    if start > stop:
+        raise InvalidArgumentError(f"{axis} {start}..{stop} is reversed: first the lower number, then the higher one.")
+    if start == stop:
+        raise InvalidArgumentError(f"{axis} {start}..{stop} holds nothing: the second is not part of the range.")
     if not low <= start < stop <= high:
         raise InvalidArgumentError(f"{axis} {start}..{stop} is not within the {low}..{high} that the Dataset holds.")
     return start, stop

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import re
@@ -74,6 +75,14 @@ echo "${0#$HOME/} $*" >>"$HOME/calls"
 if [[ "$1 $2" == "-m venv" ]]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip"; fi
 [[ $* != *"$FAILS"* ]]
 """
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """`liver_dask.__version__` is the version of the package that is built, and a version as SemVer has them."""
+    path = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{liver_dask.__version__}"' in (ROOT / path).read_text()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", liver_dask.__version__)
+    assert liver_dask.__version__ == importlib.metadata.version("liver_dask")
 
 
 def test_ci_runs_the_readmes_own_test_command(tmp_path: Path) -> None:

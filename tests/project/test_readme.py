@@ -313,6 +313,10 @@ PROMISES = {
         "test_empiar_12535::test_instances_are_trained_on_with_a_label_transform",
     ],
     "is treated as instances if it has": ["test_instances::test_the_attribute_kind_is_a_users_word"],
+    "a mask keeps its share of labelled": [
+        "test_pyramid::test_masks_keep_their_share_in_every_cell",
+        "test_pyramid::test_shares_of_masks_stay_within_two_percent_at_every_level",
+    ],
     "instance labels keep the most frequent": ["test_instances::test_the_most_frequent_number_stays"],
     # know
     "At most 16 at once from a process": [

@@ -228,7 +228,7 @@ def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
     assert run(store, "--z", 3, "--label", "er", "-o", tmp_path / "b.png").exit_code == 0
     for wrong, said in (
         ([*given[:-1], 99, "-o", tmp_path / "c.png"], "z 99..100 is not within the 0..10"),
-        ([*given, "--y", 200, 30, "-o", tmp_path / "c.png"], "y 200..30 holds nothing"),
+        ([*given, "--y", 200, 30, "-o", tmp_path / "c.png"], "y 200..30 is reversed"),
         ([*given, "-o", tmp_path / "c.xyz"], "must end with one of"),
         ([*given, "-o", tmp_path / "nowhere" / "c.png"], "There is no folder"),
         ([tmp_path / "nothing", "--z", 3, "-o", tmp_path / "c.png"], "nothing"),
