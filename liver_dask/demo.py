@@ -28,7 +28,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from .archive.archives import EMPIAR_13356, color_of
 from .archive.dataset import open_human_liver_em
-from .core.errors import LiverDaskError
+from .core.errors import LiverDaskError, how_to_install
 from .core.geometry import BoundingBox, check_shape
 from .core.kinds import FOREGROUND, RAW
 from .core.metrics import traffic
@@ -402,7 +402,7 @@ def run_demo(out: Path) -> None:
     print(f"All {voxels:,} voxels of the crop equal the archive's. The demo took {time.monotonic() - began:.0f} s.")
     shown = shlex.quote(str(out / CROP))
     print(f"\nNow look at the crop: liver-dask info {shown}")
-    print(f"in a browser:         liver-dask view {shown}   (needs pip install 'liver_dask[view,app]')")
+    print(f"in a browser:         liver-dask view {shown}   ({how_to_install('view,app')})")
     print(f"or in Python:         xarray.open_zarr({str(out / CROP)!r})")
     print("`liver-dask verify` compares a store with its archive; the demo's own archive was only served while it ran.")
 

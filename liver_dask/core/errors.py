@@ -80,5 +80,10 @@ class MissingExtraError(LiverDaskError, ImportError):
     """Packages that only one feature needs are not installed; the message names the extra that installs them."""
 
 
+def how_to_install(extras: str) -> str:
+    """Return the command that installs extras, for the end of an error message."""
+    return f"in a checkout of liver_dask, pip install '.[{extras}]'"
+
+
 GIVE_SHAPE = "say how large the volume is by shape=(z, y, x), or --shape, or shape = [z, y, x] in a TOML file"
 """Advice in the error message for a slice whose size is not the expected one."""

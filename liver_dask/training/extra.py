@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from ..core.errors import MissingExtraError
+from ..core.errors import MissingExtraError, how_to_install
 from .arguments import has_own_code
 from .sources import PatchSource
 
@@ -28,9 +28,7 @@ def import_extra() -> Extra:
 
         from . import batches, dataset, randomness, transforms
     except ImportError as error:
-        raise MissingExtraError(
-            f"Training needs torch and torch_em ({error}): pip install 'liver_dask[train]'."
-        ) from error
+        raise MissingExtraError(f"Training needs torch and torch_em ({error}): {how_to_install('train')}.") from error
     return Extra(torch_em, dataset, batches, transforms, randomness)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..archive.archives import color_of
-from ..core.errors import InvalidArgumentError, MissingExtraError
+from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
 from ..core.geometry import DIMS, BoundingBox, held_box
 from ..core.kinds import RAW, kind_of, labels_of
 from ..store.levels import open_levels
@@ -374,5 +374,5 @@ def _import_extra() -> tuple[Any, Any, Any]:
         from matplotlib.legend_handler import HandlerTuple
         from matplotlib.patches import Patch
     except ImportError as error:
-        raise MissingExtraError(f"Pictures need matplotlib ({error}): pip install 'liver_dask[view]'.") from error
+        raise MissingExtraError(f"Pictures need matplotlib ({error}): {how_to_install('view')}.") from error
     return pyplot, Patch, HandlerTuple

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ..archive.archives import EMPIAR_13356
-from ..core.errors import InvalidArgumentError, MissingExtraError
+from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
 from ..core.kinds import RAW
 from .targets import open_target
 
@@ -58,7 +58,7 @@ def view(
         from .slicer import Slicer
     except ImportError as error:
         raise MissingExtraError(
-            f"The slicer needs matplotlib, ipywidgets and ipympl ({error}): pip install 'liver_dask[view]'."
+            f"The slicer needs matplotlib, ipywidgets and ipympl ({error}): {how_to_install('view')}."
         ) from error
     ds = target if isinstance(target, xr.Dataset) else open_target(target)
     labels = [labels] if isinstance(labels, str) else labels
@@ -98,7 +98,7 @@ def serve_slicer(
     try:
         from .browser import serve_notebook
     except ImportError as error:
-        raise MissingExtraError(f"A browser needs voila ({error}): pip install 'liver_dask[app]'.") from error
+        raise MissingExtraError(f"A browser needs voila ({error}): {how_to_install('app')}.") from error
     # absolute paths, because the kernel runs in another folder
     where, description = (os.path.abspath(path) if os.path.exists(path) else path for path in (target, archive))
     cell = (

@@ -54,7 +54,7 @@ def opened(url: object):
         ((0, 10, 0, 10, 0, 11), "z is 0..11, but there is only 0..10"),
         ((-1, 10, 0, 10, 0, 1), "x is -1..10"),
         ((5, 5, 0, 10, 0, 1), "holds no voxels: x_max=5"),
-        ((0, 10, 20, 10, 0, 1), "holds no voxels: y_max=10"),
+        ((0, 10, 20, 10, 0, 1), "is reversed along y: y_max=10"),
         ((0, 10, 0, 10, 0), "has 5 numbers"),
         ((0, 10, 0, 10, 0, 1.5), "whole numbers"),
         (7, "whole numbers"),
@@ -384,5 +384,5 @@ def test_without_an_extra_one_sentence_says_what_to_install(
     printed = new_processes.run(script, cwd=tmp_path)
     needs, extra = said.split(":")
     assert printed.startswith(f"MissingExtraError {needs}")
-    assert f"pip install 'liver_dask[{extra}]'" in printed
+    assert f"in a checkout of liver_dask, pip install '.[{extra}]'" in printed
     assert not os.listdir(tmp_path)
