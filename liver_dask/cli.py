@@ -31,6 +31,7 @@ from .cli_options import (
     shape_option,
     source_option,
     target_argument,
+    voxel_size_option,
 )
 from .core.config import setting
 from .core.documents import reason_of
@@ -183,6 +184,7 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
 @click.option("--x", type=int, nargs=2, metavar="X0 X1", help="Columns, the second exclusive.  [default: all]")
 @click.option("--label", "labels", multiple=True, help="A mask to show; may be repeated.  [default: all]")
 @missing_option
+@voxel_size_option
 @click.option("--pixels", type=click.IntRange(16), default=PIXELS, show_default=True, help="Rows and columns, at most.")
 @click.option(
     "-o",
@@ -200,6 +202,7 @@ def snapshot(
     x: tuple[int, int] | None,
     labels: tuple[str, ...],
     missing: Missing,
+    voxel_size_nm: tuple[float, float, float] | None,
     pixels: int,
     out: Path,
 ) -> None:
@@ -213,7 +216,13 @@ def snapshot(
         raise click.BadParameter(f"{out} must end with one of {', '.join(PICTURES)}.", param_hint="--out")
     if not out.parent.is_dir():
         raise click.BadParameter(f"There is no folder {out.parent}.", param_hint="--out")
-    ds = open_target(find_archive(archive).url if target is None else target, archive, shape=shape, missing=missing)
+    ds = open_target(
+        find_archive(archive).url if target is None else target,
+        archive,
+        shape=shape,
+        missing=missing,
+        voxel_size_nm=voxel_size_nm,
+    )
     figure = show(ds, z, y, x, labels=labels or None, pixels=pixels)
     figure.savefig(out, dpi=SNAPSHOT_DPI, bbox_inches="tight")
     click.echo(out)
@@ -264,6 +273,7 @@ def view_command(
     help="A label to keep; may be repeated.  [default: as the archive's description says]",
 )
 @missing_option
+@voxel_size_option
 @click.option("--connections", type=int, help="The most requests at once, of all workers.  [default: 16]")
 @click.option("--cache-dir", type=click.Path(), help="Folder that keeps strip indexes and masks between runs.")
 @cluster_options
@@ -285,6 +295,7 @@ def download(
     shape: tuple[int, int, int] | None,
     labels: tuple[str, ...],
     missing: Missing,
+    voxel_size_nm: tuple[float, float, float] | None,
     connections: int | None,
     cache_dir: str | None,
     scheduler: str | None,
@@ -302,11 +313,19 @@ def download(
     began = time.monotonic()
     described = find_archive(archive).of_shape(shape)
     ds = open_archive(
-        described, source, labels=labels or None, connections=connections, cache_dir=cache_dir, missing=missing
+        described,
+        source,
+        labels=labels or None,
+        connections=connections,
+        cache_dir=cache_dir,
+        missing=missing,
+        voxel_size_nm=voxel_size_nm,
     )
     export = Export.plan(ds, out, bounding_box=described.full_box if full else bbox)
     if dry_run:
         is_there = export.store.is_complete()  # raises the same errors as without --dry-run
+        if is_there:
+            export.store.check_voxel_size(voxel_size_nm, complete=True)
         click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))
         return
     with cluster(scheduler, workers) as client:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 CONNECT_SECONDS = 5
+IS_STORED_AS = {"voxel-size": "voxel_size_nm"}
+"""Names of parameters whose options are called otherwise."""
+
 LOG_LEVELS = {
     "distributed": "CRITICAL",
     "distributed.nanny.memory": "WARNING",
@@ -49,6 +52,15 @@ shape_option = click.option(
     nargs=3,
     metavar="Z Y X",
     help="Voxels of the volume, if they are other than described.",
+)
+
+voxel_size_option = click.option(
+    "--voxel-size",
+    "voxel_size_nm",
+    type=float,
+    nargs=3,
+    metavar="Z Y X",
+    help="Size of a voxel in nm, if it is not described.",
 )
 
 target_argument = click.argument("target", required=False)
@@ -82,8 +94,8 @@ def refuse_options_for_store(target: str | None) -> None:
     context = click.get_current_context()
     given = [
         f"--{name}"
-        for name in ("archive", "shape", "missing")
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for name in ("archive", "shape", "missing", "voxel-size")
+        if context.get_parameter_source(IS_STORED_AS.get(name, name)) is ParameterSource.COMMANDLINE
     ]
     if target is not None and given and has_record(Path(target)):
         raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out.")

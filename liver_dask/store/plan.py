@@ -119,7 +119,9 @@ class Export:
         """
         client = client_in_force() if client is None else client
         check_call(client, on_error)
+        voxel_size_nm = self.source.ds.attrs.get("voxel_size_nm")
         if self.store.is_complete():
+            self.store.check_voxel_size(voxel_size_nm, complete=True)
             self._check_address(complete=True)
             self.store.tidy_beside()
             return
@@ -132,6 +134,7 @@ class Export:
         with self.store.locked(self._write_metadata) as run_name:
             if not run_name:
                 return
+            self.store.check_voxel_size(voxel_size_nm, complete=False)
             try:
                 self._check_address(complete=False)
                 if client:

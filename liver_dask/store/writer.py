@@ -44,6 +44,7 @@ from .completion import write_all_but_shards
 from .durable import TORN, DurableFile, sync_folder, sync_tree, write_json
 from .identity import identity_of
 from .layout import Layout, Region, Shard, ShardRow
+from .levels import voxel_size_of
 from .locks import open_locked
 from .record import (
     FORMAT,
@@ -117,6 +118,20 @@ class Store:
         except DamagedError as error:
             raise StoreExistsError(f"{error}; remove it to begin anew.") from error
         return True
+
+    def check_voxel_size(self, asked: Sequence[float] | None, *, complete: bool) -> None:
+        """Check that the store has the voxel size that the caller gives; None accepts any.
+
+        Raises:
+            StoreExistsError: It has another one, or none.
+        """
+        size = voxel_size_of(self.target if complete else self._unfinished) if asked is not None else None
+        if asked is not None and (size is None or tuple(size) != tuple(asked)):
+            has = f"voxels of {size} nm (z, y, x)" if size else "no voxel size"
+            raise StoreExistsError(
+                f"{self.target if complete else self.partial} was made with {has}, and this call says {tuple(asked)}; "
+                "leave the voxel size out to keep the store as it is, or choose another path."
+            )
 
     @contextmanager
     def locked(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import liver_dask as ld
+from helpers.kills import killed_at
 from helpers.paths import DATA
 from helpers.stores import assert_same_files
 from helpers.tiny import LAYOUT, SHAPE, edit
@@ -57,6 +58,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 def lose(archive: Path, name: str, z: int) -> Path:
     path = archive / ld.EMPIAR_13356.path(name, z)
     return path.rename(path.with_suffix(".lost"))
+
+
+def test_another_voxel_size_is_not_silently_ignored(archive: Path, tmp_path: Path) -> None:
+    """A store, complete or not, is refused if the caller says another voxel size than it has; none accepts any."""
+    sized, unsized = (opened(archive, voxel_size_nm=size) for size in ((30, 8, 8), None))
+    complete, unfinished, bare = (tmp_path / name for name in ("a.zarr", "b.zarr", "c.zarr"))
+    keep(sized, complete)
+    keep(unsized, bare)
+    killed_at(150, lambda: keep(sized, unfinished))
+    said = r"voxels of \(30.0, 8.0, 8.0\) nm .*this call says \(80.0, 8.0, 8.0\)"
+    for path, files in ((complete, complete), (unfinished, tmp_path / "b.zarr.partial" / "store")):
+        before = contents(files)
+        assert before
+        with pytest.raises(ld.StoreExistsError, match=said):
+            keep(opened(archive, voxel_size_nm=(80, 8, 8)), path)
+        assert contents(files) == before
+        assert keep(unsized, path) == path
+        assert keep(sized, path) == path
+    with pytest.raises(ld.StoreExistsError, match="with no voxel size, and this call says"):
+        keep(sized, bare)
 
 
 def test_a_store_is_returned_wherever_its_archive_is_now(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:
