@@ -134,12 +134,13 @@ def _corners(step: Shape) -> Iterator[tuple[int, ...]]:
 
 
 def _counted(parts: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-    """Return how many voxels of each block are labelled, and their greatest value."""
+    """Return how many voxels of each block are labelled, and the greatest value of these; 0 if none is."""
     count = np.zeros(parts[0].shape, np.uint8)
     greatest = np.zeros_like(parts[0])
     for part in parts:
-        count += part != 0
-        np.maximum(greatest, part, out=greatest)
+        labelled = part != 0
+        count += labelled
+        np.copyto(greatest, part, where=labelled & ((greatest == 0) | (part > greatest)))
     return count, greatest
 
 

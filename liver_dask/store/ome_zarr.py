@@ -5,7 +5,7 @@ The image's levels stay in place (`raw`, `pyramid/s1/raw`, ...). Viewers expect 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,14 @@ class _Describer:
                 {"path": path, "coordinateTransformations": self._transformations(level.factors)}
                 for path, level in zip(paths, self.levels, strict=True)
             ],
-            "type": HOW[method_of(self.levels[-1].path, name, self._kinds[name])],
+            "type": ", then ".join(HOW[method] for method in dict.fromkeys(self._methods(name))),
             "metadata": {"voxel_size_source": self._ds.attrs.get("voxel_size_source", "not given")},
         }
+
+    def _methods(self, name: str) -> Iterator[Method]:
+        """Yield how the levels of a variable were made; an earlier version may have made the first ones."""
+        for level in self.levels[1:] or self.levels:
+            yield method_of(level.path, name, self._kinds[name])
 
     def _transformations(self, factors: Shape) -> list[dict[str, Any]]:
         """Return the transformations from indexes to positions of voxel centres.

@@ -123,6 +123,13 @@ def test_masks_keep_their_share_in_every_cell(
             assert shares[labelled].min() >= shares[~labelled].max()
 
 
+@pytest.mark.parametrize("method", ["kept share", "majority"])
+def test_labels_below_zero_stay(method: downsampling.Method) -> None:
+    """A mask whose label is negative, as of int8 from 255, keeps it."""
+    mask = np.array([[[-1, -1, 0, 0], [-1, -1, 0, 0]]], np.int8)
+    np.testing.assert_array_equal(downsampling.downsample(mask, (1, 2, 2), method), [[[-1, 0]]])
+
+
 def ellipses(size: int, share: float) -> np.ndarray:
     """A slice of a mask with smooth objects of many sizes, until they cover a share of it."""
     rng = np.random.default_rng(3)
@@ -305,10 +312,13 @@ def test_levels_of_an_earlier_version_stay_and_are_gone_on_with(plain: Path, tmp
         killed_at(300, partial(ld.add_pyramid, killed, progress=False))
     assert (killed / "pyramid" / "s1.partial" / "store").is_dir()
     before = contents(complete)
+    assert zarr.open_group(complete / "labels" / "er").attrs["ome"]["multiscales"][0]["type"].startswith("majority")
     ld.add_pyramid(complete, progress=False)
     assert contents(complete) == before
     assert len(store_levels.current_levels(complete, ["raw", "mito"])) == 4
     ld.add_pyramid(killed, progress=False)
+    kinds = zarr.open_group(killed / "labels" / "er").attrs["ome"]["multiscales"][0]["type"].split(", then ")
+    assert [kind.split()[0] for kind in kinds] == ["majority,", "share"]
     for store in (complete, killed):
         report = ld.verify(store, full=True, progress=False)
         assert report.ok, report
