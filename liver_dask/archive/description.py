@@ -37,6 +37,9 @@ EXAMPLES = {
 COLOR = re.compile("#[0-9a-fA-F]{6}")
 NUMBER = re.compile(r"(0[1-9])?d")
 
+VOXEL_SIZE_GIVEN = "given by the caller as voxel_size_nm=(z, y, x)"
+"""The `voxel_size_source` of a Dataset whose voxel size the caller gave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
@@ -364,7 +367,7 @@ class Archive:
         }
         stated, size = self.voxel_size_source, self.voxel_size_nm
         if voxel_size_nm is not None:
-            stated, size = "given by the caller as voxel_size_nm=(z, y, x)", check_voxel_size(voxel_size_nm)
+            stated, size = VOXEL_SIZE_GIVEN, check_voxel_size(voxel_size_nm)
         sizes = {} if size is None else {"voxel_size_nm": list(size)}
         return known | sizes | {"voxel_size_source": stated}
 

@@ -138,9 +138,11 @@ def _counted(parts: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.uint8], npt.
     count = np.zeros(parts[0].shape, np.uint8)
     greatest = np.zeros_like(parts[0])
     for part in parts:
-        labelled = part != 0
-        count += labelled
-        np.copyto(greatest, part, where=labelled & ((greatest == 0) | (part > greatest)))
+        count += part != 0
+        if part.dtype.kind in "ub":
+            np.maximum(greatest, part, out=greatest)
+        else:  # 0 is not the least value
+            np.copyto(greatest, part, where=(part != 0) & ((greatest == 0) | (part > greatest)))
     return count, greatest
 
 

@@ -14,6 +14,7 @@ import dask.array as da
 import xarray as xr
 from dask.base import tokenize
 
+from ..archive.description import VOXEL_SIZE_GIVEN
 from ..archive.lazy.arrays import VolumeArray
 from ..archive.lazy.futures import held_by_a_cluster, wait_for
 from ..archive.reader import VolumeReader
@@ -119,7 +120,8 @@ class Export:
         """
         client = client_in_force() if client is None else client
         check_call(client, on_error)
-        voxel_size_nm = self.source.ds.attrs.get("voxel_size_nm")
+        attrs = self.source.ds.attrs
+        voxel_size_nm = attrs.get("voxel_size_nm") if attrs.get("voxel_size_source") == VOXEL_SIZE_GIVEN else None
         if self.store.is_complete():
             self.store.check_voxel_size(voxel_size_nm, complete=True)
             self._check_address(complete=True)

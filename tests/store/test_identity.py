@@ -61,7 +61,9 @@ def lose(archive: Path, name: str, z: int) -> Path:
 
 
 def test_another_voxel_size_is_not_silently_ignored(archive: Path, tmp_path: Path) -> None:
-    """A store, complete or not, is refused if the caller says another voxel size than it has; none accepts any."""
+    """A store, complete or not, is refused if the caller says another voxel size than it has; none accepts any,
+    and so does the size of a description.
+    """
     sized, unsized = (opened(archive, voxel_size_nm=size) for size in ((30, 8, 8), None))
     complete, unfinished, bare = (tmp_path / name for name in ("a.zarr", "b.zarr", "c.zarr"))
     keep(sized, complete)
@@ -78,6 +80,8 @@ def test_another_voxel_size_is_not_silently_ignored(archive: Path, tmp_path: Pat
         assert keep(sized, path) == path
     with pytest.raises(ld.StoreExistsError, match="with no voxel size, and this call says"):
         keep(sized, bare)
+    described = replace(ld.EMPIAR_13356, voxel_size_nm=(50, 8, 8))
+    assert keep(ld.open_archive(described.of_shape(SHAPE), archive, labels=["er"]), complete) == complete
 
 
 def test_a_store_is_returned_wherever_its_archive_is_now(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:
