@@ -121,7 +121,8 @@ class Export:
         client = client_in_force() if client is None else client
         check_call(client, on_error)
         attrs = self.source.ds.attrs
-        voxel_size_nm = attrs.get("voxel_size_nm") if attrs.get("voxel_size_source") == VOXEL_SIZE_GIVEN else None
+        is_given = attrs.get("voxel_size_source") == VOXEL_SIZE_GIVEN and "voxels_of_the_store" not in attrs
+        voxel_size_nm = attrs.get("voxel_size_nm") if is_given else None  # that of a level follows from its store
         if self.store.is_complete():
             self.store.check_voxel_size(voxel_size_nm, complete=True)
             self._check_address(complete=True)

@@ -286,6 +286,14 @@ def test_an_unknown_voxel_size_is_not_guessed(archive: Path, tmp_path: Path) -> 
     assert scale.metadata["voxel_size_source"].startswith("not given")
 
 
+def test_a_voxel_size_that_a_user_corrects_is_described(store: Path) -> None:
+    """After it was corrected by hand, `add_pyramid` keeps the levels and describes them with the new size."""
+    zarr.open_group(store, use_consolidated=False).attrs["voxel_size_nm"] = [31.0, 8.0, 8.0]
+    assert len(ld.add_pyramid(store, progress=False)) == 4
+    scales = zarr.open_group(store, mode="r").attrs["ome"]["multiscales"][0]["datasets"]
+    assert scales[1]["coordinateTransformations"][0]["scale"] == [31.0, 16.0, 16.0]
+
+
 def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
     plain: Path, with_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
