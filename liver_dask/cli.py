@@ -329,7 +329,7 @@ def download(
         click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))
         return
     with cluster(scheduler, workers) as client:
-        export.run(client, on_error)
+        export.run(client, on_error, voxel_size_nm=voxel_size_nm)
         if with_pyramid:
             add_pyramid(out, client=client)
     click.echo(

@@ -14,7 +14,6 @@ import dask.array as da
 import xarray as xr
 from dask.base import tokenize
 
-from ..archive.description import VOXEL_SIZE_GIVEN
 from ..archive.lazy.arrays import VolumeArray
 from ..archive.lazy.futures import held_by_a_cluster, wait_for
 from ..archive.reader import VolumeReader
@@ -110,19 +109,27 @@ class Export:
         groups, files = self.source.groups, self.source.files_read()
         return estimate(self.store.layout, groups, sizes, files, frozenset(self.store.written()))
 
-    def run(self, client: "Client | None" = None, on_error: str = "raise", progress: bool = True) -> None:
+    def run(
+        self,
+        client: "Client | None" = None,
+        on_error: str = "raise",
+        progress: bool = True,
+        voxel_size_nm: Sequence[float] | None = None,
+    ) -> None:
         """Write the missing regions, then complete the store.
 
         Args:
             client: The cluster to work on. None selects the client that dask would use, or threads of this process.
             on_error: `raise` or `continue`; see `to_zarr`.
             progress: Whether to report the progress on standard error.
+            voxel_size_nm: The size (z, y, x) that the caller says. A store that was begun with another one is refused.
+                None accepts any.
+
+        Raises:
+            StoreExistsError: The path holds something other than this call would write.
         """
         client = client_in_force() if client is None else client
         check_call(client, on_error)
-        attrs = self.source.ds.attrs
-        is_given = attrs.get("voxel_size_source") == VOXEL_SIZE_GIVEN and "voxels_of_the_store" not in attrs
-        voxel_size_nm = attrs.get("voxel_size_nm") if is_given else None  # that of a level follows from its store
         if self.store.is_complete():
             self.store.check_voxel_size(voxel_size_nm, complete=True)
             self._check_address(complete=True)

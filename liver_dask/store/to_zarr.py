@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
+from ..archive.description import VOXEL_SIZE_GIVEN
 from .layout import CHUNKS, SHARDS
 from .plan import Export
 from .pyramid import add_pyramid
@@ -64,13 +65,15 @@ def to_zarr(
         InvalidArgumentError: The box is empty or exceeds the Dataset; a shard is not a whole number of chunks; there is
             not enough disk space, or not enough memory for a worker; or computed variables would fetch a file more than
             `liver-dask.most-refetches` times (4) on average, or need large results in all regions. (ValueError)
-        StoreExistsError: `path` holds something other than this call would write, or another process is writing it.
+        StoreExistsError: `path` holds something other than this call would write, or another process is writing it;
+            or it holds the same voxels with another voxel size than `open_human_liver_em(voxel_size_nm=...)` was given.
             (FileExistsError)
         ExportError: Some regions could not be written; `.failures` lists them. (RuntimeError)
         LiverDaskError: The source could not be read. The message names the file, the slice and the rows.
     """
     export = Export.plan(ds, path, bounding_box, chunks, shards)
-    export.run(client, on_error, progress)
+    is_given = ds.attrs.get("voxel_size_source") == VOXEL_SIZE_GIVEN  # one of a description may be corrected later
+    export.run(client, on_error, progress, ds.attrs.get("voxel_size_nm") if is_given else None)
     if pyramid:
         add_pyramid(export.store.target, client=client, progress=progress)
     return str(export.store.target)

@@ -167,6 +167,7 @@ PROMISES = {
         "test_pyramid::test_the_metadata_are_ome_zarr",
         "test_pyramid::test_an_unknown_voxel_size_is_not_guessed",
     ],
+    "or `download --voxel-size Z Y X`": ["test_cli::test_the_voxel_size_can_be_given"],
     "napari --plugin napari-ome-zarr": ["real/test_viewers::test_napari_shows_raw_and_labels"],
     "Its reader ignores the offset of a crop": ["real/test_viewers::test_napari_reads_every_voxel_of_every_level"],
     "reads a store from any web server": ["real/test_viewers::test_neuroglancer_shows_raw_and_labels"],
