@@ -161,6 +161,8 @@ def _majority(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 def _mean(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     dtype = parts[0].dtype
+    if dtype.kind == "b":
+        return np.asarray(2 * np.sum(parts, axis=0, dtype=np.uint8) > len(parts))
     if dtype.kind == "f":
         return np.mean(parts, axis=0, dtype=np.float64).astype(dtype)
     bits = len(parts).bit_length() - 1  # 2, 4 or 8 parts

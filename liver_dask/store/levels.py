@@ -37,6 +37,9 @@ def open_variables(store: Path) -> xr.Dataset:
 
 FOLDER = "pyramid"
 
+END = "liver_dask_end"
+"""Attribute of an opened level: where the store ends along z, y and x, in the coordinates of the Dataset."""
+
 
 SMALL_ENOUGH = 512
 """Maximum number of rows and columns of the coarsest level."""
@@ -77,20 +80,23 @@ def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
     have if it covered the whole store.
 
     Returns:
-        Pairs of a level and the size of its voxels (z, y, x) in voxels of `ds`; the first pair is `ds` itself.
+        Pairs of a level and the size of its voxels (z, y, x) in voxels of `ds`; the first pair is `ds` itself. The
+        attribute END of the others says where the store ends.
     """
     levels: list[tuple[xr.Dataset, Shape]] = [(ds, (1, 1, 1))]
     found = _box_of(ds)
     if found is None:
         return levels
     store, corner = found
+    shape = layout_of(open_record(store)).shape
+    end = [int(ds[dim].values[0]) - at + length for dim, at, length in zip(DIMS, corner, shape, strict=True)]
     for level in current_levels(store, list(map(str, ds.data_vars)))[1:]:
         whole = open_variables(level.path)[list(ds.data_vars)]
         places = {
             dim: ds[dim].values[0] - first + (factor - 1) / 2 + factor * np.arange(whole.sizes[dim])
             for dim, first, factor in zip(DIMS, corner, level.factors, strict=True)
         }
-        levels.append((whole.assign_coords(places), level.factors))
+        levels.append((whole.assign_coords(places).assign_attrs({END: end}), level.factors))
     return levels
 
 

@@ -18,27 +18,27 @@ CELL = 32
 
 
 def keep_share(
-    counts: npt.NDArray[np.uint8], parts: int, corner: Shape, out: npt.NDArray[np.bool_]
+    counts: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], parts: int, corner: Shape, out: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
     """Decide which voxels of a new level are labelled.
 
     Args:
         counts: How many of the voxels below each new voxel are labelled, (z, y, x); whole cells, or up to the end of
             an axis.
-        parts: How many voxels are below a new voxel: up to 8.
+        parts: How many voxels are below a new voxel.
         corner: Position (z, y, x) in the new level of the first voxel, where a cell begins.
         out: Where the result is written, as large as `counts`.
 
     Returns:
         `out`: for each voxel, whether it is labelled.
     """
-    _keep_share(counts, parts, *corner, out)
+    _KEEP_SHARE[counts.itemsize](counts, parts, *corner, out)
     return out
 
 
 def _keep_share_loop(counts: Any, parts: int, z: int, y: int, x: int, out: Any) -> None:
     depth, height, width = counts.shape
-    found = np.zeros(9, np.int64)
+    found = np.zeros(parts + 1, np.int64)
     for k in range(depth):
         for j in range(0, height, CELL):
             for i in range(0, width, CELL):
@@ -68,4 +68,7 @@ def _keep_share_loop(counts: Any, parts: int, z: int, y: int, x: int, out: Any) 
                             seen += 1
 
 
-_keep_share = Compiled("void(uint8[:,:,::1], int64, int64, int64, int64, boolean[:,:,::1])", _keep_share_loop)
+_KEEP_SHARE = {
+    size: Compiled(f"void({counts}[:,:,::1], int64, int64, int64, int64, boolean[:,:,::1])", _keep_share_loop)
+    for size, counts in ((1, "uint8"), (2, "uint16"))
+}

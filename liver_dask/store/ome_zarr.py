@@ -6,29 +6,32 @@ The image's levels stay in place (`raw`, `pyramid/s1/raw`, ...). Viewers expect 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..archive.archives import color_of
+from ..core.contrast import grey_range
 from ..core.documents import as_object, is_same, read_document, short
 from ..core.errors import StoreExistsError
-from ..core.geometry import DIMS, Shape
+from ..core.geometry import DIMS
 from ..core.kinds import RAW, kind_of
 from . import label_group
+from .array import StoredArray
 from .downsampling import Method
 from .group_metadata import is_consolidated, read_group
 from .label_group import LABELS, add_labels, check_labels, labels_are_there
 from .levels import Level, method_of, open_variables
-from .record import open_record, read_statistics
+from .ome_metadata import VERSION, Scale, grey_channel, image_label, multiscale
+from .record import open_record
 from .zarr_group import write_group
 
-VERSION = "0.5"
+CONTRAST = (0.5, 99.5)
+"""Initial contrast of viewers: the percentiles of the tissue that are black and white."""
 
-
-CONTRAST = 2.5
-"""Initial contrast of viewers: black and white are this many standard deviations below and above the tissue's mean."""
+SAMPLES, SIZE_OF_SAMPLE = (8, 6, 6), (1, 128, 128)
+"""From how many places along z, y and x the contrast follows, and how many voxels are read at each."""
 
 
 def is_described(levels: Sequence[Level]) -> bool:
@@ -161,79 +164,44 @@ class _Describer:
         """
         others = [scale for scale in _scales_of(known) if not _is_own(_paths_of(scale), self.paths)]
         described: dict[str, Any] = {"version": VERSION, "multiscales": [self._multiscale(self.name, self.paths)]}
-        if self.name not in self.labels:
-            described["omero"] = {"channels": [self._channel(self.name)], "rdefs": {"model": "greyscale"}}
+        if self.name not in self.labels and "omero" not in known:
+            contrast = _contrast_of(self.levels[0].path, self.name)
+            described["omero"] = grey_channel(self.name, self._ds[self.name].dtype, contrast)
         return {**described, **known, "multiscales": described["multiscales"] + others}
 
     def label(self, name: str) -> dict[str, Any]:
-        """Return the OME-Zarr attributes of a label's group. Instances get no colours, so viewers choose them."""
-        image_label = {"version": VERSION, **self._mask_properties(name), "source": {"image": "../../"}}
+        """Return the OME-Zarr attributes of a label's group."""
         return {
             "version": VERSION,
             "multiscales": [self._multiscale(name, [str(number) for number in range(len(self.levels))])],
-            "image-label": image_label,
-        }
-
-    def _mask_properties(self, name: str) -> dict[str, Any]:
-        attrs = self._ds[name].attrs
-        if "flag_values" not in attrs:
-            return {}
-        value, meaning = int(attrs["flag_values"][-1]), str(attrs.get("flag_meanings", name)).split()[-1]
-        color = [*bytes.fromhex(color_of(self._ds[name])[1:]), 255]
-        return {
-            "colors": [{"label-value": value, "rgba": color}],
-            "properties": [{"label-value": value, "name": meaning}],
+            "image-label": image_label(name, self._ds[name]),
         }
 
     def _multiscale(self, name: str, paths: Sequence[str]) -> dict[str, Any]:
-        unit = {"unit": "nanometer"} if self._size else {}
-        return {
-            "name": name,
-            "axes": [{"name": dim, "type": "space", **unit} for dim in DIMS],
-            "datasets": [
-                {"path": path, "coordinateTransformations": self._transformations(level.factors)}
-                for path, level in zip(paths, self.levels, strict=True)
-            ],
-            "type": ", then ".join(HOW[method] for method in dict.fromkeys(self._methods(name))),
-            "metadata": {"voxel_size_source": self._ds.attrs.get("voxel_size_source", "not given")},
-        }
+        scales = []
+        for path, level in zip(paths, self.levels, strict=True):
+            first = [corner + (factor - 1) / 2 for corner, factor in zip(self._corner, level.factors, strict=True)]
+            scales.append(Scale(path, level.factors, first))
+        how = ", then ".join(HOW[method] for method in dict.fromkeys(self._methods(name)))
+        return multiscale(name, scales, self._size, self._ds.attrs.get("voxel_size_source", "not given"), how)
 
     def _methods(self, name: str) -> Iterator[Method]:
         """Yield how the levels of a variable were made; an earlier version may have made the first ones."""
         for level in self.levels[1:] or self.levels:
             yield method_of(level.path, name, self._kinds[name])
 
-    def _transformations(self, factors: Shape) -> list[dict[str, Any]]:
-        """Return the transformations from indexes to positions of voxel centres.
-
-        Positions are in nm, or in voxels of the whole volume if the voxel size is not known.
-        """
-        size = self._size or (1.0, 1.0, 1.0)
-        scale = [of * factor for of, factor in zip(size, factors, strict=True)]
-        first = [corner + (factor - 1) / 2 for corner, factor in zip(self._corner, factors, strict=True)]
-        translation = [of * at for of, at in zip(size, first, strict=True)]
-        return [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
-
-    def _channel(self, name: str) -> dict[str, Any]:
-        low, high = _contrast_of(self.levels[0].path, name)
-        dtype = self._ds[name].dtype
-        least, most = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (low, high)
-        window = {"min": least, "max": most, "start": max(low, least), "end": min(high, most)}
-        return {"label": name, "color": "FFFFFF", "active": True, "window": window}
-
 
 def _contrast_of(store: Path, name: str) -> tuple[float, float]:
-    """Return the values to show as black and white, from the statistics of the store's chunks.
+    """Return the values to show as black and white: percentiles of samples of the tissue, see `grey_range`."""
+    array = StoredArray(store, name)
+    places = [_spread(*of) for of in zip(array.shape, SAMPLES, SIZE_OF_SAMPLE, strict=True)]
+    return grey_range(np.concatenate([array[box].ravel() for box in product(*places)]), CONTRAST)
 
-    Only the chunks with the most nonzero voxels are used; these contain no empty glass if such chunks exist.
-    """
-    nonzero, mean, std = (read_statistics(store, name, kind).astype(float) for kind in ("nonzero", "mean", "std"))
-    tissue = nonzero == nonzero.max()
-    if not nonzero.any() or not np.isfinite(mean[tissue]).all():
-        return 0.0, 1.0
-    middle = mean[tissue].mean()
-    spread = np.sqrt((np.square(std) + np.square(mean))[tissue].mean() - middle**2)
-    return float(round(middle - CONTRAST * spread)), float(round(middle + CONTRAST * spread + 1))
+
+def _spread(length: int, count: int, size: int) -> list[slice]:
+    """Return up to `count` ranges of `size` that are spread evenly over an axis."""
+    starts = np.linspace(0, max(length - size, 0), min(count, -(-length // size))).astype(int)
+    return [slice(start, min(start + size, length)) for start in starts.tolist()]
 
 
 def _scales_of(ome: Any) -> list[Any]:

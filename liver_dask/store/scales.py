@@ -103,13 +103,13 @@ def block_means(voxels: npt.NDArray[Any], factors: Shape) -> npt.NDArray[Any]:
     """Return the means of blocks of voxels.
 
     Args:
-        voxels: Voxels (z, y, x): integers that are not negative, or floats.
+        voxels: Voxels (z, y, x): integers of up to 32 bits, or floats.
         factors: Size of a block (z, y, x). At the end of an axis, a block has only the voxels that exist.
 
     Returns:
         Means (z, y, x) with the same dtype; integers are rounded to the nearest, halves to even.
     """
-    exact: type[Any] = np.float64 if voxels.dtype.kind == "f" else np.uint64
+    exact: type[Any] = {"f": np.float64, "i": np.int64}.get(voxels.dtype.kind, np.uint64)
     sums, counts = voxels, np.ones((1, 1, 1), exact)
     for axis, factor in enumerate(factors):
         ends = np.append(np.arange(factor, voxels.shape[axis], factor), voxels.shape[axis])

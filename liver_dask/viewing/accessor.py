@@ -7,6 +7,7 @@ import xarray as xr
 
 from ..core import geometry as boxes
 from . import figures as pictures
+from . import levels
 from .view import view
 
 if TYPE_CHECKING:
@@ -34,25 +35,25 @@ class LiverAccessor:
         """
         return boxes.crop(self._ds, bounding_box)
 
-    def overview(self, z: int, pixels: int = pictures.PIXELS) -> xr.Dataset:
-        """Return a whole slice at a low resolution, lazily; see `liver_dask.viewing.figures.window`.
+    def overview(self, z: int, pixels: int = levels.PIXELS) -> xr.Dataset:
+        """Return a whole slice at a low resolution, lazily; see `liver_dask.viewing.levels.window`.
 
         Args:
             z: The slice, an index in the whole volume.
             pixels: Maximum number of rows and columns.
         """
-        return pictures.window(self._ds, z, pixels=pixels)
+        return levels.window(self._ds, z, pixels=pixels)
 
     def show(
         self,
         z: int,
-        y: pictures.Bounds = None,
-        x: pictures.Bounds = None,
+        y: levels.Bounds = None,
+        x: levels.Bounds = None,
         *,
         labels: str | Sequence[str] | None = None,
         opacity: float = 0.4,
         contrast: tuple[float, float] = (0.5, 99.5),
-        pixels: int = pictures.PIXELS,
+        pixels: int = levels.PIXELS,
         axes: "Axes | None" = None,
     ) -> "Figure":
         """Draw a window of a slice: raw, and masks over it in colour; see `liver_dask.show`.
@@ -78,7 +79,7 @@ class LiverAccessor:
         labels: str | Sequence[str] | None = None,
         opacity: float = 0.4,
         contrast: tuple[float, float] = (0.5, 99.5),
-        size: int = 720,
+        size: int = 620,
     ) -> "Slicer":
         """Show the Dataset slice by slice in a Jupyter widget; see `liver_dask.view`.
 

@@ -22,6 +22,12 @@ from voila.app import Voila
 ADDRESS = "127.0.0.1"
 PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
+IS_RUNNING = "is running at:"
+"""What voila says before the address."""
+
+OF_NO_CONCERN = ("is not trusted", "websocket_ping_timeout")
+"""Warnings about a notebook that this package wrote itself, and about defaults of the server."""
+
 KERNELS = "kernels"
 """Folder of the kernel's description, next to the notebook."""
 
@@ -34,9 +40,10 @@ class SlicerServer(Voila):
     """
 
     def initialize(self, argv: list[str] | None = None) -> None:
-        """Prepare the server, and log no warnings about a notebook that this package wrote itself."""
+        """Prepare the server; what it logs is for users who know nothing about servers."""
         super().initialize(argv)
-        self.log.addFilter(is_worth_logging)
+        for log in (self.log, logging.getLogger("tornado.general")):
+            log.addFilter(is_worth_logging)
 
     def init_settings(self) -> dict[str, Any]:
         """Return voila's settings, but accept only local hosts, and run the described kernel.
@@ -89,13 +96,18 @@ def options_of(notebook: Path, port: int, token: str, browser: bool) -> list[str
         f"--Voila.token={token}",
         "--VoilaConfiguration.strip_sources=True",
         "--VoilaConfiguration.show_tracebacks=False",
+        "--Voila.log_format=%(message)s",
         *([] if browser else ["--no-browser"]),
     ]
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:
-    """Return False for the warning that the notebook is not trusted, which concerns notebooks of others."""
-    return not record.getMessage().endswith("is not trusted")
+    """Return whether users need a message of the server, and say in plain words where the page is."""
+    text = record.getMessage()
+    if IS_RUNNING in text:
+        record.msg, record.args = f"The slicer is at {text.split()[-1]} (press Ctrl-C to stop).", ()
+        return True
+    return record.levelno >= logging.WARNING and not any(known in text for known in OF_NO_CONCERN)
 
 
 def _write_kernel(folder: Path) -> None:

@@ -1,11 +1,9 @@
 """Pictures of a window of a slice: raw with masks over it, on axes that count voxels of the whole volume.
 
-Drawing needs the extra `view`. Large windows are strided or taken from a pyramid level, so that not more is fetched
-than a screen can show.
+Drawing needs the extra `view`.
 """
 
 import math
-import operator
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -16,11 +14,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..archive.archives import color_of
+from ..core.contrast import grey_range
 from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
-from ..core.geometry import DIMS, BoundingBox, held_box
 from ..core.kinds import RAW, kind_of, labels_of
-from ..store.levels import open_levels
-from .targets import open_target
+from ..store.targets import open_target
+from .levels import PIXELS, Bounds, extent_of, window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +30,6 @@ GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 LEGEND_COLORS = 4
 """Number of colours in the legend's patch of instances."""
 
-PIXELS = 1024
-"""Default for the maximum number of rows and columns that a picture of a window shows."""
-
 INCHES = 6.2
 """Longer side of a picture, without title, legend and axes."""
 
@@ -43,90 +38,6 @@ MOST_ABOVE = 4
 
 NARROW = 4.5
 """Width of a picture in inches below which title and legend do not fit side by side."""
-
-Bounds = Sequence[int] | slice | None
-"""A range of rows or columns: first and end (exclusive), as a pair or a slice. None is the full range of the Dataset.
-
-In a slice, start or stop may be None, too, and then mean the first or last row or column of the Dataset.
-"""
-
-
-class Levels:
-    """A Dataset at all available resolutions.
-
-    Args:
-        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`. For a store with a pyramid, all levels are used.
-
-    Attributes:
-        held: The box of the volume that the Dataset covers.
-        labels: Names of its masks and instances.
-        colors: Colours of the labels, as #rrggbb.
-        legend_colors: Colours that stand for each label in a legend: several for instances.
-        voxel_size_nm: Size of a voxel (z, y, x) in nm; None if not known.
-    """
-
-    def __init__(self, ds: xr.Dataset) -> None:
-        self.held = held_box(ds)
-        self.labels = labels_of(ds)
-        self.colors = {name: color_of(ds[name]) for name in self.labels}
-        self.legend_colors = {name: legend_colors(ds[name]) for name in self.labels}
-        self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
-        self._levels = open_levels(ds)
-
-    def window(self, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
-        """Return a window of one slice; see the function `window`."""
-        held = self.held
-        check_slice(z, held)
-        rows, columns = check_bounds(y, x, held)
-        step = max(1, math.ceil(max(rows[1] - rows[0], columns[1] - columns[0]) / pixels))
-        level, factors = next((found for found in self._levels if found[1][1] >= step), self._levels[-1])
-        stride = math.ceil(step / factors[1])
-        places = {}
-        for dim, bounds, factor in zip(DIMS, ((z, z + 1), rows, columns), factors, strict=True):
-            begins = float(level[dim][0]) - (factor - 1) / 2  # coordinate of the first voxel that the level covers
-            low, high = math.floor((bounds[0] - begins) / factor), math.ceil((bounds[1] - begins) / factor)
-            places[dim] = low if dim == "z" else slice(low, high, stride)
-        return level.isel(places).assign_attrs(step=factors[1] * stride)
-
-
-def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
-    """Return a window of one slice at the resolution of the screen. It is lazy if `ds` is lazy.
-
-    If the window has more rows or columns than `pixels`, it is taken from the finest level of a store's pyramid that
-    fits. Without such a level, the coarsest available level is strided.
-
-    Args:
-        ds: A Dataset from `open_human_liver_em` or `xr.open_zarr`.
-        z: The slice, an index in the whole volume.
-        y: First row and end (exclusive), indexes in the whole volume: a pair, or a slice such as `slice(100, 400)`, in
-            which start or stop may be missing. None selects all rows of `ds`.
-        x: First column and end (exclusive), in the same way.
-        pixels: Maximum number of rows and columns.
-
-    Returns:
-        The variables, (y, x). Their coordinates are the centres of the voxels shown. `attrs["step"]` is the number of
-        rows and columns of `ds` per row and column of the window; it is 1 at full resolution.
-
-    Raises:
-        InvalidArgumentError: The window is not inside the Dataset. (ValueError)
-    """
-    return Levels(ds).window(z, y, x, pixels)
-
-
-def extent_of(seen: xr.Dataset | xr.DataArray) -> tuple[float, float, float, float]:
-    """Return the edges (left, right, bottom, top) of a window's picture in voxels.
-
-    The centre of a voxel is at its index, so its edges are 0.5 voxels away.
-    """
-    half = seen.attrs["step"] / 2
-    rows, columns = seen.y.values, seen.x.values
-    return columns[0] - half, columns[-1] + half, rows[-1] + half, rows[0] - half
-
-
-def grey_range(raw: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
-    """Return the raw values to show as black and white: percentiles of all nonzero voxels (0 is empty glass)."""
-    low, high = np.percentile(raw[raw > 0] if raw.any() else raw, percentiles)
-    return float(low), float(max(high, low + 1))
 
 
 def title_of(z: int, step: int) -> str:
@@ -156,7 +67,8 @@ def show(
         labels: The labels to show; all labels of `ds` if None.
         opacity: Opacity of the labels, 0 to 1.
         contrast: Percentiles of raw that are black and white; empty glass (0) is ignored.
-        pixels: Maximum number of rows and columns to show; a larger window is fetched at a lower resolution.
+        pixels: Maximum number of rows and columns to show; a larger window is fetched at a lower resolution, see
+            `liver_dask.viewing.levels.window`.
         axes: Axes to draw into; a new figure if None.
 
     Returns:
@@ -262,7 +174,7 @@ def overlay(label: xr.DataArray, color: str, opacity: float) -> npt.NDArray[np.f
     from matplotlib.colors import to_rgba
 
     pixels = np.zeros((*label.shape, 4), np.float32)
-    there = label.values > 0
+    there = label.values != 0
     pixels[there] = to_rgba(color, opacity)
     if kind_of(label) == "instances":
         pixels[there, :3] = _colors_of(label.values[there], color)
@@ -288,51 +200,6 @@ def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
     hues = (hue + distinct.astype(float) * GOLDEN_RATIO) % 1
     colors = hsv_to_rgb(np.stack([hues, np.full(len(hues), saturation), np.full(len(hues), value)], axis=-1))
     return np.asarray(colors)[place]
-
-
-def check_slice(z: int, held: BoundingBox) -> int:
-    """Return the slice number `z` as an int, after checking that a box of the volume contains it.
-
-    Raises:
-        InvalidArgumentError: `z` is not a whole number, or the box does not contain the slice.
-    """
-    try:
-        number = operator.index(z)
-    except TypeError:
-        raise InvalidArgumentError(f"z={z!r} must be a whole number: one slice.") from None
-    _within("z", (number, number + 1), held.z_min, held.z_max)
-    return number
-
-
-def check_bounds(y: Bounds, x: Bounds, held: BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return rows and columns as pairs (first, exclusive end); None becomes all rows or columns of the box.
-
-    Raises:
-        InvalidArgumentError: They are not inside the box, are empty, or are neither pairs nor slices.
-    """
-    return _within("y", y, held.y_min, held.y_max), _within("x", x, held.x_min, held.x_max)
-
-
-def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
-    if given is None:
-        return low, high
-    try:
-        if isinstance(given, slice):
-            if given.step not in (None, 1):
-                raise ValueError
-            given = low if given.start is None else given.start, high if given.stop is None else given.stop
-        start, stop = map(operator.index, given)
-    except (TypeError, ValueError):
-        raise InvalidArgumentError(
-            f"{axis}={given!r} must be two whole numbers, first and after the last, or a slice of them without a step."
-        ) from None
-    if start > stop:
-        raise InvalidArgumentError(f"{axis} {start}..{stop} is reversed: first the lower number, then the higher one.")
-    if start == stop:
-        raise InvalidArgumentError(f"{axis} {start}..{stop} holds nothing: the second is not part of the range.")
-    if not low <= start < stop <= high:
-        raise InvalidArgumentError(f"{axis} {start}..{stop} is not within the {low}..{high} that the Dataset holds.")
-    return start, stop
 
 
 def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | None) -> "AnchoredSizeBar":

@@ -1,21 +1,24 @@
-"""Background reader of a viewport: first coarse, then sharp. It cancels reads of viewports that are no longer shown."""
+"""Background reader of a viewport: first coarse, then sharp, then the slices beside it.
+
+It cancels reads of viewports that are no longer shown.
+"""
 
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import cachetools
 import xarray as xr
 from rich.filesize import decimal
 
-from ..archive.lazy.arrays import VolumeArray
+from ..archive.lazy.arrays import in_memory
 from ..core.kinds import RAW
 from ..core.metrics import traffic
 from ..core.threads import ContextPool, ReadCancelledError, cancel_unless
-from .figures import Levels
+from .levels import Levels, variable_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ THREADS = 16
 
 KEPT_BYTES = 128 << 20
 """Cache size in bytes for sharp windows: about fifty slices of a window, so that sliding back needs no reads."""
+
+AHEAD = 1
+"""Number of slices before and behind a shown one that are read once it is sharp."""
 
 SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -49,9 +55,9 @@ class Viewport:
     pixels: int
     names: tuple[str, ...]
 
-    def key(self, name: str) -> Hashable:
+    def key(self, name: str, is_sharp: bool = True) -> Hashable:
         """Return the cache key of a variable in this viewport."""
-        return name, self.z, self.y, self.x, self.pixels
+        return name, self.z, self.y, self.x, self.pixels, is_sharp
 
 
 class ProgressiveReader:
@@ -80,6 +86,8 @@ class ProgressiveReader:
         self._pool = ContextPool(THREADS, "liver_dask-view")
         self._lock = threading.Lock()
         self._task: _Task | None = None
+        self._glance: Viewport | None = None  # the next one
+        self._is_glancing = False
         self._is_closed = False
         self._kept: cachetools.LRUCache[Hashable, xr.DataArray] = cachetools.LRUCache(
             KEPT_BYTES, getsizeof=lambda seen: seen.nbytes
@@ -92,18 +100,34 @@ class ProgressiveReader:
         with self._lock:
             if self._is_closed:
                 return
-            self._task = task = _Task(viewport)
+            forward = 1 if self._task is None or viewport.z >= self._task.viewport.z else -1
+            self._task = task = _Task(viewport, forward)
+            self._glance = None
             self.idle.clear()
         if RAW in viewport.names and viewport.key(RAW) not in self._kept:
-            self._begin(task, [RAW], self._read_raw)
+            self._begin(task, [RAW], self._show_raw)
         else:
-            self._begin(task, viewport.names, self._read_sharp)
-        self._pool.submit(self._report, task)
+            self._begin(task, viewport.names, self._show_sharp)
+        with suppress(RuntimeError):  # closed, or the interpreter exits
+            self._pool.submit(self._report, task)
+
+    def glance(self, viewport: Viewport) -> None:
+        """Show raw of a viewport that is about to change, coarse unless it is known.
+
+        One is read at a time, and then the latest of those that came since.
+        """
+        with self._lock:
+            self._glance = viewport
+            if self._is_glancing or self._is_closed:
+                return
+            self._is_glancing = True
+        with suppress(RuntimeError):  # closed, or the interpreter exits
+            self._pool.submit(self._show_glances)
 
     def close(self) -> None:
         """Cancel all reads."""
         with self._lock:
-            self._task, self._is_closed = None, True
+            self._task, self._glance, self._is_closed = None, None, True
             self.idle.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -131,29 +155,67 @@ class ProgressiveReader:
             done = not task.left and self._task is task
         if done:
             task.done.set()
-            self._notify(task.viewport, task.failed)
-            self.idle.set()
+            try:
+                self._notify(task.viewport, task.failed)
+            finally:
+                self.idle.set()
+            if not task.failed:
+                with suppress(RuntimeError):  # closed
+                    self._pool.submit(self._read_ahead, task)
 
-    def _read_raw(self, task: "_Task", name: str) -> None:
-        self._read(task, name, task.viewport.pixels // COARSER, sharp=False)
-        self._begin(task, [other for other in task.viewport.names if other != name], self._read_sharp)
-        self._read_sharp(task, name)
+    def _show_raw(self, task: "_Task", name: str) -> None:
+        self._show_if_seen(task, self._window(task.viewport, name, is_sharp=False))
+        self._begin(task, [other for other in task.viewport.names if other != name], self._show_sharp)
+        self._show_sharp(task, name)
 
-    def _read_sharp(self, task: "_Task", name: str) -> None:
-        self._read(task, name, task.viewport.pixels, sharp=True)
+    def _show_sharp(self, task: "_Task", name: str) -> None:
+        self._show_if_seen(task, self._window(task.viewport, name))
 
-    def _read(self, task: "_Task", name: str, pixels: int, *, sharp: bool) -> None:
-        viewport = task.viewport
-        with self._lock:
-            read = self._kept.get(viewport.key(name)) if sharp else None
-        if read is None:
-            seen = self._levels.window(viewport.z, viewport.y, viewport.x, pixels)
-            read = _in_memory(seen[name].assign_attrs(step=seen.attrs["step"]))
-        if sharp:
-            with self._lock, suppress(ValueError):  # raised if it is larger than the cache
-                self._kept[viewport.key(name)] = read
+    def _show_if_seen(self, task: "_Task", seen: xr.DataArray) -> None:
         if self._task is task:
-            self._show(viewport, read)
+            self._show(task.viewport, seen)
+
+    def _show_glances(self) -> None:
+        while True:
+            with self._lock:
+                viewport, self._glance = self._glance, None
+                if viewport is None or self._is_closed:
+                    self._is_glancing = False
+                    return
+                task = self._task
+            if task:
+                self._show_glance(task, viewport)
+
+    def _show_glance(self, task: "_Task", viewport: Viewport) -> None:
+        with suppress(Exception), cancel_unless(lambda: self._task is task):  # `see` tells its errors
+            seen = self._window(viewport, RAW, is_sharp=viewport.key(RAW) in self._kept)
+            if self._task is task:
+                self._show(viewport, seen)
+
+    def _read_ahead(self, task: "_Task") -> None:
+        """Read the slices beside a viewport that is shown, the one in the direction of the last step first."""
+        held = self._levels.held
+        steps = [step for i in range(1, AHEAD + 1) for step in (i * task.forward, -i * task.forward)]
+        beside = [replace(task.viewport, z=task.viewport.z + step) for step in steps]
+        with suppress(Exception), cancel_unless(lambda: self._task is task):  # `see` tells its errors
+            for viewport in (viewport for viewport in beside if held.z_min <= viewport.z < held.z_max):
+                for name in viewport.names:
+                    if name == RAW:
+                        self._window(viewport, name, is_sharp=False)
+                    self._window(viewport, name)
+
+    def _window(self, viewport: Viewport, name: str, is_sharp: bool = True) -> xr.DataArray:
+        """Return a variable in a viewport, from the cache if it is there."""
+        key = viewport.key(name, is_sharp)
+        with self._lock:
+            read = self._kept.get(key)
+        if read is None:
+            pixels = viewport.pixels if is_sharp else viewport.pixels // COARSER
+            seen = self._levels.window(viewport.z, viewport.y, viewport.x, pixels)
+            read = in_memory(variable_of(seen, name))
+            with self._lock, suppress(ValueError):  # raised if it is larger than the cache
+                self._kept[key] = read
+        return read
 
     def _report(self, task: "_Task") -> None:
         """Report the progress of a slow viewport regularly: seconds and fetched bytes."""
@@ -170,25 +232,15 @@ class _Task:
 
     Attributes:
         viewport: The viewport.
+        forward: Direction of the step to it along z, 1 or -1.
         left: Number of reads that are not finished.
         failed: Error message of a failed read; empty if there is none.
         done: Set when all reads are finished.
     """
 
-    def __init__(self, viewport: Viewport) -> None:
+    def __init__(self, viewport: Viewport, forward: int) -> None:
         self.viewport = viewport
+        self.forward = forward
         self.left = 0
         self.failed = ""
         self.done = threading.Event()
-
-
-def _in_memory(variable: xr.DataArray) -> xr.DataArray:
-    """Read a variable into memory.
-
-    Voxels of the archive are read in one call on this thread, so that the read can be cancelled. Everything else is
-    computed by xarray.
-    """
-    lazy = variable.data.lazy if isinstance(variable.variable._data, VolumeArray) else None
-    if lazy:
-        return variable.copy(data=lazy[(slice(None),) * lazy.ndim])
-    return variable.compute()

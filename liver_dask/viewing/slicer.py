@@ -4,6 +4,7 @@ Importing this module needs the extra `view`. `liver_dask.viewing.view` creates 
 """
 
 import html
+import math
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ import xarray as xr
 from ipympl.backend_nbagg import Canvas, FigureManager
 from ipywidgets import (
     HTML,
-    Box,
+    BoundedIntText,
     Button,
     Checkbox,
     ColorPicker,
@@ -23,12 +24,18 @@ from ipywidgets import (
     HBox,
     IntSlider,
     Layout,
+    ToggleButton,
     VBox,
 )
+from matplotlib.backend_bases import MouseButton
 from matplotlib.figure import Figure
 
-from ..core.kinds import RAW
-from .figures import Bounds, Levels, add_scale_bar, check_bounds, check_slice, extent_of, grey_range, overlay, title_of
+from ..archive.archives import color_of
+from ..core.contrast import grey_range
+from ..core.kinds import RAW, kind_of
+from ..store.columns import is_averaged
+from .figures import add_scale_bar, legend_colors, overlay, title_of
+from .levels import Bounds, Levels, check_bounds, check_slice, extent_of, place_of
 from .progressive import ProgressiveReader, Viewport
 
 SECONDS_AT_REST = 0.15
@@ -38,6 +45,12 @@ ZOOM = 2.0
 LOWEST, HIGHEST = 0.4, 1.2
 """Minimum and maximum ratio of the picture's height to its width."""
 
+SAVE = "save_figure"
+"""The only tool of matplotlib's toolbar that is kept; the mouse and the buttons do what the others do."""
+
+RULER = "#00e5ff"
+"""Colour of the ruler, which no label has."""
+
 STALE = 0.35
 """Opacity of the previous slice's raw while the new slice is being read."""
 
@@ -45,8 +58,8 @@ STALE = 0.35
 class Slicer(VBox):
     """A widget that shows one slice of a Dataset with its labels, in a window that can be dragged and zoomed.
 
-    Only the visible window is read, at the resolution of the screen: first a coarse picture, then the sharp one. Reads
-    that are no longer needed are cancelled.
+    Only the visible window is read, at the resolution of the screen: first a coarse picture, then the sharp one, then
+    those of the slices before and after. Reads that are no longer needed are cancelled.
 
     Args:
         ds: The Dataset. If it is a store with a pyramid, all its levels are used.
@@ -74,27 +87,36 @@ class Slicer(VBox):
         held = levels.held
         middle = (held.z_min + held.z_max) // 2
         self.z = IntSlider(middle if z is None else z, held.z_min, held.z_max - 1, description="z", layout=_wide())
+        self.y, self.x = (
+            BoundedIntText(min=low, max=high - 1, description=dim, tooltip=f"{dim} of the centre", layout=_narrow())
+            for dim, low, high in (("y", held.y_min, held.y_max), ("x", held.x_min, held.x_max))
+        )
         self.contrast = FloatRangeSlider(
             value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
         )
         self.masks = {
             name: _MaskControls(
-                name, levels.colors[name], levels.legend_colors[name], labels is None or name in labels, opacity
+                name, color_of(ds[name]), legend_colors(ds[name]), labels is None or name in labels, opacity
             )
             for name in levels.labels
         }
-        self.status = HTML()
-        self.where = HTML()
+        self.ruler = ToggleButton(description="Ruler", tooltip="drag to measure", layout=Layout(width="auto"))
+        self.where, self.value, self.status = HTML(), HTML(), HTML()
         self._picture = _Picture(size, (held.y_max - held.y_min) / (held.x_max - held.x_min), [*self.masks], self._lock)
         self._seen: dict[str, xr.DataArray] = {}
+        self._is_dragged = self._is_telling = False
+        self._measured_from: tuple[float, float] | None = None
         buttons = [
             self._button("Whole slice", lambda: self._show_window(None)),
             self._button("+", lambda: self._zoom(1 / ZOOM)),
             self._button("-", lambda: self._zoom(ZOOM)),
             self._button("Read again", self._look),
+            self.ruler,
         ]
-        controls = [HBox([self.z, *buttons]), self.contrast, *(mask.box for mask in self.masks.values())]
-        super().__init__([*controls, self._picture.canvas, self.where, self.status])
+        rows = [[self.z, self.y, self.x], [self.contrast, *buttons], *(mask.controls for mask in self.masks.values())]
+        told = VBox([self.where, self.value, self.status], layout=Layout(min_height="6em"))
+        wrapped = Layout(flex_flow="row wrap", align_items="center")
+        super().__init__([*(HBox(row, layout=wrapped) for row in rows), told, self._picture.canvas])
         with self._lock:
             self._show_window(None)
             self._watch()
@@ -155,30 +177,114 @@ class Slicer(VBox):
             mask.on.observe(self._locked(lambda _: self._look()), "value")
             for control in (mask.on, mask.colour, mask.opacity):
                 control.observe(self._locked(lambda _, name=name: self._draw_mask(name)), "value")
-        axes = self._picture.axes
+        self.ruler.observe(self._locked(lambda _: self._picture.draw_ruler([])), "value")
+        for typed in (self.y, self.x):
+            typed.observe(self._locked(lambda _: self._centre()), "value")
+        axes, canvas = self._picture.axes, self._picture.canvas
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
-        axes.format_coord = self._position  # type: ignore[method-assign]  # matplotlib's documented way
-        self._picture.canvas.mpl_connect("scroll_event", self._scrolled)
+        canvas.mpl_connect("scroll_event", self._scrolled)
+        canvas.mpl_connect("button_press_event", self._pressed)
+        canvas.mpl_connect("motion_notify_event", self._hovered)
+        canvas.mpl_connect("button_release_event", self._released)
 
     def _turn(self) -> None:
-        """Change to another slice, and mark the picture of the previous slice as outdated."""
+        """Change to another slice, mark the picture of the previous slice as outdated, and show what is known."""
         self._seen.clear()
         self._picture.turn(self.z.value)
         self._moved.begin()
+        self._reader.glance(self._viewport())
+
+    def _centre(self) -> None:
+        """Move the window to the centre that was typed."""
+        if self._is_telling:
+            return
+        y, x = self._middle()
+        self._move(self.y.value - y, self.x.value - x)
+
+    def _middle(self) -> tuple[float, float]:
+        """Return the place (y, x) in the middle of the picture; of an even number of voxels, the one after it."""
+        axes = self._picture.axes
+        return (sum(axes.get_ylim()) + 1) / 2, (sum(axes.get_xlim()) + 1) / 2
+
+    def _move(self, down: float, right: float) -> None:
+        axes = self._picture.axes
+        axes.set(xlim=[at + right for at in axes.get_xlim()], ylim=[at + down for at in axes.get_ylim()])
+        self._picture.canvas.draw_idle()
+
+    def _hold(self) -> None:
+        """Keep the middle of the picture inside the Dataset."""
+        held, (y, x) = self._levels.held, self._middle()
+        down, right = (
+            min(max(at, low), high) - at for at, low, high in ((y, held.y_min, held.y_max), (x, held.x_min, held.x_max))
+        )
+        if down or right:
+            self._move(down, right)
 
     def _zoom(self, factor: float, at: tuple[float, float] | None = None) -> None:
         """Scale the visible range by `factor`. The voxel `at`, (x, y), stays in place; by default the centre."""
         axes = self._picture.axes
         x, y = at or (sum(axes.get_xlim()) / 2, sum(axes.get_ylim()) / 2)
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        if factor > 1 and self._is_whole():
+            return
         axes.set_xlim(x + (left - x) * factor, x + (right - x) * factor)
         axes.set_ylim(y + (bottom - y) * factor, y + (top - y) * factor)
+        self._hold()
         self._picture.canvas.draw_idle()
+
+    def _is_whole(self) -> bool:
+        """Return whether the picture is at least twice as large as the Dataset along both axes."""
+        held, axes = self._levels.held, self._picture.axes
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        return right - left >= 2 * (held.x_max - held.x_min) and bottom - top >= 2 * (held.y_max - held.y_min)
 
     def _scrolled(self, event: Any) -> None:
         if event.inaxes is self._picture.axes:
             self._zoom(ZOOM ** (-event.step / 2), (event.xdata, event.ydata))
+
+    def _pressed(self, event: Any) -> None:
+        if event.inaxes is not self._picture.axes or event.button != MouseButton.LEFT:
+            return
+        if self.ruler.value:
+            self._measured_from = event.xdata, event.ydata
+        else:
+            self._picture.axes.start_pan(event.x, event.y, event.button)
+            self._is_dragged = True
+
+    def _hovered(self, event: Any) -> None:
+        """Drag the window, measure, or tell the voxel under the mouse."""
+        if self._is_dragged:
+            self._picture.axes.drag_pan(MouseButton.LEFT, None, event.x, event.y)
+            self._hold()
+            self._picture.canvas.draw_idle()
+        if event.inaxes is not self._picture.axes:
+            self.value.value = ""
+        elif self._measured_from:
+            ends = [self._measured_from, (event.xdata, event.ydata)]
+            self._picture.draw_ruler(ends)
+            self.value.value = self._length_of(*ends)
+        else:
+            self.value.value = html.escape(self._position(event.xdata, event.ydata))
+
+    def _released(self, event: Any) -> None:
+        if event.button != MouseButton.LEFT:
+            return
+        self._measured_from = None
+        if self._is_dragged:
+            self._is_dragged = False
+            self._picture.axes.end_pan()
+
+    def _length_of(self, begin: tuple[float, float], end: tuple[float, float]) -> str:
+        """Return the text about a line between two places (x, y)."""
+        right, down = (to - at for at, to in zip(begin, end, strict=True))
+        if self._voxel_size is None:
+            length = f"{math.hypot(down, right):.1f} px"
+        else:
+            _, y, x = self._voxel_size
+            length = f"{math.hypot(down * y, right * x) / 1000:.3f} µm"
+        places = (f"y {y:.0f}, x {x:.0f}" for x, y in (begin, end))
+        return f"{length} from {' to '.join(places)}"
 
     def _show_window(self, window: tuple[tuple[int, int], tuple[int, int]] | None) -> None:
         held = self._levels.held
@@ -189,21 +295,29 @@ class Slicer(VBox):
     def _look(self) -> None:
         """Read and show what is in the window now. Cached windows are not read again."""
         self._moved.cancel()
-        rows, columns = self.window
-        place = self.z.value, rows, columns
-        self.where.value = f"z {place[0]}, y {rows[0]} to {rows[1]}, x {columns[0]} to {columns[1]}"
+        viewport = self._viewport()
+        (top, bottom), (left, right) = viewport.y, viewport.x
+        self.where.value = f"z {viewport.z}, y {top} to {bottom}, x {left} to {right}"
+        self._is_telling = True
+        self.y.value, self.x.value = map(round, self._middle())
+        self._is_telling = False
         self._picture.scale(self._voxel_size)
+        self._reader.see(viewport)
+
+    def _viewport(self) -> Viewport:
         names = [RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
-        self._reader.see(Viewport(*place, self._picture.pixels, tuple(names)))
+        return Viewport(self.z.value, *self.window, self._picture.pixels, tuple(names))
 
     def _show_message(self, viewport: Viewport, text: str) -> None:
         self.status.value = html.escape(text)
 
     def _take(self, viewport: Viewport, seen: xr.DataArray) -> None:
-        """Show a window that was read, unless the slice has changed since."""
-        if viewport.z != self.z.value:
-            return
+        """Show a window that was read; of another slice only raw, on the way to the slice that is chosen."""
         name = str(seen.name)
+        if viewport.z != self.z.value:
+            if name == RAW and self._moved.is_moving:
+                self._picture.draw_raw(viewport.z, seen, self.contrast.value)
+            return
         self._seen[name] = seen
         if name == RAW:
             self._draw_raw()
@@ -220,12 +334,20 @@ class Slicer(VBox):
         self._picture.draw_mask(name, seen, mask.colour.value, mask.opacity.value)
 
     def _position(self, x: float, y: float) -> str:
-        """Return the toolbar's text about the voxel under the mouse."""
+        """Return the text about the voxel under the mouse: its place, and values, with the voxels that they are of."""
         row, column = round(y), round(x)
-        text = f"z {self.z.value}  y {row}  x {column}"
-        for name, seen in self._seen.items():
-            value = _voxel_at(seen, row, column)
-            text += "" if value is None else f"  {name} {value}"
+        text, place = f"z {self.z.value}, y {row}, x {column}", ""
+        for name in (RAW, *self.masks):
+            seen = self._seen.get(name)
+            at = _index_at(seen, row, column) if seen is not None else None
+            if seen is None or at is None:
+                continue
+            is_one = seen.attrs["step"] == 1
+            of = place if is_one else f"; {place_of(seen, *at)}"
+            what = " (mean)" if not is_one and is_averaged(kind_of(seen), seen.dtype) else ""
+            text += f"{of}: " if of != place or ": " not in text else ", "
+            text += f"{name} {seen.values[at].item()}{what}"
+            place = of
         return text
 
 
@@ -240,7 +362,7 @@ class _MaskControls:
         self.colour = ColorPicker(concise=True, value=color, layout=Layout(width="3em"))
         self.opacity = FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity", readout=False)
         has_one = len(legend_colors) == 1
-        self.box: Box = HBox([self.on, self.colour if has_one else _patch(legend_colors), self.opacity])
+        self.controls = [self.on, self.colour if has_one else _patch(legend_colors), self.opacity]
 
 
 class _Picture:
@@ -259,7 +381,9 @@ class _Picture:
         self.canvas = _Canvas(figure)
         self.canvas.lock = lock
         FigureManager(self.canvas, 0)  # gives the canvas its toolbar
-        self.canvas.header_visible = False
+        self.canvas.header_visible = self.canvas.footer_visible = False
+        self.canvas.capture_scroll = True  # the wheel zooms, and does not scroll the page
+        self.canvas.toolbar.toolitems = [item for item in self.canvas.toolbar.toolitems if item[3] == SAVE]
         self.canvas.toolbar_visible, self.canvas.toolbar_position = True, "right"
         self.axes = figure.add_subplot()
         self.axes.set(xlabel="x", ylabel="y", facecolor="0.93")
@@ -267,8 +391,7 @@ class _Picture:
         self._masks = {
             name: self.axes.imshow(np.zeros((1, 1, 4)), interpolation="nearest", visible=False) for name in masks
         }
-        for image in (self._raw, *self._masks.values()):
-            image.mouseover = False  # otherwise the toolbar shows colours next to the voxel values
+        (self._ruler,) = self.axes.plot([], [], color=RULER, linewidth=2, marker="|", scalex=False, scaley=False)
         self._bar: Any = None
         self.pixels = size
 
@@ -295,6 +418,11 @@ class _Picture:
             image.set_visible(False)
         else:
             _place(image, seen, overlay(seen, colour, opacity))
+        self.canvas.draw_idle()
+
+    def draw_ruler(self, ends: list[tuple[float, float]]) -> None:
+        """Draw a line between two places (x, y), or none."""
+        self._ruler.set_data([x for x, _ in ends], [y for _, y in ends])
         self.canvas.draw_idle()
 
     def scale(self, voxel_size_nm: Any) -> None:
@@ -350,16 +478,6 @@ def _place(image: Any, seen: xr.DataArray, pixels: Any) -> None:
     image.set_visible(True)
 
 
-def _voxel_at(seen: xr.DataArray, row: int, column: int) -> int | float | None:
-    """Return the value shown at a voxel; None outside of the window."""
-    half = seen.attrs["step"] / 2
-    found = [np.abs(seen[dim].values - at) for dim, at in (("y", row), ("x", column))]
-    if any(away.min() > half for away in found):
-        return None
-    value: int | float = seen.values[found[0].argmin(), found[1].argmin()].item()
-    return value
-
-
 def _whole(low: float, high: float, least: int, most: int) -> tuple[int, int]:
     """Return the voxels between two limits of an axis as (first, exclusive end): at least one, inside least..most."""
     first = min(max(int(np.floor(low + 0.5)), least), most - 1)
@@ -373,5 +491,16 @@ def _patch(colors: list[str]) -> HTML:
     return HTML(patch, layout=Layout(width="3em"))
 
 
+def _index_at(seen: xr.DataArray, row: int, column: int) -> tuple[int, int] | None:
+    """Return the index of the pixel of a window that shows a voxel, None if the voxel is not in the window."""
+    step, (_, top, left) = seen.attrs["step"], seen.attrs["corner"]
+    at = (row - top) // step, (column - left) // step
+    return at if all(0 <= i < length for i, length in zip(at, seen.shape, strict=True)) else None
+
+
 def _wide() -> Layout:
-    return Layout(width="30em")
+    return Layout(width="26em")
+
+
+def _narrow() -> Layout:
+    return Layout(width="12em")

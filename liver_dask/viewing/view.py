@@ -9,7 +9,7 @@ import xarray as xr
 from ..archive.archives import EMPIAR_13356
 from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
 from ..core.kinds import RAW
-from .targets import open_target
+from ..store.targets import open_target
 
 if TYPE_CHECKING:
     from .slicer import Slicer
@@ -29,13 +29,14 @@ def view(
     labels: str | Sequence[str] | None = None,
     opacity: float = 0.4,
     contrast: tuple[float, float] = (0.5, 99.5),
-    size: int = 720,
+    size: int = 620,
 ) -> "Slicer":
     """Show a volume slice by slice in a Jupyter widget, with its labels in colour.
 
-    Drag and zoom with the toolbar or the mouse wheel. Only the visible window is read, at the resolution of the screen
-    (from the pyramid levels if a store has them): first a coarse picture, then the sharp one. Reads that are no longer
-    needed are cancelled. The widget works in the same way on the remote archive and on a store.
+    Drag the picture to move it, and turn the mouse wheel to zoom. Only the visible window is read, at the resolution of
+    the screen (from the pyramid levels if a store has them): first a coarse picture, then the sharp one, then the
+    slices before and after. Reads that are no longer needed are cancelled. The widget works in the same way on the
+    remote archive and on a store.
 
     Args:
         target: A Dataset from `open_human_liver_em` or `xr.open_zarr`, or a part of one; or the path of a store, or a
@@ -102,7 +103,7 @@ def serve_slicer(
     # absolute paths, because the kernel runs in another folder
     where, description = (os.path.abspath(path) if os.path.exists(path) else path for path in (target, archive))
     cell = (
-        "import os\nimport liver_dask as ld\nfrom liver_dask.viewing.targets import open_target\n"
+        "import os\nimport liver_dask as ld\nfrom liver_dask.store.targets import open_target\n"
         f"ld.view(open_target(os.environ[{TARGET!r}], {description!r}, shape={shape!r}), z={z!r})"
     )
     os.environ[TARGET] = where  # not in the notebook, which is shown and stored on disk: there may be a password

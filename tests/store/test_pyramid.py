@@ -286,6 +286,27 @@ def test_an_unknown_voxel_size_is_not_guessed(archive: Path, tmp_path: Path) -> 
     assert scale.metadata["voxel_size_source"].startswith("not given")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "offset", "scale"), [("u1", 0, 1), ("<u2", 0, 200), ("<f4", 0, 0.01), ("<i2", -300, 1), ("bool", 0, 1)]
+)
+def test_viewers_get_a_contrast_of_the_tissue(tmp_path: Path, dtype: str, offset: int, scale: float) -> None:
+    """The contrast for viewers covers the tissue, whatever the dtype, without the empty glass."""
+    rng = np.random.default_rng(0)
+    tissue = rng.normal(120, 20, (4, 200, 200)).clip(1, 250) * scale + offset
+    tissue[:, :80] = 0  # empty glass
+    tissue[2] = np.where(tissue[2] != 0, 3 * scale + offset, 0)  # one dark slice
+    voxels = tissue > 100 if dtype == "bool" else tissue.astype(dtype)
+    ds = xr.Dataset({"raw": (("z", "y", "x"), voxels, {"kind": "image"})})
+    ds = ds.assign_coords({dim: np.arange(n) for dim, n in ds.sizes.items()})
+    store = ld.to_zarr(ds.chunk(), tmp_path / "a.zarr", chunks=(1, 64, 64), progress=False, pyramid=True)
+    (channel,) = zarr.open_group(store, mode="r").attrs["ome"]["omero"]["channels"]
+    window = channel["window"]
+    assert window["min"] <= window["start"] < window["end"]
+    if dtype != "bool":
+        assert window["start"] <= 80 * scale + offset
+        assert 150 * scale + offset < window["end"] < 200 * scale + offset
+
+
 def test_a_voxel_size_that_a_user_corrects_is_described(store: Path) -> None:
     """After it was corrected by hand, `add_pyramid` keeps the levels and describes them with the new size."""
     zarr.open_group(store, use_consolidated=False).attrs["voxel_size_nm"] = [31.0, 8.0, 8.0]

@@ -15,11 +15,13 @@ from PIL import Image
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.drawn import marks_of_mito
+from helpers.far import far
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
 from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer
 from liver_dask.viewing import figures as pictures
+from liver_dask.viewing import levels
 from liver_dask.viewing.accessor import LiverAccessor
 
 DEPTH, HEIGHT, WIDTH = SHAPE
@@ -47,7 +49,7 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(corner: xr.Dataset, y, x, pi
     figure = ld.show(corner, 290, y, x, labels=["mito"], opacity=1, pixels=pixels)
     canvas = FigureCanvasAgg(figure)
     is_red = marks_of_mito(canvas, *figure.axes)
-    step = pictures.window(corner, 290, y, x, pixels).attrs["step"]
+    step = levels.window(corner, 290, y, x, pixels).attrs["step"]
     assert (step > 1) == (pixels == 100)
 
     for away in (0.4, 1.4) if step == 1 else (step, 2 * step):  # voxel 5100 is marked; it begins at 5099.5
@@ -98,12 +100,12 @@ def test_the_bar_is_seen_on_black_glass(corner: xr.Dataset) -> None:
 
 
 def test_a_far_view_costs_a_few_rows(server: ArchiveServer, archive: Path, voxels) -> None:
-    """A far view shows every 14th row and column, and fetches less than a third of the file."""
+    """A far view averages the columns of every 14th row, and fetches less than a third of the file."""
     ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=[])
     seen = ds.liver.overview(4, pixels=30)
     assert not server.requests
     assert seen.attrs["step"] == 14
-    np.testing.assert_array_equal(seen.raw, voxels["raw"][4, ::14, ::14])
+    np.testing.assert_array_equal(seen.raw, far(voxels["raw"][4], (0, HEIGHT), (0, WIDTH), 14))
     whole = (archive / EMPIAR_13356.path("raw", 4)).stat().st_size
     assert sum(request.sent for request in server.requests) < whole / 3
 
@@ -210,7 +212,7 @@ def test_slices_are_as_good_as_pairs(corner: xr.Dataset, given, rows: tuple[int,
     assert (top, bottom) == (rows[0] - 0.5, rows[1] - 0.5)
     (left, right) = ld.show(corner, 290, x=slice(7100, 7200), y=given).axes[0].get_xlim()
     assert (left, right) == (7099.5, 7199.5)
-    xr.testing.assert_identical(pictures.window(corner, 290, given), pictures.window(corner, 290, rows))
+    xr.testing.assert_identical(levels.window(corner, 290, given), levels.window(corner, 290, rows))
 
 
 def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
@@ -240,6 +242,36 @@ def test_a_snapshot_from_the_shell(archive: Path, tmp_path: Path) -> None:
     Path(store, "er", "c", "0", "0", "0").unlink()  # Zarr readers read it as zeros
     assert "lost shard (0, 0, 0) of er" in run(store, "--z", 3, "-o", tmp_path / "c.png").output
     assert not list(tmp_path.glob("c.*"))
+
+
+def test_a_snapshot_is_as_large_as_asked_for(archive: Path, tmp_path: Path) -> None:
+    """`--pixels` is the size of the picture, not only the number of rows that are fetched."""
+    sizes = []
+    for pixels in (100, 800, 1600):
+        path = tmp_path / f"{pixels}.png"
+        given = ["snapshot", archive, "--shape", *SHAPE, "--z", 3, "--pixels", pixels, "-o", path]
+        assert CliRunner().invoke(main, [str(word) for word in given]).exit_code == 0
+        with Image.open(path) as picture:
+            sizes.append(max(picture.size))
+    assert all(0.9 * pixels < size < 1.5 * pixels for pixels, size in zip((100, 800, 1600), sizes, strict=True)), sizes
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (np.arange(-120, 0, dtype=np.float32), (-119.4, -1.6)),  # standardised
+        (np.repeat([0, 100, 200], 40).astype(np.int16), (100, 200)),  # 0 is empty glass
+        (np.zeros(120, np.uint16), (0, 1)),
+        (np.full(120, 7, np.uint8), (7, 8)),
+        (np.array([np.nan, np.inf, *[5, 6] * 59], np.float32), (5, 6)),
+        (np.arange(120) % 2 == 0, (1, 2)),
+    ],
+)
+def test_black_and_white_are_percentiles_of_what_is_not_glass(raw: np.ndarray, shown: tuple[float, float]) -> None:
+    """The contrast follows from all voxels but 0, of whatever dtype, and is never empty."""
+    ds = xr.Dataset({"raw": (geometry.DIMS, raw.reshape(1, 10, 12))}, {"z": [0], "y": range(10), "x": range(12)})
+    image = ld.show(ds, 0).axes[0].images[0]
+    np.testing.assert_allclose(image.get_clim(), shown, atol=0.02)
 
 
 def test_one_label_may_be_a_word(corner: xr.Dataset) -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from xarray.core import indexing
 
 import liver_dask as ld
+from liver_dask.core.kinds import kind_of
 from liver_dask.store import levels as store_levels
-from liver_dask.viewing import figures as pictures
+from liver_dask.viewing.levels import Levels, extent_of, place_of
 
 SHAPE = (6, 96, 120)
 FIRST = (40, 500, 900)
@@ -110,7 +111,7 @@ def test_whatever_was_done_pictures_show_the_voxels_at_their_coordinates(
         ds = step(ds)
         names.append(name)
     try:
-        levels = pictures.Levels(ds)
+        levels = Levels(ds)
     except ld.InvalidArgumentError:  # coordinates that do not increase by one
         return
     if set(names) <= {"cut", "shifted", "numbered", "copied"}:
@@ -131,7 +132,7 @@ def test_pictures_of_a_part_are_of_its_levels_under_whatever_coordinates(store: 
     """A crop with new coordinates is still shown from the pyramid levels, at the right place."""
     ds = xr.open_zarr(store, **opened)
     part = ds.isel(y=slice(10, 80)).isel(z=slice(1, 5), x=slice(3, 99)).assign_coords(y=np.arange(20, 90), z=range(4))
-    assert len(pictures.Levels(part)._levels) == len(pictures.Levels(ds)._levels) == 4
+    assert len(Levels(part)._levels) == len(Levels(ds)._levels) == 4
     seen = ld.show(part, 2, (30, 70), labels=[], pixels=24).axes[0].images[0]
     left, right, bottom, top = seen.get_extent()
     assert (left, right, bottom, top) == (899.5, 999.5, 69.5, 29.5)
@@ -155,6 +156,29 @@ def test_of_other_voxels_there_are_no_levels(store: Path, change) -> None:
         assert len(store_levels.open_levels(change(xr.open_zarr(store, **opened)))) == 1
 
 
+def test_at_the_end_of_a_part_the_voxels_beside_it_are_named(store: Path) -> None:
+    """A pixel of a level may stand for voxels beside the part of a store that is looked at: these are named, too."""
+    whole = xr.open_zarr(store)
+    voxels, corner = whole.raw.values, [int(whole[dim][0]) for dim in DIMS]
+    part = whole.isel(y=slice(3, 71), x=slice(5, 93))
+    seen = Levels(part).window(FIRST[0] + 2, pixels=30)
+    assert seen.attrs["factors"][1] > 1
+    beside = 0
+    for row, column in np.ndindex(seen.raw.shape):
+        place = place_of(seen.raw.assign_attrs(seen.attrs), row, column)
+        beside += place.x[1] > int(part.x[-1]) + 1
+        named = voxels[tuple(slice(a - at, b - at) for (a, b), at in zip(place, corner, strict=True))]
+        assert seen.raw.values[row, column] == pytest.approx(named.mean(), abs=1), place
+    assert beside
+
+
+@pytest.mark.filterwarnings("ignore:The specified chunks separate")
+@pytest.mark.parametrize("chunks", [None, {}, "auto", {"z": 1, "y": 77, "x": 100}, {"z": -1, "y": -1, "x": -1}])
+def test_a_store_opened_with_any_chunks_has_its_levels(store: Path, chunks) -> None:
+    """The levels of a store are used whatever chunks it is opened with."""
+    assert len(store_levels.open_levels(xr.open_zarr(store, chunks=chunks))) == 4
+
+
 def test_a_level_of_another_store_or_of_none_is_not_shown(store: Path, tmp_path: Path) -> None:
     """A pyramid level that does not match the store's manifest, or is no level, is not used."""
     own = shutil.copytree(store, tmp_path / "a.zarr")
@@ -174,30 +198,38 @@ def test_a_level_of_another_store_or_of_none_is_not_shown(store: Path, tmp_path:
 def test_nothing_is_read_to_find_out(store: Path) -> None:
     """Finding the pyramid levels reads no voxels, even without dask."""
     ds = xr.open_zarr(store, chunks=None)
-    levels = pictures.Levels(ds)
+    levels = Levels(ds)
     assert isinstance(ds.raw.variable._data, indexing.MemoryCachedArray)
     assert isinstance(ds.raw.variable._data.array, indexing.CopyOnWriteArray), "all of it was read"
     assert len(levels._levels) == 4
 
 
-def check_picture(seen: xr.Dataset, levels: pictures.Levels, ds: xr.Dataset, voxels: np.ndarray, asked, pixels) -> None:
-    """Compare each pixel with the voxels about its coordinates, and the picture's extent with what was asked for."""
-    least = max(1, -(-max(high - low for low, high in asked[1:]) // pixels))
-    factors = next((factors for _, factors in levels._levels if factors[1] >= least), levels._levels[-1][1])
-    weights = {}
-    for dim, factor in zip(DIMS, factors, strict=True):
-        middles = np.atleast_1d(seen[dim].values)
-        inside = np.abs(ds[dim].values - middles[:, None]) <= (factor - 1) / 2
-        weights[dim] = inside / inside.sum(1, keepdims=True)
-    for dim, (low, high) in zip(("y", "x"), asked[1:], strict=True):
-        first, last = seen[dim].values[[0, -1]]
-        half = (dict(zip(DIMS, factors, strict=True))[dim] - 1) / 2
-        assert first - half <= low <= first + half, "it begins elsewhere"
-        assert last - half < high <= last + half + seen.attrs["step"], "it ends elsewhere"
-    expected = np.einsum("z,yr,xc,zrc->yx", weights["z"][0], weights["y"], weights["x"], voxels, optimize=True)
-    whole = [(weights[dim] > 0).sum(1) == factor for dim, factor in zip(DIMS, factors, strict=True)]
-    room = [
-        np.where(all_there, 0, unit * factor)
-        for all_there, unit, factor in zip(whole, (16384, 128, 1), factors, strict=True)
-    ]
-    assert (np.abs(seen.raw.values - expected) <= room[0][0] + room[1][:, None] + room[2] + 1e-6).all()
+def check_picture(seen: xr.Dataset, levels: Levels, ds: xr.Dataset, voxels: np.ndarray, asked, pixels) -> None:
+    """Compare pixels with the voxels that they are said to be of, and the picture's extent with what was asked for."""
+    most = max(1, max(high - low for low, high in asked[1:]) / pixels)
+    if len(levels._levels) == 1:
+        most = -(-max(high - low for low, high in asked[1:]) // pixels)
+    factors = max((factors for _, factors in levels._levels if factors[1] <= most), key=lambda of: of[1])
+    step = seen.attrs["step"]
+    assert seen.attrs["factors"] == list(factors)
+    assert most / 2 < step <= most, "it is not as fine as the screen"
+    left, right, bottom, top = extent_of(seen)
+    for begin, end, (low, high) in ((top, bottom, asked[1]), (left, right, asked[2])):
+        assert begin <= low - 0.5 < begin + factors[1], "it begins elsewhere"
+        assert end - step < high - 0.5 <= end, "it ends elsewhere"
+    corner = [int(ds[dim][0]) for dim in DIMS]
+    rows, columns = seen.sizes["y"], seen.sizes["x"]
+    for row, column in {(0, 0), (rows // 2, columns // 3), (rows - 1, columns - 1)}:
+        place = place_of(seen.raw.assign_attrs(seen.attrs), row, column)
+        above = top + 0.5 + row * step
+        assert seen.y.values[row] == above + (step - 1) / 2
+        assert above <= place.y[0] < place.y[1] <= above + step
+        ends = [at + ds.sizes[dim] for at, dim in zip(corner, DIMS, strict=True)]
+        if any(first < at or last > end for (first, last), at, end in zip(place, corner, ends, strict=True)):
+            continue  # a voxel of a level that begins before the Dataset, or ends after it
+        sizes = (*factors[:2], step)
+        # levels are means of means, which weigh voxels differently where the volume ends
+        cut = [unit * of for (a, b), unit, of in zip(place, (16384, 128, 1), sizes, strict=True) if b - a < of]
+        expected = voxels[tuple(slice(a - at, b - at) for (a, b), at in zip(place, corner, strict=True))].mean()
+        if kind_of(ds.raw) == "image" or expected in (0, 255):
+            assert abs(seen.raw.values[row, column] - expected) <= sum(cut) + 1e-6 * expected

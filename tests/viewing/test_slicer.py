@@ -1,5 +1,6 @@
 """The slicer shows the right voxels at the right place, fetches few bytes, and survives errors."""
 
+import inspect
 import re
 import shutil
 import threading
@@ -11,17 +12,20 @@ import numpy as np
 import pytest
 import xarray as xr
 from ipywidgets import ColorPicker
+from matplotlib.backend_bases import MouseEvent
 
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.drawn import marks_of_mito
+from helpers.far import assert_shares, far, far_shares
 from helpers.hostile import Profile, hostile
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.store import levels as store_levels
 from liver_dask.viewing import figures as pictures
-from liver_dask.viewing import progressive
+from liver_dask.viewing import levels, progressive
+from liver_dask.viewing import slicer as slicer_module
 from liver_dask.viewing.progressive import ProgressiveReader, Viewport
 from liver_dask.viewing.slicer import Slicer
 
@@ -42,6 +46,13 @@ def seen_by(slicer: Slicer) -> dict[str, np.ndarray]:
     assert not slicer.status.value
     images = {"raw": slicer._picture._raw, **slicer._picture._masks}
     return {name: np.asarray(image.get_array()) for name, image in images.items() if image.get_visible()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read ahead, except in tests of that, so that requests can be counted."""
+    if "ahead" not in request.node.name:
+        monkeypatch.setattr(progressive, "AHEAD", 0)
 
 
 @pytest.fixture
@@ -70,11 +81,11 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
     found = seen_by(slicer)
     (y0, y1), (x0, x1) = window
     step = max(1, -(-max(y1 - y0, x1 - x0) // SIZE))
-    np.testing.assert_array_equal(found["raw"], voxels["raw"][7, y0:y1:step, x0:x1:step])
+    np.testing.assert_array_equal(found["raw"], far(voxels["raw"][7], *window, step))
     for name in EMPIAR_13356.labels:
-        np.testing.assert_array_equal(found[name][..., 3] > 0, voxels[name][7, y0:y1:step, x0:x1:step] > 0)
-    rows, columns = list(range(y0, y1, step)), list(range(x0, x1, step))
-    edges = columns[0] - step / 2, columns[-1] + step / 2, rows[-1] + step / 2, rows[0] - step / 2
+        assert_shares(found[name][:, : 32 * 4, 3], far_shares(voxels[name][7], *window, step)[:, : 32 * 4])
+    rows, columns = len(range(y0, y1, step)), len(range(x0, x1, step))
+    edges = x0 - 0.5, x0 + columns * step - 0.5, y0 + rows * step - 0.5, y0 - 0.5
     assert tuple(slicer._picture._raw.get_extent()) == edges
 
 
@@ -128,12 +139,197 @@ def test_the_overlay_is_on_the_voxels_that_it_marks(slicers, zoom: int) -> None:
     assert not is_red(corner[0] - 0.5 + away, corner[1] - 0.5 - away)
 
 
+@pytest.mark.parametrize("kind", ["archive", "store with a pyramid"])
+def test_the_value_under_the_mouse_is_of_the_voxels_that_are_named(
+    archive: Path, tmp_path: Path, voxels, slicers, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At five zooms the value is that of the voxel, or a mean that is called so, with the rows and columns it is of."""
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 64)
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"])
+    if kind != "archive":
+        ds = xr.open_zarr(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False, pyramid=True))
+    slicer = slicers(ds, size=100)
+    steps = set()
+    for half in (20, 60, 90, 120, 150):
+        y, x = (150 - half, 150 + half), (max(210 - 2 * half, 0), min(210 + 2 * half, 420))
+        slicer.go_to(6, y, x)
+        seen_by(slicer)
+        steps.add(slicer._seen["raw"].attrs["step"])
+        for row, column in ((y[0], x[0]), (150, 210), (y[1] - 1, x[1] - 1)):
+            text = slicer._position(column + 0.3, row - 0.3)
+            told = re.fullmatch(
+                r"z 6, y (\d+), x (\d+)(?:; z 6, y (\d+)(?: to (\d+))?, x (\d+) to (\d+))?"
+                r": raw (\d+)( \(mean\))?, mito (\d+)",
+                text,
+            )
+            assert told, text
+            *numbers, value, mean, mito = told.groups()
+            assert [int(number) for number in numbers[:2]] == [row, column]
+            if mean is None:
+                assert slicer._seen["raw"].attrs["step"] == 1
+                assert (int(value), int(mito)) == tuple(voxels[name][6, row, column] for name in ("raw", "mito"))
+                continue
+            first, last, left, right = (int(n) for n in (numbers[2], numbers[3] or numbers[2], *numbers[4:]))
+            assert left <= column <= right
+            assert abs(int(value) - voxels["raw"][6, first : last + 1, left : right + 1].mean()) <= 1 + (first != last)
+            assert mito in ("0", "255")
+    assert len(steps) > 2
+    assert slicer._position(-50, 3).endswith("x -50"), "a value where there are no voxels"
+
+
+def mouse(slicer: Slicer, kind: str, column: float, row: float, **more) -> None:
+    """Let the mouse do something at a voxel, given by column and row."""
+    x, y = slicer._picture.axes.transData.transform((column, row))
+    MouseEvent(kind, slicer._picture.canvas, x, y, **more)._process()
+
+
+def test_the_mouse_drags_zooms_and_tells(archive: Path, slicers, voxels) -> None:
+    """Dragging moves the window; the wheel zooms around the voxel under it, scrolls no page; that voxel is told."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    slicer.go_to(4, (100, 180), (100, 180))
+    seen_by(slicer)
+    mouse(slicer, "motion_notify_event", 120, 110)
+    assert slicer.value.value.startswith(f"z 4, y 110, x 120: raw {voxels['raw'][4, 110, 120]}, mito ")
+    mouse(slicer, "motion_notify_event", 10, 10)
+    assert slicer.value.value == "", "a voxel is told that is not shown"
+    mouse(slicer, "button_press_event", 150, 150, button=1)
+    at, _ = slicer._picture.axes.transData.transform((150, 150))
+    for left in (10, 30):  # pixels
+        x, y = at - left, slicer._picture.canvas.get_width_height()[1] / 2
+        MouseEvent("motion_notify_event", slicer._picture.canvas, x, y, buttons=[1])._process()
+    mouse(slicer, "button_release_event", 150, 150, button=1)
+    (top, bottom), (left, right) = slicer.window
+    assert left > 105
+    assert right - left in (80, 81)
+    before = slicer.window
+    mouse(slicer, "motion_notify_event", 200, 150)
+    assert slicer.window == before, "it is dragged without a button"
+    slicer.go_to(4, (100, 180), (100, 180))
+    mouse(slicer, "scroll_event", 110, 170, step=2)
+    (top, bottom), (left, right) = slicer.window
+    assert bottom - top in (40, 41)
+    assert abs((110 - left) / (right - left) - 1 / 8) < 0.03
+    assert slicer._picture.canvas.capture_scroll
+
+
+@pytest.mark.parametrize(("size", "said"), [(None, "50.0 px"), ((30, 8, 8), "0.400 µm")])
+def test_a_ruler_measures(archive: Path, slicers, size, said: str) -> None:
+    """With the ruler, dragging measures in micrometres, or in pixels if no voxel size is known, and moves nothing."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, voxel_size_nm=size), z=3)
+    slicer.go_to(4, (100, 180), (100, 180))
+    seen_by(slicer)
+    before = slicer.window
+    slicer.ruler.value = True
+    mouse(slicer, "button_press_event", 110, 120, button=1)
+    mouse(slicer, "motion_notify_event", 140, 160, buttons=[1])
+    assert slicer.value.value == f"{said} from y 120, x 110 to y 160, x 140"
+    np.testing.assert_allclose(slicer._picture._ruler.get_xydata(), [[110, 120], [140, 160]])
+    mouse(slicer, "button_release_event", 140, 160, button=1)
+    mouse(slicer, "motion_notify_event", 150, 160)
+    assert slicer.value.value.startswith("z 4, y 160, x 150: raw")
+    assert slicer.window == before
+    slicer.ruler.value = False
+    assert not len(slicer._picture._ruler.get_xydata())
+
+
+def test_a_place_can_be_typed(archive: Path, slicers) -> None:
+    """The centre is shown and can be typed; a number outside the Dataset is its nearest voxel."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    slicer.go_to(4, (100, 180), (100, 200))
+    seen_by(slicer)
+    assert (slicer.y.value, slicer.x.value) == (140, 150)
+    slicer.x.value = 250
+    assert slicer.window == ((100, 180), (200, 300))
+    slicer.y.value = 10_000
+    seen_by(slicer)
+    assert slicer.y.value == 299
+    assert slicer.window[0][1] == 300
+    slicer.go_to(4)
+    for column in (20, 25, 30, 35):  # near the edge, where half of the picture is empty
+        slicer.x.value = column
+        seen_by(slicer)
+        assert slicer.x.value == column
+        assert sum(slicer._picture.axes.get_xlim()) / 2 == pytest.approx(column, abs=0.6)
+
+
+def test_the_picture_stays_at_the_volume(archive: Path, slicers) -> None:
+    """Dragging and zooming out end where nothing of the volume would be in the middle."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    seen_by(slicer)
+    for _ in range(30):
+        slicer._zoom(2)
+    (left, right), (bottom, top) = slicer._picture.axes.get_xlim(), slicer._picture.axes.get_ylim()
+    assert right - left <= 4 * 420
+    assert bottom - top <= 4 * 420
+    slicer.go_to(3)
+    mouse(slicer, "button_press_event", 150, 150, button=1)
+    MouseEvent("motion_notify_event", slicer._picture.canvas, 10_000, 10_000, buttons=[1])._process()
+    mouse(slicer, "button_release_event", 150, 150, button=3)
+    assert slicer._is_dragged, "another button ends it"
+    mouse(slicer, "button_release_event", 150, 150, button=1)
+    for middle, length in zip(slicer._middle(), SHAPE[1:], strict=True):
+        assert 0 <= middle <= length
+
+
+def test_the_slices_beside_are_read_ahead(
+    server: ArchiveServer, slicers, voxels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a slice is sharp, those beside it are read; the next one is then shown without a request."""
+    slicer = slicers(ld.open_human_liver_em(server.url, shape=SHAPE, labels=["mito"]), z=0)
+    seen_by(slicer)
+    slicer.z.value = 3
+    seen_by(slicer)
+    wanted = {slicer._viewport().key(name) for name in ("raw", "mito")}
+    wanted = {(name, z, *rest) for name, _, *rest in wanted for z in (2, 3, 4)}
+    until = time.monotonic() + 30
+    while not wanted <= {*slicer._reader._kept}:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert slicer._reader.idle.is_set(), "what is read ahead counts as reading"
+    server.requests.clear()
+    monkeypatch.setattr(progressive, "AHEAD", 0)
+    for z in (4, 2):
+        slicer.z.value = z
+        np.testing.assert_array_equal(seen_by(slicer)["raw"], far(voxels["raw"][z], (0, 300), (0, 420), 3))
+    assert not server.requests
+
+
+def test_slices_on_the_way_are_shown_coarsely(archive: Path, slicers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the slider is dragged, raw of slices on the way is shown as soon as it is there, under its own number."""
+    monkeypatch.setattr(slicer_module, "SECONDS_AT_REST", 0.6)
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
+    seen_by(slicer)
+    titles = []
+    draw = slicer._picture.draw_raw
+    monkeypatch.setattr(slicer._picture, "draw_raw", lambda z, seen, _: titles.append((z, seen.attrs["step"])))
+    for z in (4, 5, 6):
+        slicer.z.value = z
+        time.sleep(0.3)
+    assert {4, 5, 6} >= {z for z, _ in titles}
+    assert len(titles) >= 2, "nothing was shown on the way"
+    assert all(step > 3 for _, step in titles), "sharp slices were read on the way"
+    monkeypatch.setattr(slicer._picture, "draw_raw", draw)
+    seen_by(slicer)
+    assert slicer._picture.axes.get_title(loc="left").startswith("z 6,")
+
+
+def test_it_is_as_small_as_a_narrow_window(archive: Path, slicers) -> None:
+    """The picture and its one tool fit into a window of 700 pixels, and what is told is above the picture."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), size=620)
+    assert inspect.signature(ld.view).parameters["size"].default == 620
+    canvas = slicer._picture.canvas
+    assert slicer.children[-1] is canvas
+    assert canvas.get_width_height()[0] == 620
+    assert [item[0] for item in canvas.toolbar.toolitems] == ["Download"]
+    assert not canvas.footer_visible
+
+
 def test_a_colour_can_be_chosen_for_a_mask_and_not_for_instances(archive: Path, slicers) -> None:
     """A mask has a control of its colour; instances have a patch of several colours instead."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito", "er"])
     slicer = slicers(ds.assign(mito=ds.mito.assign_attrs(kind="instances")), z=3)
     seen_by(slicer)
-    mito, er = (slicer.masks[name].box.children for name in ("mito", "er"))
+    mito, er = (slicer.masks[name].controls for name in ("mito", "er"))
     assert isinstance(er[1], ColorPicker)
     assert not any(isinstance(control, ColorPicker) for control in mito)
     colors = re.findall("background: (#[0-9a-f]{6})", mito[1].value)
@@ -169,7 +365,7 @@ def test_sliding_back_fetches_nothing(server: ArchiveServer, slicers, voxels) ->
     server.requests.clear()
     slicer._levels.window = None  # a call fails: nothing is read again, not even from the cache
     slicer.z.value = 3
-    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], far(voxels["raw"][3], (0, 300), (0, 420), 3))
     assert not server.requests
 
 
@@ -184,16 +380,16 @@ def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxel
     slicer._turn()
     slicer.masks["mito"].opacity.value = 0.7
     assert not slicer._picture._masks["mito"].get_visible(), "a mask of the slice before"
-    late = slicer._levels.window(4, pixels=SIZE).raw.assign_attrs(step=3).compute()
+    late = levels.variable_of(slicer._levels.window(4, pixels=SIZE), "raw").compute()
     slicer._take(Viewport(4, (0, 300), (0, 420), SIZE, ("raw",)), late)
-    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][3, ::3, ::3])
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], far(voxels["raw"][3], (0, 300), (0, 420), 3))
 
 
 def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) -> None:
     """A coarse picture of raw comes first, for less than a fifth of the bytes; sharp ones of all follow."""
     came: list[tuple[str, int, int]] = []
     reader = ProgressiveReader(
-        pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE)),
+        levels.Levels(ld.open_human_liver_em(server.url, shape=SHAPE)),
         lambda _, seen: came.append((seen.name, seen.attrs["step"], server.bytes_sent)),
         lambda *_: None,
     )
@@ -214,8 +410,8 @@ def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
     slow = hostile(Profile(rate=150_000, latency=0.02))
     shown: list[int] = []
     with serve(tmp_path / "archive", slow) as server:
-        levels = pictures.Levels(ld.open_human_liver_em(server.url, shape=shape, labels=[], connections=4))
-        reader = ProgressiveReader(levels, lambda look, *_: shown.append(look.z), lambda *_: None)
+        seen = levels.Levels(ld.open_human_liver_em(server.url, shape=shape, labels=[], connections=4))
+        reader = ProgressiveReader(seen, lambda look, *_: shown.append(look.z), lambda *_: None)
         whole = (0, 1200), (0, 1200), 1200
         for z in (0, 1, 2, 3):
             reader.see(Viewport(z, *whole, ("raw",)))
@@ -260,8 +456,8 @@ def test_a_slow_look_is_reported(archive: Path) -> None:
     """During a slow read the status shows the progress, and is empty afterwards."""
     told: list[str] = []
     with serve(archive, hostile(Profile(rate=80_000, latency=0.1))) as server:
-        levels = pictures.Levels(ld.open_human_liver_em(server.url, shape=SHAPE, labels=[], connections=2))
-        reader = ProgressiveReader(levels, lambda *_: None, lambda _, text: told.append(text))
+        seen = levels.Levels(ld.open_human_liver_em(server.url, shape=SHAPE, labels=[], connections=2))
+        reader = ProgressiveReader(seen, lambda *_: None, lambda _, text: told.append(text))
         reader.see(Viewport(4, (0, 300), (0, 420), 420, ("raw",)))
         assert reader.idle.wait(60)
         reader.close()
@@ -279,9 +475,9 @@ def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, m
     part = stored.isel(y=slice(30, 260), x=slice(11, 300))
     for of in (stored, part):
         assert len(store_levels.open_levels(of)) == 4
-        near, far = pictures.window(of, 4, (60, 100), (50, 90)), pictures.window(of, 4, pixels=80)
+        near, far = levels.window(of, 4, (60, 100), (50, 90)), levels.window(of, 4, pixels=80)
         np.testing.assert_array_equal(near.raw, stored.raw.sel(z=4, y=slice(60, 99), x=slice(50, 89)))
-        assert max(far.raw.shape) <= 80
+        assert 80 <= max(far.raw.shape) < 160, "a pixel shows more or less than the screen can"
         level = xr.open_zarr(tmp_path / "a.zarr" / "pyramid" / f"s{far.attrs['step'].bit_length() - 1}")
         xr.testing.assert_equal(far.raw.compute().drop_vars("z"), level.raw.sel(z=4, y=far.y, x=far.x).drop_vars("z"))
         half = far.attrs["step"]

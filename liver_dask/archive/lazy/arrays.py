@@ -11,6 +11,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import xarray as xr
 from dask.base import tokenize
 
 from ...core.errors import InvalidArgumentError
@@ -108,6 +109,18 @@ class VolumeArray(da.Array, metaclass=_AsDaskArray):
         """Return another array of the same voxels."""
         make, arguments = self.__reduce__()
         return make(*arguments)
+
+
+def in_memory(variable: xr.DataArray) -> xr.DataArray:
+    """Read a variable into memory.
+
+    Voxels of the archive are read in one call on this thread, so that the read can be cancelled. Everything else is
+    computed by xarray.
+    """
+    lazy = variable.data.lazy if isinstance(variable.variable._data, VolumeArray) else None
+    if lazy:
+        return variable.copy(data=lazy[(slice(None),) * lazy.ndim])
+    return variable.compute()
 
 
 def check_kind_of_arrays() -> None:

@@ -9,7 +9,7 @@ import xarray as xr
 from ..archive.archives import EMPIAR_13356
 from ..archive.dataset import open_archive
 from ..archive.description import Archive
-from ..store.record import check_shards, has_record, open_record
+from .record import check_finished, check_shards, has_record, open_record
 
 
 def open_target(
@@ -32,4 +32,5 @@ def open_target(
         names = list(open_record(Path(target))["variables"])
         check_shards(Path(target), names)
         return xr.open_zarr(target)
+    check_finished(Path(target))
     return open_archive(archive, target, **options)
