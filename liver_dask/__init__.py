@@ -18,6 +18,7 @@ from .core.errors import (
     StoreExistsError,
 )
 from .core.metrics import Trace, trace
+from .serving.server import as_zarr, serve
 from .store.pyramid import add_pyramid
 from .store.to_zarr import to_zarr
 from .store.verify import VerifyReport, verify
@@ -52,6 +53,7 @@ __all__ = [
     "VerifyReport",
     "add_pyramid",
     "archives",
+    "as_zarr",
     "get_human_liver_em_data",
     "get_human_liver_em_dataset",
     "get_human_liver_em_full_volume",
@@ -60,6 +62,7 @@ __all__ = [
     "get_human_liver_em_tiles",
     "open_archive",
     "open_human_liver_em",
+    "serve",
     "show",
     "to_zarr",
     "trace",

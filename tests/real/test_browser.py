@@ -22,10 +22,14 @@ from PIL import Image
 from helpers.browser import SHAPE, Z_SLIDER, viewing
 from helpers.paths import ROOT
 from helpers.waiting import free_port
+from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
+VOXEL = re.compile(
+    r"z 5, y (\d+), x (\d+)(?:; z 5, y (\d+)(?: to (\d+))?, x (\d+) to (\d+))?: raw (\d+)(?: \(mean\))?, mito (\d+)"
+)
 NOTEBOOK = ROOT / "notebooks" / "01_open_and_look.ipynb"
 
 
@@ -94,6 +98,41 @@ def slide_and_toggle(page, pictures: Path, name: str, first_z: int) -> None:
     page.mouse.wheel(0, -400)
     look("zoomed")
     assert where.inner_text() != text, "the wheel did not zoom"
+
+
+def test_the_value_under_the_mouse(browser, tmp_path: Path) -> None:
+    """At five zooms, what is told of the voxel under the mouse is what the archive has there, or its mean."""
+    pytest.importorskip("voila", reason="needs the extra `app`")
+    make_archive(tmp_path / "archive", SHAPE)
+    raw, mito = (np.asarray(Image.open(tmp_path / "archive" / EMPIAR_13356.path(name, 5))) for name in ("raw", "mito"))
+    steps = set()
+    with viewing(tmp_path, "archive", "--shape", *map(str, SHAPE), "--z", "5", "--port", "0") as address:
+        page = browser.new_page(viewport={"width": 700, "height": 1000})
+        page.goto(address)
+        canvas = page.locator(".jupyter-matplotlib-canvas-container").first
+        canvas.wait_for(timeout=120_000)
+        box = canvas.bounding_box()
+        x, y = box["x"] + 0.55 * box["width"], box["y"] + 0.5 * box["height"]
+        for _ in range(5):
+            page.wait_for_timeout(4000)
+            page.mouse.move(x + 7, y + 3)
+            page.mouse.move(x, y)
+            page.wait_for_timeout(1000)
+            told = page.get_by_text(VOXEL).first.inner_text()
+            row, column, first, last, left, right, value, mask = (int(n or -1) for n in VOXEL.match(told).groups())
+            if left < 0:
+                steps.add(1)
+                assert value == raw[row, column], told
+                assert mask == mito[row, column], told
+            else:
+                steps.add(right + 1 - left)
+                assert left <= column <= right, told
+                assert abs(value - raw[max(first, 0), left : right + 1].mean()) <= 1, told
+                assert last < 0, "a mean over several rows of an archive"
+            page.mouse.wheel(0, -200)
+        page.close()
+    assert 1 in steps
+    assert len(steps) > 1
 
 
 def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:

@@ -1,8 +1,8 @@
-"""A store with a pyramid in napari and neuroglancer, with screenshots: `pytest -m real tests/real/test_viewers.py`.
+"""A store, and an archive that is not downloaded, in napari and neuroglancer, with screenshots.
 
-Each viewer needs the following, or its tests are skipped:
+`pytest -m real tests/real/test_viewers.py`. Each viewer needs the following, or its tests are skipped:
 
-- napari: `pip install napari PyQt6 napari-ome-zarr`; for its window also Debian's `xvfb`, `libegl1`, `libgl1`,
+- napari: `pip install napari PyQt6 napari-ome-zarr aiohttp`; for its window also Debian's `xvfb`, `libegl1`, `libgl1`,
   `libgl1-mesa-dri`, `libdbus-1-3`, `libxkbcommon-x11-0`, `libxcb-cursor0`, `libxcb-icccm4`, `libxcb-image0`,
   `libxcb-keysyms1`, `libxcb-render-util0` and `libxcb-shape0`. Where it is installed, pytest needs the options
   `-p no:napari -p no:npe2 -p no:napari-plugin-engine`, because napari's plugins for pytest warn when imported.
@@ -18,16 +18,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from PIL import Image, ImageColor
 
 import liver_dask as ld
+from helpers.neuroglancer import CHROMIUM, WINDOW, opened, photograph
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core import geometry
 from liver_dask.core.kinds import FOREGROUND, RAW
@@ -41,9 +43,6 @@ SLICE = 5
 VOXEL_SIZE = (30, 8, 8)
 LEVELS = 3
 OPACITY = 0.4
-WINDOW = (1280, 900)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WEBGL_WITHOUT_GPU = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 
 NAPARI = f"""
 import json, sys, time
@@ -59,7 +58,7 @@ def keep(path):
 
 store, near, far = sys.argv[1:]
 viewer = napari.Viewer()
-viewer.window.resize{WINDOW}
+viewer.window.resize{(*WINDOW.values(),)}
 layers = viewer.open(store, plugin="napari-ome-zarr")
 for layer in layers[1:]:
     layer.visible, layer.opacity = True, {OPACITY}
@@ -72,11 +71,6 @@ levels.append(keep(far))
 viewer.close()
 print(json.dumps(levels))
 """
-
-ALL_IS_DRAWN = """() => {
-    const viewer = window.viewer, layers = viewer?.layerManager.managedLayers ?? [];
-    return layers.length === 4 && layers.every(layer => layer.isReady()) && viewer.isReady();
-}"""
 
 
 class ForBrowsers(RangeRequestHandler):
@@ -113,6 +107,12 @@ def display() -> Iterator[str]:
         assert number, "Xvfb did not start"
         yield f":{number}"
         screen.terminate()
+
+
+def cropped(store: Path) -> xr.Dataset:
+    """The archive of a store, in the same box."""
+    ds = ld.open_human_liver_em(store.parent / "archive", shape=SHAPE, voxel_size_nm=VOXEL_SIZE)
+    return ds.liver.crop(BOX)
 
 
 def levels_of(store: Path) -> list[xr.Dataset]:
@@ -161,16 +161,25 @@ def test_napari_reads_every_voxel_of_every_level(store: Path) -> None:
     assert ((raw > least) & (raw < most)).mean() > 0.8
 
 
-def test_napari_shows_raw_and_labels(store: Path, display: str, pictures: Path, tmp_path: Path) -> None:
-    """The window of napari shows raw and labels, and reads the coarsest level when it is zoomed out."""
+@pytest.mark.parametrize("kind", ["store", "archive"])
+def test_napari_shows_raw_and_labels(store: Path, display: str, pictures: Path, tmp_path: Path, kind: str) -> None:
+    """The window of napari shows raw and labels, and reads the coarsest level when it is zoomed out: of a store, and of
+    an archive that is served.
+    """
     for module in ("napari", "PyQt6", "napari_ome_zarr"):
         if find_spec(module) is None:
             pytest.skip(f"needs {module}")
-    near, far = pictures / "napari.png", pictures / "napari_from_afar.png"
+    near, far = pictures / f"napari-{kind}.png", pictures / f"napari-{kind}-from-afar.png"
     settings = {"NAPARI_CONFIG": str(tmp_path / "settings.yaml"), "XDG_RUNTIME_DIR": str(tmp_path)}
     screen = {"DISPLAY": display, "QT_QPA_PLATFORM": "xcb", "LIBGL_ALWAYS_SOFTWARE": "1"}
-    command = [sys.executable, "-c", NAPARI, *map(str, (store, near, far))]
-    run = subprocess.run(command, env=os.environ | settings | screen, capture_output=True, text=True)
+    with ld.serve(cropped(store)) if kind == "archive" else nullcontext() as server:
+        command = [
+            sys.executable,
+            "-c",
+            NAPARI,
+            *map(str, (f"{server.url}volume.zarr" if server else store, near, far)),
+        ]
+        run = subprocess.run(command, env=os.environ | settings | screen, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1])[1] == [LEVELS - 1] * 4
     for picture in (near, far):
@@ -199,6 +208,37 @@ def test_neuroglancer_shows_raw_and_labels(store: Path, pictures: Path) -> None:
     assert_shows_the_slice(picture, store)
 
 
+def test_neuroglancer_shows_an_archive_that_was_not_downloaded(store: Path, pictures: Path) -> None:
+    """The link of the gateway opens neuroglancer with raw and labels; all that is shown comes from the gateway."""
+    pytest.importorskip("neuroglancer", reason="needs neuroglancer")
+    pytest.importorskip("playwright", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    picture = pictures / "neuroglancer-archive.png"
+    with ld.serve(cropped(store)) as server, opened(server.link(z=SLICE)) as page:
+        hosts = photograph(page, picture)
+    assert hosts == {"127.0.0.1", *(f"layer{i}.localhost" for i in (1, 2, 3))}
+    assert_shows_the_slice(picture, store)
+
+
+@pytest.mark.filterwarnings("ignore")  # napari's dependencies deprecate each other
+def test_napari_reads_what_is_served(store: Path) -> None:
+    """The plugin of napari reads all voxels of all scales over HTTP, with names, scales and colours."""
+    plugin = pytest.importorskip("napari_ome_zarr", reason="needs napari-ome-zarr")
+    pytest.importorskip("aiohttp", reason="needs aiohttp")
+    ds = cropped(store)
+    root = zarr.open_group(ld.as_zarr(ds), mode="r")
+    with ld.serve(ds) as server:
+        layers = plugin.napari_get_reader(server.url)(server.url)
+        assert [kind for _, _, kind in layers] == ["image", "labels", "labels", "labels"]
+        for name, (arrays, told, _) in zip([RAW, *EMPIAR_13356.labels], layers, strict=True):
+            assert name in told["name"]
+            assert told["scale"] == [*VOXEL_SIZE]
+            np.testing.assert_array_equal(arrays[0].compute(), ds[name].values)
+            for number, array in enumerate(arrays[1:], 1):
+                np.testing.assert_array_equal(array.compute(), root[f"pyramid/s{number}/{name}"][:])
+
+
 def fill(state, server: ArchiveServer, store: Path) -> None:
     """Set what neuroglancer shows: it does not read the labels, colours and contrast from the metadata itself."""
     import neuroglancer
@@ -217,19 +257,3 @@ def fill(state, server: ArchiveServer, store: Path) -> None:
         )
     state.layout, state.cross_section_scale = "xy", 1.4
     state.show_axis_lines = False
-
-
-def photograph(url: str, picture: Path) -> set[str | None]:
-    """Open a page in a headless browser, save a screenshot when all is drawn, and return the hosts that it contacts."""
-    from playwright.sync_api import sync_playwright
-
-    hosts: set[str | None] = set()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WEBGL_WITHOUT_GPU)
-        page = browser.new_page(viewport=dict(zip(("width", "height"), WINDOW, strict=True)))
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-        page.goto(url)
-        page.wait_for_function(ALL_IS_DRAWN, timeout=120_000)
-        page.screenshot(path=picture)
-        browser.close()
-    return hosts - {None}
