@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import time
+import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.filesize import decimal
 from .archive.archives import find_archive
 from .archive.dataset import open_archive
 from .archive.description import Archive
+from .archive.probe import probe
 from .archive.reader import Missing
 from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
 from .cli_options import (
@@ -39,24 +41,23 @@ from .core.errors import InvalidArgumentError, LiverDaskError
 from .core.interrupts import forget_interrupt, interrupts_noted
 from .core.malloc import share_memory
 from .demo import run_demo
+from .serving.neuroglancer import HOSTED
+from .serving.server import Server, serve
 from .store.estimate import PROCESS_BYTES
 from .store.identity import made_of
 from .store.inventory import check_structure
 from .store.plan import Export
 from .store.preflight import WORTH_TELLING
 from .store.pyramid import add_pyramid
-from .store.record import has_record, layout_of, open_record, read_record, what_it_lacks
+from .store.record import check_finished, has_record, layout_of, open_record, read_record, what_it_lacks
 from .store.record_checks import record_problem
+from .store.targets import open_target
 from .store.verify import verify as verify_store
-from .viewing.figures import PIXELS, show
-from .viewing.targets import open_target
+from .viewing.figures import INCHES, show
+from .viewing.levels import PIXELS
 from .viewing.view import serve_slicer, view
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
-
-
-SNAPSHOT_DPI = 160
-"""Resolution at which a figure of 7 x 7 inches has about as many pixels as the default of `--pixels`."""
 
 
 class OneSentenceGroup(click.Group):
@@ -129,11 +130,12 @@ def demo(out: Path) -> None:
 @target_argument
 @archive_option
 @shape_option
-def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -> None:
+@click.option("--offline", is_flag=True, help="Say what the archive's description says, and ask nothing.")
+def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, offline: bool) -> None:
     """Show what a source or a store contains.
 
-    TARGET is a store or the address of the archive. The default is the address in the archive's description. Nothing is
-    fetched.
+    TARGET is a store or the address of the archive. The default is the address in the archive's description. Of an
+    archive, the headers of one slice of each variable are fetched, to see whether it is there and as described.
     """
     refuse_options_for_store(target)
     described = find_archive(archive).of_shape(shape)
@@ -162,17 +164,29 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
         for lacking in what_it_lacks(record):
             click.echo(f"{store}: {lacking}")
         return
-    partial = store.with_name(f"{store.name}.partial") if store.name else store
-    if (partial / "store").is_dir():
-        raise click.ClickException(f"{store} is not complete yet; the command that began it goes on with {partial}.")
+    check_finished(store)
     ds = open_archive(described, target)
     check_some_file(described, ds.attrs["source"])
     click.echo(ds)
+    if not offline:
+        _tell_what_is_there(ds)
     if described.tissue_box:
         x_min, x_max, y_min, y_max, z_min, z_max = described.tissue_box
         click.echo(
             f"\nTissue: --bbox {x_min} {x_max} {y_min} {y_max} {z_min} {z_max}; outside it the slices are empty."
         )
+
+
+def _tell_what_is_there(ds: xr.Dataset) -> None:
+    """Ask for the middle slice of each variable; what is not as described ends the command."""
+    z = ds.sizes["z"] // 2
+    found = probe(ds, z)
+    right = [name for name, error in found.items() if error is None]
+    if right:
+        click.echo(f"\nSlice {z} is there, and as described: {', '.join(right)}.")
+    wrong = [str(error) for error in found.values() if error]
+    if wrong:
+        raise click.ClickException("\n".join(wrong))
 
 
 @main.command()
@@ -185,7 +199,9 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None) -
 @click.option("--label", "labels", multiple=True, help="A mask to show; may be repeated.  [default: all]")
 @missing_option
 @voxel_size_option
-@click.option("--pixels", type=click.IntRange(16), default=PIXELS, show_default=True, help="Rows and columns, at most.")
+@click.option(
+    "--pixels", type=click.IntRange(64, 20000), default=PIXELS, show_default=True, help="Size of the picture."
+)
 @click.option(
     "-o",
     "--out",
@@ -224,7 +240,7 @@ def snapshot(
         voxel_size_nm=voxel_size_nm,
     )
     figure = show(ds, z, y, x, labels=labels or None, pixels=pixels)
-    figure.savefig(out, dpi=SNAPSHOT_DPI, bbox_inches="tight")
+    figure.savefig(out, dpi=pixels / INCHES, bbox_inches="tight")
     click.echo(out)
 
 
@@ -234,9 +250,16 @@ def snapshot(
 @shape_option
 @click.option("--z", type=int, help="The slice to begin with.  [default: the middle one]")
 @click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Of this machine; 0: any.")
+@click.option("--neuroglancer", is_flag=True, help="Use neuroglancer; see `liver-dask serve`, which has more options.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Whether to open one.")
 def view_command(
-    target: str | None, archive: str, shape: tuple[int, int, int] | None, z: int | None, port: int, browser: bool
+    target: str | None,
+    archive: str,
+    shape: tuple[int, int, int] | None,
+    z: int | None,
+    port: int,
+    neuroglancer: bool,
+    browser: bool,
 ) -> None:
     """Slide through a volume in a browser, without a notebook.
 
@@ -247,10 +270,61 @@ def view_command(
     refuse_options_for_store(target)
     click.echo("Starting; the address of the page follows.", err=True)  # importing and opening take some seconds
     target = find_archive(archive).url if target is None else target
+    if neuroglancer:
+        _serve(serve(target, port, archive=archive, shape=shape), HOSTED, z, browser)
+        return
     view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it
         serve_slicer(target, archive, shape, z, port, browser)
     forget_interrupt()
+
+
+@main.command("serve")
+@target_argument
+@archive_option
+@shape_option
+@missing_option
+@voxel_size_option
+@click.option("--z", type=int, help="The slice that the link shows.  [default: the middle one]")
+@click.option("--port", type=click.IntRange(0, 65535), default=8867, show_default=True, help="Of this machine; 0: any.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of this machine on which to listen.")
+@click.option("--token", help="First part of the path; on other than local addresses it is random by default.")
+@click.option("--neuroglancer", "client", default=HOSTED, show_default=True, help="Where neuroglancer is.")
+@click.option("--browser/--no-browser", default=False, show_default=True, help="Whether to open the link.")
+def serve_command(
+    target: str | None,
+    archive: str,
+    shape: tuple[int, int, int] | None,
+    missing: Missing,
+    voxel_size_nm: tuple[float, float, float] | None,
+    z: int | None,
+    port: int,
+    host: str,
+    token: str | None,
+    client: str,
+    browser: bool,
+) -> None:
+    """Serve a volume to neuroglancer, napari and other Zarr readers, without downloading it.
+
+    TARGET is a store or the address of the archive. The default is the address in the archive's description. Chunks are
+    made when a viewer asks for them, and nothing is written. Press Ctrl-C to stop.
+    """
+    refuse_options_for_store(target)
+    target = find_archive(archive).url if target is None else target
+    options: dict[str, Any] = {"archive": archive, "shape": shape, "missing": missing, "voxel_size_nm": voxel_size_nm}
+    _serve(serve(target, port, host=host, token=token, **options), client, z, browser)
+
+
+def _serve(server: Server, client: str, z: int | None, browser: bool) -> None:
+    """Say where a server is, and wait for Ctrl-C."""
+    with server:
+        link = server.link(client, z=z)  # the first read: an address without an archive is an error here
+        click.echo(f"Zarr readers: {server.url}\nneuroglancer: {link}\nPress Ctrl-C to stop.")
+        if browser:
+            webbrowser.open(link)
+        with suppress(KeyboardInterrupt):  # the normal way to stop it
+            server.wait()
+        forget_interrupt()
 
 
 @main.command()
@@ -323,9 +397,7 @@ def download(
     )
     export = Export.plan(ds, out, bounding_box=described.full_box if full else bbox)
     if dry_run:
-        is_there = export.store.is_complete()  # raises the same errors as without --dry-run
-        if is_there:
-            export.store.check_voxel_size(voxel_size_nm, complete=True)
+        is_there = export.store.check(voxel_size_nm)  # raises the same errors as without --dry-run
         click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))
         return
     with cluster(scheduler, workers) as client:

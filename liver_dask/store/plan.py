@@ -21,7 +21,7 @@ from ..core.config import setting
 from ..core.disk import is_link
 from ..core.documents import changing_attributes
 from ..core.errors import InvalidArgumentError, RemoteError
-from ..core.geometry import DIMS, crop
+from ..core.geometry import DIMS, check_voxel_size, crop
 from ..core.kinds import RESERVED_NAMES, kind_of
 from ..core.metrics import traffic
 from .driver import Driver
@@ -92,6 +92,8 @@ class Export:
         """
         target = _local_path(path)
         _check_variables(ds)
+        if ds.attrs.get("voxel_size_nm") is not None:
+            check_voxel_size(ds.attrs["voxel_size_nm"])
         part = crop(ds, bounding_box)
         sizes = {str(name): variable.dtype.itemsize for name, variable in part.data_vars.items()}
         layout = plan_layout([part.sizes[dim] for dim in DIMS], sizes, chunks, shards)
@@ -131,7 +133,7 @@ class Export:
         client = client_in_force() if client is None else client
         check_call(client, on_error)
         if self.store.is_complete():
-            self.store.check_voxel_size(voxel_size_nm, complete=True)
+            self.store.check_voxel_size(voxel_size_nm)
             self._check_address(complete=True)
             self.store.tidy_beside()
             return
@@ -144,7 +146,7 @@ class Export:
         with self.store.locked(self._write_metadata) as run_name:
             if not run_name:
                 return
-            self.store.check_voxel_size(voxel_size_nm, complete=False)
+            self.store.check_voxel_size(voxel_size_nm)
             try:
                 self._check_address(complete=False)
                 if client:

@@ -96,6 +96,16 @@ def open_record(store: Path) -> dict[str, Any]:
     return record
 
 
+def check_finished(path: Path) -> None:
+    """Raise NotDownloadedError if a path is that of an unfinished store, or of the folder in which it is written."""
+    partial = path.with_name(f"{path.name}.partial") if path.name and not is_there(path) else path
+    if is_there(partial / "store" / RECORD / "zarr.json"):
+        raise NotDownloadedError(
+            f"{path} is not complete: {partial} is an unfinished store of liver_dask; finish it first, by the command "
+            "that began it."
+        )
+
+
 def what_it_lacks(record: Mapping[str, Any]) -> list[str]:
     """Return what a store of an earlier format lacks, one sentence each."""
     if record["format"] >= FORMAT:

@@ -119,19 +119,36 @@ class Store:
             raise StoreExistsError(f"{error}; remove it to begin anew.") from error
         return True
 
-    def check_voxel_size(self, asked: Sequence[float] | None, *, complete: bool) -> None:
-        """Check that the store has the voxel size that the caller gives; None accepts any.
+    def check(self, voxel_size_nm: Sequence[float] | None) -> bool:
+        """Return whether exactly this store is complete, after all checks of what is written of it, for a plan.
+
+        Args:
+            voxel_size_nm: The size (z, y, x) that the caller says; None accepts any.
+
+        Raises:
+            StoreExistsError: Something else exists at its path, or an unfinished store of another call.
+        """
+        is_complete = self.is_complete()
+        if not is_complete and is_there(self._unfinished):
+            self._check_unfinished()
+        self.check_voxel_size(voxel_size_nm)
+        return is_complete
+
+    def check_voxel_size(self, asked: Sequence[float] | None) -> None:
+        """Check that what is written of the store has the voxel size that the caller gives; None accepts any.
 
         Raises:
             StoreExistsError: It has another one, or none.
         """
-        size = voxel_size_of(self.target if complete else self._unfinished) if asked is not None else None
-        if asked is not None and (size is None or tuple(size) != tuple(asked)):
-            has = f"voxels of {size} nm (z, y, x)" if size else "no voxel size"
-            raise StoreExistsError(
-                f"{self.target if complete else self.partial} was made with {has}, and this call says {tuple(asked)}; "
-                "leave the voxel size out to keep the store as it is, or choose another path."
-            )
+        written = {self._unfinished: self.partial, self.target: self.target}
+        for folder, told in written.items() if asked is not None else ():
+            size = voxel_size_of(folder) if has_record(folder) else asked
+            if size is None or tuple(size) != tuple(asked or ()):
+                has = f"voxels of {size} nm (z, y, x)" if size else "no voxel size"
+                raise StoreExistsError(
+                    f"{told} was made with {has}, and this call says {tuple(asked or ())}; leave the voxel size out to "
+                    "keep the store as it is, or choose another path."
+                )
 
     @contextmanager
     def locked(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:

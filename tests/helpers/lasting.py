@@ -53,9 +53,9 @@ LEFT: dict[str, str] = {
     "liver_dask.core.malloc.keep_memory_of_worker": "what malloc was told cannot be taken back",
     "liver_dask.core.threads._is_wanted": _GIVEN_BACK,
     "liver_dask.core.threads._process": "ends with the process",
+    "liver_dask.serving.dataset_store._zstd": _ALWAYS_THE_SAME,
     "liver_dask.training.dataset._draw": _GIVEN_BACK,
     "liver_dask.training.randomness._is_on_threads": "is set in contexts of their own",
-    "liver_dask.store.mask_shares._keep_share": _ALWAYS_THE_SAME,
     "liver_dask.training.transforms._standardize": _ALWAYS_THE_SAME,
 }
 """The reason why each other object cannot affect the next test."""

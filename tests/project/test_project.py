@@ -21,6 +21,7 @@ from helpers.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "liver_dask"
 OF_AN_EXTRA = {
+    "liver_dask.serving.app": "starlette",
     "liver_dask.training.batches": "torch_em",
     "liver_dask.training.dataset": "torch_em",
     "liver_dask.training.randomness": "torch",
@@ -35,7 +36,8 @@ PACKAGES_BELOW = {
     "store": {"core", "archive"},
     "training": {"core", "archive", "store"},
     "viewing": {"core", "archive", "store"},
-    "top": {"core", "archive", "store", "training", "viewing"},
+    "serving": {"core", "archive", "store"},
+    "top": {"core", "archive", "store", "training", "viewing", "serving"},
 }
 """What each package may import besides itself. Modules at the top level, such as `cli`, are `top`."""
 

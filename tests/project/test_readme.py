@@ -78,14 +78,49 @@ PROMISES = {
     "the same box as below, lazily": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
     "the labelled fraction of each slice": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
     "saves such a picture": ["test_pictures::test_a_snapshot_from_the_shell"],
-    "drag, zoom, switch masks on and off": [
+    "drag it, zoom with the wheel, type a place, measure": [
+        "test_slicer::test_a_ruler_measures",
         "test_slicer::test_the_window_shows_the_source",
+        "test_slicer::test_the_mouse_drags_zooms_and_tells",
+        "test_slicer::test_a_place_can_be_typed",
         "test_slicer::test_a_toggled_mask_fetches_nothing_else_and_a_known_one_nothing",
         "real/test_browser::test_in_jupyterlab",
     ],
     "or ld.view(": ["test_slicer::test_the_window_shows_the_source"],
     "first coarse, then sharp": ["test_slicer::test_a_coarse_picture_comes_first_and_costs_little"],
     "cancels reads that are no longer needed": ["test_slicer::test_what_is_no_longer_looked_at_is_given_up"],
+    "and the slices before and after are read meanwhile": ["test_slicer::test_the_slices_beside_are_read_ahead"],
+    "each row that is shown has its columns averaged": [
+        "test_columns::test_columns_of_images_are_averaged",
+        "test_slicer::test_the_window_shows_the_source",
+    ],
+    "is told with the voxels that it stands for": [
+        "test_slicer::test_the_value_under_the_mouse_is_of_the_voxels_that_are_named"
+    ],
+    # in any viewer
+    "the archive; or a store, or --archive NAME": ["test_server::test_from_the_shell"],
+    "serves the volume to neuroglancer": [
+        "test_server::test_every_voxel_comes_over_http",
+        "test_dataset_store::test_opening_costs_nothing_and_a_chunk_its_rows",
+        "real/test_viewers::test_neuroglancer_shows_an_archive_that_was_not_downloaded",
+    ],
+    "prints a link that opens neuroglancer": [
+        "test_server::test_the_link_says_what_neuroglancer_shows",
+        "test_server::test_from_the_shell",
+    ],
+    "any Dataset, whole, cropped or computed": ["test_dataset_store::test_other_datasets"],
+    "the same in this process": ["test_dataset_store::test_every_voxel_of_every_scale"],
+    "The first scale has the voxels themselves": ["test_dataset_store::test_every_voxel_of_every_scale"],
+    "The next have each second row": ["test_dataset_store::test_every_voxel_of_every_scale"],
+    "The link shows slices": ["test_server::test_the_link_says_what_neuroglancer_shows"],
+    "is served as the files that it has": ["test_server::test_a_store_is_served_as_the_files_that_it_has"],
+    "if they know the token in the path": ["test_server::test_a_token_is_needed_where_others_can_ask"],
+    "for a neuroglancer of your own": ["test_server::test_the_link_says_what_neuroglancer_shows"],
+    "reads that nobody waits for are cancelled": [
+        "test_server::test_who_hangs_up_stops_the_transfer",
+        "test_server::test_the_next_slice_is_read_ahead",
+    ],
+    "napari: `napari --plugin napari-ome-zarr http": ["real/test_viewers::test_napari_reads_what_is_served"],
     "to anyone who has the address with its token": [
         "test_browser_server::test_with_the_token_there_is_a_page_and_its_kernel",
         "test_browser_server::test_without_the_token_there_is_nothing",
@@ -434,6 +469,7 @@ PROMISES = {
 
 MEASURED = {
     "a whole slice of 880 MB costs 42 MB": "tests/bench/view.py",
+    "neuroglancer shows a whole slice sharply": "tests/bench/gateway.py",
     "The pyramid takes a third more disk": "tests/bench/pyramid.py",
     "compares the loader with": "tests/bench/training.py",
     "at the archive's speed, with and without stalls": "tests/bench/network.py",

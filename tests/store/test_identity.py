@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +26,7 @@ from helpers.kills import killed_at
 from helpers.paths import DATA
 from helpers.stores import assert_same_files
 from helpers.tiny import LAYOUT, SHAPE, edit
+from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.store import levels as store_levels
 from liver_dask.store.identity import identity_of, is_file_of
@@ -82,6 +84,38 @@ def test_another_voxel_size_is_not_silently_ignored(archive: Path, tmp_path: Pat
         keep(sized, bare)
     described = replace(ld.EMPIAR_13356, voxel_size_nm=(50, 8, 8))
     assert keep(ld.open_archive(described.of_shape(SHAPE), archive, labels=["er"]), complete) == complete
+
+
+@pytest.mark.parametrize("size", [5, "x", [1, 2], [30, 8, float("nan")], [30, 0, 8]])
+def test_a_voxel_size_that_is_none_is_refused_first(archive: Path, tmp_path: Path, size: object) -> None:
+    """An attribute that is no voxel size is one sentence before anything is written; None is none."""
+    with pytest.raises(ld.InvalidArgumentError, match="voxel_size_nm="):
+        keep(opened(archive).assign_attrs(voxel_size_nm=size), tmp_path / "a.zarr")
+    assert [path.name for path in tmp_path.iterdir() if "a.zarr" in path.name] == []
+    keep(opened(archive).assign_attrs(voxel_size_nm=None), tmp_path / "a.zarr")
+
+
+def test_a_plan_refuses_what_the_call_would_refuse(archive: Path, tmp_path: Path) -> None:
+    """`--dry-run` on an unfinished store says the same as the call itself: another voxel size, and another box."""
+    sized = opened(archive, voxel_size_nm=(30, 8, 8))
+    lose(archive, "er", 2)
+    with pytest.raises(ld.SliceNotFoundError):
+        ld.to_zarr(sized, tmp_path / "a.zarr", progress=False)
+    before = contents(tmp_path / "a.zarr.partial")
+    asked = ["download", str(tmp_path / "a.zarr"), "--source", str(archive), "--shape", *map(str, SHAPE)]
+    depth, height, width = SHAPE
+    whole = ["--label", "er", "--bbox", "0", str(width), "0", str(height), "0", str(depth)]
+    part = [*whole[:-1], str(depth - 1)]
+    for more, said in (
+        ([*whole, "--voxel-size", "80", "8", "8"], "this call says (80.0, 8.0, 8.0)"),
+        (part, "is the unfinished store of another call"),
+    ):
+        for dry in (["--dry-run"], []):
+            refused = CliRunner().invoke(main, [*asked, *more, *dry])
+            assert refused.exit_code, refused.output
+            assert said in " ".join(refused.output.split())
+    assert CliRunner().invoke(main, [*asked, *whole, "--dry-run"]).exit_code == 0
+    assert contents(tmp_path / "a.zarr.partial") == before
 
 
 def test_a_store_is_returned_wherever_its_archive_is_now(archive: Path, server: ArchiveServer, tmp_path: Path) -> None:

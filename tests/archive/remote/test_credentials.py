@@ -161,7 +161,8 @@ def test_the_shell_shows_no_secret(archive: Path, tmp_path: Path) -> None:
         for call, code in (
             (["download", str(tmp_path / "a.zarr"), "--source", target, *box], 1),
             (["download", str(tmp_path / "a.zarr"), "--source", target, *box, "--dry-run"], 0),
-            (["info", target], 0),
+            (["info", target], 1),
+            (["info", target, "--offline"], 0),
             (["info", with_secrets("httpx://a")], 2),
             (["info", with_secrets("zip://a::http://a")], 2),
         ):
