@@ -10,6 +10,7 @@ from typing import Any
 import zarr
 
 from ..core.disk import files_in
+from ..core.documents import reason_of
 from ..core.errors import DamagedError
 from .durable import TORN, DurableFile
 from .group_metadata import METADATA, is_consolidated, read_metadata
@@ -26,7 +27,7 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
         consolidate: Whether to consolidate the metadata of all members. Groups that are already consolidated stay so.
 
     Raises:
-        DamagedError: The metadata are nested too deeply.
+        DamagedError: The metadata are nested too deeply, or those of a member cannot be read.
     """
     consolidate = consolidate or is_consolidated(group)
     with tempfile.TemporaryDirectory(prefix="liver_dask-metadata-") as shadow:
@@ -41,6 +42,9 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
                     zarr.consolidate_metadata(shadow)
         except RecursionError as error:
             what = f"The metadata of {group}, or of something in it, are nested too deeply for Zarr to write them."
+            raise DamagedError(what) from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # what zarr raises for damaged metadata
+            what = f"The metadata of {group}, or of something in it, cannot be read ({reason_of(error)})."
             raise DamagedError(what) from error
         content = Path(shadow, METADATA).read_bytes()
     for torn in [

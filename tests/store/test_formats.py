@@ -227,7 +227,7 @@ def test_a_store_in_a_folder_is_no_archive(stores: Path, tmp_path: Path) -> None
             ld.to_zarr(ld.open_human_liver_em(tmp_path, shape=SHAPE), path, progress=False)
     with pytest.raises(ld.InvalidArgumentError, match="is a Zarr store"):
         ld.open_human_liver_em(stores / "complete.zarr")
-    with pytest.raises(ld.InvalidArgumentError, match="is an unfinished Zarr store"):
+    with pytest.raises(ld.NotDownloadedError, match="is an unfinished store of liver_dask"):
         open_target(stores / "unfinished.zarr.partial")
 
 
