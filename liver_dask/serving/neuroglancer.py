@@ -32,7 +32,7 @@ def link_of(url: str, root: zarr.Group, z: int, client: str) -> str:
         client: Address of neuroglancer.
 
     Raises:
-        InvalidArgumentError: The store has no image.
+        InvalidArgumentError: The store has neither an image nor labels.
     """
     return f"{client}#!{quote(json.dumps(state_of(url, root, z), separators=(',', ':')))}"
 
@@ -48,9 +48,9 @@ def state_of(url: str, root: zarr.Group, z: int) -> dict[str, Any]:
     (finest, *_) = shown["multiscales"][0]["datasets"]
     scale, first = (list(step.values())[-1] for step in finest["coordinateTransformations"])
     has_unit = "unit" in shown["multiscales"][0]["axes"][0]
-    shape = root[at + finest["path"]].shape  # type: ignore[union-attr]
+    array: Any = root[at + finest["path"]]
     corner = [at / size for at, size in zip(first, scale, strict=True)]
-    middle = [at + length / 2 for at, length in zip(corner, shape, strict=True)]
+    middle = [at + length / 2 for at, length in zip(corner, array.shape, strict=True)]
     middle[0] = z
     return {
         "dimensions": {
@@ -58,7 +58,7 @@ def state_of(url: str, root: zarr.Group, z: int) -> dict[str, Any]:
             for axis, size in zip(AXES, reversed(scale), strict=True)
         },
         "position": [float(at) for at in reversed(middle)],
-        "crossSectionScale": max(shape[1:]) / SCREEN,
+        "crossSectionScale": max(array.shape[1:]) / SCREEN,
         "layers": list(_layers(url, root, ome)),
         "layout": "xy",
         "showAxisLines": False,
@@ -77,8 +77,8 @@ def _layers(url: str, root: zarr.Group, ome: dict[str, Any]) -> Sequence[dict[st
 
 
 def _labels_of(root: zarr.Group) -> list[str]:
-    group = root.get("labels")
-    return list(group.attrs["ome"]["labels"]) if isinstance(group, zarr.Group) else []  # type: ignore[index,call-overload,arg-type]
+    group: Any = root.get("labels")
+    return list(group.attrs["ome"]["labels"]) if group is not None else []
 
 
 def _label(url: str, root: zarr.Group, name: str) -> dict[str, Any]:

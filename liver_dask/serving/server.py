@@ -76,7 +76,8 @@ class Server:
         if isinstance(self._served, DatasetStore):
             sync(self._served.find_contrast())  # the first read: a wrong address is an error here
         root = zarr.open_group(self._served, mode="r")
-        slices: Any = root["z"][:]  # type: ignore[index]
+        coordinate: Any = root["z"]
+        slices = coordinate[:]
         z = int(slices[len(slices) // 2]) if z is None else z
         if z not in slices:
             raise InvalidArgumentError(f"z={z!r} is not one of the slices {slices[0]} to {slices[-1]} that are served.")

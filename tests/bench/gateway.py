@@ -17,22 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from network import EBI_WITHOUT_STALLS, WIDTH, Slow, running
+from network import EBI_WITHOUT_STALLS, Slow, running
 from playwright.sync_api import Page, sync_playwright
+from view import LOOKS, SHAPE
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.neuroglancer import ALL_IS_DRAWN, CHROMIUM, WEBGL_WITHOUT_GPU, WINDOW, opened
-
-SHAPE = (4, WIDTH, WIDTH)
-LOOKS = (
-    ("4 x", 1, 4, 0),
-    ("16 x", 1, 16, 0),
-    ("a slice on, after a rest", 2, 16, 10),
-    ("a slice on, at once", 3, 16, 0),
-    ("whole", 3, 1, 0),
-    ("a slice back, whole", 2, 1, 0),
-)
-"""What is looked at, the slice, the part of its side, and how many seconds later: meanwhile the next slice is read."""
 
 HAS_PICTURE = """() => window.viewer?.layerManager?.managedLayers?.some(layer =>
     layer.name === "raw" && layer.layer?.renderLayers.some(one => one.layerChunkProgressInfo.numVisibleChunksAvailable))
@@ -86,7 +76,7 @@ def looks(page: Page, url: str, archive: Any, pictures: Path | None) -> Iterator
     page.goto(url, wait_until="commit")
     yield look(page, archive, "whole slice", pictures)
     whole = page.evaluate("viewer.navigationState.zoomFactor.value")
-    for what, z, share, rest in LOOKS:
+    for what, z, share, rest in LOOKS[1:]:
         page.wait_for_timeout(1000 * rest)
         archive.sent()
         page.evaluate(GO_TO, [z, whole / share])

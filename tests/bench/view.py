@@ -30,6 +30,7 @@ LOOKS = (
     ("16 x", 1, 16, 0),
     ("a slice on, after a rest", 2, 16, 10),
     ("a slice on, at once", 3, 16, 0),
+    ("whole", 3, 1, 0),
     ("a slice back, whole", 2, 1, 0),
 )
 """What is looked at, the slice, the part of its side, and how many seconds later (slices beside are read meanwhile)."""
