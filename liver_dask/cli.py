@@ -3,8 +3,6 @@
 The exit code is 0 (success), 1 (failure) or 2 (wrong usage). Errors are printed without a traceback.
 """
 
-import errno
-import os
 import sys
 import time
 import webbrowser
@@ -23,6 +21,7 @@ from .archive.description import Archive
 from .archive.probe import probe
 from .archive.reader import Missing
 from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
+from .cli_errors import OneSentenceGroup
 from .cli_options import (
     LocalPath,
     archive_option,
@@ -37,8 +36,7 @@ from .cli_options import (
 )
 from .core.config import setting
 from .core.documents import reason_of
-from .core.errors import InvalidArgumentError, LiverDaskError
-from .core.interrupts import forget_interrupt, interrupts_noted
+from .core.interrupts import forget_interrupt
 from .core.malloc import share_memory
 from .demo import run_demo
 from .serving.neuroglancer import HOSTED
@@ -58,35 +56,6 @@ from .viewing.levels import PIXELS
 from .viewing.view import serve_slicer, view
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
-
-
-class OneSentenceGroup(click.Group):
-    """A command group that shows errors of this package and of the system as one sentence."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, and convert its errors to those of click."""
-        try:
-            with interrupts_noted():
-                return super().invoke(ctx)
-        except (LiverDaskError, OSError, KeyboardInterrupt) as error:
-            said = "Interrupted." if isinstance(error, KeyboardInterrupt) else sentence_of(error)
-            kind = click.UsageError if isinstance(error, InvalidArgumentError) else click.ClickException
-            raise kind(" ".join([said, *getattr(error, "__notes__", [])])) from error
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:  # from other packages, such as zarr's for a damaged chunk
-            how_to_know = "Of a store, `liver-dask verify STORE` says what is damaged."
-            raise click.ClickException(f"{reason_of(error).rstrip('. ')}. {how_to_know}") from error
-
-
-def sentence_of(error: LiverDaskError | OSError) -> str:
-    """Return the message of an error; that of the system as a sentence with its path, without its number."""
-    if isinstance(error, LiverDaskError) or error.filename is None or not error.strerror:
-        return str(error)
-    advice = "choose another path"
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        advice += ", or change its permissions"
-    return f"Cannot use {os.fsdecode(str(error.filename))} ({error.strerror.lower()}); {advice}."
 
 
 def check_some_file(archive: Archive, folder: str) -> None:

@@ -1,0 +1,40 @@
+"""Errors of the command line: one sentence, without a traceback."""
+
+import errno
+import os
+from typing import Any
+
+import click
+
+from .core.documents import reason_of
+from .core.errors import InvalidArgumentError, LiverDaskError
+from .core.interrupts import interrupts_noted
+
+
+class OneSentenceGroup(click.Group):
+    """A command group that shows errors of this package and of the system as one sentence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and convert its errors to those of click."""
+        try:
+            with interrupts_noted():
+                return super().invoke(ctx)
+        except (LiverDaskError, OSError, KeyboardInterrupt) as error:
+            said = "Interrupted." if isinstance(error, KeyboardInterrupt) else sentence_of(error)
+            kind = click.UsageError if isinstance(error, InvalidArgumentError) else click.ClickException
+            raise kind(" ".join([said, *getattr(error, "__notes__", [])])) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # from other packages, such as zarr's for a damaged chunk
+            how_to_know = "Of a store, `liver-dask verify STORE` says what is damaged."
+            raise click.ClickException(f"{reason_of(error).rstrip('. ')}. {how_to_know}") from error
+
+
+def sentence_of(error: LiverDaskError | OSError) -> str:
+    """Return the message of an error; that of the system as a sentence with its path, without its number."""
+    if isinstance(error, LiverDaskError) or error.filename is None or not error.strerror:
+        return str(error)
+    advice = "choose another path"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        advice += ", or change its permissions"
+    return f"Cannot use {os.fsdecode(str(error.filename))} ({error.strerror.lower()}); {advice}."
