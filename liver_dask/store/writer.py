@@ -140,14 +140,15 @@ class Store:
         Raises:
             StoreExistsError: It has another one, or none.
         """
-        written = {self._unfinished: self.partial, self.target: self.target}
-        for folder, told in written.items() if asked is not None else ():
-            size = voxel_size_of(folder) if has_record(folder) else asked
-            if size is None or tuple(size) != tuple(asked or ()):
+        for folder, told in ((self._unfinished, self.partial), (self.target, self.target)):
+            if asked is None or not has_record(folder):
+                continue
+            size = voxel_size_of(folder)
+            if size is None or tuple(size) != tuple(asked):
                 has = f"voxels of {size} nm (z, y, x)" if size else "no voxel size"
                 raise StoreExistsError(
-                    f"{told} was made with {has}, and this call says {tuple(asked or ())}; leave the voxel size out to "
-                    "keep the store as it is, or choose another path."
+                    f"{told} was made with {has}, and this call says {tuple(asked)}; leave the voxel size out to keep "
+                    "the store as it is, or choose another path."
                 )
 
     @contextmanager

@@ -357,6 +357,8 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
         ("matplotlib", "show(ld.open_human_liver_em(), 1)", "Pictures need matplotlib (:view"),
         ("ipympl", "view()", "The slicer needs matplotlib, ipywidgets and ipympl (:view"),
         ("voila", "view_module.serve_slicer('.', 'x', (1, 8, 8), None, 0, False)", "A browser needs voila (:app"),
+        ("uvicorn", "serve(ld.open_human_liver_em())", "A server needs starlette and uvicorn (:serve"),
+        ("starlette", "serve(ld.open_human_liver_em())", "A server needs starlette and uvicorn (:serve"),
         (
             "torch_em",
             "get_human_liver_em_loader('.', (1, 8, 8), 1, [(0, 8, 0, 8, 0, 8)])",
@@ -368,7 +370,7 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
             "Training needs torch and torch_em (:train",
         ),
     ],
-    ids=["pictures", "slicer", "app", "train", "tiles"],
+    ids=["pictures", "slicer", "app", "server", "application", "train", "tiles"],
 )
 def test_without_an_extra_one_sentence_says_what_to_install(
     tmp_path: Path, new_processes: NewProcesses, module: str, call: str, said: str
