@@ -23,7 +23,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from ..core.errors import LiverDaskError, RemoteError
+from ..core.errors import LiverDaskError, RemoteError, SourceChangedError
 from ..store.record import MANIFEST
 from .dataset_store import DatasetStore
 
@@ -113,7 +113,7 @@ class _Keys:
             content = read.result()
         except LiverDaskError as error:
             log.warning("%s: %s", key, error)
-            may_pass = isinstance(error, RemoteError)
+            may_pass = isinstance(error, RemoteError) and not isinstance(error, SourceChangedError)
             return Response(str(error), 502 if may_pass else 424, media_type="text/plain")
         finally:
             read.cancel()

@@ -235,6 +235,11 @@ def test_an_error_of_the_source_is_no_hole(archive: Path, tmp_path: Path) -> Non
         assert Answer(f"{server.url}raw/c/4/0/0").status == 200
         with pytest.raises(ValueError, match="424"):
             ts.open({"driver": "zarr3", "kvstore": f"{server.url}raw/"}).result()[3].read().result()
+        changed = copy / EMPIAR_13356.path("raw", 4)
+        changed.write_bytes(changed.read_bytes()[:-1000])
+        failed = Answer(f"{server.url}raw/c/4/4/0")
+        assert failed.status == 424, "a file that has changed is asked for again and again"
+        assert b"open" in failed.body
 
 
 def test_the_link_says_what_neuroglancer_shows(archive: Path) -> None:
