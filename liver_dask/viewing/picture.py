@@ -4,15 +4,14 @@ Importing this module needs the extra `view`.
 """
 
 import threading
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from ipympl.backend_nbagg import Canvas, FigureManager
 from matplotlib.figure import Figure
 
 from ..core.contrast import grey_range
+from .canvas import LockedCanvas
 from .figures import add_scale_bar, overlay, title_of
 from .levels import extent_of
 
@@ -42,9 +41,7 @@ class Picture:
     def __init__(self, size: int, height_of_width: float, masks: list[str], lock: threading.RLock) -> None:
         height = min(max(height_of_width, LOWEST), HIGHEST)
         figure = Figure(figsize=(size / 100, size * height / 100), dpi=100, layout="constrained")
-        self.canvas = _Canvas(figure)
-        self.canvas.lock = lock
-        FigureManager(self.canvas, 0)  # gives the canvas its toolbar
+        self.canvas = LockedCanvas(figure, lock)
         self.canvas.header_visible = self.canvas.footer_visible = False
         self.canvas.capture_scroll = True  # the wheel zooms, and does not scroll the page
         self.canvas.toolbar.toolitems = [item for item in self.canvas.toolbar.toolitems if item[3] == SAVE]
@@ -96,19 +93,6 @@ class Picture:
         left, right = self.axes.get_xlim()
         self._bar = add_scale_bar(self.axes, right - left, voxel_size_nm)
         self.canvas.draw_idle()
-
-
-class _Canvas(Canvas):
-    """Ipympl's canvas with a lock.
-
-    The canvas draws when the browser requests it. The lock prevents this while another thread changes the picture.
-    """
-
-    lock: Any = nullcontext()
-
-    def _handle_message(self, *arguments: Any) -> None:
-        with self.lock:
-            super()._handle_message(*arguments)
 
 
 def _place(image: Any, seen: xr.DataArray, pixels: Any) -> None:

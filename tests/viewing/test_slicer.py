@@ -1,8 +1,11 @@
 """The slicer shows the right voxels at the right place, fetches few bytes, and survives errors."""
 
 import inspect
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,6 +90,21 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
     rows, columns = len(range(y0, y1, step)), len(range(x0, x1, step))
     edges = x0 - 0.5, x0 + columns * step - 0.5, y0 + rows * step - 0.5, y0 - 0.5
     assert tuple(slicer._picture._raw.get_extent()) == edges
+
+
+@pytest.mark.parametrize(
+    "earlier", ["import matplotlib; matplotlib.use('svg')", "import matplotlib.pyplot as p; p.figure()", ""]
+)
+def test_it_leaves_the_users_own_figures_alone(earlier: str) -> None:
+    """Importing the slicer changes neither pyplot's backend nor its open figures."""
+    asked = "import matplotlib.pyplot as p; print(p.get_backend(), p.get_fignums())"
+    imported = "import liver_dask.viewing.slicer"
+    environ = os.environ | {"MPLBACKEND": "pdf"}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
+        for code in ("; ".join(filter(None, (earlier, asked))), "; ".join(filter(None, (earlier, imported, asked))))
+    ]
+    assert said[0] == said[1] != ""
 
 
 def test_its_title_is_that_of_a_picture(archive: Path, slicers) -> None:
