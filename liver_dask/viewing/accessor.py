@@ -8,6 +8,7 @@ import xarray as xr
 from ..core import geometry as boxes
 from . import figures as pictures
 from . import levels
+from .planes import Bounds
 from .view import view
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class LiverAccessor:
     def show(
         self,
         z: int,
-        y: levels.Bounds = None,
-        x: levels.Bounds = None,
+        y: Bounds = None,
+        x: Bounds = None,
         *,
         labels: str | Sequence[str] | None = None,
         opacity: float = 0.4,

@@ -16,9 +16,11 @@ import xarray as xr
 from ..archive.archives import color_of
 from ..core.contrast import grey_range
 from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
+from ..core.geometry import DIMS
 from ..core.kinds import RAW, kind_of, labels_of
 from ..store.targets import open_target
-from .levels import PIXELS, Bounds, extent_of, window
+from .levels import PIXELS, extent_of, variable_of, window
+from .planes import XY, Bounds, Plane
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +42,11 @@ NARROW = 4.5
 """Width of a picture in inches below which title and legend do not fit side by side."""
 
 
-def title_of(z: int, step: int) -> str:
-    """Return the title of a picture: the slice, and how many voxels a pixel stands for unless it is one."""
-    return f"z {z}" + (f", 1 pixel = {step} x {step} voxels" if step > 1 else "")
+def title_of(plane: Plane, at: int, seen: xr.DataArray | None = None) -> str:
+    """Return the title of a picture: the slice, and how many voxels a pixel of a window stands for unless it is one."""
+    steps = dict(zip(DIMS, seen.attrs["step"], strict=True)) if seen is not None else {}
+    rows, columns = (steps.get(dim, 1) for dim in (plane.rows, plane.columns))
+    return f"{plane.across} {at}" + (f", 1 pixel = {rows} x {columns} voxels" if (rows, columns) != (1, 1) else "")
 
 
 def show(
@@ -88,23 +92,23 @@ def show(
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
     pyplot, Patch, HandlerTuple = _import_extra()
     seen = window(ds[[RAW, *names]], z, y, x, pixels).compute()
-    ratio = seen.sizes["y"] / seen.sizes["x"]
+    shown, size_nm = variable_of(seen, RAW), ds.attrs.get("voxel_size_nm")
+    raw, extent, aspect = shown.values, extent_of(shown), XY.aspect(size_nm)
+    ratio = aspect * (extent[2] - extent[3]) / (extent[1] - extent[0])
     width, height = INCHES * min(1, 1 / ratio), INCHES * min(1, ratio)
     is_beside = width < NARROW or len(names) > MOST_ABOVE
     if axes is None:
         size = max(width, 2) + (2.2 if is_beside else 0.8), max(height, 0.4) + 0.9
         figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         pyplot.close(figure)  # otherwise a notebook shows it twice: as an open figure and as the returned value
-    step, extent = seen.attrs["step"], extent_of(seen)
-    raw = seen[RAW].values
     low, high = grey_range(raw, contrast)
-    axes.imshow(raw, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest")
+    axes.imshow(raw, cmap="gray", vmin=low, vmax=high, extent=extent, aspect=aspect, interpolation="nearest")
     for name in names:
         colours = overlay(seen[name], color_of(seen[name]), opacity)
-        axes.imshow(colours, extent=extent, interpolation="nearest")
+        axes.imshow(colours, extent=extent, aspect=aspect, interpolation="nearest")
     axes.set(xlabel="x", ylabel="y")
-    axes.set_title(title_of(z, step), loc="left")
-    add_scale_bar(axes, extent[1] - extent[0], ds.attrs.get("voxel_size_nm"))
+    axes.set_title(title_of(XY, z, shown), loc="left")
+    add_scale_bar(axes, extent[1] - extent[0], size_nm and size_nm[2])
     if names:
         handles = [
             tuple(Patch(color=color, alpha=max(opacity, 0.6), linewidth=0) for color in legend_colors(seen[name]))
@@ -202,17 +206,17 @@ def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
     return np.asarray(colors)[place]
 
 
-def add_scale_bar(axes: "Axes", width: float, voxel_size_nm: Sequence[float] | None) -> "AnchoredSizeBar":
+def add_scale_bar(axes: "Axes", width: float, voxel_width_nm: float | None) -> "AnchoredSizeBar":
     """Add a scale bar of a round length, at most a fifth of the picture's width.
 
     Args:
         axes: The axes of the picture.
         width: Width of the picture in voxels.
-        voxel_size_nm: Size of a voxel (z, y, x) in nm. If None, the bar shows pixels instead of micrometres.
+        voxel_width_nm: Width of a voxel in nm. If None, the bar shows pixels instead of micrometres.
     """
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-    scale, unit = (voxel_size_nm[2] / 1000, "µm") if voxel_size_nm else (1.0, "px")
+    scale, unit = (voxel_width_nm / 1000, "µm") if voxel_width_nm else (1.0, "px")
     wanted = width * scale / 5
     power = 10 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)

@@ -5,30 +5,30 @@ combined, so that not more is fetched than a screen can show.
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
-from ..core.errors import InvalidArgumentError
-from ..core.geometry import DIMS, BoundingBox, held_box
+from ..core.geometry import DIMS, held_box
 from ..core.kinds import labels_of
 from ..store.columns import combine_columns
-from ..store.levels import END, open_levels
+from ..store.levels import END, open_levels, store_of
+from .planes import PLANES, XY, Bounds, Plane, Span, check_bounds, check_slice
 
 PIXELS = 1024
 """Default for the maximum number of rows and columns that a picture of a window shows."""
 
+MOST_ACROSS = 64
+"""Maximum number of blocks along z of a Dataset that can be seen from the side, unless a store holds it.
+
+Of each slice of an archive, this fetches the rows of the picture.
+"""
+
 ATTRIBUTES = ("step", "factors", "corner", "end")
 """Attributes of a window that say which voxels it stands for."""
-
-Bounds = Sequence[int] | slice | None
-"""A range of rows or columns: first and end (exclusive), as a pair or a slice. None is the full range of the Dataset.
-
-In a slice, start or stop may be None, too, and then mean the first or last row or column of the Dataset.
-"""
 
 
 class Place(NamedTuple):
@@ -40,9 +40,14 @@ class Place(NamedTuple):
         x: Columns.
     """
 
-    z: tuple[int, int]
-    y: tuple[int, int]
-    x: tuple[int, int]
+    z: Span
+    y: Span
+    x: Span
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is a single voxel."""
+        return all(end - first == 1 for first, end in self)
 
     def __str__(self) -> str:
         spans = ((dim, first, end) for dim, (first, end) in zip(DIMS, self, strict=True))
@@ -59,38 +64,74 @@ class Levels:
         held: The box of the volume that the Dataset covers.
         labels: Names of its masks and instances.
         voxel_size_nm: Size of a voxel (z, y, x) in nm; None if not known.
+        planes: Names of the planes in which it can be seen: all of a store, of voxels in memory, and of a few slices of
+            an archive; xy otherwise.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self.held = held_box(ds)
         self.labels = labels_of(ds)
         self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
+        blocks = max((len(variable.chunksizes.get("z", ())) for variable in ds.data_vars.values()), default=0)
+        self.planes = tuple(PLANES) if blocks <= MOST_ACROSS or store_of(ds) else ("xy",)
         self._levels = open_levels(ds)
 
-    def window(self, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
-        """Return a window of one slice; see the function `window`."""
-        held = self.held
-        check_slice(z, held)
-        rows, columns = check_bounds(y, x, held)
-        voxels = max(1, max(rows[1] - rows[0], columns[1] - columns[0]) / pixels)  # of a pixel
-        level, factors = next(found for found in reversed(self._levels) if found[1][1] <= voxels)
-        has_pyramid = len(self._levels) > 1  # otherwise finer voxels are fetched
-        stride = int(voxels / factors[1]) if has_pyramid else math.ceil(voxels)
-        step = factors[1] * stride
-        bounds = {"z": (z, z + 1), "y": rows, "x": columns}
-        ends = level.attrs.get(END, (held.z_max, held.y_max, held.x_max))
-        begins = {dim: float(level[dim][0]) - (factor - 1) / 2 for dim, factor in zip(DIMS, factors, strict=True)}
-        cuts = {
-            dim: _cut(begins[dim], factor, by, bounds[dim], end)
-            for dim, factor, by, end in zip(DIMS, factors, (1, stride, stride), ends, strict=True)
+    def window(
+        self, at: int, rows: Bounds = None, columns: Bounds = None, pixels: int = PIXELS, plane: Plane = XY
+    ) -> xr.Dataset:
+        """Return a window of one slice; see the function `window`.
+
+        Args:
+            at: Position along the axis across the plane.
+            rows: Range of the plane's rows.
+            columns: Range of the plane's columns.
+            pixels: Rows and columns of the screen.
+            plane: The orientation. The window has its dims (rows, columns). Where there are no levels, no voxels are
+                combined in planes other than XY: the middle one of those that a pixel stands for is shown.
+        """
+        at = check_slice(plane.across, at, self.held)
+        bounds = {
+            plane.across: (at, at + 1),
+            plane.rows: check_bounds(plane.rows, rows, self.held),
+            plane.columns: check_bounds(plane.columns, columns, self.held),
         }
-        corner = [int(begins[dim]) + cuts[dim].start * factor for dim, factor in zip(DIMS, factors, strict=True)]
-        seen = level.isel(cuts | {"z": cuts["z"].start})
-        if stride > 1:
-            seen = _combine_voxels(seen, stride)
-            for dim, first in zip(DIMS[1:], corner[1:], strict=True):
-                seen = seen.assign_coords({dim: first + (step - 1) / 2 + step * np.arange(seen.sizes[dim])})
-        return seen.assign_attrs(step=step, factors=list(factors), corner=corner, end=list(ends))
+        level, factors, strides = self._level_for(plane, bounds, pixels)
+        ends = dict(zip(DIMS, level.attrs.get(END, (self.held.z_max, self.held.y_max, self.held.x_max)), strict=True))
+        begins = {dim: float(level[dim][0]) - (factors[dim] - 1) / 2 for dim in DIMS}
+        cuts = {dim: _cut(begins[dim], factors[dim], strides[dim], bounds[dim], ends[dim]) for dim in DIMS}
+        corner = {dim: int(begins[dim]) + cuts[dim].start * factors[dim] for dim in DIMS}
+        step = {dim: factors[dim] * strides[dim] for dim in DIMS}
+        seen = level.isel(cuts | {plane.across: cuts[plane.across].start}).transpose(plane.rows, plane.columns)
+        if max(strides.values()) > 1:
+            seen = _combine_voxels(seen, strides) if plane == XY else _middle_voxels(seen, strides)
+            for dim in (plane.rows, plane.columns):
+                centres = corner[dim] + (step[dim] - 1) / 2 + step[dim] * np.arange(seen.sizes[dim])
+                seen = seen.assign_coords({dim: centres})
+        said = (step, factors, corner, ends)
+        return seen.assign_attrs({name: [of[dim] for dim in DIMS] for name, of in zip(ATTRIBUTES, said, strict=True)})
+
+    def _level_for(
+        self, plane: Plane, bounds: dict[str, Span], pixels: int
+    ) -> tuple[xr.Dataset, dict[str, int], dict[str, int]]:
+        """Choose the coarsest level that is no coarser than the screen.
+
+        Returns:
+            The level, the size of its voxels in voxels of the Dataset, and how many of them a pixel stands for.
+        """
+        heights, widths = (bounds[dim][1] - bounds[dim][0] for dim in (plane.rows, plane.columns))
+        aspect = plane.aspect(self.voxel_size_nm)
+        pixel = max(widths, heights * aspect) / pixels  # in widths of a voxel
+        voxels = {plane.across: 1, plane.rows: max(1, pixel / aspect), plane.columns: max(1, pixel)}
+        level, factors = next(
+            (level, dict(zip(DIMS, factors, strict=True)))
+            for level, factors in reversed(self._levels)
+            if all(factor <= voxels[dim] or dim == plane.across for dim, factor in zip(DIMS, factors, strict=True))
+        )
+        has_pyramid = len(self._levels) > 1  # otherwise finer voxels are fetched
+        strides = {
+            dim: max(1, int(voxels[dim] / factors[dim])) if has_pyramid else math.ceil(voxels[dim]) for dim in DIMS
+        }
+        return level, factors, strides
 
 
 def _cut(begin: float, factor: int, by: int, bounds: tuple[int, int], end: int) -> slice:
@@ -110,20 +151,29 @@ def _cut(begin: float, factor: int, by: int, bounds: tuple[int, int], end: int) 
     return slice(low, min(low + -(-(high - low) // by) * by, last))
 
 
-def _combine_voxels(seen: xr.Dataset, stride: int) -> xr.Dataset:
-    """Make one voxel of `stride` x `stride` voxels: the middle row, with its columns combined."""
-    middles = np.arange(0, seen.sizes["y"], stride) + stride // 2
-    rows = seen.isel(y=np.minimum(middles, seen.sizes["y"] - 1))
-    variables = {name: combine_columns(variable, stride) for name, variable in rows.data_vars.items()}
+def _combine_voxels(seen: xr.Dataset, strides: dict[str, int]) -> xr.Dataset:
+    """Make one voxel of a block of a slice in XY: the middle row, with its columns combined."""
+    rows = seen.isel(y=_middles(seen.sizes["y"], strides["y"]))
+    variables = {name: combine_columns(variable, strides["x"]) for name, variable in rows.data_vars.items()}
     return xr.Dataset(variables, {"z": rows.z}, rows.attrs)
+
+
+def _middle_voxels(seen: xr.Dataset, strides: dict[str, int]) -> xr.Dataset:
+    """Take the voxel in the middle of each block."""
+    return seen.isel({dim: _middles(seen.sizes[str(dim)], strides[str(dim)]) for dim in seen.dims})
+
+
+def _middles(length: int, stride: int) -> npt.NDArray[np.intp]:
+    """Return the index in the middle of each group of `stride` voxels."""
+    return np.minimum(np.arange(0, length, stride) + stride // 2, length - 1)
 
 
 def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: int = PIXELS) -> xr.Dataset:
     """Return a window of one slice at the resolution of the screen. It is lazy if `ds` is lazy.
 
-    If the window has more rows or columns than `pixels`, a voxel of it stands for `step` x `step` voxels of `ds`. With
-    a pyramid, these are voxels of the coarsest level that is no coarser than the screen. Without one, and beyond its
-    last level, the row in the middle is taken, and its columns are combined: averaged in images, with their share of
+    If the window has more rows or columns than `pixels`, a voxel of it stands for several voxels of `ds`. With a
+    pyramid, these are voxels of the coarsest level that is no coarser than the screen. Without one, and beyond its last
+    level, the row in the middle is taken, and its columns are combined: averaged in images, with their share of
     labelled voxels in masks.
 
     Args:
@@ -136,9 +186,10 @@ def window(ds: xr.Dataset, z: int, y: Bounds = None, x: Bounds = None, pixels: i
 
     Returns:
         The variables, (y, x). Their coordinates are the centres of the voxels shown, those at the end as large as the
-        others. Attributes: `step`, 1 at full resolution; `factors`, the size (z, y, x) of a voxel of the level that was
-        read, in voxels of `ds`; `corner`, the first voxel (z, y, x) that the window stands for, and `end`, where the
-        volume ends: what is shown of a box of a store may stand for voxels beside the box.
+        others. Attributes, each (z, y, x): `step`, the number of voxels of `ds` that a voxel of the window stands for;
+        `factors`, the size of a voxel of the level that was read, in voxels of `ds`; `corner`, the first voxel that the
+        window stands for, and `end`, where the volume ends: what is shown of a box of a store may stand for voxels
+        beside the box.
 
     Raises:
         InvalidArgumentError: The window is not inside the Dataset. (ValueError)
@@ -159,66 +210,42 @@ def place_of(seen: xr.DataArray, row: int, column: int) -> Place:
         row: Row of the voxel in the window.
         column: Column of the voxel in the window.
     """
-    step, factors, (z, y, x), (z_end, y_end, x_end) = (seen.attrs[name] for name in ATTRIBUTES)
-    y += row * step
-    x += column * step
-    if step > factors[1]:  # one row of larger voxels, and all of their columns
-        stride = step // factors[1]
-        rows = -(-(y_end - y) // factors[1])
-        y += min(stride // 2, rows - 1) * factors[1]
-    return Place((z, min(z + factors[0], z_end)), (y, min(y + factors[1], y_end)), (x, min(x + step, x_end)))
+    indexes = dict(zip(seen.dims, (row, column), strict=True))
+    combined = {dim for dim in DIMS if dim not in indexes} | ({"x"} if seen.dims == ("y", "x") else set())
+    spans = []
+    for dim, step, factor, first, end in zip(DIMS, *(seen.attrs[name] for name in ATTRIBUTES), strict=True):
+        first += indexes.get(dim, 0) * step
+        if dim in combined:
+            spans.append((first, min(first + step, end)))
+        else:  # the middle voxel of the level
+            first += min(step // factor // 2, -(-(end - first) // factor) - 1) * factor
+            spans.append((first, min(first + factor, end)))
+    return Place(*spans)
 
 
-def extent_of(seen: xr.Dataset | xr.DataArray) -> tuple[float, float, float, float]:
-    """Return the edges (left, right, bottom, top) of a window's picture in voxels.
+def index_of(seen: xr.DataArray, row: int, column: int) -> tuple[int, int] | None:
+    """Return the index of the pixel of a window that shows a voxel of its plane, None if the window does not show it.
+
+    Args:
+        seen: A variable of a window.
+        row: The voxel's position along the rows, in voxels of the Dataset.
+        column: The voxel's position along the columns.
+    """
+    (top, _, tall), (left, _, wide) = _edges_of(seen)
+    at = (row - top) // tall, (column - left) // wide
+    return at if all(0 <= i < length for i, length in zip(at, seen.shape, strict=True)) else None
+
+
+def extent_of(seen: xr.DataArray) -> tuple[float, float, float, float]:
+    """Return the edges (left, right, bottom, top) of the picture of a window's variable in voxels.
 
     The centre of a voxel is at its index, so its edges are 0.5 voxels away.
     """
-    step, (_, top, left) = seen.attrs["step"], seen.attrs["corner"]
-    rows, columns = seen.sizes["y"], seen.sizes["x"]
-    return left - 0.5, left + columns * step - 0.5, top + rows * step - 0.5, top - 0.5
+    (top, bottom, _), (left, right, _) = _edges_of(seen)
+    return left - 0.5, right - 0.5, bottom - 0.5, top - 0.5
 
 
-def check_slice(z: int, held: BoundingBox) -> int:
-    """Return the slice number `z` as an int, after checking that a box of the volume contains it.
-
-    Raises:
-        InvalidArgumentError: `z` is not a whole number, or the box does not contain the slice.
-    """
-    try:
-        number = operator.index(z)
-    except TypeError:
-        raise InvalidArgumentError(f"z={z!r} must be a whole number: one slice.") from None
-    _within("z", (number, number + 1), held.z_min, held.z_max)
-    return number
-
-
-def check_bounds(y: Bounds, x: Bounds, held: BoundingBox) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return rows and columns as pairs (first, exclusive end); None becomes all rows or columns of the box.
-
-    Raises:
-        InvalidArgumentError: They are not inside the box, are empty, or are neither pairs nor slices.
-    """
-    return _within("y", y, held.y_min, held.y_max), _within("x", x, held.x_min, held.x_max)
-
-
-def _within(axis: str, given: Bounds, low: int, high: int) -> tuple[int, int]:
-    if given is None:
-        return low, high
-    try:
-        if isinstance(given, slice):
-            if given.step not in (None, 1):
-                raise ValueError
-            given = low if given.start is None else given.start, high if given.stop is None else given.stop
-        start, stop = map(operator.index, given)
-    except (TypeError, ValueError):
-        raise InvalidArgumentError(
-            f"{axis}={given!r} must be two whole numbers, first and after the last, or a slice of them without a step."
-        ) from None
-    if start > stop:
-        raise InvalidArgumentError(f"{axis} {start}..{stop} is reversed: first the lower number, then the higher one.")
-    if start == stop:
-        raise InvalidArgumentError(f"{axis} {start}..{stop} holds nothing: the second is not part of the range.")
-    if not low <= start < stop <= high:
-        raise InvalidArgumentError(f"{axis} {start}..{stop} is not within the {low}..{high} that the Dataset holds.")
-    return start, stop
+def _edges_of(seen: xr.DataArray) -> list[tuple[int, int, int]]:
+    """Return the first voxel, the end and the step of the rows and of the columns of a window."""
+    corners, steps = (dict(zip(DIMS, seen.attrs[name], strict=True)) for name in ("corner", "step"))
+    return [(corners[dim], corners[dim] + seen.sizes[dim] * steps[dim], steps[dim]) for dim in map(str, seen.dims)]

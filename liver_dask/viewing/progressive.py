@@ -19,6 +19,7 @@ from ..core.kinds import RAW
 from ..core.metrics import traffic
 from ..core.threads import ContextPool, ReadCancelledError, cancel_unless
 from .levels import Levels, variable_of
+from .planes import XY, Plane, Span, held_along
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +43,24 @@ class Viewport:
     """A window of a slice to show.
 
     Attributes:
-        z: The slice.
-        y: First row and end (exclusive).
-        x: First column and end (exclusive).
+        at: The slice: its position along the axis across the plane.
+        rows: First row and end (exclusive).
+        columns: First column and end (exclusive).
         pixels: Maximum number of rows and columns on the screen.
         names: The variables to show.
+        plane: The orientation.
     """
 
-    z: int
-    y: tuple[int, int]
-    x: tuple[int, int]
+    at: int
+    rows: Span
+    columns: Span
     pixels: int
     names: tuple[str, ...]
+    plane: Plane = XY
 
     def key(self, name: str, is_sharp: bool = True) -> Hashable:
         """Return the cache key of a variable in this viewport."""
-        return name, self.z, self.y, self.x, self.pixels, is_sharp
+        return name, self.at, self.plane, self.rows, self.columns, self.pixels, is_sharp
 
 
 class ProgressiveReader:
@@ -100,7 +103,7 @@ class ProgressiveReader:
         with self._lock:
             if self._is_closed:
                 return
-            forward = 1 if self._task is None or viewport.z >= self._task.viewport.z else -1
+            forward = 1 if self._task is None or viewport.at >= self._task.viewport.at else -1
             self._task = task = _Task(viewport, forward)
             self._glance = None
             self.idle.clear()
@@ -194,11 +197,11 @@ class ProgressiveReader:
 
     def _read_ahead(self, task: "_Task") -> None:
         """Read the slices beside a viewport that is shown, the one in the direction of the last step first."""
-        held = self._levels.held
+        low, high = held_along(self._levels.held, task.viewport.plane.across)
         steps = [step for i in range(1, AHEAD + 1) for step in (i * task.forward, -i * task.forward)]
-        beside = [replace(task.viewport, z=task.viewport.z + step) for step in steps]
+        beside = [replace(task.viewport, at=task.viewport.at + step) for step in steps]
         with suppress(Exception), cancel_unless(lambda: self._task is task):  # `see` tells its errors
-            for viewport in (viewport for viewport in beside if held.z_min <= viewport.z < held.z_max):
+            for viewport in (viewport for viewport in beside if low <= viewport.at < high):
                 for name in viewport.names:
                     if name == RAW:
                         self._window(viewport, name, is_sharp=False)
@@ -211,7 +214,7 @@ class ProgressiveReader:
             read = self._kept.get(key)
         if read is None:
             pixels = viewport.pixels if is_sharp else viewport.pixels // COARSER
-            seen = self._levels.window(viewport.z, viewport.y, viewport.x, pixels)
+            seen = self._levels.window(viewport.at, viewport.rows, viewport.columns, pixels, viewport.plane)
             read = in_memory(variable_of(seen, name))
             with self._lock, suppress(ValueError):  # raised if it is larger than the cache
                 self._kept[key] = read
@@ -224,7 +227,10 @@ class ProgressiveReader:
             if self._task is task:
                 got = traffic.bytes - before
                 fetched = f", {decimal(got)} fetched" if got else ""
-                self._notify(task.viewport, f"Reading z {task.viewport.z}: {monotonic() - began:.0f} s{fetched}")
+                self._notify(
+                    task.viewport,
+                    f"Reading {task.viewport.plane.across} {task.viewport.at}: {monotonic() - began:.0f} s{fetched}",
+                )
 
 
 class _Task:
@@ -232,7 +238,7 @@ class _Task:
 
     Attributes:
         viewport: The viewport.
-        forward: Direction of the step to it along z, 1 or -1.
+        forward: Direction of the step to it across the plane, 1 or -1.
         left: Number of reads that are not finished.
         failed: Error message of a failed read; empty if there is none.
         done: Set when all reads are finished.

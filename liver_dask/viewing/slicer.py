@@ -4,35 +4,25 @@ Importing this module needs the extra `view`. `liver_dask.viewing.view` creates 
 """
 
 import html
-import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import xarray as xr
-from ipywidgets import (
-    HTML,
-    BoundedIntText,
-    Button,
-    Checkbox,
-    ColorPicker,
-    FloatRangeSlider,
-    FloatSlider,
-    HBox,
-    IntSlider,
-    Layout,
-    ToggleButton,
-    VBox,
-)
+from ipywidgets import HTML, Button, HBox, Layout, ToggleButton, VBox
 from matplotlib.backend_bases import MouseButton
 
 from ..archive.archives import color_of
+from ..core.errors import InvalidArgumentError
+from ..core.geometry import DIMS
 from ..core.kinds import RAW, kind_of
 from ..store.columns import is_averaged
+from .controls import MaskControls, PositionControls, contrast_control
 from .figures import legend_colors
-from .levels import Bounds, Levels, check_bounds, check_slice, place_of
+from .levels import MOST_ACROSS, Levels, Place, index_of, place_of
 from .picture import Picture
+from .planes import PLANES, XY, Bounds, Span, check_bounds, check_slice
 from .progressive import ProgressiveReader, Viewport
 
 SECONDS_AT_REST = 0.15
@@ -66,72 +56,90 @@ class Slicer(VBox):
         size: int,
     ) -> None:
         self._levels = levels = Levels(ds)
-        self._voxel_size = levels.voxel_size_nm
         self._lock = threading.RLock()
         self._reader = ProgressiveReader(levels, self._locked(self._take), self._locked(self._show_message))
         self._moved = _AtRest(self._locked(self._look))
         held = levels.held
-        middle = (held.z_min + held.z_max) // 2
-        self.z = IntSlider(middle if z is None else z, held.z_min, held.z_max - 1, description="z", layout=_wide())
-        self.y, self.x = (
-            BoundedIntText(min=low, max=high - 1, description=dim, tooltip=f"{dim} of the centre", layout=_narrow())
-            for dim, low, high in (("y", held.y_min, held.y_max), ("x", held.x_min, held.x_max))
-        )
-        self.contrast = FloatRangeSlider(
-            value=contrast, min=0, max=100, step=0.1, description="contrast %", readout_format=".1f", layout=_wide()
-        )
+        self._position = PositionControls(held, levels.planes)
+        self.z, self.y, self.x = self._position.sliders.values()
+        self.plane = self._position.plane
+        if z is not None:
+            self.z.value = z
+        self.contrast = contrast_control(contrast)
         self.masks = {
-            name: _MaskControls(
+            name: MaskControls(
                 name, color_of(ds[name]), legend_colors(ds[name]), labels is None or name in labels, opacity
             )
             for name in levels.labels
         }
         self.ruler = ToggleButton(description="Ruler", tooltip="drag to measure", layout=Layout(width="auto"))
         self.where, self.value, self.status = HTML(), HTML(), HTML()
-        self._picture = Picture(size, (held.y_max - held.y_min) / (held.x_max - held.x_min), [*self.masks], self._lock)
+        self._picture = Picture(size, held, levels.voxel_size_nm, [*self.masks], self._lock)
         self._seen: dict[str, xr.DataArray] = {}
         self._is_dragged = self._is_telling = False
         self._measured_from: tuple[float, float] | None = None
+        self._chosen: dict[str, int] = {}  # the last slice in each plane, by the axis across it
         buttons = [
-            self._button("Whole slice", lambda: self._show_window(None)),
-            self._button("+", lambda: self._zoom(1 / ZOOM)),
-            self._button("-", lambda: self._zoom(ZOOM)),
+            self._button("Whole slice", lambda: self._picture.show_window(None, None)),
+            self._button("+", lambda: self._picture.zoom(1 / ZOOM)),
+            self._button("-", lambda: self._picture.zoom(ZOOM)),
             self._button("Read again", self._look),
             self.ruler,
         ]
-        rows = [[self.z, self.y, self.x], [self.contrast, *buttons], *(mask.controls for mask in self.masks.values())]
+        rows = [
+            [self.z, self.y, self.x, self.plane],
+            [self.contrast, *buttons],
+            *(mask.controls for mask in self.masks.values()),
+        ]
         told = VBox([self.where, self.value, self.status], layout=Layout(min_height="6em"))
         wrapped = Layout(flex_flow="row wrap", align_items="center")
         super().__init__([*(HBox(row, layout=wrapped) for row in rows), told, self._picture.canvas])
         with self._lock:
-            self._show_window(None)
+            self._position.face(XY)
             self._watch()
             self._look()
 
-    def go_to(self, z: int | None = None, y: Bounds = None, x: Bounds = None) -> None:
+    def go_to(
+        self, z: int | Bounds = None, y: int | Bounds = None, x: int | Bounds = None, *, plane: str | None = None
+    ) -> None:
         """Show a slice and a window, given in voxels of the whole volume.
 
         Args:
-            z: The slice; the current one if None.
-            y: First row and end (exclusive), as a pair or a slice; all rows if None.
-            x: First column and end (exclusive), as a pair or a slice; all columns if None.
+            z: In xy: the slice; the current one if None. In the other planes a range: first and end (exclusive), as a
+                pair or a slice; all slices if None.
+            y: In xz the slice; in the other planes a range of rows.
+            x: In yz the slice; in the other planes a range of columns.
+            plane: "xy", "xz" (z runs down) or "yz" (z runs to the right); the current plane if None.
 
         Raises:
-            InvalidArgumentError: The slice or the window is not inside the Dataset. (ValueError)
+            InvalidArgumentError: The slice or the window is not inside the Dataset, there is no such plane, or too many
+                slices of an archive would be read for it. (ValueError)
         """
-        window = check_bounds(y, x, self._levels.held)
-        number = None if z is None else check_slice(z, self._levels.held)
+        chosen = self.plane.value if plane is None else self._check_plane(plane)
+        across, rows, columns = PLANES[chosen]
+        given, held = {"z": z, "y": y, "x": x}, self._levels.held
+        spans = [check_bounds(dim, given[dim], held) for dim in (rows, columns)]  # type: ignore[arg-type]  # it checks
+        at = None if given[across] is None else check_slice(across, given[across], held)
         with self._lock:
-            if number is not None:
-                self.z.value = number
-            self._show_window(window)
+            self.plane.value = chosen
+            if at is not None:
+                self._position.sliders[across].value = at
+            self._picture.show_window(*spans)
+
+    def _check_plane(self, plane: str) -> str:
+        if plane not in PLANES:
+            raise InvalidArgumentError(f"plane={plane!r} must be one of {', '.join(PLANES)}.")
+        if plane not in self._levels.planes:
+            raise InvalidArgumentError(
+                f"plane={plane!r} would read rows of every slice; show at most {MOST_ACROSS} slices of an archive "
+                "(ds.isel(z=slice(280, 320))), or a store."
+            )
+        return plane
 
     @property
-    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def window(self) -> tuple[Span, Span]:
         """Visible rows and columns: first and end (exclusive) of each."""
-        axes, held = self._picture.axes, self._levels.held
-        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-        return _whole(top, bottom, held.y_min, held.y_max), _whole(left, right, held.x_min, held.x_max)
+        return self._picture.window
 
     def close(self) -> None:
         """Cancel all reads and remove the widget."""
@@ -157,15 +165,15 @@ class Slicer(VBox):
         return button
 
     def _watch(self) -> None:
-        self.z.observe(self._locked(lambda _: self._turn()), "value")
+        self.plane.observe(self._locked(lambda _: self._face()), "value")
+        for dim, slider in self._position.sliders.items():
+            slider.observe(self._locked(lambda _, dim=dim: self._slid(dim)), "value")
         self.contrast.observe(self._locked(lambda _: self._draw_raw()), "value")
         for name, mask in self.masks.items():
             mask.on.observe(self._locked(lambda _: self._look()), "value")
             for control in (mask.on, mask.colour, mask.opacity):
                 control.observe(self._locked(lambda _, name=name: self._draw_mask(name)), "value")
         self.ruler.observe(self._locked(lambda _: self._picture.draw_ruler([])), "value")
-        for typed in (self.y, self.x):
-            typed.observe(self._locked(lambda _: self._centre()), "value")
         axes, canvas = self._picture.axes, self._picture.canvas
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
@@ -174,60 +182,61 @@ class Slicer(VBox):
         canvas.mpl_connect("motion_notify_event", self._hovered)
         canvas.mpl_connect("button_release_event", self._released)
 
+    def _slid(self, dim: str) -> None:
+        """Follow a slider: to another slice, or with the centre of the window."""
+        if self._is_telling:
+            return
+        if dim == self._picture.plane.across:
+            self._turn()
+        else:
+            middle, (_, rows, columns) = self._picture.middle, self._picture.plane
+            down, right = (
+                self._position.sliders[of].value - at for of, at in zip((rows, columns), middle, strict=True)
+            )
+            self._picture.move(down, right)
+
     def _turn(self) -> None:
         """Change to another slice, mark the picture of the previous slice as outdated, and show what is known."""
         self._seen.clear()
-        self._picture.turn(self.z.value)
+        self._picture.turn(self._at)
         self._moved.begin()
         self._reader.glance(self._viewport())
 
-    def _centre(self) -> None:
-        """Move the window to the centre that was typed."""
-        if self._is_telling:
-            return
-        y, x = self._middle()
-        self._move(self.y.value - y, self.x.value - x)
+    def _face(self) -> None:
+        """Change to another plane.
 
-    def _middle(self) -> tuple[float, float]:
-        """Return the place (y, x) in the middle of the picture; of an even number of voxels, the one after it."""
-        axes = self._picture.axes
-        return (sum(axes.get_ylim()) + 1) / 2, (sum(axes.get_xlim()) + 1) / 2
+        Its slice is the one that was chosen in it before if the picture shows it, otherwise the one in the middle.
+        """
+        before, plane, slider = self._picture.plane, PLANES[self.plane.value], self._position.sliders
+        self._chosen[before.across] = self._at
+        shown = self.window[before.index(plane.across) - 1]
+        middle = self._picture.middle[before.index(plane.across) - 1]
+        at = self._chosen.get(plane.across, -1)
+        with self._telling():
+            slider[plane.across].value = at if shown[0] <= at < shown[1] else round(middle)
+        self._picture.face(plane)
+        self._position.face(plane)
+        self._seen.clear()
+        self._picture.turn(self._at)
+        self._look()
 
-    def _move(self, down: float, right: float) -> None:
-        axes = self._picture.axes
-        axes.set(xlim=[at + right for at in axes.get_xlim()], ylim=[at + down for at in axes.get_ylim()])
-        self._picture.canvas.draw_idle()
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Let sliders tell a place, and not be followed, within the context."""
+        self._is_telling = True
+        try:
+            yield
+        finally:
+            self._is_telling = False
 
-    def _hold(self) -> None:
-        """Keep the middle of the picture inside the Dataset."""
-        held, (y, x) = self._levels.held, self._middle()
-        down, right = (
-            min(max(at, low), high) - at for at, low, high in ((y, held.y_min, held.y_max), (x, held.x_min, held.x_max))
-        )
-        if down or right:
-            self._move(down, right)
-
-    def _zoom(self, factor: float, at: tuple[float, float] | None = None) -> None:
-        """Scale the visible range by `factor`. The voxel `at`, (x, y), stays in place; by default the centre."""
-        axes = self._picture.axes
-        x, y = at or (sum(axes.get_xlim()) / 2, sum(axes.get_ylim()) / 2)
-        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-        if factor > 1 and self._is_whole():
-            return
-        axes.set_xlim(x + (left - x) * factor, x + (right - x) * factor)
-        axes.set_ylim(y + (bottom - y) * factor, y + (top - y) * factor)
-        self._hold()
-        self._picture.canvas.draw_idle()
-
-    def _is_whole(self) -> bool:
-        """Return whether the picture is at least twice as large as the Dataset along both axes."""
-        held, axes = self._levels.held, self._picture.axes
-        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-        return right - left >= 2 * (held.x_max - held.x_min) and bottom - top >= 2 * (held.y_max - held.y_min)
+    @property
+    def _at(self) -> int:
+        """The slice: its position along the axis across the plane."""
+        return int(self._position.sliders[self._picture.plane.across].value)
 
     def _scrolled(self, event: Any) -> None:
         if event.inaxes is self._picture.axes:
-            self._zoom(ZOOM ** (-event.step / 2), (event.xdata, event.ydata))
+            self._picture.zoom(ZOOM ** (-event.step / 2), (event.xdata, event.ydata))
 
     def _pressed(self, event: Any) -> None:
         if event.inaxes is not self._picture.axes or event.button != MouseButton.LEFT:
@@ -242,16 +251,16 @@ class Slicer(VBox):
         """Drag the window, measure, or tell the voxel under the mouse."""
         if self._is_dragged:
             self._picture.axes.drag_pan(MouseButton.LEFT, None, event.x, event.y)
-            self._hold()
+            self._picture.hold()
             self._picture.canvas.draw_idle()
         if event.inaxes is not self._picture.axes:
             self.value.value = ""
         elif self._measured_from:
             ends = [self._measured_from, (event.xdata, event.ydata)]
             self._picture.draw_ruler(ends)
-            self.value.value = self._length_of(*ends)
+            self.value.value = self._picture.length_of(*ends)
         else:
-            self.value.value = html.escape(self._position(event.xdata, event.ydata))
+            self.value.value = html.escape(self._told_of(event.xdata, event.ydata))
 
     def _released(self, event: Any) -> None:
         if event.button != MouseButton.LEFT:
@@ -261,38 +270,23 @@ class Slicer(VBox):
             self._is_dragged = False
             self._picture.axes.end_pan()
 
-    def _length_of(self, begin: tuple[float, float], end: tuple[float, float]) -> str:
-        """Return the text about a line between two places (x, y)."""
-        right, down = (to - at for at, to in zip(begin, end, strict=True))
-        if self._voxel_size is None:
-            length = f"{math.hypot(down, right):.1f} px"
-        else:
-            _, y, x = self._voxel_size
-            length = f"{math.hypot(down * y, right * x) / 1000:.3f} µm"
-        places = (f"y {y:.0f}, x {x:.0f}" for x, y in (begin, end))
-        return f"{length} from {' to '.join(places)}"
-
-    def _show_window(self, window: tuple[tuple[int, int], tuple[int, int]] | None) -> None:
-        held = self._levels.held
-        rows, columns = window or ((held.y_min, held.y_max), (held.x_min, held.x_max))
-        self._picture.axes.set(xlim=(columns[0] - 0.5, columns[1] - 0.5), ylim=(rows[1] - 0.5, rows[0] - 0.5))
-        self._picture.canvas.draw_idle()
-
     def _look(self) -> None:
         """Read and show what is in the window now. Cached windows are not read again."""
         self._moved.cancel()
-        viewport = self._viewport()
-        (top, bottom), (left, right) = viewport.y, viewport.x
-        self.where.value = f"z {viewport.z}, y {top} to {bottom}, x {left} to {right}"
-        self._is_telling = True
-        self.y.value, self.x.value = map(round, self._middle())
-        self._is_telling = False
-        self._picture.scale(self._voxel_size)
+        viewport, plane = self._viewport(), self._picture.plane
+        (top, bottom), (left, right) = viewport.rows, viewport.columns
+        self.where.value = (
+            f"{plane.across} {viewport.at}, {plane.rows} {top} to {bottom}, {plane.columns} {left} to {right}"
+        )
+        with self._telling():
+            for dim, middle in zip(plane[1:], self._picture.middle, strict=True):
+                self._position.sliders[dim].value = round(middle)
+        self._picture.scale()
         self._reader.see(viewport)
 
     def _viewport(self) -> Viewport:
         names = [RAW, *(name for name, mask in self.masks.items() if mask.on.value)]
-        return Viewport(self.z.value, *self.window, self._picture.pixels, tuple(names))
+        return Viewport(self._at, *self.window, self._picture.pixels, tuple(names), self._picture.plane)
 
     def _show_message(self, viewport: Viewport, text: str) -> None:
         self.status.value = html.escape(text)
@@ -300,9 +294,11 @@ class Slicer(VBox):
     def _take(self, viewport: Viewport, seen: xr.DataArray) -> None:
         """Show a window that was read; of another slice only raw, on the way to the slice that is chosen."""
         name = str(seen.name)
-        if viewport.z != self.z.value:
+        if viewport.plane != self._picture.plane:
+            return
+        if viewport.at != self._at:
             if name == RAW and self._moved.is_moving:
-                self._picture.draw_raw(viewport.z, seen, self.contrast.value)
+                self._picture.draw_raw(viewport.at, seen, self.contrast.value)
             return
         self._seen[name] = seen
         if name == RAW:
@@ -312,43 +308,31 @@ class Slicer(VBox):
 
     def _draw_raw(self) -> None:
         if RAW in self._seen:
-            self._picture.draw_raw(self.z.value, self._seen[RAW], self.contrast.value)
+            self._picture.draw_raw(self._at, self._seen[RAW], self.contrast.value)
 
     def _draw_mask(self, name: str) -> None:
         mask = self.masks[name]
         seen = self._seen.get(name) if mask.on.value else None
         self._picture.draw_mask(name, seen, mask.colour.value, mask.opacity.value)
 
-    def _position(self, x: float, y: float) -> str:
+    def _told_of(self, x: float, y: float) -> str:
         """Return the text about the voxel under the mouse: its place, and values, with the voxels that they are of."""
         row, column = round(y), round(x)
-        text, place = f"z {self.z.value}, y {row}, x {column}", ""
+        at = dict(zip(self._picture.plane, (self._at, row, column), strict=True))
+        here = Place(*((at[dim], at[dim] + 1) for dim in DIMS))
+        text, named = str(here), ""
         for name in (RAW, *self.masks):
             seen = self._seen.get(name)
-            at = _index_at(seen, row, column) if seen is not None else None
-            if seen is None or at is None:
+            index = index_of(seen, row, column) if seen is not None else None
+            if seen is None or index is None:
                 continue
-            is_one = seen.attrs["step"] == 1
-            of = place if is_one else f"; {place_of(seen, *at)}"
-            what = " (mean)" if not is_one and is_averaged(kind_of(seen), seen.dtype) else ""
-            text += f"{of}: " if of != place or ": " not in text else ", "
-            text += f"{name} {seen.values[at].item()}{what}"
-            place = of
+            place = place_of(seen, *index)
+            of = "" if place == here else f"; {place}"
+            what = " (mean)" if not place.is_one and is_averaged(kind_of(seen), seen.dtype) else ""
+            text += f"{of}: " if of != named or ": " not in text else ", "
+            text += f"{name} {seen.values[index].item()}{what}"
+            named = of
         return text
-
-
-class _MaskControls:
-    """Controls of a label: whether it is shown, its colour and its opacity.
-
-    Instances have many colours, so some of these are shown in place of the choice of one.
-    """
-
-    def __init__(self, name: str, color: str, legend_colors: list[str], on: bool, opacity: float) -> None:
-        self.on = Checkbox(on, description=name, indent=False, layout=Layout(width="8em"))
-        self.colour = ColorPicker(concise=True, value=color, layout=Layout(width="3em"))
-        self.opacity = FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity", readout=False)
-        has_one = len(legend_colors) == 1
-        self.controls = [self.on, self.colour if has_one else _patch(legend_colors), self.opacity]
 
 
 class _AtRest:
@@ -374,31 +358,3 @@ class _AtRest:
         """Stop the timer without calling the function."""
         if self._timer:
             self._timer.cancel()
-
-
-def _whole(low: float, high: float, least: int, most: int) -> tuple[int, int]:
-    """Return the voxels between two limits of an axis as (first, exclusive end): at least one, inside least..most."""
-    first = min(max(int(np.floor(low + 0.5)), least), most - 1)
-    return first, min(max(int(np.ceil(high + 0.5)), first + 1), most)
-
-
-def _patch(colors: list[str]) -> HTML:
-    """Return a patch of several colours, as wide as a ColorPicker."""
-    parts = "".join(f'<span style="flex: 1; background: {color}"></span>' for color in colors)
-    patch = f'<div title="one colour per instance" style="display: flex; height: 1.6em; margin: 2px">{parts}</div>'
-    return HTML(patch, layout=Layout(width="3em"))
-
-
-def _index_at(seen: xr.DataArray, row: int, column: int) -> tuple[int, int] | None:
-    """Return the index of the pixel of a window that shows a voxel, None if the voxel is not in the window."""
-    step, (_, top, left) = seen.attrs["step"], seen.attrs["corner"]
-    at = (row - top) // step, (column - left) // step
-    return at if all(0 <= i < length for i, length in zip(at, seen.shape, strict=True)) else None
-
-
-def _wide() -> Layout:
-    return Layout(width="26em")
-
-
-def _narrow() -> Layout:
-    return Layout(width="12em")

@@ -88,7 +88,11 @@ def test_a_far_window_is_what_all_voxels_give(archive: Path, store: Path, voxels
     ds = OPENED[kind](archive, store)
     seen = window(ds, 4, y, x, pixels)
     step = -(-max(y[1] - y[0], x[1] - x[0]) // pixels)
-    assert (seen.attrs["step"], seen.attrs["factors"], seen.attrs["corner"]) == (step, [1, 1, 1], [4, y[0], x[0]])
+    assert (seen.attrs["step"], seen.attrs["factors"], seen.attrs["corner"]) == (
+        [1, step, step],
+        [1, 1, 1],
+        [4, y[0], x[0]],
+    )
     assert (seen.raw.chunks is None) == (kind == "in memory"), "it was read"
     np.testing.assert_array_equal(seen.raw, far(voxels["raw"][4], y, x, step))
     for name in EMPIAR_13356.labels:

@@ -17,7 +17,8 @@ from xarray.core import indexing
 import liver_dask as ld
 from liver_dask.core.kinds import kind_of
 from liver_dask.store import levels as store_levels
-from liver_dask.viewing.levels import Levels, extent_of, place_of
+from liver_dask.viewing.levels import Levels, extent_of, place_of, variable_of
+from liver_dask.viewing.planes import PLANES, XY, Plane, held_along
 
 SHAPE = (6, 96, 120)
 FIRST = (40, 500, 900)
@@ -106,7 +107,7 @@ def test_whatever_was_done_pictures_show_the_voxels_at_their_coordinates(
 ) -> None:
     """After any operations on the Dataset each pixel is the mean of the voxels at its coordinates."""
     ds = xr.open_zarr(store, **opened)
-    names = []
+    names, plane = [], data.draw(st.sampled_from([*PLANES.values()]))
     for name, step in draw_chain(data):
         ds = step(ds)
         names.append(name)
@@ -118,13 +119,40 @@ def test_whatever_was_done_pictures_show_the_voxels_at_their_coordinates(
         assert len(levels._levels) == 4, "the levels are not used where they could be"
     held, voxels = levels.held, ds.raw.values
     for pixels in (1, 9, 40):
-        z = data.draw(st.integers(held.z_min, held.z_max - 1))
-        y, x = (
-            sorted(data.draw(st.lists(st.integers(low, high), min_size=2, max_size=2, unique=True)))
-            for low, high in ((held.y_min, held.y_max), (held.x_min, held.x_max))
-        )
-        seen = levels.window(z, y, x, pixels)
-        check_picture(seen, levels, ds, voxels, (z, y, x), pixels)
+        first, end = held_along(held, plane.across)
+        at = data.draw(st.integers(first, end - 1))
+        spans = [
+            sorted(data.draw(st.lists(st.integers(*held_along(held, dim)), min_size=2, max_size=2, unique=True)))
+            for dim in plane[1:]
+        ]
+        check_picture(levels, ds, voxels, plane, at, spans, pixels)
+
+
+@pytest.mark.parametrize("size", [(16, 8, 8), (5, 9, 8), (30, 6, 9)])
+@pytest.mark.parametrize("plane", PLANES.values(), ids=PLANES)
+def test_planes_of_voxels_that_are_no_cubes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plane: Plane, size: tuple[int, int, int]
+) -> None:
+    """Of voxels of any shape, pixels are square, show the voxels that are named, and are as fine as the screen's."""
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 15)
+    z, y, x = np.meshgrid(*map(np.arange, (24, 40, 56)), indexing="ij")
+    raw = xr.DataArray((z * 16384 + y * 128 + x).astype(np.float32), {"z": range(24), "y": range(40), "x": range(56)})
+    given_ = xr.Dataset({"raw": raw}, attrs={"voxel_size_nm": list(size)})
+    ld.to_zarr(
+        given_.chunk(z=4), tmp_path / "a.zarr", chunks=(4, 20, 28), shards=(8, 40, 56), pyramid=True, progress=False
+    )
+    for ds in (xr.open_zarr(tmp_path / "a.zarr"), given_):
+        levels = Levels(ds)
+        assert len(levels._levels) == (3 if ds is not given_ else 1)
+        assert {*levels.planes} == {*PLANES}
+        for pixels in (4, 11, 30, 200):
+            for at in (0, 17, 23):
+                for rows, columns in ((None, None), ((3, 21), (5, 24))):
+                    spans = [
+                        span or held_along(levels.held, dim)
+                        for span, dim in zip((rows, columns), plane[1:], strict=True)
+                    ]
+                    check_picture(levels, ds, raw.values, plane, at, spans, pixels)
 
 
 @pytest.mark.parametrize("opened", OPENED)
@@ -204,32 +232,44 @@ def test_nothing_is_read_to_find_out(store: Path) -> None:
     assert len(levels._levels) == 4
 
 
-def check_picture(seen: xr.Dataset, levels: Levels, ds: xr.Dataset, voxels: np.ndarray, asked, pixels) -> None:
+def check_picture(
+    levels: Levels, ds: xr.Dataset, voxels: np.ndarray, plane: Plane, at: int, spans, pixels: int
+) -> None:
     """Compare pixels with the voxels that they are said to be of, and the picture's extent with what was asked for."""
-    most = max(1, max(high - low for low, high in asked[1:]) / pixels)
+    seen = levels.window(at, *spans, pixels, plane)
+    aspect = plane.aspect(levels.voxel_size_nm)
+    heights, widths = (high - low for low, high in spans)
+    pixel = max(widths, heights * aspect) / pixels
+    most = {plane.rows: max(1, pixel / aspect), plane.columns: max(1, pixel)}
     if len(levels._levels) == 1:
-        most = -(-max(high - low for low, high in asked[1:]) // pixels)
-    factors = max((factors for _, factors in levels._levels if factors[1] <= most), key=lambda of: of[1])
-    step = seen.attrs["step"]
-    assert seen.attrs["factors"] == list(factors)
-    assert most / 2 < step <= most, "it is not as fine as the screen"
-    left, right, bottom, top = extent_of(seen)
-    for begin, end, (low, high) in ((top, bottom, asked[1]), (left, right, asked[2])):
-        assert begin <= low - 0.5 < begin + factors[1], "it begins elsewhere"
-        assert end - step < high - 0.5 <= end, "it ends elsewhere"
+        most = {dim: -(-of // 1) for dim, of in most.items()}
+    fine = [dict(zip(DIMS, factors, strict=True)) for _, factors in levels._levels]
+    factors = max((of for of in fine if all(of[dim] <= most[dim] for dim in most)), key=lambda of: of["y"])
+    step = dict(zip(DIMS, seen.attrs["step"], strict=True))
+    assert seen.attrs["factors"] == [*factors.values()]
+    assert all(most[dim] / 2 < step[dim] <= most[dim] for dim in most), "it is not as fine as the screen"
+    assert seen.raw.dims == plane[1:]
+    left, right, bottom, top = extent_of(variable_of(seen, "raw"))
+    begins = {plane.rows: top + 0.5, plane.columns: left + 0.5}
+    for dim, begin, end, (low, high) in zip(plane[1:], (top, left), (bottom, right), spans, strict=True):
+        assert begin <= low - 0.5 < begin + factors[dim], "it begins elsewhere"
+        assert end - step[dim] < high - 0.5 <= end, "it ends elsewhere"
     corner = [int(ds[dim][0]) for dim in DIMS]
-    rows, columns = seen.sizes["y"], seen.sizes["x"]
-    for row, column in {(0, 0), (rows // 2, columns // 3), (rows - 1, columns - 1)}:
-        place = place_of(seen.raw.assign_attrs(seen.attrs), row, column)
-        above = top + 0.5 + row * step
-        assert seen.y.values[row] == above + (step - 1) / 2
-        assert above <= place.y[0] < place.y[1] <= above + step
+    rows, columns = seen.raw.shape
+    for index in {(0, 0), (rows // 2, columns // 3), (rows - 1, columns - 1)}:
+        place = place_of(variable_of(seen, "raw"), *index)
+        named = dict(zip(DIMS, place, strict=True))
+        assert named[plane.across][0] <= at < named[plane.across][1]
+        for dim, number in zip(plane[1:], index, strict=True):
+            above = begins[dim] + number * step[dim]
+            assert seen[dim].values[number] == above + (step[dim] - 1) / 2
+            assert above <= named[dim][0] < named[dim][1] <= above + step[dim]
         ends = [at + ds.sizes[dim] for at, dim in zip(corner, DIMS, strict=True)]
         if any(first < at or last > end for (first, last), at, end in zip(place, corner, ends, strict=True)):
             continue  # a voxel of a level that begins before the Dataset, or ends after it
-        sizes = (*factors[:2], step)
+        sizes = [step[dim] if plane == XY and dim == "x" else factors[dim] for dim in DIMS]
         # levels are means of means, which weigh voxels differently where the volume ends
         cut = [unit * of for (a, b), unit, of in zip(place, (16384, 128, 1), sizes, strict=True) if b - a < of]
         expected = voxels[tuple(slice(a - at, b - at) for (a, b), at in zip(place, corner, strict=True))].mean()
         if kind_of(ds.raw) == "image" or expected in (0, 255):
-            assert abs(seen.raw.values[row, column] - expected) <= sum(cut) + 1e-6 * expected
+            assert abs(seen.raw.values[index] - expected) <= sum(cut) + 1e-6 * expected

@@ -92,9 +92,84 @@ def test_the_window_shows_the_source(archive: Path, tmp_path: Path, voxels, slic
     assert tuple(slicer._picture._raw.get_extent()) == edges
 
 
-@pytest.mark.parametrize(
-    "earlier", ["import matplotlib; matplotlib.use('svg')", "import matplotlib.pyplot as p; p.figure()", ""]
-)
+@pytest.mark.parametrize("kind", ["archive", "store", "in memory"])
+def test_other_planes_show_the_source(archive: Path, tmp_path: Path, voxels, slicers, kind: str) -> None:
+    """Seen from the side, the picture shows the voxels of the chosen slice, at their coordinates, and tells them."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"])
+    if kind == "store":
+        ds = xr.open_zarr(ld.to_zarr(ds, tmp_path / "a.zarr", progress=False))
+    slicer = slicers(ds.load() if kind == "in memory" else ds, z=6, opacity=1)
+    slicer.go_to((2, 9), 123, (30, 200), plane="xz")
+    found = seen_by(slicer)
+    np.testing.assert_array_equal(found["raw"], voxels["raw"][2:9, 123, 30:200])
+    np.testing.assert_array_equal(found["mito"][..., 3], voxels["mito"][2:9, 123, 30:200] / 255)
+    assert tuple(slicer._picture._raw.get_extent()) == (29.5, 199.5, 8.5, 1.5)
+    assert slicer._picture.axes.get_title(loc="left") == "y 123"
+    assert slicer.where.value == "y 123, z 2 to 9, x 30 to 200"
+    assert slicer._told_of(77.2, 4.8).startswith(f"z 5, y 123, x 77: raw {voxels['raw'][5, 123, 77]}, mito ")
+    slicer.go_to(None, (10, 160), 201, plane="yz")
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][:, 10:160, 201].T)
+    assert slicer._told_of(4.8, 77.2).startswith(f"z 5, y 77, x 201: raw {voxels['raw'][5, 77, 201]}, mito ")
+    slicer.x.value = 33
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][:, 10:160, 33].T)
+    slicer.go_to(x=33)  # all of it, with fewer voxels than it has
+    np.testing.assert_array_equal(seen_by(slicer)["raw"], voxels["raw"][1::2, 1::2, 33].T)
+    assert slicer._told_of(4, 70).startswith(f"z 4, y 70, x 33; z 5, y 71, x 33: raw {voxels['raw'][5, 71, 33]}, mito ")
+
+
+def test_planes_keep_the_place(archive: Path, slicers) -> None:
+    """Another plane goes through the middle of the picture; back in a plane, slice and window are what they were."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=[]), z=7)
+    assert [value for _, value in slicer.plane.options] == ["xy", "xz", "yz"]
+    slicer.go_to(7, (100, 140), (60, 100))
+    slicer.plane.value = "xz"
+    seen_by(slicer)
+    assert (slicer.z.value, slicer.y.value, slicer.x.value) == (5, 120, 80)
+    assert slicer.window == ((0, 10), (60, 100))
+    slicer.plane.value = "yz"
+    assert slicer.x.value == 80
+    assert slicer.window == ((100, 140), (0, 10))
+    slicer.x.value = 95
+    slicer.plane.value = "xy"
+    seen_by(slicer)
+    assert (slicer.z.value, slicer.y.value, slicer.x.value) == (7, 120, 80)
+    assert slicer.window == ((100, 140), (60, 100))
+    slicer.plane.value = "yz"
+    assert slicer.x.value == 95, "the slice of a plane is forgotten"
+    slicer.plane.value = "xz"
+    slicer.go_to((0, 3))
+    slicer.plane.value = "xy"
+    assert slicer.z.value == 2, "a slice that the picture did not show"
+    before = slicer.plane.value, slicer.z.value, slicer.window
+    for wrong in ({"plane": "zx"}, {"plane": "xz", "y": (3, 9)}, {"plane": "yz", "z": 3}, {"plane": "yz", "x": 420}):
+        with pytest.raises(ld.InvalidArgumentError):
+            slicer.go_to(**wrong)
+        assert (slicer.plane.value, slicer.z.value, slicer.window) == before
+
+
+def test_voxels_are_as_high_as_they_are_from_the_side(archive: Path, slicers) -> None:
+    """From the side, voxels have the shape that they have in the tissue, and lengths are measured with it."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=[], voxel_size_nm=(40, 5, 8)), z=7)
+    for plane, aspect, said in (("xy", 5 / 8, "0.050 µm"), ("xz", 40 / 8, "0.400 µm"), ("yz", 5 / 40, "0.050 µm")):
+        slicer.plane.value = plane
+        assert slicer._picture.axes.get_aspect() == aspect
+        assert slicer._picture.length_of((3, 0), (3, 10)).startswith(said)
+
+
+def test_an_archive_of_many_slices_is_not_seen_from_the_side(tmp_path: Path, slicers) -> None:
+    """From the side of an archive, rows of every slice would be read: of many slices it is refused, with advice."""
+    make_archive(tmp_path, (66, 64, 70))
+    ds = ld.open_human_liver_em(tmp_path, shape=(66, 64, 70), labels=[])
+    slicer = slicers(ds)
+    assert slicer.plane.layout.display == "none"
+    with pytest.raises(ld.InvalidArgumentError, match="at most 64 slices"):
+        slicer.go_to(plane="xz", y=3)
+    few = slicers(ds.isel(z=slice(1, 65)))
+    few.go_to(plane="xz", y=3)
+    assert seen_by(few)["raw"].shape == (64, 70)
+
+
+@pytest.mark.parametrize("earlier", ["import matplotlib.pyplot as p; p.switch_backend('svg'); p.figure()", ""])
 def test_it_leaves_the_users_own_figures_alone(earlier: str) -> None:
     """Importing the slicer changes neither pyplot's backend nor its open figures."""
     asked = "import matplotlib.pyplot as p; print(p.get_backend(), p.get_fignums())"
@@ -172,9 +247,9 @@ def test_the_value_under_the_mouse_is_of_the_voxels_that_are_named(
         y, x = (150 - half, 150 + half), (max(210 - 2 * half, 0), min(210 + 2 * half, 420))
         slicer.go_to(6, y, x)
         seen_by(slicer)
-        steps.add(slicer._seen["raw"].attrs["step"])
+        steps.add(slicer._seen["raw"].attrs["step"][1])
         for row, column in ((y[0], x[0]), (150, 210), (y[1] - 1, x[1] - 1)):
-            text = slicer._position(column + 0.3, row - 0.3)
+            text = slicer._told_of(column + 0.3, row - 0.3)
             told = re.fullmatch(
                 r"z 6, y (\d+), x (\d+)(?:; z 6, y (\d+)(?: to (\d+))?, x (\d+) to (\d+))?"
                 r": raw (\d+)( \(mean\))?, mito (\d+)",
@@ -184,7 +259,7 @@ def test_the_value_under_the_mouse_is_of_the_voxels_that_are_named(
             *numbers, value, mean, mito = told.groups()
             assert [int(number) for number in numbers[:2]] == [row, column]
             if mean is None:
-                assert slicer._seen["raw"].attrs["step"] == 1
+                assert slicer._seen["raw"].attrs["step"][1] == 1
                 assert (int(value), int(mito)) == tuple(voxels[name][6, row, column] for name in ("raw", "mito"))
                 continue
             first, last, left, right = (int(n) for n in (numbers[2], numbers[3] or numbers[2], *numbers[4:]))
@@ -192,7 +267,7 @@ def test_the_value_under_the_mouse_is_of_the_voxels_that_are_named(
             assert abs(int(value) - voxels["raw"][6, first : last + 1, left : right + 1].mean()) <= 1 + (first != last)
             assert mito in ("0", "255")
     assert len(steps) > 2
-    assert slicer._position(-50, 3).endswith("x -50"), "a value where there are no voxels"
+    assert slicer._told_of(-50, 3).endswith("x -50"), "a value where there are no voxels"
 
 
 def mouse(slicer: Slicer, kind: str, column: float, row: float, **more) -> None:
@@ -275,7 +350,7 @@ def test_the_picture_stays_at_the_volume(archive: Path, slicers) -> None:
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE), z=3)
     seen_by(slicer)
     for _ in range(30):
-        slicer._zoom(2)
+        slicer._picture.zoom(2)
     (left, right), (bottom, top) = slicer._picture.axes.get_xlim(), slicer._picture.axes.get_ylim()
     assert right - left <= 4 * 420
     assert bottom - top <= 4 * 420
@@ -285,7 +360,7 @@ def test_the_picture_stays_at_the_volume(archive: Path, slicers) -> None:
     mouse(slicer, "button_release_event", 150, 150, button=3)
     assert slicer._is_dragged, "another button ends it"
     mouse(slicer, "button_release_event", 150, 150, button=1)
-    for middle, length in zip(slicer._middle(), SHAPE[1:], strict=True):
+    for middle, length in zip(slicer._picture.middle, SHAPE[1:], strict=True):
         assert 0 <= middle <= length
 
 
@@ -319,7 +394,7 @@ def test_slices_on_the_way_are_shown_coarsely(archive: Path, slicers, monkeypatc
     seen_by(slicer)
     titles = []
     draw = slicer._picture.draw_raw
-    monkeypatch.setattr(slicer._picture, "draw_raw", lambda z, seen, _: titles.append((z, seen.attrs["step"])))
+    monkeypatch.setattr(slicer._picture, "draw_raw", lambda z, seen, _: titles.append((z, seen.attrs["step"][1])))
     for z in (4, 5, 6):
         slicer.z.value = z
         time.sleep(0.3)
@@ -408,7 +483,7 @@ def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) ->
     came: list[tuple[str, int, int]] = []
     reader = ProgressiveReader(
         levels.Levels(ld.open_human_liver_em(server.url, shape=SHAPE)),
-        lambda _, seen: came.append((seen.name, seen.attrs["step"], server.bytes_sent)),
+        lambda _, seen: came.append((seen.name, seen.attrs["step"][1], server.bytes_sent)),
         lambda *_: None,
     )
     reader.see(Viewport(4, (0, 300), (0, 300), 300, ("raw", "mito", "er")))
@@ -429,7 +504,7 @@ def test_what_is_no_longer_looked_at_is_given_up(tmp_path: Path) -> None:
     shown: list[int] = []
     with serve(tmp_path / "archive", slow) as server:
         seen = levels.Levels(ld.open_human_liver_em(server.url, shape=shape, labels=[], connections=4))
-        reader = ProgressiveReader(seen, lambda look, *_: shown.append(look.z), lambda *_: None)
+        reader = ProgressiveReader(seen, lambda look, *_: shown.append(look.at), lambda *_: None)
         whole = (0, 1200), (0, 1200), 1200
         for z in (0, 1, 2, 3):
             reader.see(Viewport(z, *whole, ("raw",)))
@@ -496,9 +571,9 @@ def test_far_views_of_a_store_are_of_its_levels(archive: Path, tmp_path: Path, m
         near, far = levels.window(of, 4, (60, 100), (50, 90)), levels.window(of, 4, pixels=80)
         np.testing.assert_array_equal(near.raw, stored.raw.sel(z=4, y=slice(60, 99), x=slice(50, 89)))
         assert 80 <= max(far.raw.shape) < 160, "a pixel shows more or less than the screen can"
-        level = xr.open_zarr(tmp_path / "a.zarr" / "pyramid" / f"s{far.attrs['step'].bit_length() - 1}")
+        level = xr.open_zarr(tmp_path / "a.zarr" / "pyramid" / f"s{far.attrs['step'][1].bit_length() - 1}")
         xr.testing.assert_equal(far.raw.compute().drop_vars("z"), level.raw.sel(z=4, y=far.y, x=far.x).drop_vars("z"))
-        half = far.attrs["step"]
+        half = far.attrs["step"][1]
         assert abs(far.y[0] - of.y[0]) <= half
         assert abs(far.x[-1] - of.x[-1]) <= half
     for changed in (stored.assign(raw=stored.raw * 2), stored.load(), stored.roll(y=3), ds):
