@@ -10,7 +10,7 @@ from ipywidgets import HTML, Checkbox, ColorPicker, FloatRangeSlider, FloatSlide
 from ..core.geometry import DIMS, BoundingBox
 from .planes import Plane, held_along
 
-ACROSS, ALONG = "26em", "13em"
+ACROSS, ALONG = "22em", "11em"
 """Widths of the slider of the axis across the picture, and of those of its rows and columns."""
 
 

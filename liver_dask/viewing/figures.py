@@ -108,7 +108,7 @@ def show(
         axes.imshow(colours, extent=extent, aspect=aspect, interpolation="nearest")
     axes.set(xlabel="x", ylabel="y")
     axes.set_title(title_of(XY, z, shown), loc="left")
-    add_scale_bar(axes, extent[1] - extent[0], size_nm and size_nm[2])
+    add_scale_bar(axes, extent[1] - extent[0], XY, size_nm)
     if names:
         handles = [
             tuple(Patch(color=color, alpha=max(opacity, 0.6), linewidth=0) for color in legend_colors(seen[name]))
@@ -206,17 +206,18 @@ def _colors_of(numbers: npt.NDArray[Any], color: str) -> npt.NDArray[Any]:
     return np.asarray(colors)[place]
 
 
-def add_scale_bar(axes: "Axes", width: float, voxel_width_nm: float | None) -> "AnchoredSizeBar":
+def add_scale_bar(axes: "Axes", width: float, plane: Plane, voxel_size_nm: Sequence[float] | None) -> "AnchoredSizeBar":
     """Add a scale bar of a round length, at most a fifth of the picture's width.
 
     Args:
         axes: The axes of the picture.
         width: Width of the picture in voxels.
-        voxel_width_nm: Width of a voxel in nm. If None, the bar shows pixels instead of micrometres.
+        plane: The plane that the picture shows.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm. If None, the bar shows pixels instead of micrometres.
     """
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-    scale, unit = (voxel_width_nm / 1000, "µm") if voxel_width_nm else (1.0, "px")
+    scale, unit = (voxel_size_nm[DIMS.index(plane.columns)] / 1000, "µm") if voxel_size_nm else (1.0, "px")
     wanted = width * scale / 5
     power = 10 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
@@ -227,7 +228,7 @@ def add_scale_bar(axes: "Axes", width: float, voxel_width_nm: float | None) -> "
         "lower right",
         pad=0.4,
         borderpad=0.6,
-        size_vertical=width / 200,
+        size_vertical=width / 200 / plane.aspect(voxel_size_nm),
     )
     bar.patch.set(alpha=0.85, linewidth=0)  # light, so that the black bar is seen on black glass
     axes.add_artist(bar)

@@ -170,8 +170,7 @@ class Picture:
         if self._bar is not None:
             self._bar.remove()
         _, _, left, right = self._edges()
-        sizes = dict(zip(DIMS, self._voxel_size, strict=True)) if self._voxel_size else {}
-        self._bar = add_scale_bar(self.axes, right - left, sizes.get(self.plane.columns))
+        self._bar = add_scale_bar(self.axes, right - left, self.plane, self._voxel_size)
         self.canvas.draw_idle()
 
     def length_of(self, begin: tuple[float, float], end: tuple[float, float]) -> str:

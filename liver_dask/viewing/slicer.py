@@ -87,8 +87,9 @@ class Slicer(VBox):
             self.ruler,
         ]
         rows = [
-            [self.z, self.y, self.x, self.plane],
-            [self.contrast, *buttons],
+            [self.z, self.y, self.x],
+            [self.plane, *buttons],
+            [self.contrast],
             *(mask.controls for mask in self.masks.values()),
         ]
         told = VBox([self.where, self.value, self.status], layout=Layout(min_height="6em"))
