@@ -19,6 +19,7 @@ from .core.errors import (
 )
 from .core.metrics import Trace, trace
 from .serving.server import as_zarr, serve
+from .store.annotate import annotate
 from .store.pyramid import add_pyramid
 from .store.to_zarr import to_zarr
 from .store.verify import VerifyReport, verify
@@ -52,6 +53,7 @@ __all__ = [
     "Variable",
     "VerifyReport",
     "add_pyramid",
+    "annotate",
     "archives",
     "as_zarr",
     "get_human_liver_em_data",

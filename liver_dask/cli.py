@@ -41,6 +41,7 @@ from .core.malloc import share_memory
 from .demo import run_demo
 from .serving.neuroglancer import HOSTED
 from .serving.server import Server, serve
+from .store.annotate import annotate
 from .store.estimate import PROCESS_BYTES
 from .store.identity import made_of
 from .store.inventory import check_structure
@@ -391,6 +392,21 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
     with cluster(scheduler, workers) as client:
         levels = add_pyramid(store, client=client)
     click.echo(f"{store} has {len(levels)} level{'s' * (len(levels) != 1)}, {_size_of(store)} on disk in all.")
+
+
+@main.command("annotate")
+@click.argument("store", type=LocalPath())
+@click.option(
+    "--voxel-size", "voxel_size_nm", type=float, nargs=3, metavar="Z Y X", required=True, help="Size of a voxel in nm."
+)
+def annotate_command(store: Path, voxel_size_nm: tuple[float, float, float]) -> None:
+    """Say how large the voxels of a finished store are, or correct it.
+
+    Attributes, the scales that viewers use, and what `verify` expects change together; no voxel is touched. After an
+    interruption, the same command finishes.
+    """
+    annotate(store, voxel_size_nm=voxel_size_nm)
+    click.echo(f"{store}: voxels of {' x '.join(f'{size:g}' for size in voxel_size_nm)} nm (z, y, x).")
 
 
 @main.command()

@@ -98,7 +98,8 @@ def refuse_options_for_store(target: str | None) -> None:
         if context.get_parameter_source(IS_STORED_AS.get(name, name)) is ParameterSource.COMMANDLINE
     ]
     if target is not None and given and has_record(Path(target)):
-        raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out.")
+        other = "; `liver-dask annotate` changes the voxel size of a store" * (given[0] == "--voxel-size")
+        raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out{other}.")
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import zarr
 
 from ..core.disk import walk
+from ..core.documents import is_same
 from ..core.errors import StoreExistsError
 from .durable import TORN, sync_folder
 from .group_metadata import read_group
@@ -75,7 +76,9 @@ def add_labels(store: Path, arrays: Arrays, attributes: Mapping[str, Mapping[str
     _remove_older_partial(store, arrays)
     group.mkdir(exist_ok=True)
     for name, levels in arrays.items():
-        if not _is_whole(group / name, levels):
+        if _is_whole(group / name, levels):
+            _describe_label(group / name, attributes[name])
+        else:
             _write_label(new, group / name, levels, attributes[name])
     shutil.rmtree(new, ignore_errors=True)
     known = read_group(group) or {}
@@ -108,16 +111,20 @@ def _is_begun(group: Path, arrays: Arrays) -> bool:
     """
     if not group.is_dir() or group.is_symlink():
         return False
-    torn = f".{METADATA}."
-    labels = [entry for entry in group.iterdir() if not (entry.name.startswith(torn) and TORN.fullmatch(entry.name))]
+    labels = [entry for entry in group.iterdir() if not _is_torn(entry)]
     return all(entry.name in arrays and _is_of(entry, arrays[entry.name]) for entry in labels)
+
+
+def _is_torn(entry: Path) -> bool:
+    """Return whether a file is what a killed process left of the metadata of a group."""
+    return entry.name.startswith(f".{METADATA}.") and bool(TORN.fullmatch(entry.name))
 
 
 def _is_of(label: Path, levels: Sequence[Path]) -> bool:
     """Return whether a label contains copies of these arrays, at least one, and nothing else."""
     if not label.is_dir() or label.is_symlink() or read_group(label) is None:
         return False
-    copies = [entry for entry in label.iterdir() if entry.name != METADATA]
+    copies = [entry for entry in label.iterdir() if entry.name != METADATA and not _is_torn(entry)]
     arrays = {str(number): array for number, array in enumerate(levels)}
     return bool(copies) and all(copy.name in arrays and _is_copy(copy, arrays[copy.name]) for copy in copies)
 
@@ -144,9 +151,7 @@ def _files_of(folder: Path) -> set[str]:
 def _write_label(stage: Path, label: Path, levels: Sequence[Path], attributes: Mapping[str, Any]) -> None:
     """Write a label in the package's own folder `stage`, then move it into place and replace an older version of it."""
     new, old = stage / label.name, stage / f"{label.name}.old"
-    known = read_group(label) or {}  # attributes of an older version of the label, with a user's additions
-    ome = {**attributes, **_ome_of(known), "multiscales": attributes["multiscales"]}
-    zarr.open_group(new, mode="w-", attributes=known | {"ome": ome})
+    zarr.open_group(new, mode="w-", attributes=_described(label, attributes))
     for number, array in enumerate(levels):
         _link_array(array, new / str(number))
     _sync_label(new)
@@ -154,6 +159,19 @@ def _write_label(stage: Path, label: Path, levels: Sequence[Path], attributes: M
         label.replace(old)
     new.replace(label)
     sync_folder(label.parent)
+
+
+def _describe_label(label: Path, attributes: Mapping[str, Any]) -> None:
+    """Describe the scales of a complete label as they are now, if its attributes say something else."""
+    described = _described(label, attributes)
+    if not is_same(described, read_group(label)):
+        write_group(label, described)
+
+
+def _described(label: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a label: those of an existing one, with a user's additions, and the scales as given."""
+    known = read_group(label) or {}
+    return known | {"ome": {**attributes, **_ome_of(known), "multiscales": attributes["multiscales"]}}
 
 
 def _link_array(array: Path, copy: Path) -> None:

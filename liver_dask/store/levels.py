@@ -1,7 +1,7 @@
 """Find and open the levels of a store's pyramid."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise, takewhile
+from itertools import count, pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -13,7 +13,7 @@ from ..core.errors import DamagedError
 from ..core.geometry import DIMS, Shape, check_voxel_size
 from ..core.kinds import Kind
 from .downsampling import METHODS, DownsamplingReader, Method
-from .group_metadata import is_consolidated
+from .group_metadata import is_consolidated, read_group
 from .placement import Placement, placement_of
 from .record import layout_of, open_record, read_record
 
@@ -37,6 +37,9 @@ def open_variables(store: Path) -> xr.Dataset:
 
 FOLDER = "pyramid"
 
+FACTORS = "voxels_of_the_store"
+"""Attribute of a level: the size of its voxels (z, y, x) in voxels of the store."""
+
 END = "liver_dask_end"
 """Attribute of an opened level: where the store ends along z, y and x, in the coordinates of the Dataset."""
 
@@ -51,7 +54,7 @@ def levels_of(store: Path) -> list[Level]:
     Each level has half the rows and columns of the previous one. The list ends before the first missing level.
     """
     levels = [Level(store, (1, 1, 1))]
-    for factors in plan_levels(layout_of(open_record(store)).shape, voxel_size_of(store)):
+    for factors in plan_levels(store):
         level = Level(store / FOLDER / f"s{len(levels)}", factors)
         if not level.path.is_dir():
             break
@@ -145,32 +148,40 @@ def method_of(level: Path, name: str, kind: Kind) -> Method:
     return METHODS[kind]
 
 
-def plan_levels(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:
-    """Plan the pyramid levels above a store.
-
-    Each level halves rows and columns. It halves z only if the voxel size is known and voxels of the level below are at
-    most as long along z as along both y and x.
-
-    Args:
-        shape: Shape (z, y, x) of the store in voxels.
-        voxel_size_nm: Size of a voxel (z, y, x) in nm, if known.
+def plan_levels(store: Path) -> list[Shape]:
+    """Plan the pyramid levels above a store, up to one of SMALL_ENOUGH rows and columns; see `factors_of_levels`.
 
     Returns:
         For each level, the size of its voxels (z, y, x) in voxels of the store.
     """
-    return list(
-        takewhile(lambda factors: 2 * max(shape[1:]) > SMALL_ENOUGH * factors[1], factors_of_levels(voxel_size_nm))
-    )
+    _, rows, columns = layout_of(open_record(store)).shape
+    longest = max(rows, columns)
+    return list(takewhile(lambda factors: 2 * longest > SMALL_ENOUGH * factors[1], factors_of_levels(store)))
 
 
-def factors_of_levels(voxel_size_nm: Sequence[float] | None) -> Iterator[Shape]:
-    """Yield what `plan_levels` plans for a store of any size, without end."""
-    z, size = 1, 1
-    while True:
-        if voxel_size_nm and voxel_size_nm[0] * z <= min(voxel_size_nm[1:]) * size:
-            z *= 2
-        size *= 2
-        yield z, size, size
+def factors_of_levels(store: Path) -> Iterator[Shape]:
+    """Yield the sizes of the voxels of a store's levels (z, y, x), in voxels of the store, without end.
+
+    A level that exists has the size that it was made with. Of others, each level halves rows and columns. It halves z
+    only if the voxel size is known and voxels of the level below are at most as long along z as along both y and x.
+    """
+    size, factors = voxel_size_of(store), (1, 1, 1)
+    for number in count(1):
+        factors = _recorded_factors(store / FOLDER / f"s{number}", factors) or _next_factors(factors, size)
+        yield factors
+
+
+def _next_factors(below: Shape, voxel_size_nm: Sequence[float] | None) -> Shape:
+    z, y, x = below
+    is_short = voxel_size_nm is not None and voxel_size_nm[0] * z <= min(voxel_size_nm[1] * y, voxel_size_nm[2] * x)
+    return z * (2 if is_short else 1), 2 * y, 2 * x
+
+
+def _recorded_factors(level: Path, below: Shape) -> Shape | None:
+    """Return the size of the voxels of a level if it exists and can stand above `below`, otherwise None."""
+    z, y, x = below
+    found = (read_group(level) or {}).get(FACTORS)
+    return next((of for of in ((z, 2 * y, 2 * x), (2 * z, 2 * y, 2 * x)) if found == list(of)), None)
 
 
 def voxel_size_of(store: Path) -> tuple[float, ...] | None:

@@ -41,3 +41,11 @@ def open_locked(path: Path, *, busy: str) -> int:
             raise
         log.warning("%s: this file system has no locks; see that no other process writes there", path.parent)
     return descriptor
+
+
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Return whether a path is still that of an open file: its last holder may have removed the file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

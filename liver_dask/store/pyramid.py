@@ -25,13 +25,13 @@ from .inventory import check_structure
 from .levels import Level, open_variables
 from .ome_zarr import check_names, is_described, write_ome_metadata
 from .plan import Export
-from .record import layout_of, open_record, read_record
+from .record import check_annotated, layout_of, open_record, read_record
 from .zarr_group import write_group
 
 if TYPE_CHECKING:
     from distributed import Client
 from .downsampling import DownsamplingReader
-from .levels import FOLDER, method_of, plan_levels, step_between, voxel_size_of
+from .levels import FACTORS, FOLDER, method_of, plan_levels, step_between, voxel_size_of
 
 
 def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None, progress: bool = True) -> list[str]:
@@ -69,7 +69,8 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     root = Path(store).expanduser().absolute()
     known = open_record(root)
     check_structure(root, known, layout_of(known))
-    planned = plan_levels(layout_of(known).shape, voxel_size_of(root))
+    check_annotated(root)
+    planned = plan_levels(root)
     levels = [Level(root, (1, 1, 1))]
     levels += [Level(root / FOLDER / f"s{number}", factors) for number, factors in enumerate(planned, 1)]
     _check_levels(root / FOLDER, levels[1:])
@@ -137,7 +138,7 @@ def downsampled(below: Level, level: Level, root: Path) -> xr.Dataset:
         dim: whole[dim].values[0] + ((factor - 1) / 2 + factor * np.arange(length) if factor > 1 else np.arange(length))
         for dim, factor, length in zip(DIMS, factors, reader.shape, strict=True)
     }
-    attrs = whole.attrs | {"voxels_of_the_store": list(factors)}
+    attrs = whole.attrs | {FACTORS: list(factors)}
     size = voxel_size_of(root)
     if size:
         attrs["voxel_size_nm"] = [of * factor for of, factor in zip(size, factors, strict=True)]

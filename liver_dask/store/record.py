@@ -21,6 +21,7 @@ from ..core.documents import read_document, reason_of, short
 from ..core.errors import (
     DamagedError,
     NotDownloadedError,
+    StoreExistsError,
 )
 from .inventory import check_structure
 from .layout import Layout, Shard, plan_layout
@@ -34,6 +35,9 @@ RECORD = "liver_dask"
 
 MANIFEST = "manifest.json"
 """File in an array's folder: size and CRC-32C of each shard, and size and ETag of each source file of the array."""
+
+BEGUN = "annotation.json"
+"""File in the group of the record that exists while `annotate` changes the store; it names the new voxel size."""
 
 MISSING_FILES = "missing_files"
 """The attribute of a store that lists the files which its source did not have."""
@@ -103,6 +107,14 @@ def check_finished(path: Path) -> None:
         raise NotDownloadedError(
             f"{path} is not complete: {partial} is an unfinished store of liver_dask; finish it first, by the command "
             "that began it."
+        )
+
+
+def check_annotated(store: Path) -> None:
+    """Raise StoreExistsError if `annotate` is running on a store, or was interrupted."""
+    if is_there(store / RECORD / BEGUN):
+        raise StoreExistsError(
+            f"The voxel size of {store} is being changed, or this was interrupted; `liver-dask annotate` finishes it."
         )
 
 

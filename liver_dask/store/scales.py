@@ -14,7 +14,7 @@ from ..core.geometry import Shape
 from .array import StoredArray
 from .chunk_cache import ChunkCache
 from .downsampling import downsample
-from .levels import Level, current_levels, factors_of_levels, plan_levels, step_between, voxel_size_of
+from .levels import Level, current_levels, factors_of_levels, plan_levels, step_between
 from .record import layout_of, open_record
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ class ScaledImage:
         z, y, x = layout_of(open_record(store)).shape
         self.factors = factors
         self.shape: Shape = -(-z // factors[0]), -(-y // factors[1]), -(-x // factors[2])
-        steps, size = [(1, 1, 1)], voxel_size_of(store)
-        steps += takewhile(lambda level: level[1] <= factors[1], factors_of_levels(size))
+        steps = [(1, 1, 1), *takewhile(lambda level: level[1] <= factors[1], factors_of_levels(store))]
         if steps[-1] != factors:
             steps = [(1, 1, 1), factors]
         paths = {level.factors: level.path for level in current_levels(store, [name])}
@@ -64,7 +63,7 @@ class ScaledImage:
         self._image = StoredArray(paths[steps[nearest]], name, cache)
         self._steps = [step_between(Level(store, below), level) for below, level in pairwise(steps[nearest:])]
         self.dtype = self._image.dtype
-        if self._steps and factors in plan_levels((z, y, x), size):
+        if self._steps and factors in plan_levels(store):
             log.warning(
                 "Voxels of %s are computed from %d times as many, which is slow; add_pyramid(%r) stores them.",
                 *(factors, math.prod(map(math.prod, self._steps)), str(store)),

@@ -18,7 +18,7 @@ from ..archive.dataset import open_origin
 from ..archive.reader import Missing, readers_of
 from ..core.config import setting
 from ..core.documents import reason_of
-from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError
+from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError
 from .identity import described, has_means, identity_of
 from .inputs import Source
 from .inventory import Metadata
@@ -30,7 +30,7 @@ from .ome_zarr import description_problem, has_description, other_labels
 from .plan import Export
 from .progress import say, show_progress
 from .pyramid import downsampled
-from .record import CHECKSUMS_SINCE, layout_of, missing_files, open_record
+from .record import CHECKSUMS_SINCE, check_annotated, layout_of, missing_files, open_record
 from .shard_checks import ShardCheck, ShardPlan, part_of_shard, read_tables
 from .source_checks import SourceCheck, check_recorded_address, plan_source_checks, read_sources
 from .worker import picklable_error
@@ -158,6 +158,10 @@ def verify(
         report.unchecked = [name for name in record["variables"] if name not in opened]
         if source is None:
             _show_addresses(opened, progress)
+    try:
+        check_annotated(store)
+    except StoreExistsError as error:
+        report.problems.append(str(error))
     plans = [_Plan(store, "", ds, opened, seed, full, report), *_plans_of_levels(store, seed, full, report)]
     jobs = [Job((plan, check), check.run, (), fetches=False) for plan in plans for check in plan.checks]
     jobs += [Job((plan, check), check.run) for plan in plans for check in plan.source_checks]

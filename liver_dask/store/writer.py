@@ -45,7 +45,7 @@ from .durable import TORN, DurableFile, sync_folder, sync_tree, write_json
 from .identity import identity_of
 from .layout import Layout, Region, Shard, ShardRow
 from .levels import voxel_size_of
-from .locks import open_locked
+from .locks import is_same_file, open_locked
 from .record import (
     FORMAT,
     RECORD,
@@ -148,7 +148,8 @@ class Store:
                 has = f"voxels of {size} nm (z, y, x)" if size else "no voxel size"
                 raise StoreExistsError(
                     f"{told} was made with {has}, and this call says {tuple(asked)}; leave the voxel size out to keep "
-                    "the store as it is, or choose another path."
+                    "the store as it is, correct it with `liver-dask annotate` once it is complete, or choose another "
+                    "path."
                 )
 
     @contextmanager
@@ -326,7 +327,7 @@ class Store:
         while True:
             descriptor = self._open_lock(path)
             try:
-                if _is_same_file(descriptor, path):  # another process may just have removed the file with its folder
+                if is_same_file(descriptor, path):  # another process may just have removed the file with its folder
                     yield
                     return
             finally:
@@ -499,10 +500,3 @@ class Store:
 
 def _slab_name(region: Region) -> str:
     return f"{region.z_start}-{region.y_start}"
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -187,6 +187,15 @@ PROMISES = {
         "test_computed::test_what_would_be_fetched_too_often_is_refused_unless_allowed",
     ],
     # open it elsewhere
+    "can also be seen from the side": [
+        "test_slicer::test_other_planes_show_the_source",
+        "test_slicer::test_voxels_are_as_high_as_they_are_from_the_side",
+        "test_slicer::test_an_archive_of_many_slices_is_not_seen_from_the_side",
+    ],
+    "says how large the voxels of a finished store are": [
+        "test_annotate::test_an_annotated_store_is_as_if_the_size_had_been_known",
+        "test_annotate::test_on_the_command_line",
+    ],
     "or download ... --pyramid": ["test_pyramid::test_what_reads_the_store_reads_it_as_before"],
     "each half the size of the one before": [
         "test_pyramid::test_each_level_is_the_one_below_as_tensorstore_halves_it",

@@ -86,9 +86,9 @@ def half_done(archive: Path, folder: Path, lacking: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
-    """Cases of a new store, an unfinished store, a pyramid, and the labels of a pyramid."""
+    """Cases of a new store, an unfinished store, a pyramid, the labels of a pyramid, and a voxel size."""
     root = tmp_path_factory.mktemp("cases")
-    starts = {name: root / name for name in ("new", "half", "levels", "labels")}
+    starts = {name: root / name for name in KINDS}
     starts["new"].mkdir()
     starts["half"].mkdir()
     lacking = root / "lacking"
@@ -107,11 +107,17 @@ def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
         def add(folder: Path) -> None:
             ld.add_pyramid(folder / "a.zarr", progress=False)
 
+        def annotate(folder: Path) -> None:
+            ld.annotate(folder / "a.zarr", voxel_size_nm=(30, 8, 8))
+
+        shutil.copytree(starts["labels"], starts["sizes"])
+        add(starts["sizes"])
         found = {
             "new": Case.of(starts["new"], lambda folder: write(lacking, folder)),
             "half": Case.of(starts["half"], lambda folder: write(lacking, folder)),
             "levels": Case.of(starts["levels"], add),
             "labels": Case.of(starts["labels"], add),
+            "sizes": Case.of(starts["sizes"], annotate),
         }
         print({name: len(case.operations) for name, case in found.items()})
         yield found
@@ -131,7 +137,9 @@ def check_nothing_is_lost(before: dict[Path, bytes], folder: Path) -> None:
         if path.parts[0] == "a.zarr.partial" and (folder / "a.zarr").exists():
             continue  # the store is complete, and compared by `check_fault`
         if (folder / path).exists():
-            assert path.name == "zarr.json" or (folder / path).read_bytes() == content, f"{path} is another"
+            assert path.name in ("zarr.json", "inventory.json") or (folder / path).read_bytes() == content, (
+                f"{path} is another"
+            )
             continue
         assert path.parts[:3] == ("a.zarr.partial", "progress", "slabs"), f"{path} is gone"
         z, y = map(int, path.name.split("-"))
@@ -181,7 +189,7 @@ def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 32)
 
 
-KINDS = ("new", "half", "levels", "labels")
+KINDS = ("new", "half", "levels", "labels", "sizes")
 
 
 @pytest.mark.slow

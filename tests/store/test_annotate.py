@@ -1,0 +1,273 @@
+"""Annotating a finished store: everything that says how large its voxels are changes together, and nothing else."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from click.testing import CliRunner
+
+import liver_dask as ld
+from helpers import tiny
+from helpers.kills import killed_at
+from helpers.stores import contents
+from liver_dask.cli import main
+from liver_dask.store import levels as store_levels
+from liver_dask.store.annotate import BEGUN, annotate
+from liver_dask.store.locks import open_locked
+from liver_dask.viewing.levels import Levels
+
+SIZE, OTHER = (30.0, 8.0, 8.0), (4.5, 8.0, 9.0)
+EXHAUSTIVE = [pytest.mark.real, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(autouse=True)
+def small_slices_have_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 15)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("annotated") / "archive"
+    tiny.make_tiny_store(folder.parent)
+    return folder
+
+
+def written(archive: Path, path: Path, size: tuple[float, ...] | None = None, pyramid: bool = True) -> Path:
+    """Write a store with levels and labels, whose voxel size is known from the beginning, or is not."""
+    ds = ld.open_human_liver_em(archive, shape=tiny.SHAPE, labels=["er"], voxel_size_nm=size)
+    return Path(ld.to_zarr(ds, path, progress=False, pyramid=pyramid, **tiny.LAYOUT))
+
+
+@pytest.fixture(scope="module")
+def unknown(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store with levels and labels without a voxel size."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store_levels, "SMALL_ENOUGH", 15)
+        yield written(archive, tmp_path_factory.mktemp("unknown") / "a.zarr")
+
+
+@pytest.fixture
+def store(unknown: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(unknown, tmp_path / "a.zarr")
+
+
+def documents(store: Path) -> dict[str, Any]:
+    """All metadata of a store, without the checksums of others."""
+    found = {}
+    for path in sorted(store.rglob("*.json")):
+        document = json.loads(path.read_bytes())
+        if path.parent.name == "liver_dask" and path.name == "zarr.json":
+            document["attributes"].pop("inventory")
+            document["attributes"].pop("checksum")
+        document.pop("consolidated_metadata", None)
+        found[path.relative_to(store).as_posix()] = document
+    return found
+
+
+def check(store: Path, size: tuple[float, ...], source: Path) -> None:
+    """Check that a store says a size everywhere, is verified in full, and is opened without a warning."""
+    assert ld.verify(store, full=True, progress=False).problems == []
+    with warnings.catch_warnings(action="error"):
+        opened = xr.open_zarr(store)
+    assert opened.attrs["voxel_size_nm"] == list(size)
+    xr.testing.assert_equal(opened.drop_attrs(), xr.open_zarr(source).drop_attrs())
+    levels = store_levels.levels_of(store)
+    for level in levels:
+        assert xr.open_zarr(level.path).attrs["voxel_size_nm"] == [
+            a * b for a, b in zip(size, level.factors, strict=True)
+        ]
+    for group in (store, store / "labels" / "er"):
+        scales = zarr.open_group(group, mode="r").attrs["ome"]["multiscales"][0]
+        assert {axis["unit"] for axis in scales["axes"]} == {"nanometer"}
+        for level, dataset in zip(levels, scales["datasets"], strict=True):
+            scale = dataset["coordinateTransformations"][0]["scale"]
+            assert scale == [a * b for a, b in zip(size, level.factors, strict=True)]
+    assert not (store / "liver_dask" / BEGUN).exists()
+
+
+@pytest.mark.parametrize("before", [None, OTHER])
+@pytest.mark.parametrize("pyramid", [True, False])
+def test_an_annotated_store_is_as_if_the_size_had_been_known(
+    archive: Path, tmp_path: Path, before: tuple[float, ...] | None, pyramid: bool
+) -> None:
+    """A store whose size was given later equals, in all files, one that was written with it from the beginning."""
+    size = (30.0, 8.0, 8.0) if before is None else (2.5, 4.0, 5.0)  # z is halved at the same levels as before
+    one, other = (
+        written(archive, tmp_path / "one.zarr", size, pyramid),
+        written(archive, tmp_path / "a.zarr", before, pyramid),
+    )
+    kept = {path: path.stat() for path in other.rglob("c/**/*") if path.is_file()}
+    assert annotate(other, voxel_size_nm=size) is None
+    assert documents(other) == documents(one)
+    assert {*contents(other)} == {*contents(one)}
+    for path, stat in kept.items():
+        assert (path.stat().st_mtime_ns, path.stat().st_ino) == (stat.st_mtime_ns, stat.st_ino), "a shard was written"
+    if pyramid:
+        check(other, size, one)
+    else:
+        assert ld.verify(other, progress=False).ok
+        assert not (other / "labels").exists()
+    files = contents(other)
+    annotate(other, voxel_size_nm=size)
+    assert contents(other) == files
+    ds = ld.open_human_liver_em(archive, shape=tiny.SHAPE, labels=["er"], voxel_size_nm=size)
+    ld.to_zarr(ds, other, progress=False, pyramid=pyramid, **tiny.LAYOUT)
+    assert contents(other) == files
+
+
+def test_existing_levels_keep_their_voxels(store: Path, unknown: Path) -> None:
+    """Levels that were made without a voxel size are used and described as they are, and later ones follow from it."""
+    before = [level.factors for level in store_levels.levels_of(store)]
+    assert before == [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
+    annotate(store, voxel_size_nm=OTHER)
+    check(store, OTHER, unknown)
+    assert [level.factors for level in store_levels.levels_of(store)] == before
+    assert len(Levels(xr.open_zarr(store))._levels) == 3
+    files = contents(store)
+    ld.add_pyramid(store, progress=False)
+    assert contents(store) == files
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store_levels, "SMALL_ENOUGH", 7)
+        ld.add_pyramid(store, progress=False)
+        assert [level.factors for level in store_levels.levels_of(store)] == [*before, (2, 8, 8)]
+        check(store, OTHER, unknown)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Object at .* is not recognized", "ignore:Consolidated metadata is currently not part"
+)
+def test_what_users_added_stays(store: Path) -> None:
+    """Attributes, variables and labels of users are left as they are."""
+    group = zarr.open_group(store, mode="r+")
+    group.attrs["mine"] = {"note": 3}
+    group["labels"].create_group("cells", attributes={"ome": {"mine": 1}}).create_array("0", data=np.ones((2, 3)))
+    group["labels/er"].attrs["seen by"] = "me"
+    group.create_array("mine", data=np.arange(4), dimension_names=["z"])
+    own = contents(store / "labels" / "cells") | contents(store / "mine")
+    annotate(store, voxel_size_nm=SIZE)
+    annotate(store, voxel_size_nm=OTHER)
+    assert contents(store / "labels" / "cells") | contents(store / "mine") == own
+    opened = zarr.open_group(store, mode="r")
+    assert opened.attrs["mine"] == {"note": 3}
+    assert opened["labels/er"].attrs["seen by"] == "me"
+    assert opened.attrs["voxel_size_nm"] == list(OTHER)
+    assert ld.verify(store, progress=False).problems == []
+    assert xr.open_zarr(store).mine.values.tolist() == [0, 1, 2, 3]
+
+
+def test_a_size_that_was_changed_by_hand_is_repaired(store: Path, unknown: Path) -> None:
+    """A size that somebody wrote into the attributes makes a problem of verify, which annotating ends."""
+    zarr.open_group(store, mode="r+").attrs["voxel_size_nm"] = list(SIZE)
+    annotate(store, voxel_size_nm=OTHER)
+    check(store, OTHER, unknown)
+
+
+@pytest.mark.parametrize(
+    ("then", "every"),
+    [
+        pytest.param(OTHER, 61, marks=pytest.mark.slow),
+        pytest.param(OTHER, 1, marks=EXHAUSTIVE),
+        pytest.param(SIZE, 1, marks=EXHAUSTIVE),
+    ],
+)
+def test_killed_at_any_step_it_is_finished_by_the_next(
+    unknown: Path, tmp_path: Path, then: tuple[float, ...], every: int
+) -> None:
+    """After a kill at any step, readers open the store, and the next call, even with another size, finishes it."""
+    said = set()
+    for step in range(1, 1000, every):
+        store = shutil.copytree(unknown, tmp_path / "a.zarr")
+        finished = not killed_at(step, partial(annotate, store, voxel_size_nm=SIZE))
+        said.add(str(xr.open_zarr(store).attrs.get("voxel_size_nm")))
+        begun = store / "liver_dask" / BEGUN
+        if begun.exists() and begun.stat().st_size:
+            assert not ld.verify(store, progress=False).ok
+            with pytest.raises(ld.StoreExistsError, match="liver-dask annotate"):
+                ld.add_pyramid(store, progress=False)
+        annotate(store, voxel_size_nm=then)
+        assert ld.verify(store, progress=False).problems == [], step
+        assert {*contents(store)} == {*contents(unknown)}, step
+        if finished:
+            check(store, then, unknown)
+            break
+        shutil.rmtree(store)
+    assert step > 2 * every
+    assert said == {"None", str(list(SIZE))}
+
+
+def test_two_at_once(store: Path) -> None:
+    """While one process annotates, another is told so, and nothing changes."""
+    files = contents(store)
+    descriptor = open_locked(store / "liver_dask" / BEGUN, busy="")
+    try:
+        with pytest.raises(ld.StoreExistsError, match="Another process is annotating"):
+            annotate(store, voxel_size_nm=SIZE)
+    finally:
+        os.close(descriptor)
+        (store / "liver_dask" / BEGUN).unlink()
+    assert contents(store) == files
+
+
+@pytest.mark.parametrize("where", ["", "pyramid/s1"])
+@pytest.mark.parametrize("what", ["inventory.json", "zarr.json", "no inventory", "nonsense"])
+def test_what_is_not_as_written_is_not_changed(store: Path, where: str, what: str) -> None:
+    """Of a damaged store nothing is changed: the record must not vouch for what nobody wrote."""
+    folder = store / where / "liver_dask"
+    if what == "no inventory":
+        (folder / "inventory.json").unlink()
+    elif what == "nonsense":
+        (folder / "inventory.json").write_text("[3]")
+    elif what == "inventory.json":
+        tiny.edit(folder / what, lambda document: document["attributes"].update(title="another"))
+    else:
+        tiny.edit(folder / what, lambda document: document["attributes"].update(made_of="something"))
+    files = contents(store)
+    with pytest.raises(ld.DamagedError):
+        annotate(store, voxel_size_nm=SIZE)
+    assert contents(store) == files
+
+
+def test_stores_of_earlier_versions(archive: Path, tmp_path: Path) -> None:
+    """A store without an inventory is annotated in its attributes."""
+    store = written(archive, tmp_path / "a.zarr", pyramid=False)
+    tiny.forget_what_was_recorded(store)
+    annotate(store, voxel_size_nm=SIZE)
+    assert xr.open_zarr(store).attrs["voxel_size_nm"] == list(SIZE)
+    assert ld.verify(store, progress=False).ok
+
+
+def test_what_is_unfinished_is_finished_first(store: Path, archive: Path, tmp_path: Path) -> None:
+    """An unfinished store, or a store with an unfinished level, is refused with what to do."""
+    (store / "pyramid" / "s2.partial" / "store").mkdir(parents=True)
+    with pytest.raises(ld.StoreExistsError, match="finish it first with `liver-dask pyramid"):
+        annotate(store, voxel_size_nm=SIZE)
+    with pytest.raises(ld.NotDownloadedError):
+        annotate(tmp_path / "none.zarr", voxel_size_nm=SIZE)
+
+
+def test_on_the_command_line(store: Path, unknown: Path, tmp_path: Path) -> None:
+    """`liver-dask annotate` says what it did, and wrong sizes and paths in one sentence."""
+    run = CliRunner().invoke
+    done = run(main, ["annotate", str(store), "--voxel-size", "30", "8", "8"])
+    assert (done.exit_code, done.output) == (0, f"{store}: voxels of 30 x 8 x 8 nm (z, y, x).\n")
+    check(store, SIZE, unknown)
+    files = contents(store)
+    for wrong in (["30", "8", "0"], ["30", "8", "nan"], ["30", "8", "inf"], ["30", "8"], ["a", "8", "8"], []):
+        failed = run(main, ["annotate", str(store), *(["--voxel-size", *wrong] if wrong else [])])
+        assert failed.exit_code in (1, 2)
+        assert "Traceback" not in failed.output
+    assert run(main, ["annotate", str(tmp_path / "none.zarr"), "--voxel-size", "1", "1", "1"]).exit_code == 1
+    assert contents(store) == files
+    refused = run(
+        main, ["snapshot", str(store), "--z", "1", "--voxel-size", "1", "1", "1", "-o", str(tmp_path / "a.png")]
+    )
+    assert "`liver-dask annotate` changes the voxel size of a store" in refused.output
