@@ -5,7 +5,7 @@ It cancels reads of viewports that are no longer shown.
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -68,8 +68,8 @@ class ProgressiveReader:
 
     Args:
         levels: The Dataset to read from, at all resolutions.
-        show: Called with the viewport and the window of a variable. For raw, it is first called with a coarse window,
-            see `attrs["step"]` of the window, unless the sharp window is cached. Called on other threads.
+        show: Called with the viewport and the window of a variable, in any order. For raw, it is first called with a
+            coarse window, see its `attrs["step"]`, unless the sharp window is cached. Called on other threads.
         notify: Called with the viewport and a text: the progress, an error message, or an empty text when everything is
             read. Called on other threads.
 
@@ -107,10 +107,11 @@ class ProgressiveReader:
             self._task = task = _Task(viewport, forward)
             self._glance = None
             self.idle.clear()
-        if RAW in viewport.names and viewport.key(RAW) not in self._kept:
-            self._begin(task, [RAW], self._show_raw)
-        else:
-            self._begin(task, viewport.names, self._show_sharp)
+        is_coarse_first = viewport.key(RAW) not in self._kept
+        self._begin(
+            task,
+            {name: self._show_raw if name == RAW and is_coarse_first else self._show_sharp for name in viewport.names},
+        )
         with suppress(RuntimeError):  # closed, or the interpreter exits
             self._pool.submit(self._report, task)
 
@@ -134,11 +135,12 @@ class ProgressiveReader:
             self.idle.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, task: "_Task", names: Sequence[str], read: Callable[["_Task", str], None]) -> None:
+    def _begin(self, task: "_Task", reads: Mapping[str, Callable[["_Task", str], None]]) -> None:
+        """Read variables, all at once: masks arrive while raw waits for its strip index."""
         with self._lock:
-            task.left += len(names)
+            task.left = len(reads)
         try:
-            for name in names:
+            for name, read in reads.items():
                 self._pool.submit(self._guarded, task, name, read)
         except RuntimeError:  # the interpreter exits and accepts no tasks: stop the progress report
             task.done.set()
@@ -168,7 +170,6 @@ class ProgressiveReader:
 
     def _show_raw(self, task: "_Task", name: str) -> None:
         self._show_if_seen(task, self._window(task.viewport, name, is_sharp=False))
-        self._begin(task, [other for other in task.viewport.names if other != name], self._show_sharp)
         self._show_sharp(task, name)
 
     def _show_sharp(self, task: "_Task", name: str) -> None:

@@ -304,8 +304,9 @@ class Slicer(VBox):
         self._seen[name] = seen
         if name == RAW:
             self._draw_raw()
-        else:
-            self._draw_mask(name)
+        for mask in self.masks if name == RAW else [name]:
+            if RAW in self._seen:  # otherwise it would be over raw of the slice before
+                self._draw_mask(mask)
 
     def _draw_raw(self) -> None:
         if RAW in self._seen:

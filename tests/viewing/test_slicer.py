@@ -479,21 +479,36 @@ def test_going_there_and_back_shows_what_was_there(archive: Path, slicers, voxel
 
 
 def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) -> None:
-    """A coarse picture of raw comes first, for less than a fifth of the bytes; sharp ones of all follow."""
+    """A coarse picture of raw comes before the sharp one, for less than a fifth of its bytes; masks come meanwhile."""
     came: list[tuple[str, int, int]] = []
     reader = ProgressiveReader(
         levels.Levels(ld.open_human_liver_em(server.url, shape=SHAPE)),
         lambda _, seen: came.append((seen.name, seen.attrs["step"][1], server.bytes_sent)),
         lambda *_: None,
     )
-    reader.see(Viewport(4, (0, 300), (0, 300), 300, ("raw", "mito", "er")))
+    coarse = -(-300 // (300 // progressive.COARSER))
+    reader.see(Viewport(4, (0, 300), (0, 300), 300, ("raw",)))
     assert reader.idle.wait(30)
-    assert came[0][:2] == ("raw", -(-300 // (300 // progressive.COARSER)))
-    assert sorted(name for name, *_ in came[1:]) == ["er", "mito", "raw"]
-    assert {step for _, step, _ in came[1:]} == {1}
+    assert [(name, step) for name, step, _ in came] == [("raw", coarse), ("raw", 1)]
     index = 2 * (16 * SHAPE[1] + 1024)
     assert came[0][2] - index < (server.bytes_sent - index) / 5
+    came.clear()
+    reader.see(Viewport(5, (0, 300), (0, 300), 300, ("raw", "mito", "er")))
+    assert reader.idle.wait(30)
+    assert sorted((name, step) for name, step, _ in came) == [("er", 1), ("mito", 1), ("raw", 1), ("raw", coarse)]
     reader.close()
+
+
+def test_masks_wait_for_raw_of_their_slice(archive: Path, slicers) -> None:
+    """A mask that is read before raw is not drawn over raw of another slice; it is drawn with its own."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"]), z=3)
+    seen_by(slicer)
+    slicer._reader.close()  # the test brings what is read
+    slicer.z.value = 4
+    of = {name: levels.variable_of(slicer._levels.window(4, pixels=SIZE), name).compute() for name in ("raw", "mito")}
+    for name, shown in (("mito", False), ("raw", True)):
+        slicer._take(slicer._viewport(), of[name])
+        assert slicer._picture._masks["mito"].get_visible() == shown
 
 
 @pytest.mark.slow
