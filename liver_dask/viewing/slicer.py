@@ -78,6 +78,7 @@ class Slicer(VBox):
         self._seen: dict[str, xr.DataArray] = {}
         self._is_dragged = self._is_telling = False
         self._measured_from: tuple[float, float] | None = None
+        self._pointed_at: tuple[float, float] | None = None  # the place (x, y) under the mouse
         self._chosen: dict[str, int] = {}  # the last slice in each plane, by the axis across it
         buttons = [
             self._button("Whole slice", lambda: self._picture.show_window(None, None)),
@@ -199,6 +200,7 @@ class Slicer(VBox):
     def _turn(self) -> None:
         """Change to another slice, mark the picture of the previous slice as outdated, and show what is known."""
         self._seen.clear()
+        self._tell()
         self._picture.turn(self._at)
         self._moved.begin()
         self._reader.glance(self._viewport())
@@ -215,6 +217,8 @@ class Slicer(VBox):
         at = self._chosen.get(plane.across, -1)
         with self._telling():
             slider[plane.across].value = at if shown[0] <= at < shown[1] else round(middle)
+        self._pointed_at = None
+        self._tell()
         self._picture.face(plane)
         self._position.face(plane)
         self._seen.clear()
@@ -254,14 +258,18 @@ class Slicer(VBox):
             self._picture.axes.drag_pan(MouseButton.LEFT, None, event.x, event.y)
             self._picture.hold()
             self._picture.canvas.draw_idle()
-        if event.inaxes is not self._picture.axes:
-            self.value.value = ""
-        elif self._measured_from:
-            ends = [self._measured_from, (event.xdata, event.ydata)]
+        is_inside = event.inaxes is self._picture.axes
+        self._pointed_at = (event.xdata, event.ydata) if is_inside else None
+        if self._measured_from and self._pointed_at:
+            ends = [self._measured_from, self._pointed_at]
             self._picture.draw_ruler(ends)
             self.value.value = self._picture.length_of(*ends)
         else:
-            self.value.value = html.escape(self._told_of(event.xdata, event.ydata))
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell the voxel under the mouse."""
+        self.value.value = html.escape(self._told_of(*self._pointed_at)) if self._pointed_at else ""
 
     def _released(self, event: Any) -> None:
         if event.button != MouseButton.LEFT:
@@ -307,6 +315,8 @@ class Slicer(VBox):
         for mask in self.masks if name == RAW else [name]:
             if RAW in self._seen:  # otherwise it would be over raw of the slice before
                 self._draw_mask(mask)
+        if not self._measured_from:
+            self._tell()
 
     def _draw_raw(self) -> None:
         if RAW in self._seen:

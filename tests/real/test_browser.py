@@ -66,7 +66,7 @@ def picture_of(canvas) -> np.ndarray:
 
 
 def slide_and_toggle(page, pictures: Path, name: str, first_z: int) -> None:
-    """Check that the slider, the checkbox of the mitochondria and the mouse wheel work, and save screenshots."""
+    """Check that slider, checkbox of the mitochondria, mouse wheel and planes work, and save screenshots."""
     canvas = page.locator(".jupyter-matplotlib-canvas-container").first
     canvas.wait_for(timeout=120_000)
     page.wait_for_timeout(5000)
@@ -98,6 +98,10 @@ def slide_and_toggle(page, pictures: Path, name: str, first_z: int) -> None:
     page.mouse.wheel(0, -400)
     look("zoomed")
     assert where.inner_text() != text, "the wheel did not zoom"
+    page.get_by_role("button", name="XZ").first.click()
+    side = look("from-the-side")
+    assert page.get_by_text(re.compile(r"^y \d+, z 0 to 24, x")).first.is_visible()
+    assert side.std() > 10, "there is no picture"
 
 
 def test_the_value_under_the_mouse(browser, tmp_path: Path) -> None:

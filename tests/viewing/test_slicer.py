@@ -122,7 +122,10 @@ def test_planes_keep_the_place(archive: Path, slicers) -> None:
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=[]), z=7)
     assert [value for _, value in slicer.plane.options] == ["xy", "xz", "yz"]
     slicer.go_to(7, (100, 140), (60, 100))
+    mouse(slicer, "motion_notify_event", 80, 120)
+    assert slicer.value.value
     slicer.plane.value = "xz"
+    assert not slicer.value.value, "a voxel of the other plane"
     seen_by(slicer)
     assert (slicer.z.value, slicer.y.value, slicer.x.value) == (5, 120, 80)
     assert slicer.window == ((0, 10), (60, 100))
@@ -283,6 +286,11 @@ def test_the_mouse_drags_zooms_and_tells(archive: Path, slicers, voxels) -> None
     seen_by(slicer)
     mouse(slicer, "motion_notify_event", 120, 110)
     assert slicer.value.value.startswith(f"z 4, y 110, x 120: raw {voxels['raw'][4, 110, 120]}, mito ")
+    slicer.z.value = 5
+    seen_by(slicer)
+    assert slicer.value.value.startswith(f"z 5, y 110, x 120: raw {voxels['raw'][5, 110, 120]}, mito "), "of before"
+    slicer.z.value = 4
+    seen_by(slicer)
     mouse(slicer, "motion_notify_event", 10, 10)
     assert slicer.value.value == "", "a voxel is told that is not shown"
     mouse(slicer, "button_press_event", 150, 150, button=1)
