@@ -406,7 +406,7 @@ def annotate_command(store: Path, voxel_size_nm: tuple[float, float, float]) -> 
     interruption, the same command finishes.
     """
     annotate(store, voxel_size_nm=voxel_size_nm)
-    click.echo(f"{store}: voxels of {' x '.join(f'{size:g}' for size in voxel_size_nm)} nm (z, y, x).")
+    click.echo(f"{store}: voxels of {' x '.join(f'{size:.15g}' for size in voxel_size_nm)} nm (z, y, x).")
 
 
 @main.command()

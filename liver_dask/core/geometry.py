@@ -1,7 +1,7 @@
 """Axes, shapes and boxes of voxels, and checks of their values."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from .errors import InvalidArgumentError
 
 DIMS = ("z", "y", "x")
 LONGEST_AXIS = 2**31 - 1
+SMALLEST_NM, LARGEST_NM = 1e-3, 1e9
 
 Shape = tuple[int, int, int]
 """Lengths along (z, y, x)."""
@@ -68,14 +69,28 @@ def check_bounding_box(box: Sequence[int], within: BoundingBox) -> BoundingBox:
 
 
 def check_voxel_size(voxel_size_nm: Sequence[float]) -> tuple[float, float, float]:
-    """Return the voxel size as three positive numbers (z, y, x) in nm, or raise InvalidArgumentError."""
+    """Return the voxel size as three numbers (z, y, x) in nm, or raise InvalidArgumentError."""
     try:
+        if isinstance(voxel_size_nm, str | bytes | Set | Mapping):  # of which the numbers would have another meaning
+            raise TypeError
         z, y, x = (float(size) for size in voxel_size_nm)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidArgumentError(f"voxel_size_nm={short(voxel_size_nm)} is not three numbers (z, y, x).") from None
     if not all(0 < size < float("inf") for size in (z, y, x)):
         raise InvalidArgumentError(f"voxel_size_nm={(z, y, x)} must be above 0 on every axis.")
+    if not all(SMALLEST_NM <= size <= LARGEST_NM for size in (z, y, x)):
+        raise InvalidArgumentError(f"voxel_size_nm={(z, y, x)} is not the size of a voxel in nm.")
     return z, y, x
+
+
+def voxel_size_of(ds: xr.Dataset) -> tuple[float, float, float] | None:
+    """Return the size of a Dataset's voxels (z, y, x) in nm; None if it is not known.
+
+    Raises:
+        InvalidArgumentError: The attribute `voxel_size_nm` is not three positive numbers. (ValueError)
+    """
+    size = ds.attrs.get("voxel_size_nm")
+    return None if size is None else check_voxel_size(size)
 
 
 def crop(ds: xr.Dataset, bounding_box: Sequence[int] | None) -> xr.Dataset:

@@ -7,25 +7,25 @@ are being replaced, so that a call that was killed is finished by the next one.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..archive.description import VOXEL_SIZE_GIVEN
 from ..core.disk import files_in
 from ..core.documents import as_object, is_same, read_document
-from ..core.errors import DamagedError, StoreExistsError
+from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 from ..core.geometry import check_voxel_size
 from .durable import TORN, DurableFile, write_json
-from .group_metadata import read_group
+from .group_metadata import is_consolidated, read_group
 from .inventory import FILE as INVENTORY
-from .inventory import METADATA, checksum_of, checksum_of_record
-from .levels import FOLDER, Level, levels_of
-from .locks import is_same_file, open_locked
-from .ome_zarr import has_description, write_ome_metadata
-from .record import BEGUN, RECORD, open_record
-from .zarr_group import write_group
+from .inventory import METADATA, VOXEL_SIZE, Metadata, checksum_of, checksum_of_record
+from .label_group import LABELS
+from .levels import FACTORS, FOLDER, Level, levels_of
+from .locks import locked_file
+from .ome_zarr import rescaled
+from .record import BEGUN, BUSY, RECORD, layout_of, open_record
+from .zarr_group import group_document, write_group
 
 
 def annotate(store: str | os.PathLike[str], *, voxel_size_nm: Sequence[float]) -> None:
@@ -42,83 +42,90 @@ def annotate(store: str | os.PathLike[str], *, voxel_size_nm: Sequence[float]) -
 
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
-        InvalidArgumentError: The size is not three positive numbers. (ValueError)
-        StoreExistsError: Another process is doing the same, or the pyramid of the store is not finished.
+        InvalidArgumentError: The size is not three positive numbers, the store is a level of a pyramid, or a folder of
+            the store cannot be written. (ValueError)
+        StoreExistsError: Another process is annotating the store or adding levels to it, or a level is not finished.
             (FileExistsError)
         DamagedError: The metadata of the store are not what was written; nothing was changed. (OSError)
     """
     size = check_voxel_size(voxel_size_nm)
     root = Path(store).expanduser().absolute()
     open_record(root)
-    with _journal(root) as journal:
+    if FACTORS in (read_group(root) or {}):
+        raise InvalidArgumentError(f"{root} is a level of the pyramid of another store; annotate that store.")
+    with locked_file(root / RECORD / BEGUN, busy=BUSY.format(root)) as journal:
         begun = _read_size(journal)
         if begun:
             _apply(root, begun)
         if begun != size:
-            for level in _check_levels(root):
-                _annotated(level, size)
+            _check(root, size)
             journal.seek(0)
             journal.truncate()
             journal.write(json.dumps({"voxel_size_nm": size}).encode())
             journal.flush()
             os.fsync(journal.fileno())
             _apply(root, size)
-
-
-@contextmanager
-def _journal(root: Path) -> Iterator[BinaryIO]:
-    """Open and lock the file that names the size which is being written; it is removed if all of it was written."""
-    path = root / RECORD / BEGUN
-    while True:
-        descriptor = open_locked(path, busy=f"Another process is annotating {root}; wait for it to end.")
-        with os.fdopen(descriptor, "r+b") as file:
-            if is_same_file(descriptor, path):  # another process may just have finished, and removed it
-                try:
-                    yield file
-                except BaseException:
-                    if not os.fstat(descriptor).st_size:
-                        path.unlink()
-                    raise
-                path.unlink()
-                return
+        journal.truncate(0)
 
 
 def _read_size(journal: BinaryIO) -> tuple[float, float, float] | None:
     """Return the size that a call has begun to write; None if it was killed before anything was changed."""
     try:
         return check_voxel_size(json.loads(journal.read())["voxel_size_nm"])
-    except (ValueError, LookupError, TypeError):  # InvalidArgumentError is a ValueError
+    except (ValueError, LookupError, TypeError, RecursionError):  # InvalidArgumentError is a ValueError
         return None
 
 
-def _check_levels(root: Path) -> list[Level]:
-    """Return the levels of a store, after checking that none is being made."""
+def _check(root: Path, size: Sequence[float]) -> None:
+    """Find out everything that could prevent writing a size, before anything is changed."""
     levels = levels_of(root)
     partial = [path for path in (root / FOLDER).glob("s*.partial") if path.is_dir()]
     if partial:
         raise StoreExistsError(
             f"{partial[0]} is an unfinished level; finish it first with `liver-dask pyramid {root}`."
         )
-    return levels
+    for level in levels:
+        record = open_record(level.path)
+        metadata = Metadata(level.path, record, layout_of(record), VOXEL_SIZE)
+        if metadata.problems:
+            raise DamagedError(
+                f"{level.path} is not as it was written ({metadata.problems[0]}), so nothing was changed; "
+                f"`liver-dask verify {root}` says more."
+            )
+        _annotated(level, size)
+    groups = _groups(levels, size)
+    for folder in (*groups, *(level.path / RECORD for level in levels)):
+        if not os.access(folder, os.W_OK):
+            raise InvalidArgumentError(f"{folder} cannot be written, so nothing was changed.")
+    for group, attributes in groups.items():
+        group_document(group, attributes)
 
 
 def _apply(root: Path, size: Sequence[float]) -> None:
-    """Write a size to everything that says it, the root last: readers take the size from there."""
+    """Write a size to everything that says it."""
     levels = levels_of(root)
     for level in levels:
         _write_record(level, size)
-    for level in reversed(levels):
-        if level.path == root and len(levels) > 1:  # its copies of the levels' metadata
-            write_group(root / FOLDER, read_group(root / FOLDER) or {})
-        write_group(level.path, (read_group(level.path) or {}) | _attributes(level, size))
-    if has_description(root):
-        write_ome_metadata(levels, size)
+    for group, attributes in _groups(levels, size).items():
+        write_group(group, attributes)
+
+
+def _groups(levels: Sequence[Level], size: Sequence[float]) -> dict[Path, dict[str, Any]]:
+    """Return the attributes of all groups to write, in this order: the root is last, as readers look there."""
+    root, described = levels[0].path, rescaled(levels, size, VOXEL_SIZE_GIVEN)
+    groups = {level.path: (read_group(level.path) or {}) | _attributes(level, size) for level in levels[1:]}
+    groups |= {group: attributes for group, attributes in described.items() if group != root}
+    for group in (root / FOLDER, root / LABELS):  # these may have copies of the metadata in them
+        if is_consolidated(group):
+            groups[group] = read_group(group) or {}
+    attributes = described.get(root, read_group(root) or {})
+    return groups | {root: attributes | _attributes(levels[0], size)}
 
 
 def _attributes(level: Level, size: Sequence[float]) -> dict[str, object]:
     """Return the attributes that say how large the voxels of a level are."""
     scaled = [of * factor for of, factor in zip(size, level.factors, strict=True)]
-    return {"voxel_size_nm": scaled, "voxel_size_source": VOXEL_SIZE_GIVEN}
+    return dict(zip(VOXEL_SIZE, (scaled, VOXEL_SIZE_GIVEN), strict=True))
 
 
 def _write_record(level: Level, size: Sequence[float]) -> None:

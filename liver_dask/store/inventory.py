@@ -35,6 +35,9 @@ from .shards import STATISTICS
 FILE = "inventory.json"
 METADATA = "zarr.json"
 RECORD = "liver_dask"
+VOXEL_SIZE = ("voxel_size_nm", "voxel_size_source")
+"""Attributes of a store that say how large its voxels are."""
+
 GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
 
 
@@ -136,14 +139,15 @@ class Metadata:
         store: The store.
         record: Its record.
         layout: Its shape, chunks and shards.
+        but: Attributes of the store that are not compared.
 
     Attributes:
         problems: The problems found, one sentence each.
         notes: Further remarks that are not problems.
     """
 
-    def __init__(self, store: Path, record: Mapping[str, Any], layout: Layout) -> None:
-        self._store, self._record, self._layout = store, record, layout
+    def __init__(self, store: Path, record: Mapping[str, Any], layout: Layout, but: Collection[str] = ()) -> None:
+        self._store, self._record, self._layout, self._but = store, record, layout, but
         self._inventory, self.problems = read_inventory(store, record)
         self.notes: list[str] = []
         if not self._inventory and not self.problems:
@@ -241,10 +245,12 @@ class Metadata:
                 self._report(node, f"the copy of the metadata of {prefix}{node} in {where}: {problem}")
 
     def _root_problems(self, root: Mapping[str, Any]) -> Iterator[str]:
-        attributes = self._inventory.attributes if self._inventory else {}
-        if attributes and not attributes.keys() & as_object(root.get("attributes")).keys():
+        attributes = dict(self._inventory.attributes) if self._inventory else {}
+        others = attributes.keys() - VOXEL_SIZE  # which `annotate` writes anew
+        if others and not others & as_object(root.get("attributes")).keys():
             self.notes.append(f"the attributes of {self._store} were replaced, as xarray does that writes into a store")
             attributes = {}
+        attributes = {key: value for key, value in attributes.items() if key not in self._but}
         return document_problems(root, GROUP | {"attributes": attributes}, is_array=False)
 
     def _open_all(self) -> None:

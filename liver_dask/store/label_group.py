@@ -15,7 +15,6 @@ from typing import Any
 import zarr
 
 from ..core.disk import walk
-from ..core.documents import is_same
 from ..core.errors import StoreExistsError
 from .durable import TORN, sync_folder
 from .group_metadata import read_group
@@ -76,9 +75,7 @@ def add_labels(store: Path, arrays: Arrays, attributes: Mapping[str, Mapping[str
     _remove_older_partial(store, arrays)
     group.mkdir(exist_ok=True)
     for name, levels in arrays.items():
-        if _is_whole(group / name, levels):
-            _describe_label(group / name, attributes[name])
-        else:
+        if not _is_whole(group / name, levels):
             _write_label(new, group / name, levels, attributes[name])
     shutil.rmtree(new, ignore_errors=True)
     known = read_group(group) or {}
@@ -151,7 +148,9 @@ def _files_of(folder: Path) -> set[str]:
 def _write_label(stage: Path, label: Path, levels: Sequence[Path], attributes: Mapping[str, Any]) -> None:
     """Write a label in the package's own folder `stage`, then move it into place and replace an older version of it."""
     new, old = stage / label.name, stage / f"{label.name}.old"
-    zarr.open_group(new, mode="w-", attributes=_described(label, attributes))
+    known = read_group(label) or {}  # attributes of an older version of the label, with a user's additions
+    ome = {**attributes, **_ome_of(known), "multiscales": attributes["multiscales"]}
+    zarr.open_group(new, mode="w-", attributes=known | {"ome": ome})
     for number, array in enumerate(levels):
         _link_array(array, new / str(number))
     _sync_label(new)
@@ -159,19 +158,6 @@ def _write_label(stage: Path, label: Path, levels: Sequence[Path], attributes: M
         label.replace(old)
     new.replace(label)
     sync_folder(label.parent)
-
-
-def _describe_label(label: Path, attributes: Mapping[str, Any]) -> None:
-    """Describe the scales of a complete label as they are now, if its attributes say something else."""
-    described = _described(label, attributes)
-    if not is_same(described, read_group(label)):
-        write_group(label, described)
-
-
-def _described(label: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a label: those of an existing one, with a user's additions, and the scales as given."""
-    known = read_group(label) or {}
-    return known | {"ome": {**attributes, **_ome_of(known), "multiscales": attributes["multiscales"]}}
 
 
 def _link_array(array: Path, copy: Path) -> None:

@@ -87,7 +87,7 @@ def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
         attribute END of the others says where the store ends.
     """
     levels: list[tuple[xr.Dataset, Shape]] = [(ds, (1, 1, 1))]
-    found = store_of(ds)
+    found = _box_of(ds)
     if found is None:
         return levels
     store, corner = found
@@ -103,7 +103,7 @@ def open_levels(ds: xr.Dataset) -> list[tuple[xr.Dataset, Shape]]:
     return levels
 
 
-def store_of(ds: xr.Dataset) -> Placement | None:
+def _box_of(ds: xr.Dataset) -> Placement | None:
     """Return the complete store whose variables a Dataset holds and its first voxel there; None if not certain.
 
     The `array` of the returned Placement is the folder of the store.

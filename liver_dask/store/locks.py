@@ -4,7 +4,10 @@ import errno
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ..core.errors import StoreExistsError
 
@@ -41,6 +44,26 @@ def open_locked(path: Path, *, busy: str) -> int:
             raise
         log.warning("%s: this file system has no locks; see that no other process writes there", path.parent)
     return descriptor
+
+
+@contextmanager
+def locked_file(path: Path, *, busy: str) -> Iterator[BinaryIO]:
+    """Open and lock a file, created if needed; at the end it is removed if it is empty.
+
+    Args:
+        path: Path of the file.
+        busy: Message of the StoreExistsError if another process holds the lock.
+    """
+    while True:
+        descriptor = open_locked(path, busy=busy)
+        with os.fdopen(descriptor, "r+b") as file:
+            if is_same_file(descriptor, path):  # its last holder may just have removed it
+                try:
+                    yield file
+                finally:
+                    if not os.fstat(descriptor).st_size:
+                        path.unlink(missing_ok=True)
+                return
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:

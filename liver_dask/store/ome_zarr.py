@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.contrast import grey_range
 from ..core.documents import as_object, is_same, read_document, short
-from ..core.errors import StoreExistsError
+from ..core.errors import DamagedError, StoreExistsError
 from ..core.geometry import DIMS
 from ..core.kinds import RAW, kind_of
 from . import label_group
@@ -120,6 +120,44 @@ def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] |
     write_group(store, attributes, consolidate=True)
 
 
+def rescaled(levels: Sequence[Level], voxel_size_nm: Sequence[float], source: str) -> dict[Path, dict[str, Any]]:
+    """Return the attributes of the groups that describe the image and the labels, with scales for another voxel size.
+
+    Only scales that this package wrote are changed. Groups that have none are left out.
+
+    Args:
+        levels: The store itself, then the levels above it.
+        voxel_size_nm: Size of a voxel of the store (z, y, x) in nm.
+        source: Where this size is known from.
+
+    Raises:
+        DamagedError: The metadata describe other levels than there are.
+    """
+    store, described = levels[0].path, _Describer(levels, voxel_size_nm, source)
+    own = {store: described.multiscale(described.name, described.paths)}
+    own |= {store / LABELS / name: described.label(name)["multiscales"][0] for name in described.labels}
+    found = {}
+    for group, now in own.items():
+        attributes = read_group(group) or {}
+        scales = _scales_of(attributes.get("ome"))
+        written = [i for i, scale in enumerate(scales) if _is_written_for(scale, _paths_of(now)[0])]
+        for i in written:
+            if _paths_of(scales[i]) != _paths_of(now):
+                raise DamagedError(
+                    f"{group} describes other levels than there are; `liver-dask pyramid {store}` mends that."
+                )
+            scales[i] = scales[i] | {key: now[key] for key in ("axes", "datasets", "metadata")}
+        if written:
+            found[group] = attributes
+    return found
+
+
+def _is_written_for(scale: Any, path: str) -> bool:
+    """Return whether this package wrote a description of an image whose finest level has a path."""
+    known = scale.get("metadata") if isinstance(scale, dict) else None
+    return isinstance(known, dict) and "voxel_size_source" in known and _paths_of(scale)[:1] == [path]
+
+
 HOW: dict[Method, str] = {
     "mean": "mean, rounded to the nearest, halves to even",
     "kept share": "share of the label kept in cells of 32 x 32 voxels, largest fractions first",
@@ -135,6 +173,7 @@ class _Describer:
     Args:
         levels: The store itself, then the levels above it.
         voxel_size_nm: Size of a voxel of the store (z, y, x) in nm; None leaves the scales without a unit.
+        source: Where this size is known from; what the store says if None.
 
     Attributes:
         levels: The levels.
@@ -144,11 +183,14 @@ class _Describer:
         paths: Paths of the arrays of the image in the store, one per level.
     """
 
-    def __init__(self, levels: Sequence[Level], voxel_size_nm: Sequence[float] | None) -> None:
+    def __init__(
+        self, levels: Sequence[Level], voxel_size_nm: Sequence[float] | None, source: str | None = None
+    ) -> None:
         self.levels = levels
         self._size = voxel_size_nm
         store = levels[0].path
         self._ds = open_variables(store)
+        self._source = source or self._ds.attrs.get("voxel_size_source", "not given")
         self._corner = [float(self._ds[dim][0]) for dim in DIMS]
         self._kinds = {name: kind_of(self._ds[name]) for name in open_record(store)["variables"]}
         self.labels = [name for name, kind in self._kinds.items() if kind != "image" and self._ds[name].dtype != bool]
@@ -163,7 +205,7 @@ class _Describer:
             known: The existing attributes. Other images and a user's display settings are kept.
         """
         others = [scale for scale in _scales_of(known) if not _is_own(_paths_of(scale), self.paths)]
-        described: dict[str, Any] = {"version": VERSION, "multiscales": [self._multiscale(self.name, self.paths)]}
+        described: dict[str, Any] = {"version": VERSION, "multiscales": [self.multiscale(self.name, self.paths)]}
         if self.name not in self.labels and "omero" not in known:
             contrast = _contrast_of(self.levels[0].path, self.name)
             described["omero"] = grey_channel(self.name, self._ds[self.name].dtype, contrast)
@@ -173,17 +215,18 @@ class _Describer:
         """Return the OME-Zarr attributes of a label's group."""
         return {
             "version": VERSION,
-            "multiscales": [self._multiscale(name, [str(number) for number in range(len(self.levels))])],
+            "multiscales": [self.multiscale(name, [str(number) for number in range(len(self.levels))])],
             "image-label": image_label(name, self._ds[name]),
         }
 
-    def _multiscale(self, name: str, paths: Sequence[str]) -> dict[str, Any]:
+    def multiscale(self, name: str, paths: Sequence[str]) -> dict[str, Any]:
+        """Return the description of an image of all levels whose arrays have these paths."""
         scales = []
         for path, level in zip(paths, self.levels, strict=True):
             first = [corner + (factor - 1) / 2 for corner, factor in zip(self._corner, level.factors, strict=True)]
             scales.append(Scale(path, level.factors, first))
         how = ", then ".join(HOW[method] for method in dict.fromkeys(self._methods(name)))
-        return multiscale(name, scales, self._size, self._ds.attrs.get("voxel_size_source", "not given"), how)
+        return multiscale(name, scales, self._size, self._source, how)
 
     def _methods(self, name: str) -> Iterator[Method]:
         """Yield how the levels of a variable were made; an earlier version may have made the first ones."""

@@ -7,6 +7,7 @@ kill. The level below is read in tiles, so memory does not grow with the volume.
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +24,10 @@ from ..core.kinds import kind_of
 from .group_metadata import read_group
 from .inventory import check_structure
 from .levels import Level, open_variables
+from .locks import locked_file
 from .ome_zarr import check_names, is_described, write_ome_metadata
 from .plan import Export
-from .record import check_annotated, layout_of, open_record, read_record
+from .record import BEGUN, BUSY, RECORD, check_annotated, layout_of, open_record, read_record
 from .zarr_group import write_group
 
 if TYPE_CHECKING:
@@ -69,24 +71,31 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     root = Path(store).expanduser().absolute()
     known = open_record(root)
     check_structure(root, known, layout_of(known))
-    check_annotated(root)
-    planned = plan_levels(root)
-    levels = [Level(root, (1, 1, 1))]
-    levels += [Level(root / FOLDER / f"s{number}", factors) for number, factors in enumerate(planned, 1)]
-    _check_levels(root / FOLDER, levels[1:])
-    described = all(level.path.is_dir() for level in levels) and is_described(levels)
-    if not described:
-        check_names(levels)
-    if planned and read_group(root / FOLDER) is None:
-        (root / FOLDER).mkdir(exist_ok=True)
-        write_group(root / FOLDER, {})
-    for below, level in pairwise(levels):
-        record = open_record(below.path)
-        ds = downsampled(below, level, root)
-        Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
-    if not described:
-        write_ome_metadata(levels, voxel_size_of(root))
+    levels = _planned(root)
+    is_done = all(level.path.is_dir() for level in levels) and is_described(levels)
+    with nullcontext() if is_done else locked_file(root / RECORD / BEGUN, busy=BUSY.format(root)):
+        check_annotated(root)
+        levels = _planned(root)
+        if not is_done:
+            check_names(levels)
+        if len(levels) > 1 and read_group(root / FOLDER) is None:
+            (root / FOLDER).mkdir(exist_ok=True)
+            write_group(root / FOLDER, {})
+        for below, level in pairwise(levels):
+            record = open_record(below.path)
+            ds = downsampled(below, level, root)
+            Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
+        if not is_done:
+            write_ome_metadata(levels, voxel_size_of(root))
     return [str(level.path) for level in levels]
+
+
+def _planned(root: Path) -> list[Level]:
+    """Return the store and its levels, those that exist and those to come, whose names are free."""
+    levels = [Level(root, (1, 1, 1))]
+    levels += [Level(root / FOLDER / f"s{number}", factors) for number, factors in enumerate(plan_levels(root), 1)]
+    _check_levels(root / FOLDER, levels[1:])
+    return levels
 
 
 def _check_levels(group: Path, levels: Sequence[Level]) -> None:

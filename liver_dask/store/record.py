@@ -37,7 +37,10 @@ MANIFEST = "manifest.json"
 """File in an array's folder: size and CRC-32C of each shard, and size and ETag of each source file of the array."""
 
 BEGUN = "annotation.json"
-"""File in the group of the record that exists while `annotate` changes the store; it names the new voxel size."""
+"""File in the group of the record: locked while a complete store is changed; it has the voxel size being written."""
+
+BUSY = "Another process is annotating {}, or adding levels to it; wait for it to end."
+"""Message if this file is locked."""
 
 MISSING_FILES = "missing_files"
 """The attribute of a store that lists the files which its source did not have."""
@@ -87,7 +90,7 @@ def open_record(store: Path) -> dict[str, Any]:
     """
     record = read_record(store)
     if record is None or not record.get("complete"):
-        partial = store.with_name(store.name + ".partial")
+        partial = store.parent / f"{store.name}.partial"
         there = f"; {partial} is an unfinished one, finish it first" if is_there(partial) else ""
         if record is None and is_there(store):
             there = f": it is {what_is_at(store)}{there}"
@@ -111,8 +114,8 @@ def check_finished(path: Path) -> None:
 
 
 def check_annotated(store: Path) -> None:
-    """Raise StoreExistsError if `annotate` is running on a store, or was interrupted."""
-    if is_there(store / RECORD / BEGUN):
+    """Raise StoreExistsError if `annotate` is changing a store, or was interrupted then."""
+    if is_there(store / RECORD / BEGUN) and size_of(store / RECORD / BEGUN):
         raise StoreExistsError(
             f"The voxel size of {store} is being changed, or this was interrupted; `liver-dask annotate` finishes it."
         )

@@ -29,6 +29,17 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
     Raises:
         DamagedError: The metadata are nested too deeply, or those of a member cannot be read.
     """
+    content = group_document(group, attributes, consolidate=consolidate)
+    for torn in [
+        path for path in files_in(group) if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name)
+    ]:  # left by a run that was killed here
+        torn.unlink()
+    with DurableFile(group / METADATA) as file:
+        file.write(content)
+
+
+def group_document(group: Path, attributes: Mapping[str, Any], *, consolidate: bool = False) -> bytes:
+    """Return what `write_group` would write with the same arguments."""
     consolidate = consolidate or is_consolidated(group)
     with tempfile.TemporaryDirectory(prefix="liver_dask-metadata-") as shadow:
         for path in _metadata_below(group) if consolidate else [group / METADATA][: (group / METADATA).exists()]:
@@ -46,13 +57,7 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # what zarr raises for damaged metadata
             what = f"The metadata of {group}, or of something in it, cannot be read ({reason_of(error)})."
             raise DamagedError(what) from error
-        content = Path(shadow, METADATA).read_bytes()
-    for torn in [
-        path for path in files_in(group) if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name)
-    ]:  # left by a run that was killed here
-        torn.unlink()
-    with DurableFile(group / METADATA) as file:
-        file.write(content)
+        return Path(shadow, METADATA).read_bytes()
 
 
 def _metadata_below(node: Path) -> Iterator[Path]:

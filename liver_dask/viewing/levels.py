@@ -5,26 +5,26 @@ combined, so that not more is fetched than a screen can show.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ..core.geometry import DIMS, held_box
+from ..archive.reader import readers_of
+from ..core.geometry import DIMS, held_box, voxel_size_of
 from ..core.kinds import labels_of
 from ..store.columns import combine_columns
-from ..store.levels import END, open_levels, store_of
+from ..store.levels import END, open_levels
 from .planes import PLANES, XY, Bounds, Plane, Span, check_bounds, check_slice
 
 PIXELS = 1024
 """Default for the maximum number of rows and columns that a picture of a window shows."""
 
 MOST_ACROSS = 64
-"""Maximum number of blocks along z of a Dataset that can be seen from the side, unless a store holds it.
+"""Maximum number of slices of an archive that can be seen from the side.
 
-Of each slice of an archive, this fetches the rows of the picture.
+Of each slice, the rows of the picture are fetched.
 """
 
 ATTRIBUTES = ("step", "factors", "corner", "end")
@@ -71,9 +71,9 @@ class Levels:
     def __init__(self, ds: xr.Dataset) -> None:
         self.held = held_box(ds)
         self.labels = labels_of(ds)
-        self.voxel_size_nm: Sequence[float] | None = ds.attrs.get("voxel_size_nm")
-        blocks = max((len(variable.chunksizes.get("z", ())) for variable in ds.data_vars.values()), default=0)
-        self.planes = tuple(PLANES) if blocks <= MOST_ACROSS or store_of(ds) else ("xy",)
+        self.voxel_size_nm = voxel_size_of(ds)
+        is_far = any(map(_is_of_archive, ds.data_vars.values()))
+        self.planes = ("xy",) if is_far and ds.sizes["z"] > MOST_ACROSS else tuple(PLANES)
         self._levels = open_levels(ds)
 
     def window(
@@ -132,6 +132,14 @@ class Levels:
             dim: max(1, int(voxels[dim] / factors[dim])) if has_pyramid else math.ceil(voxels[dim]) for dim in DIMS
         }
         return level, factors, strides
+
+
+def _is_of_archive(variable: xr.DataArray) -> bool:
+    """Return whether voxels are read, or computed, from the slices of an archive."""
+    data = variable.variable
+    if data.chunks is None and data._in_memory:
+        return False
+    return bool(readers_of((data if data.chunks is not None else data.chunk())._data))
 
 
 def _cut(begin: float, factor: int, by: int, bounds: tuple[int, int], end: int) -> slice:

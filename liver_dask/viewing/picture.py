@@ -76,25 +76,29 @@ class Picture:
         self._bar: Any = None
         self.plane = XY
         self.show_window(None, None)
-        self.face(XY)
+        self.face(XY, held.z_min)
 
-    def face(self, plane: Plane) -> None:
+    def face(self, plane: Plane, at: int) -> None:
         """Show another plane, empty at first.
 
         An axis that was in the picture keeps its range, one that was in an earlier picture has that of then, and others
-        are shown as a whole.
+        are shown as a whole. The new picture contains the slice that was shown.
+
+        Args:
+            plane: The plane.
+            at: The slice that was shown of the plane before.
         """
         top, bottom, left, right = self._edges()
         self._limits |= {self.plane.rows: (top, bottom), self.plane.columns: (left, right)}
+        low, high = self._limits.get(self.plane.across, _edges(held_along(self._held, self.plane.across)))
+        away = 0 if low <= at <= high else at - round((low + high) / 2)
+        self._limits[self.plane.across] = low + away, high + away
         self.plane = plane
         for image in (self._raw, *self._masks.values()):
             image.set_visible(False)
         self.draw_ruler([])
         self.axes.set(xlabel=plane.columns, ylabel=plane.rows, aspect=plane.aspect(self._voxel_size))
-        (top, bottom), (left, right) = (
-            self._limits.get(dim, _edges(held_along(self._held, dim))) for dim in (plane.rows, plane.columns)
-        )
-        self._set(top, bottom, left, right)
+        self._set(*self._limits[plane.rows], *self._limits[plane.columns])
 
     def show_window(self, rows: Span | None, columns: Span | None) -> None:
         """Show a range of rows and columns, or all."""

@@ -129,7 +129,7 @@ class Slicer(VBox):
             self._picture.show_window(*spans)
 
     def _check_plane(self, plane: str) -> str:
-        if plane not in PLANES:
+        if not isinstance(plane, str) or plane not in PLANES:
             raise InvalidArgumentError(f"plane={plane!r} must be one of {', '.join(PLANES)}.")
         if plane not in self._levels.planes:
             raise InvalidArgumentError(
@@ -219,7 +219,7 @@ class Slicer(VBox):
             slider[plane.across].value = at if shown[0] <= at < shown[1] else round(middle)
         self._pointed_at = None
         self._tell()
-        self._picture.face(plane)
+        self._picture.face(plane, self._chosen[before.across])
         self._position.face(plane)
         self._seen.clear()
         self._picture.turn(self._at)
@@ -307,14 +307,16 @@ class Slicer(VBox):
             return
         if viewport.at != self._at:
             if name == RAW and self._moved.is_moving:
+                self._seen.clear()
+                for mask in self.masks:
+                    self._draw_mask(mask)
                 self._picture.draw_raw(viewport.at, seen, self.contrast.value)
             return
         self._seen[name] = seen
         if name == RAW:
             self._draw_raw()
         for mask in self.masks if name == RAW else [name]:
-            if RAW in self._seen:  # otherwise it would be over raw of the slice before
-                self._draw_mask(mask)
+            self._draw_mask(mask)
         if not self._measured_from:
             self._tell()
 
@@ -324,7 +326,8 @@ class Slicer(VBox):
 
     def _draw_mask(self, name: str) -> None:
         mask = self.masks[name]
-        seen = self._seen.get(name) if mask.on.value else None
+        is_shown = mask.on.value and RAW in self._seen  # otherwise it would be over raw of another slice
+        seen = self._seen.get(name) if is_shown else None
         self._picture.draw_mask(name, seen, mask.colour.value, mask.opacity.value)
 
     def _told_of(self, x: float, y: float) -> str:

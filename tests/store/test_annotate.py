@@ -21,8 +21,10 @@ from helpers.kills import killed_at
 from helpers.stores import contents
 from liver_dask.cli import main
 from liver_dask.store import levels as store_levels
+from liver_dask.store import pyramid
 from liver_dask.store.annotate import BEGUN, annotate
 from liver_dask.store.locks import open_locked
+from liver_dask.store.ome_zarr import write_ome_metadata
 from liver_dask.viewing.levels import Levels
 
 SIZE, OTHER = (30.0, 8.0, 8.0), (4.5, 8.0, 9.0)
@@ -41,7 +43,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written(archive: Path, path: Path, size: tuple[float, ...] | None = None, pyramid: bool = True) -> Path:
+def written(archive: Path, path: Path, size: tuple[float, ...] | None = None, *, pyramid: bool = True) -> Path:
     """Write a store with levels and labels, whose voxel size is known from the beginning, or is not."""
     ds = ld.open_human_liver_em(archive, shape=tiny.SHAPE, labels=["er"], voxel_size_nm=size)
     return Path(ld.to_zarr(ds, path, progress=False, pyramid=pyramid, **tiny.LAYOUT))
@@ -102,8 +104,8 @@ def test_an_annotated_store_is_as_if_the_size_had_been_known(
     """A store whose size was given later equals, in all files, one that was written with it from the beginning."""
     size = (30.0, 8.0, 8.0) if before is None else (2.5, 4.0, 5.0)  # z is halved at the same levels as before
     one, other = (
-        written(archive, tmp_path / "one.zarr", size, pyramid),
-        written(archive, tmp_path / "a.zarr", before, pyramid),
+        written(archive, tmp_path / "one.zarr", size, pyramid=pyramid),
+        written(archive, tmp_path / "a.zarr", before, pyramid=pyramid),
     )
     kept = {path: path.stat() for path in other.rglob("c/**/*") if path.is_file()}
     assert annotate(other, voxel_size_nm=size) is None
@@ -271,3 +273,135 @@ def test_on_the_command_line(store: Path, unknown: Path, tmp_path: Path) -> None
         main, ["snapshot", str(store), "--z", "1", "--voxel-size", "1", "1", "1", "-o", str(tmp_path / "a.png")]
     )
     assert "`liver-dask annotate` changes the voxel size of a store" in refused.output
+
+
+def edit_attributes(path: Path, **changed: Any) -> None:
+    tiny.edit(path / "zarr.json", lambda document: document["attributes"].update(changed))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: (store / "raw" / "zarr.json").write_text("{"),
+        lambda store: (store / "pyramid" / "s1" / "raw" / "zarr.json").write_text("{"),
+        lambda store: tiny.edit(
+            store / "labels" / "er" / "zarr.json", lambda document: document.update(attributes=[3])
+        ),
+        lambda store: tiny.edit(store / "pyramid" / "zarr.json", lambda document: document.update(attributes=[3])),
+        lambda store: shutil.rmtree(store / "pyramid" / "s2"),
+        lambda store: edit_attributes(store / "pyramid" / "s1", voxels_of_the_store=[2, 2, 2]),
+        lambda store: tiny.edit(
+            store / "pyramid" / "s1" / "zarr.json", lambda document: document["attributes"].pop("voxels_of_the_store")
+        ),
+        lambda store: (
+            zarr.open_group(store).create_array("mine", data=np.arange(4)),
+            tiny.edit(store / "mine" / "zarr.json", lambda document: document.update(data_type="nonsense")),
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Object at .* is not recognized")
+def test_what_could_prevent_it_is_found_before_anything_changes(store: Path, damage: Any) -> None:
+    """Whatever cannot be read or written anew is an error at once; nothing is changed, and nothing is left behind."""
+    damage(store)
+    files = contents(store)
+    with pytest.raises(ld.DamagedError):
+        annotate(store, voxel_size_nm=SIZE)
+    assert contents(store) == files
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Object at .* is not recognized", "ignore:Consolidated metadata is currently not part"
+)
+def test_labels_that_users_changed_do_not_prevent_it(store: Path) -> None:
+    """Notes in a label, further images of it, and labels that were removed stay as users made them."""
+    label = store / "labels" / "er"
+    (label / "notes.txt").write_text("mine")
+
+    def add(document: Any) -> None:
+        scales = document["attributes"]["ome"]["multiscales"]
+        scales[0]["name"] = "my name"
+        scales.append({"name": "mine", "datasets": [{"path": "0"}]})
+
+    tiny.edit(label / "zarr.json", add)
+    annotate(store, voxel_size_nm=SIZE)
+    assert ld.verify(store, progress=False).problems == []
+    scales = zarr.open_group(label, mode="r").attrs["ome"]["multiscales"]
+    assert [scale["name"] for scale in scales] == ["my name", "mine"]
+    assert scales[0]["datasets"][0]["coordinateTransformations"][0]["scale"] == list(SIZE)
+    assert scales[1] == {"name": "mine", "datasets": [{"path": "0"}]}
+    assert (label / "notes.txt").read_text() == "mine"
+    shutil.rmtree(store / "labels")
+    annotate(store, voxel_size_nm=OTHER)
+    assert not (store / "labels").exists()
+
+
+@pytest.mark.parametrize(
+    "own", [{"labels": "blind-coded"}, {"ome": {"multiscales": [{"datasets": [{"path": "raw"}]}]}}]
+)
+def test_a_store_that_is_no_image_does_not_become_one(archive: Path, tmp_path: Path, own: dict[str, Any]) -> None:
+    """A user's own attributes with OME's names are left alone, and no labels are added."""
+    store = written(archive, tmp_path / "a.zarr", pyramid=False)
+    edit_attributes(store, **own)
+    files = {*contents(store)}
+    annotate(store, voxel_size_nm=SIZE)
+    assert {*contents(store)} == files
+    assert own.items() <= dict(zarr.open_group(store, mode="r").attrs).items()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Object at .* is not recognized", "ignore:Consolidated metadata is currently not part"
+)
+def test_a_store_into_which_xarray_wrote(archive: Path, tmp_path: Path) -> None:
+    """Xarray replaces the root's attributes when it adds a variable; the store is annotated and sound all the same."""
+    store = written(archive, tmp_path / "a.zarr", pyramid=False)
+    xr.Dataset({"mine": ("q", np.arange(3))}).to_zarr(store, mode="a")
+    annotate(store, voxel_size_nm=SIZE)
+    assert ld.verify(store, progress=False).ok
+    assert xr.open_zarr(store).attrs["voxel_size_nm"] == list(SIZE)
+    assert xr.open_zarr(store).mine.values.tolist() == [0, 1, 2]
+
+
+def test_while_levels_are_added_it_waits(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store to which levels are being added is not annotated, and the other way round."""
+    store = written(archive, tmp_path / "a.zarr", pyramid=False)
+    said = []
+
+    def attempt(*arguments: Any) -> Any:
+        with pytest.raises(ld.StoreExistsError, match=r"annotating .* or adding levels to it") as error:
+            annotate(store, voxel_size_nm=SIZE)
+        said.append(error)
+        return write_ome_metadata(*arguments)
+
+    monkeypatch.setattr(pyramid, "write_ome_metadata", attempt)
+    ld.add_pyramid(store, progress=False)
+    assert said
+    assert not (store / "liver_dask" / BEGUN).exists()
+
+
+def test_a_level_is_no_store_of_its_own(store: Path) -> None:
+    """The folder of a level is refused: its size follows from that of the store."""
+    files = contents(store)
+    with pytest.raises(ld.InvalidArgumentError, match="is a level of the pyramid"):
+        annotate(store / "pyramid" / "s1", voxel_size_nm=SIZE)
+    assert contents(store) == files
+
+
+@pytest.mark.parametrize(
+    "wrong", ["123", b"abc", {1.0, 2.0, 3.0}, (1e308,) * 3, (5e-324, 1, 1), (10**400, 1, 1), (1, 2), 5, (0, 1, 1), None]
+)
+def test_what_is_no_size(store: Path, wrong: Any) -> None:
+    """Anything but three sizes of voxels is one sentence, and nothing changes."""
+    files = contents(store)
+    with pytest.raises(ld.InvalidArgumentError, match="voxel_size_nm="):
+        annotate(store, voxel_size_nm=wrong)
+    assert contents(store) == files
+
+
+@pytest.mark.parametrize(
+    "torn", ["", "{", "[" * 10_000, '{"voxel_size_nm": [1' + "0" * 500 + ", 1, 1]}", '{"voxel_size_nm": 3}']
+)
+def test_a_journal_that_says_nothing_is_ignored(store: Path, unknown: Path, torn: str) -> None:
+    """A file of a call that was killed before it changed anything is no obstacle."""
+    (store / "liver_dask" / BEGUN).write_text(torn)
+    annotate(store, voxel_size_nm=SIZE)
+    check(store, SIZE, unknown)

@@ -144,7 +144,13 @@ def test_planes_keep_the_place(archive: Path, slicers) -> None:
     slicer.plane.value = "xy"
     assert slicer.z.value == 2, "a slice that the picture did not show"
     before = slicer.plane.value, slicer.z.value, slicer.window
-    for wrong in ({"plane": "zx"}, {"plane": "xz", "y": (3, 9)}, {"plane": "yz", "z": 3}, {"plane": "yz", "x": 420}):
+    for wrong in (
+        {"plane": "zx"},
+        {"plane": ["xz"]},
+        {"plane": "xz", "y": (3, 9)},
+        {"plane": "yz", "z": 3},
+        {"plane": "yz", "x": 420},
+    ):
         with pytest.raises(ld.InvalidArgumentError):
             slicer.go_to(**wrong)
         assert (slicer.plane.value, slicer.z.value, slicer.window) == before
@@ -167,6 +173,10 @@ def test_an_archive_of_many_slices_is_not_seen_from_the_side(tmp_path: Path, sli
     assert slicer.plane.layout.display == "none"
     with pytest.raises(ld.InvalidArgumentError, match="at most 64 slices"):
         slicer.go_to(plane="xz", y=3)
+    engine = xr.open_dataset(tmp_path, engine="liver_dask", shape=(66, 64, 70), labels=[])
+    for remote in (ds.chunk(z=33), ds + 1, engine, engine.isel(y=slice(3, 9))):
+        assert levels.Levels(remote).planes == ("xy",), "as many slices are read"
+    assert len(levels.Levels(ds.compute()).planes) == 3
     few = slicers(ds.isel(z=slice(1, 65)))
     few.go_to(plane="xz", y=3)
     assert seen_by(few)["raw"].shape == (64, 70)
@@ -505,6 +515,36 @@ def test_a_coarse_picture_comes_first_and_costs_little(server: ArchiveServer) ->
     assert reader.idle.wait(30)
     assert sorted((name, step) for name, step, _ in came) == [("er", 1), ("mito", 1), ("raw", 1), ("raw", coarse)]
     reader.close()
+
+
+def test_a_control_of_a_mask_does_not_bring_it_early(archive: Path, slicers) -> None:
+    """While raw of a slice is awaited, colours and switches of masks that are there draw nothing over the old raw."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=["mito"]), z=3)
+    seen_by(slicer)
+    slicer._reader.close()  # the test brings what is read
+    slicer.z.value = 4
+    seen = slicer._levels.window(4, pixels=SIZE)
+    slicer._take(slicer._viewport(), levels.variable_of(seen, "mito").compute())
+    slicer.masks["mito"].opacity.value = 0.9
+    assert not slicer._picture._masks["mito"].get_visible()
+    slicer._take(slicer._viewport(), levels.variable_of(seen, "raw").compute())
+    assert slicer._picture._masks["mito"].get_visible()
+    slicer._moved.begin()
+    other = levels.variable_of(slicer._levels.window(5, pixels=SIZE), "raw").compute()
+    slicer._take(Viewport(5, *slicer.window, SIZE, ("raw",)), other)  # a glance that was late
+    assert not slicer._picture._masks["mito"].get_visible(), "a mask over raw of another slice"
+
+
+def test_the_slice_that_was_looked_at_stays_in_the_picture(archive: Path, slicers) -> None:
+    """From another plane, the window goes to the slice that was shown, and the way back leads to it."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=[]).compute())
+    slicer.go_to(y=(0, 100))
+    slicer.go_to(y=230, plane="xz")
+    slicer.plane.value = "xy"
+    (top, bottom), _ = slicer.window
+    assert (top, bottom) == (180, 280)
+    slicer.plane.value = "xz"
+    assert slicer.y.value == 230
 
 
 def test_masks_wait_for_raw_of_their_slice(archive: Path, slicers) -> None:
