@@ -45,6 +45,7 @@ from .store.annotate import annotate
 from .store.estimate import PROCESS_BYTES
 from .store.identity import made_of
 from .store.inventory import check_structure
+from .store.levels import levels_of
 from .store.plan import Export
 from .store.preflight import WORTH_TELLING
 from .store.pyramid import add_pyramid
@@ -131,6 +132,9 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, o
         width = max(map(len, record["variables"]))
         for name, variable in record["variables"].items():
             click.echo(f"  {name:{width}}  {made_of(variable)}")
+        levels = levels_of(store) if record.get("complete") else []
+        for level in levels[1:]:
+            click.echo(f"{level.path.relative_to(store)}: voxels of {' x '.join(map(str, level.factors))} (z, y, x)")
         for lacking in what_it_lacks(record):
             click.echo(f"{store}: {lacking}")
         return
@@ -140,6 +144,8 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, o
     click.echo(ds)
     if not offline:
         _tell_what_is_there(ds)
+    size = ds.attrs.get("voxel_size_nm")
+    click.echo(f"\nVoxel size (z, y, x): {f'{size} nm, ' if size else ''}{ds.attrs['voxel_size_source']}.")
     if described.tissue_box:
         x_min, x_max, y_min, y_max, z_min, z_max = described.tissue_box
         click.echo(
@@ -218,7 +224,10 @@ def snapshot(
 @target_argument
 @archive_option
 @shape_option
+@missing_option
+@voxel_size_option
 @click.option("--z", type=int, help="The slice to begin with.  [default: the middle one]")
+@click.option("--label", "labels", multiple=True, help="A mask to show at first; may be repeated.  [default: all]")
 @click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Of this machine; 0: any.")
 @click.option("--neuroglancer", is_flag=True, help="Use neuroglancer; see `liver-dask serve`, which has more options.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Whether to open one.")
@@ -226,7 +235,10 @@ def view_command(
     target: str | None,
     archive: str,
     shape: tuple[int, int, int] | None,
+    missing: Missing,
+    voxel_size_nm: tuple[float, float, float] | None,
     z: int | None,
+    labels: tuple[str, ...],
     port: int,
     neuroglancer: bool,
     browser: bool,
@@ -240,12 +252,13 @@ def view_command(
     refuse_options_for_store(target)
     click.echo("Starting; the address of the page follows.", err=True)  # importing and opening take some seconds
     target = find_archive(archive).url if target is None else target
+    options: dict[str, Any] = {"archive": archive, "shape": shape, "missing": missing, "voxel_size_nm": voxel_size_nm}
     if neuroglancer:
-        _serve(serve(target, port, archive=archive, shape=shape), HOSTED, z, browser)
+        _serve(serve(target, port, **options), HOSTED, z, browser)
         return
-    view(open_target(target, archive, shape=shape), z=z).close()  # raises errors here, not in the browser
+    view(open_target(target, **options), z=z, labels=labels or None).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it
-        serve_slicer(target, archive, shape, z, port, browser)
+        serve_slicer(target, options, z, labels or None, port, browser)
     forget_interrupt()
 
 

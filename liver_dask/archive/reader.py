@@ -335,7 +335,7 @@ class VolumeReader:
 
         Files become zeros silently once that is allowed, so it is advised only if other slices were found.
         """
-        folder, slices, correct = self.variable.folder or ".", range(self.shape[0]), "files, first or shape"
+        folder, slices, correct = self.variable.folder or ".", range(self.shape[0]), "shape (--shape), files or first"
         names = local_files(self.source, folder)
         if names is None:
             found = {self.variable.slice_of(url) for url in self.source.versions.read_below(self._folder)}

@@ -99,7 +99,8 @@ class _Keys:
         """
         key = request.path_params["key"]
         if not await self._store.exists(key):
-            return Response(f"There is no {key!r} here.", 404, media_type="text/plain")
+            what = f"There is no {key!r} here" if key else "This is a Zarr store, and no page"
+            return Response(f"{what}; open its address with a Zarr reader.", 404, media_type="text/plain")
         headers = {"ETag": f'"{self._run}"', "Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
         known = request.headers.get("If-None-Match", "")
         if self._run in known or known == "*":

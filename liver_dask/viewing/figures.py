@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
+MICROMETRE = 1000
+"""Nanometres."""
+
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 LEGEND_COLORS = 4
@@ -77,15 +80,16 @@ def show(
 
     Returns:
         The figure. A new figure is closed in pyplot: a notebook shows it where it is returned, and `savefig` saves it.
-        Its axes count voxels of the whole volume. A scale bar shows micrometres, or pixels if the voxel size is not
+        Its axes count voxels of the whole volume. A scale bar shows micrometres, or voxels if their size is not
         known.
 
     Raises:
         MissingExtraError: matplotlib is not installed. (ImportError)
-        InvalidArgumentError: The window is not inside the Dataset, or raw or a label is missing. (ValueError)
+        InvalidArgumentError: The window is not inside the Dataset, raw or a label is missing, or an option is out of
+            range. (ValueError)
     """
-    if not isinstance(ds, xr.Dataset):
-        ds = open_target(ds)
+    ds = dataset_of(ds)
+    check_looks(contrast, opacity)
     names = labels_of(ds) if labels is None else [labels] if isinstance(labels, str) else list(labels)
     missing = [name for name in (RAW, *names) if name not in ds]
     if missing:
@@ -118,6 +122,30 @@ def show(
         side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0)}
         axes.legend(handles, names, handler_map=side_by_side, bbox_to_anchor=(1, 1), frameon=False, **place)
     return cast("Figure", axes.figure)
+
+
+def check_looks(contrast: Sequence[float], opacity: float) -> None:
+    """Raise InvalidArgumentError unless these are two ascending percentiles, and a number from 0 to 1."""
+    try:
+        low, high = contrast
+        is_right = 0 <= low < high <= 100 and 0 <= opacity <= 1
+    except (TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        raise InvalidArgumentError(
+            f"contrast={contrast!r} must be two ascending percentiles, and opacity={opacity!r} from 0 to 1."
+        )
+
+
+def dataset_of(target: "xr.Dataset | str | os.PathLike[str]") -> xr.Dataset:
+    """Return a Dataset, or open a store or an archive; anything else is an InvalidArgumentError."""
+    if isinstance(target, xr.Dataset):
+        return target
+    if not isinstance(target, str | os.PathLike):
+        raise InvalidArgumentError(
+            f"A {type(target).__name__} cannot be shown; give a Dataset, the path of a store, or an archive's address."
+        )
+    return open_target(target)
 
 
 def fractions(ds: xr.Dataset) -> xr.Dataset:
@@ -213,11 +241,13 @@ def add_scale_bar(axes: "Axes", width: float, plane: Plane, voxel_size_nm: Seque
         axes: The axes of the picture.
         width: Width of the picture in voxels.
         plane: The plane that the picture shows.
-        voxel_size_nm: Size of a voxel (z, y, x) in nm. If None, the bar shows pixels instead of micrometres.
+        voxel_size_nm: Size of a voxel (z, y, x) in nm. If None, the bar shows voxels.
     """
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-    scale, unit = (voxel_size_nm[DIMS.index(plane.columns)] / 1000, "µm") if voxel_size_nm else (1.0, "px")
+    scale, unit = (voxel_size_nm[DIMS.index(plane.columns)], "nm") if voxel_size_nm else (1.0, "voxels")
+    if unit == "nm" and width * scale / 5 >= MICROMETRE / 10:
+        scale, unit = scale / MICROMETRE, "µm"
     wanted = width * scale / 5
     power = 10 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)

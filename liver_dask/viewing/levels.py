@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..archive.reader import readers_of
+from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, held_box, voxel_size_of
 from ..core.kinds import labels_of
 from ..store.columns import combine_columns
@@ -89,6 +90,8 @@ class Levels:
             plane: The orientation. The window has its dims (rows, columns). Where there are no levels, no voxels are
                 combined in planes other than XY: the middle one of those that a pixel stands for is shown.
         """
+        if not pixels >= 1:
+            raise InvalidArgumentError(f"pixels={pixels!r} must be at least 1.")
         at = check_slice(plane.across, at, self.held)
         bounds = {
             plane.across: (at, at + 1),

@@ -182,7 +182,7 @@ class Picture:
         right, down = (to - at for at, to in zip(begin, end, strict=True))
         _, rows, columns = self.plane
         if self._voxel_size is None:
-            length = f"{math.hypot(down, right):.1f} px"
+            length = f"{math.hypot(down, right):.1f} voxels"
         else:
             sizes = dict(zip(DIMS, self._voxel_size, strict=True))
             length = f"{math.hypot(down * sizes[rows], right * sizes[columns]) / 1000:.3f} µm"

@@ -93,7 +93,7 @@ class Slicer(VBox):
             [self.contrast],
             *(mask.controls for mask in self.masks.values()),
         ]
-        told = VBox([self.where, self.value, self.status], layout=Layout(min_height="6em"))
+        told = VBox([self.where, self.value, self.status], layout=Layout(min_height="8.5em"))
         wrapped = Layout(flex_flow="row wrap", align_items="center")
         super().__init__([*(HBox(row, layout=wrapped) for row in rows), told, self._picture.canvas])
         with self._lock:
@@ -175,7 +175,7 @@ class Slicer(VBox):
             mask.on.observe(self._locked(lambda _: self._look()), "value")
             for control in (mask.on, mask.colour, mask.opacity):
                 control.observe(self._locked(lambda _, name=name: self._draw_mask(name)), "value")
-        self.ruler.observe(self._locked(lambda _: self._picture.draw_ruler([])), "value")
+        self.ruler.observe(self._locked(lambda _: self._measure_nothing()), "value")
         axes, canvas = self._picture.axes, self._picture.canvas
         axes.callbacks.connect("xlim_changed", lambda _: self._moved.begin())
         axes.callbacks.connect("ylim_changed", lambda _: self._moved.begin())
@@ -270,6 +270,11 @@ class Slicer(VBox):
     def _tell(self) -> None:
         """Tell the voxel under the mouse."""
         self.value.value = html.escape(self._told_of(*self._pointed_at)) if self._pointed_at else ""
+
+    def _measure_nothing(self) -> None:
+        """Remove the ruler and its length."""
+        self._picture.draw_ruler([])
+        self._tell()
 
     def _released(self, event: Any) -> None:
         if event.button != MouseButton.LEFT:

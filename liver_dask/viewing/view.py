@@ -1,15 +1,15 @@
 """`view`, which shows a volume slice by slice in a notebook, and the server that shows it in a browser."""
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from ..archive.archives import EMPIAR_13356
 from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
 from ..core.kinds import RAW
-from ..store.targets import open_target
+from .figures import check_looks, dataset_of
 
 if TYPE_CHECKING:
     from .slicer import Slicer
@@ -61,7 +61,8 @@ def view(
         raise MissingExtraError(
             f"The slicer needs matplotlib, ipywidgets and ipympl ({error}): {how_to_install('view')}."
         ) from error
-    ds = target if isinstance(target, xr.Dataset) else open_target(target)
+    ds = dataset_of(target)
+    check_looks(contrast, opacity)
     labels = [labels] if isinstance(labels, str) else labels
     missing = [name for name in (RAW, *(labels or ())) if name not in ds]
     if missing:
@@ -69,17 +70,13 @@ def view(
     if z is not None and z not in ds.indexes["z"]:
         first, last = ds.indexes["z"][0], ds.indexes["z"][-1]
         raise InvalidArgumentError(f"z={z!r} is not one of the slices {first} to {last} that the Dataset holds.")
-    low, high = contrast
-    if not (0 <= low < high <= 100 and 0 <= opacity <= 1 and size >= SMALLEST):
-        raise InvalidArgumentError(
-            f"contrast={contrast!r} must be two ascending percentiles, opacity={opacity!r} from 0 to 1, and "
-            f"size={size!r} at least {SMALLEST}."
-        )
+    if not (isinstance(size, int) and size >= SMALLEST):
+        raise InvalidArgumentError(f"size={size!r} must be a whole number of pixels, at least {SMALLEST}.")
     return Slicer(ds, z, None if labels is None else list(labels), opacity, contrast, size)
 
 
 def serve_slicer(
-    target: str, archive: str, shape: Sequence[int] | None, z: int | None, port: int, browser: bool
+    target: str, options: Mapping[str, Any], z: int | None, labels: Sequence[str] | None, port: int, browser: bool
 ) -> None:
     """Serve the slicer to a browser until interrupted.
 
@@ -87,9 +84,9 @@ def serve_slicer(
 
     Args:
         target: The path of a store, or the address of an archive.
-        archive: The archive at this address, see `open_archive`.
-        shape: Shape (z, y, x) of the volume in voxels, if it differs from the archive's description.
+        options: Further arguments of `open_target`.
         z: The first slice to show; the middle slice if None.
+        labels: The labels to show at first; all if None.
         port: Port of the server; any free port if 0.
         browser: Whether to open a browser.
 
@@ -101,10 +98,11 @@ def serve_slicer(
     except ImportError as error:
         raise MissingExtraError(f"A browser needs voila ({error}): {how_to_install('app')}.") from error
     # absolute paths, because the kernel runs in another folder
-    where, description = (os.path.abspath(path) if os.path.exists(path) else path for path in (target, archive))
+    where, archive = (os.path.abspath(path) if os.path.exists(path) else path for path in (target, options["archive"]))
+    given = ", ".join(f"{name}={value!r}" for name, value in {**options, "archive": archive}.items())
     cell = (
         "import os\nimport liver_dask as ld\nfrom liver_dask.store.targets import open_target\n"
-        f"ld.view(open_target(os.environ[{TARGET!r}], {description!r}, shape={shape!r}), z={z!r})"
+        f"ld.view(open_target(os.environ[{TARGET!r}], {given}), z={z!r}, labels={labels!r})"
     )
     os.environ[TARGET] = where  # not in the notebook, which is shown and stored on disk: there may be a password
     serve_notebook(cell, port, browser)

@@ -90,7 +90,9 @@ def test_without_it_a_missing_slice_is_an_error_that_says_so(own: Path) -> None:
     """By default a missing slice is an error that mentions `missing="zeros"` if slices around it were found."""
     with serve(own) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
-        with pytest.raises(ld.SliceNotFoundError, match=r"No slice of er has been found yet\. Correct files, first or"):
+        with pytest.raises(
+            ld.SliceNotFoundError, match=r"No slice of er has been found yet\. Correct shape \(--shape\), files or"
+        ):
             ds.er[3].compute()
         ds.er[[1, 5]].compute()
         with pytest.raises(ld.SliceNotFoundError, match=r'er, slice 3, .*missing="zeros"'):
@@ -98,7 +100,7 @@ def test_without_it_a_missing_slice_is_an_error_that_says_so(own: Path) -> None:
 
 
 ZEROS = 'missing="zeros" (--missing zeros)'
-CORRECT = "Correct files, first or shape of the archive"
+CORRECT = "Correct shape (--shape), files or first of the archive"
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_in_jupyterlab(browser, tmp_path: Path, pictures: Path) -> None:
         page.locator(".jp-Notebook .jp-Cell").first.click()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        slide_and_toggle(page, pictures, "jupyterlab", 6)
+        slide_and_toggle(page, pictures, "jupyterlab", 13)
         page.close()
 
 

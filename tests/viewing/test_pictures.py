@@ -168,7 +168,7 @@ def test_the_bar_shows_the_scale(corner: xr.Dataset) -> None:
         (bar,) = ld.show(ds, 290).axes[0].artists
         return bar.txt_label.get_text()
 
-    assert told(corner) == "100 px"
+    assert told(corner) == "100 voxels"
     assert told(corner.assign_attrs(voxel_size_nm=[55, 8, 8])) == "0.5 µm"
 
 
@@ -277,3 +277,29 @@ def test_black_and_white_are_percentiles_of_what_is_not_glass(raw: np.ndarray, s
 def test_one_label_may_be_a_word(corner: xr.Dataset) -> None:
     """A single label can be given as a string."""
     assert len(ld.show(corner, 290, labels="mito").axes[0].images) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"opacity": 4}, "opacity=4 from 0 to 1"),
+        ({"contrast": (90, 10)}, "two ascending percentiles"),
+        ({"contrast": "ab"}, "two ascending percentiles"),
+        ({"contrast": (1,)}, "two ascending percentiles"),
+        ({"opacity": "x"}, "opacity='x' from 0 to 1"),
+    ],
+)
+def test_looks_that_cannot_be_are_one_sentence(corner: xr.Dataset, wrong: dict, told: str) -> None:
+    """Impossible options are named, by pictures and by the slicer alike, and so are targets that cannot be shown."""
+    for show in (lambda **options: ld.show(corner, 290, **options), lambda **options: ld.view(corner, **options)):
+        with pytest.raises(ld.InvalidArgumentError, match=told):
+            show(**wrong)
+    for target in (corner.raw, corner.raw.values, None):
+        with pytest.raises(ld.InvalidArgumentError, match="cannot be shown; give a Dataset"):
+            ld.show(target, 290)
+    with pytest.raises(ld.InvalidArgumentError, match="pixels=0 must be at least 1"):
+        corner.liver.overview(290, pixels=0)
+    for size in ("abc", [1, 1, 0], 5):
+        with pytest.raises(ld.InvalidArgumentError, match="voxel_size_nm="):
+            ld.show(corner.assign_attrs(voxel_size_nm=size), 290)
+    ld.show(corner.assign_attrs(voxel_size_nm=np.array([55.0, 8, 8])), 290)

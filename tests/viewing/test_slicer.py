@@ -323,7 +323,7 @@ def test_the_mouse_drags_zooms_and_tells(archive: Path, slicers, voxels) -> None
     assert slicer._picture.canvas.capture_scroll
 
 
-@pytest.mark.parametrize(("size", "said"), [(None, "50.0 px"), ((30, 8, 8), "0.400 µm")])
+@pytest.mark.parametrize(("size", "said"), [(None, "50.0 voxels"), ((30, 8, 8), "0.400 µm")])
 def test_a_ruler_measures(archive: Path, slicers, size, said: str) -> None:
     """With the ruler, dragging measures in micrometres, or in pixels if no voxel size is known, and moves nothing."""
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, voxel_size_nm=size), z=3)

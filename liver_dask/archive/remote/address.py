@@ -35,7 +35,9 @@ def resolve_url(source: str | os.PathLike[str]) -> tuple[str, Secret]:
     if not separator:
         folder = Path(text).expanduser().absolute()
         if not text or not folder.is_dir():
-            raise SliceNotFoundError(f"There is no folder {text!r}; give a URL or a folder with the archive's layout.")
+            raise SliceNotFoundError(
+                f"There is no folder {text!r}; give a store, a URL, or a folder with the archive's layout."
+            )
         return str(folder), secret
     if protocol in ("http", "https"):
         _check_web_address(text, address)
