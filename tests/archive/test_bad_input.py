@@ -356,7 +356,11 @@ def test_a_damaged_strip_does_not_crash_the_process(own_archive: Path) -> None:
     [
         ("matplotlib", "show(ld.open_human_liver_em(), 1)", "Pictures need matplotlib (:view"),
         ("ipympl", "view()", "The slicer needs matplotlib, ipywidgets and ipympl (:view"),
-        ("voila", "view_module.serve_slicer('.', {'archive': 'x'}, None, None, 0, False)", "A browser needs voila (:app"),
+        (
+            "voila",
+            "view_module.serve_slicer('.', {'archive': 'x'}, None, None, 0, False)",
+            "A browser needs voila (:app",
+        ),
         ("uvicorn", "serve(ld.open_human_liver_em())", "A server needs starlette and uvicorn (:serve"),
         ("starlette", "serve(ld.open_human_liver_em())", "A server needs starlette and uvicorn (:serve"),
         (

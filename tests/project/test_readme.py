@@ -187,6 +187,11 @@ PROMISES = {
         "test_computed::test_what_would_be_fetched_too_often_is_refused_unless_allowed",
     ],
     # open it elsewhere
+    "- Python: `zarr.open_group(": [
+        "test_server::test_every_voxel_comes_over_http",
+        "real/test_viewers::test_napari_reads_what_is_served",
+    ],
+    "differs from its mask is noted": ["test_damage::test_a_label_that_is_no_copy_of_its_mask_is_reported"],
     "can also be seen from the side": [
         "test_slicer::test_other_planes_show_the_source",
         "test_slicer::test_voxels_are_as_high_as_they_are_from_the_side",

@@ -285,7 +285,7 @@ def test_the_slicers_notebook_holds_no_secret(guarded: str, monkeypatch: pytest.
     cells = []
     monkeypatch.setattr(browser, "serve_notebook", lambda cell, *_: cells.append(cell))
     monkeypatch.setenv(view.TARGET, "")
-    view.serve_slicer(guarded, "EMPIAR-13356", SHAPE, None, 0, False)
+    view.serve_slicer(guarded, {"archive": "EMPIAR-13356", "shape": SHAPE}, None, None, 0, False)
     assert len(cells) == 1
     assert_clean(cells)
     assert os.environ[view.TARGET] == guarded
