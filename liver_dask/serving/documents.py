@@ -99,6 +99,8 @@ class Documents:
             return None
         if not all(part.isascii() and part.isdigit() and len(part) < MOST_DIGITS for part in place[1:]):
             return None
+        if any(part != "0" and part.startswith("0") for part in place[1:]):  # another name of a chunk
+            return None
         z, y, x = map(int, place[1:])
         return (scale, (z, y, x)) if scale.has((z, y, x)) else None
 
