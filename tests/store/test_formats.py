@@ -29,7 +29,7 @@ from liver_dask.store import downsampling
 from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import FORMAT, open_record, read_statistics, what_it_lacks
-from liver_dask.viewing.view import open_target
+from liver_dask.store.targets import open_target
 
 STORES = DATA / "format3.tar.xz"
 """Stores of format 3: `complete.zarr`, `grey.zarr` (raw / 65535), `pyramid.zarr` (`complete.zarr` with a level) and
