@@ -7,6 +7,7 @@ import html
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import xarray as xr
@@ -76,6 +77,7 @@ class Slicer(VBox):
         self.where, self.value, self.status = HTML(), HTML(), HTML()
         self._picture = Picture(size, held, levels.voxel_size_nm, [*self.masks], self._lock)
         self._seen: dict[str, xr.DataArray] = {}
+        self._raw_of: Viewport | None = None  # the viewport whose raw is in `_seen`
         self._is_dragged = self._is_telling = False
         self._measured_from: tuple[float, float] | None = None
         self._pointed_at: tuple[float, float] | None = None  # the place (x, y) under the mouse
@@ -317,13 +319,21 @@ class Slicer(VBox):
                     self._draw_mask(mask)
                 self._picture.draw_raw(viewport.at, seen, self.contrast.value)
             return
+        if name == RAW and RAW in self._seen and self._is_coarser(viewport, seen):
+            return  # a glance that was late
         self._seen[name] = seen
         if name == RAW:
+            self._raw_of = viewport
             self._draw_raw()
         for mask in self.masks if name == RAW else [name]:
             self._draw_mask(mask)
         if not self._measured_from:
             self._tell()
+
+    def _is_coarser(self, viewport: Viewport, seen: xr.DataArray) -> bool:
+        """Return whether raw of a viewport is coarser than what is shown of the same window."""
+        is_same = self._raw_of is not None and replace(self._raw_of, names=viewport.names) == viewport
+        return is_same and max(seen.attrs["step"]) > max(self._seen[RAW].attrs["step"])
 
     def _draw_raw(self) -> None:
         if RAW in self._seen:

@@ -535,6 +535,19 @@ def test_a_control_of_a_mask_does_not_bring_it_early(archive: Path, slicers) -> 
     assert not slicer._picture._masks["mito"].get_visible(), "a mask over raw of another slice"
 
 
+def test_a_late_glance_does_not_replace_the_sharp_picture(archive: Path, slicers) -> None:
+    """A coarse picture that comes after the sharp one of the same window is not shown; that of another window is."""
+    slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=[]), z=3)
+    sharp = seen_by(slicer)["raw"]
+    slicer._reader.close()  # the test brings what is read
+    for rows, is_shown in (((0, 300), False), ((0, 150), True)):
+        slicer.go_to(3, rows)
+        viewport = slicer._viewport()
+        coarse = levels.variable_of(slicer._levels.window(3, viewport.rows, viewport.columns, SIZE // 8), "raw")
+        slicer._take(viewport, coarse.compute())
+        assert np.array_equal(slicer._picture._raw.get_array(), sharp) != is_shown
+
+
 def test_the_slice_that_was_looked_at_stays_in_the_picture(archive: Path, slicers) -> None:
     """From another plane, the window goes to the slice that was shown, and the way back leads to it."""
     slicer = slicers(ld.open_human_liver_em(archive, shape=SHAPE, labels=[]).compute())
