@@ -38,7 +38,10 @@ SIZE = 200
 def settle(slicer: Slicer) -> None:
     """Wait until a slicer has read what it shows."""
     until = time.monotonic() + 60
-    while slicer._moved.is_moving or not slicer._reader.idle.is_set():
+    while True:
+        with slicer._lock:  # a timer that has fired ends the next one before it begins to read
+            if not slicer._moved.is_moving and slicer._reader.idle.is_set():
+                return
         assert time.monotonic() < until
         time.sleep(0.01)
 
