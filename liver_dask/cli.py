@@ -34,6 +34,7 @@ from .cli_options import (
     target_argument,
     voxel_size_option,
 )
+from .cli_texts import plan_text, size_of
 from .core.config import setting
 from .core.documents import reason_of
 from .core.interrupts import forget_interrupt
@@ -42,12 +43,10 @@ from .demo import run_demo
 from .serving.neuroglancer import HOSTED
 from .serving.server import Server, serve
 from .store.annotate import annotate
-from .store.estimate import PROCESS_BYTES
 from .store.identity import made_of
 from .store.inventory import check_structure
 from .store.levels import levels_of
 from .store.plan import Export
-from .store.preflight import WORTH_TELLING
 from .store.pyramid import add_pyramid
 from .store.record import check_finished, has_record, layout_of, open_record, read_record, what_it_lacks
 from .store.record_checks import record_problem
@@ -127,7 +126,7 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, o
         except Exception as error:  # zarr raises many kinds for a damaged store
             reason = reason_of(error)
             raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
-        click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {_size_of(store)} on disk,")
+        click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {size_of(store)} on disk,")
         click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
         width = max(map(len, record["variables"]))
         for name, variable in record["variables"].items():
@@ -388,7 +387,7 @@ def download(
         if with_pyramid:
             add_pyramid(out, client=client)
     click.echo(
-        f"{out} is complete: {_size_of(out)} on disk, {decimal(export.fetched)} fetched in {export.requests} requests, "
+        f"{out} is complete: {size_of(out)} on disk, {decimal(export.fetched)} fetched in {export.requests} requests, "
         f"{time.monotonic() - began:.1f} s. Open it with xr.open_zarr({str(out)!r})."
     )
 
@@ -404,7 +403,7 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
     """
     with cluster(scheduler, workers) as client:
         levels = add_pyramid(store, client=client)
-    click.echo(f"{store} has {len(levels)} level{'s' * (len(levels) != 1)}, {_size_of(store)} on disk in all.")
+    click.echo(f"{store} has {len(levels)} level{'s' * (len(levels) != 1)}, {size_of(store)} on disk in all.")
 
 
 @main.command("annotate")
@@ -484,34 +483,3 @@ def cache_clear(folder: Path) -> None:
     sizes = [size for kind in WHAT_IS_KEPT for _, size, _ in cached.entries(kind)]
     cached.clear()
     click.echo(f"{folder}: {decimal(sum(sizes))} in {len(sizes)} files removed.")
-
-
-def plan_text(export: Export) -> str:
-    """Describe what an export would do: regions, requests, bytes, disk, memory and time."""
-    layout, cost = export.store.layout, export.estimate()
-    voxels = " x ".join(map(str, layout.shape))
-    one = f"{layout.chunks[0]} slices x {layout.row_block} rows"
-    lines = [
-        f"{export.store.target}: {', '.join(export.store.names)} of {voxels} voxels (z, y, x),",
-        f"chunks of {layout.chunks} in shards of {layout.shards}.",
-        f"  to write    {cost.regions} regions of {one}, in {cost.tasks} tasks",
-        f"  to fetch    {decimal(cost.fetched)} in {cost.requests} requests, at most {export.connections} at once",
-        f"  on disk     {decimal(cost.stored)}, and up to {decimal(cost.disk - cost.stored)} more on the way",
-        f"  in memory   {decimal(PROCESS_BYTES)} a worker, and {decimal(cost.memory)} for each of its threads",
-    ]
-    lines += [
-        f"  {variable:11} is fetched about {times:.1f} times over, for what is computed of it"
-        for variable, times in cost.times.items()
-        if times > WORTH_TELLING
-    ]
-    for rate, hours in cost.hours.items():
-        time_taken = f"{hours:9.1f} hours" if hours >= 1 else f"{60 * hours:9.1f} minutes"
-        lines.append(f"  {time_taken} of fetching at {decimal(int(rate))}/s")
-    lines.append("Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source.")
-    return "\n".join(lines)
-
-
-def _size_of(store: Path) -> str:
-    """Return the size of a store on disk. A file with several hard links counts once."""
-    files = [path.stat() for path in store.rglob("*") if path.is_file()]
-    return decimal(sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values()))

@@ -83,7 +83,7 @@ def check_voxel_size(voxel_size_nm: Sequence[float]) -> tuple[float, float, floa
     return z, y, x
 
 
-def voxel_size_of(ds: xr.Dataset) -> tuple[float, float, float] | None:
+def voxel_size_in(ds: xr.Dataset) -> tuple[float, float, float] | None:
     """Return the size of a Dataset's voxels (z, y, x) in nm; None if it is not known.
 
     Raises:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ..core.errors import StoreExistsError
+from ..core.errors import InvalidArgumentError, StoreExistsError
 
 _CANNOT_LOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
@@ -53,9 +53,17 @@ def locked_file(path: Path, *, busy: str) -> Iterator[BinaryIO]:
     Args:
         path: Path of the file.
         busy: Message of the StoreExistsError if another process holds the lock.
+
+    Raises:
+        InvalidArgumentError: The file cannot be created or opened.
     """
     while True:
-        descriptor = open_locked(path, busy=busy)
+        try:
+            descriptor = open_locked(path, busy=busy)
+        except StoreExistsError:
+            raise
+        except OSError as error:
+            raise InvalidArgumentError(f"{path} cannot be written ({error.strerror}); nothing was changed.") from error
         with os.fdopen(descriptor, "r+b") as file:
             if is_same_file(descriptor, path):  # its last holder may just have removed it
                 try:

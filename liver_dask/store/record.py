@@ -115,7 +115,8 @@ def check_finished(path: Path) -> None:
 
 def check_annotated(store: Path) -> None:
     """Raise StoreExistsError if `annotate` is changing a store, or was interrupted then."""
-    if is_there(store / RECORD / BEGUN) and size_of(store / RECORD / BEGUN):
+    path = store / RECORD / BEGUN
+    if is_there(path) and path.is_file() and size_of(path):
         raise StoreExistsError(
             f"The voxel size of {store} is being changed, or this was interrupted; `liver-dask annotate` finishes it."
         )

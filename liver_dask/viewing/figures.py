@@ -16,7 +16,7 @@ import xarray as xr
 from ..archive.archives import color_of
 from ..core.contrast import grey_range
 from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
-from ..core.geometry import DIMS, voxel_size_of
+from ..core.geometry import DIMS, voxel_size_in
 from ..core.kinds import RAW, kind_of, labels_of
 from ..store.targets import open_target
 from .levels import PIXELS, extent_of, variable_of, window
@@ -96,7 +96,7 @@ def show(
         raise InvalidArgumentError(f"There is no {missing[0]!r} in the Dataset; it has {', '.join(map(str, ds))}.")
     pyplot, Patch, HandlerTuple = _import_extra()
     seen = window(ds[[RAW, *names]], z, y, x, pixels).compute()
-    shown, size_nm = variable_of(seen, RAW), voxel_size_of(ds)
+    shown, size_nm = variable_of(seen, RAW), voxel_size_in(ds)
     raw, extent, aspect = shown.values, extent_of(shown), XY.aspect(size_nm)
     ratio = aspect * (extent[2] - extent[3]) / (extent[1] - extent[0])
     width, height = INCHES * min(1, 1 / ratio), INCHES * min(1, ratio)

@@ -13,7 +13,7 @@ import xarray as xr
 
 from ..archive.reader import readers_of
 from ..core.errors import InvalidArgumentError
-from ..core.geometry import DIMS, held_box, voxel_size_of
+from ..core.geometry import DIMS, held_box, voxel_size_in
 from ..core.kinds import labels_of
 from ..store.columns import combine_columns
 from ..store.levels import END, open_levels
@@ -72,7 +72,7 @@ class Levels:
     def __init__(self, ds: xr.Dataset) -> None:
         self.held = held_box(ds)
         self.labels = labels_of(ds)
-        self.voxel_size_nm = voxel_size_of(ds)
+        self.voxel_size_nm = voxel_size_in(ds)
         is_far = any(map(_is_of_archive, ds.data_vars.values()))
         self.planes = ("xy",) if is_far and ds.sizes["z"] > MOST_ACROSS else tuple(PLANES)
         self._levels = open_levels(ds)

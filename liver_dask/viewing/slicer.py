@@ -122,7 +122,7 @@ class Slicer(VBox):
         chosen = self.plane.value if plane is None else self._check_plane(plane)
         across, rows, columns = PLANES[chosen]
         given, held = {"z": z, "y": y, "x": x}, self._levels.held
-        spans = [check_bounds(dim, given[dim], held) for dim in (rows, columns)]  # type: ignore[arg-type]  # it checks
+        spans = [check_bounds(dim, given[dim], held) for dim in (rows, columns)]  # type: ignore[arg-type]  # a lone number is refused there
         at = None if given[across] is None else check_slice(across, given[across], held)
         with self._lock:
             self.plane.value = chosen

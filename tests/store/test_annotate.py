@@ -378,6 +378,17 @@ def test_while_levels_are_added_it_waits(archive: Path, tmp_path: Path, monkeypa
     assert not (store / "liver_dask" / BEGUN).exists()
 
 
+def test_somebodys_folder_in_the_place_of_the_journal(store: Path) -> None:
+    """A folder with the journal's name is one sentence and stays, and the store is all right."""
+    (store / "liver_dask" / BEGUN).mkdir()
+    (store / "liver_dask" / BEGUN / "mine").write_text("kept")
+    files = contents(store)
+    with pytest.raises(ld.InvalidArgumentError, match=r"annotation\.json cannot be written"):
+        annotate(store, voxel_size_nm=SIZE)
+    assert contents(store) == files
+    assert ld.verify(store, progress=False).ok
+
+
 def test_a_level_is_no_store_of_its_own(store: Path) -> None:
     """The folder of a level is refused: its size follows from that of the store."""
     files = contents(store)

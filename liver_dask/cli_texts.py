@@ -1,0 +1,40 @@
+"""Texts that the commands print: what an export would do, and sizes on disk."""
+
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from .store.estimate import PROCESS_BYTES
+from .store.plan import Export
+from .store.preflight import WORTH_TELLING
+
+
+def plan_text(export: Export) -> str:
+    """Describe what an export would do: regions, requests, bytes, disk, memory and time."""
+    layout, cost = export.store.layout, export.estimate()
+    voxels = " x ".join(map(str, layout.shape))
+    one = f"{layout.chunks[0]} slices x {layout.row_block} rows"
+    lines = [
+        f"{export.store.target}: {', '.join(export.store.names)} of {voxels} voxels (z, y, x),",
+        f"chunks of {layout.chunks} in shards of {layout.shards}.",
+        f"  to write    {cost.regions} regions of {one}, in {cost.tasks} tasks",
+        f"  to fetch    {decimal(cost.fetched)} in {cost.requests} requests, at most {export.connections} at once",
+        f"  on disk     {decimal(cost.stored)}, and up to {decimal(cost.disk - cost.stored)} more on the way",
+        f"  in memory   {decimal(PROCESS_BYTES)} a worker, and {decimal(cost.memory)} for each of its threads",
+    ]
+    lines += [
+        f"  {variable:11} is fetched about {times:.1f} times over, for what is computed of it"
+        for variable, times in cost.times.items()
+        if times > WORTH_TELLING
+    ]
+    for rate, hours in cost.hours.items():
+        time_taken = f"{hours:9.1f} hours" if hours >= 1 else f"{60 * hours:9.1f} minutes"
+        lines.append(f"  {time_taken} of fetching at {decimal(int(rate))}/s")
+    lines.append("Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source.")
+    return "\n".join(lines)
+
+
+def size_of(store: Path) -> str:
+    """Return the size of a store on disk. A file with several hard links counts once."""
+    files = [path.stat() for path in store.rglob("*") if path.is_file()]
+    return decimal(sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values()))
