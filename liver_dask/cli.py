@@ -39,6 +39,7 @@ from .core.config import setting
 from .core.documents import reason_of
 from .core.interrupts import forget_interrupt
 from .core.malloc import share_memory
+from .core.places import path_below
 from .demo import run_demo
 from .serving.neuroglancer import HOSTED
 from .serving.server import Server, serve
@@ -133,7 +134,7 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, o
             click.echo(f"  {name:{width}}  {made_of(variable)}")
         levels = levels_of(store) if record.get("complete") else []
         for level in levels[1:]:
-            click.echo(f"{level.path.relative_to(store)}: voxels of {' x '.join(map(str, level.factors))} (z, y, x)")
+            click.echo(f"{path_below(level.path, store)}: voxels of {' x '.join(map(str, level.factors))} (z, y, x)")
         for lacking in what_it_lacks(record):
             click.echo(f"{store}: {lacking}")
         return

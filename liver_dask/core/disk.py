@@ -1,4 +1,4 @@
-"""What exists on a disk; if the disk cannot answer, that raises an error and never counts as "does not exist".
+"""What exists on a disk or in object storage. If that cannot be found out, it is an error, and never "does not exist".
 
 pathlib's `exists` and `glob`, and `os.walk`, treat some I/O errors as "does not exist"; which errors depends on the
 version of Python. A file that is wrongly taken for missing would be written again or left out, or its folder would be
@@ -8,14 +8,18 @@ removed.
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+from .places import ObjectPath, Place, Stat
+
+P = TypeVar("P", Path, ObjectPath, Path | ObjectPath)
 
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-def is_there(path: Path) -> bool:
+def is_there(path: Place) -> bool:
     """Return whether a path exists; a symbolic link is followed.
 
     Raises:
@@ -30,21 +34,36 @@ def is_link(path: Path) -> bool:
     return found is not None and stat.S_ISLNK(found.st_mode)
 
 
-def is_empty_folder(path: Path) -> bool:
+def is_listed(path: Place) -> bool:
+    """Return whether a path exists, or is a symbolic link that leads nowhere."""
+    return _stat(path, follow=False) is not None
+
+
+def is_empty_folder(path: Place) -> bool:
     """Return whether a path is a folder with nothing in it."""
     found = _stat(path)
     return found is not None and stat.S_ISDIR(found.st_mode) and not any(path.iterdir())
 
 
-def size_of(path: Path) -> int | None:
+def size_of(path: Place) -> int | None:
     """Return the size of a file in bytes; None if it does not exist."""
     found = _stat(path)
     return None if found is None else found.st_size
 
 
-def files_in(folder: Path, suffix: str = "") -> list[Path]:
+def sizes_of(folder: Place, paths: Sequence[str]) -> list[int | None]:
+    """Return the sizes of some files below a folder, None for those that do not exist; of objects by one listing."""
+    if not isinstance(folder, ObjectPath):
+        return [size_of(folder / path) for path in paths]
+    found = folder.call("find", folder.key, detail=True)
+    sizes = {key.strip("/"): int(info["size"] or 0) for key, info in found.items()}
+    return [sizes.get((folder / path).key) for path in paths]
+
+
+def files_in(folder: P, suffix: str = "") -> list[P]:
     """Return all entries of a folder whose names end with `suffix`, sorted."""
-    return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
+    found: list[P] = [path for path in folder.iterdir() if path.name.endswith(suffix)]
+    return sorted(found)
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -56,9 +75,20 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     return os.walk(folder, onerror=fail)
 
 
-def _stat(path: Path, *, follow: bool = True) -> os.stat_result | None:
+def files_below(folder: Place, but: Collection[Place] = ()) -> Iterator[Place]:
+    """Yield all files in a folder and in all folders below, except those in some folders."""
+    if isinstance(folder, ObjectPath):
+        others = [path for path in but if isinstance(path, ObjectPath)]
+        yield from (path for path in folder.rglob("*") if not any(map(path.is_below, others)))
+        return
+    for parent, folders, files in walk(folder):
+        folders[:] = [name for name in folders if Path(parent, name) not in but]
+        yield from (Path(parent, name) for name in files)
+
+
+def _stat(path: Place, *, follow: bool = True) -> os.stat_result | Stat | None:
     try:
-        return path.stat() if follow else path.lstat()
+        return path.stat() if follow or isinstance(path, ObjectPath) else path.lstat()
     except OSError as error:
         if error.errno in NOT_THERE:
             return None

@@ -7,12 +7,12 @@ import json
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import DamagedError
+from .places import Place
 
 LARGEST_DOCUMENT = 64 << 20
 """Bytes. The manifest of the full volume has 0.1 MB."""
@@ -31,7 +31,7 @@ TIMES = ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds", 
 Document = Mapping[str, Any]
 
 
-def read_document(path: Path, what: str) -> Any:
+def read_document(path: Place, what: str) -> Any:
     """Return the parsed content of a JSON file.
 
     Args:

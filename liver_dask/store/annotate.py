@@ -8,27 +8,33 @@ are being replaced, so that a call that was killed is finished by the next one.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..archive.description import VOXEL_SIZE_GIVEN
 from ..core.disk import files_in
 from ..core.documents import as_object, is_same, read_document
 from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 from ..core.geometry import check_voxel_size
-from .durable import TORN, DurableFile, write_json
+from ..core.places import Place, place_of
+from .durable import TORN
 from .group_metadata import is_consolidated, read_group
 from .inventory import FILE as INVENTORY
 from .inventory import METADATA, VOXEL_SIZE, Metadata, checksum_of, checksum_of_record
 from .label_group import LABELS
 from .levels import FACTORS, FOLDER, Level, levels_of
-from .locks import locked_file
 from .ome_zarr import rescaled
 from .record import BEGUN, BUSY, RECORD, layout_of, open_record
+from .storage.access import storage_of, write_json
+from .storage.interface import Journal
 from .zarr_group import group_document, write_group
 
 
-def annotate(store: str | os.PathLike[str], *, voxel_size_nm: Sequence[float]) -> None:
+def annotate(
+    store: str | os.PathLike[str],
+    *,
+    voxel_size_nm: Sequence[float],
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
     """Say how large the voxels of a complete store are, or correct it.
 
     The attributes of the store, the scales that viewers use (of all levels and labels), and what `verify` expects are
@@ -39,6 +45,7 @@ def annotate(store: str | os.PathLike[str], *, voxel_size_nm: Sequence[float]) -
     Args:
         store: A complete store of `to_zarr`.
         voxel_size_nm: Size of a voxel (z, y, x) in nm.
+        storage_options: fsspec's options for an address in object storage, as in `to_zarr`.
 
     Raises:
         NotDownloadedError: There is no complete store. (RuntimeError)
@@ -49,26 +56,22 @@ def annotate(store: str | os.PathLike[str], *, voxel_size_nm: Sequence[float]) -
         DamagedError: The metadata of the store are not what was written; nothing was changed. (OSError)
     """
     size = check_voxel_size(voxel_size_nm)
-    root = Path(store).expanduser().absolute()
+    root = place_of(store, storage_options)
     open_record(root)
     if FACTORS in (read_group(root) or {}):
         raise InvalidArgumentError(f"{root} is a level of the pyramid of another store; annotate that store.")
-    with locked_file(root / RECORD / BEGUN, busy=BUSY.format(root)) as journal:
+    with storage_of(root).change(root / RECORD / BEGUN, BUSY.format(root)) as journal:
         begun = _read_size(journal)
         if begun:
             _apply(root, begun)
         if begun != size:
             _check(root, size)
-            journal.seek(0)
-            journal.truncate()
             journal.write(json.dumps({"voxel_size_nm": size}).encode())
-            journal.flush()
-            os.fsync(journal.fileno())
             _apply(root, size)
-        journal.truncate(0)
+        journal.clear()
 
 
-def _read_size(journal: BinaryIO) -> tuple[float, float, float] | None:
+def _read_size(journal: Journal) -> tuple[float, float, float] | None:
     """Return the size that a call has begun to write; None if it was killed before anything was changed."""
     try:
         return check_voxel_size(json.loads(journal.read())["voxel_size_nm"])
@@ -76,10 +79,11 @@ def _read_size(journal: BinaryIO) -> tuple[float, float, float] | None:
         return None
 
 
-def _check(root: Path, size: Sequence[float]) -> None:
+def _check(root: Place, size: Sequence[float]) -> None:
     """Find out everything that could prevent writing a size, before anything is changed."""
     levels = levels_of(root)
-    partial = [path for path in (root / FOLDER).glob("s*.partial") if path.is_dir()]
+    folder = root / FOLDER
+    partial = [path for path in files_in(folder, ".partial") if path.is_dir()] if folder.is_dir() else []
     if partial:
         raise StoreExistsError(
             f"{partial[0]} is an unfinished level; finish it first with `liver-dask pyramid {root}`."
@@ -95,13 +99,13 @@ def _check(root: Path, size: Sequence[float]) -> None:
         _annotated(level, size)
     groups = _groups(levels, size)
     for folder in (*groups, *(level.path / RECORD for level in levels)):
-        if not os.access(folder, os.W_OK):
+        if not storage_of(folder).is_writable(folder):
             raise InvalidArgumentError(f"{folder} cannot be written, so nothing was changed.")
     for group, attributes in groups.items():
         group_document(group, attributes)
 
 
-def _apply(root: Path, size: Sequence[float]) -> None:
+def _apply(root: Place, size: Sequence[float]) -> None:
     """Write a size to everything that says it."""
     levels = levels_of(root)
     for level in levels:
@@ -110,7 +114,7 @@ def _apply(root: Path, size: Sequence[float]) -> None:
         write_group(group, attributes)
 
 
-def _groups(levels: Sequence[Level], size: Sequence[float]) -> dict[Path, dict[str, Any]]:
+def _groups(levels: Sequence[Level], size: Sequence[float]) -> dict[Place, dict[str, Any]]:
     """Return the attributes of all groups to write, in this order: the root is last, as readers look there."""
     root, described = levels[0].path, rescaled(levels, size, VOXEL_SIZE_GIVEN)
     groups = {level.path: (read_group(level.path) or {}) | _attributes(level, size) for level in levels[1:]}
@@ -134,11 +138,10 @@ def _write_record(level: Level, size: Sequence[float]) -> None:
     inventory, record = _annotated(level, size)
     for torn in files_in(folder):  # left by a call that was killed here
         if TORN.fullmatch(torn.name) and torn.name.startswith((f".{METADATA}.", f".{INVENTORY}.")):
-            torn.unlink()
+            storage_of(folder).remove(torn)
     if inventory is not None:
         write_json(folder / METADATA, record)
-        with DurableFile(folder / INVENTORY) as file:
-            file.write(inventory)
+        storage_of(folder).write(folder / INVENTORY, [inventory])
 
 
 def _annotated(level: Level, size: Sequence[float]) -> tuple[bytes | None, Mapping[str, Any]]:

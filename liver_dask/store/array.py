@@ -8,10 +8,10 @@ threads, which do not survive a fork.
 
 import operator
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +19,20 @@ import numpy.typing as npt
 
 from ..core.errors import DamagedError, InvalidArgumentError
 from ..core.geometry import Shape
+from ..core.places import ObjectPath, Place, ranges_of_objects
+from ..core.threads import ContextPool
 from .chunk_cache import ChunkCache
 from .inventory import check_structure
 from .layout import Shard
 from .record import CHECKSUMS_SINCE, layout_of, open_record, shard_path
 from .shards import EMPTY, Index, decode_planes, read_shard_index
+
+CHUNKS_AT_ONCE = 256
+"""How many chunks of object storage are fetched, and held encoded in memory, before they are decoded."""
+
+
+OBJECTS_AT_ONCE = 8
+"""How many indexes of shards in object storage are fetched at the same time."""
 
 
 class StoredArray:
@@ -45,7 +54,7 @@ class StoredArray:
         DamagedError: The metadata of the array do not match the record of the store. (OSError)
     """
 
-    def __init__(self, store: Path, name: str, cache: ChunkCache | None = None) -> None:
+    def __init__(self, store: Place, name: str, cache: ChunkCache | None = None) -> None:
         record = open_record(store)
         if name not in record["variables"]:
             raise InvalidArgumentError(f"{store} does not hold {name!r}; it holds {', '.join(record['variables'])}.")
@@ -72,68 +81,127 @@ class StoredArray:
 
         Raises:
             DamagedError: A shard is missing, or differs from what was written. (OSError)
+            OSError: Object storage does not answer.
         """
         bounds = [of.indices(length)[:2] for of, length in zip(key, self.shape, strict=True)]
         out = np.empty([max(stop - start, 0) for start, stop in bounds], self.dtype)
-        with _OpenFiles() as files:
-            for z, y, x in product(*map(_cut, bounds, self._layout.chunks)) if out.size else ():
-                voxels = self._planes((z.number, y.number, x.number), z.inside, files)
-                out[z.into, y.into, x.into] = 0 if voxels is None else voxels[:, y.inside, x.inside]
+        pieces = list(product(*map(_cut, bounds, self._layout.chunks))) if out.size else []
+        for first in range(0, len(pieces), CHUNKS_AT_ONCE):
+            some = pieces[first : first + CHUNKS_AT_ONCE]
+            with self._opened([(z.number, y.number, x.number) for z, y, x in some]) as chunks:
+                for z, y, x in some:
+                    voxels = self._planes((z.number, y.number, x.number), z.inside, chunks)
+                    out[z.into, y.into, x.into] = 0 if voxels is None else voxels[:, y.inside, x.inside]
         return out
 
-    def _planes(self, place: Shape, planes: slice, files: "_OpenFiles") -> npt.NDArray[Any] | None:
+    def _opened(self, places: Sequence[Shape]) -> "_Files | _Objects":
+        """Return what reads the bytes of some chunks; those that are in the cache are not needed."""
+        if not isinstance(self._store, ObjectPath):
+            return _Files(self)
+        needed = [place for place in places if self._cache is None or self._key_of(place) not in self._cache]
+        return _Objects(self, needed)
+
+    def _key_of(self, place: Shape) -> tuple[Place, str, Shape]:
+        return self._store, self._name, place
+
+    def _planes(self, place: Shape, planes: slice, chunks: "_Files | _Objects") -> npt.NDArray[Any] | None:
         """Return some z planes of a chunk, from the cache if there is one; None if the chunk is empty.
 
         Args:
             place: Number (z, y, x) of the chunk in the whole array.
             planes: The planes, counted from the start of the chunk.
-            files: Files that are open.
+            chunks: What reads the bytes of chunks.
         """
         if self._cache is None:
-            return self._read_planes(place, planes, files)
+            return self._read_planes(place, planes, chunks)
         whole = slice(0, self._layout.chunks[0])
-        chunk = self._cache.get((self._store, self._name, place), lambda: self._read_planes(place, whole, files))
+        chunk = self._cache.get(self._key_of(place), lambda: self._read_planes(place, whole, chunks))
         return None if chunk is None else chunk[planes]
 
-    def _read_planes(self, place: Shape, planes: slice, files: "_OpenFiles") -> npt.NDArray[Any] | None:
+    def _read_planes(self, place: Shape, planes: slice, chunks: "_Files | _Objects") -> npt.NDArray[Any] | None:
         """Read and decode some z planes of a chunk; see `_planes`.
 
         Raises:
             DamagedError: A shard is missing, or differs from what was written.
         """
-        shard = Shard(*map(operator.floordiv, place, self._layout.chunks_per_shard))
-        inside = tuple(map(operator.mod, place, self._layout.chunks_per_shard))
-        try:
-            file = files.of.get(shard) or files.open(shard, shard_path(self._store, self._name, shard))
-            if shard not in self._indexes:
-                self._indexes[shard] = read_shard_index(file, self._layout.chunks_per_shard)
-            offset, length = self._indexes[shard][inside].tolist()
-            if offset == EMPTY:
+        shard, inside = self._shard_of(place)
+        with self._telling(shard):
+            data = chunks.read(shard, inside)
+            if data is None:
                 return None
-            data = os.pread(file.fileno(), length, offset)
             return decode_planes(data, self.dtype, self._layout.chunks, planes, has_checksum=self._has_checksums)
+
+    def _shard_of(self, place: Shape) -> tuple[Shard, tuple[int, ...]]:
+        """Return the shard that a chunk is in, and the number of the chunk in its grid."""
+        shard = Shard(*map(operator.floordiv, place, self._layout.chunks_per_shard))
+        return shard, tuple(map(operator.mod, place, self._layout.chunks_per_shard))
+
+    def _path_of(self, shard: Shard) -> Place:
+        return shard_path(self._store, self._name, shard)
+
+    def _extent(self, shard: Shard, inside: tuple[int, ...], file: Any) -> tuple[int, int] | None:
+        """Return where a chunk begins and ends in the open file of its shard; None if it is empty."""
+        if shard not in self._indexes:
+            self._indexes[shard] = read_shard_index(file, self._layout.chunks_per_shard)
+        offset, length = self._indexes[shard][inside].tolist()
+        return None if offset == EMPTY else (offset, offset + length)
+
+    @contextmanager
+    def _telling(self, shard: Shard) -> Iterator[None]:
+        """Turn an error into one that names the shard. Object storage that does not answer is no damage."""
+        try:
+            yield
         except (DamagedError, OSError) as error:
-            path = shard_path(self._store, self._name, shard)
+            path = self._path_of(shard)
+            if isinstance(path, ObjectPath) and not isinstance(error, DamagedError | FileNotFoundError):
+                raise
             raise DamagedError(
                 f"{path} cannot be read ({error}); `liver-dask verify {self._store}` says what is damaged."
             ) from error
 
 
-class _OpenFiles(ExitStack):
-    """Files of shards that are open until the end of the `with` block.
+class _Files(ExitStack):
+    """Reads chunks from files of shards, which are open until the end of the `with` block."""
 
-    Attributes:
-        of: The files by shard.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, array: StoredArray) -> None:
         super().__init__()
-        self.of: dict[Shard, FileIO] = {}
+        self._array = array
+        self._open: dict[Shard, FileIO] = {}
 
-    def open(self, shard: Shard, path: Path) -> FileIO:
-        """Open the file of a shard."""
-        self.of[shard] = self.enter_context(path.open("rb", buffering=0))
-        return self.of[shard]
+    def read(self, shard: Shard, inside: tuple[int, ...]) -> bytes | None:
+        """Return the bytes of a chunk; None if it is empty."""
+        if shard not in self._open:
+            self._open[shard] = self.enter_context(self._array._path_of(shard).open("rb", buffering=0))
+        file = self._open[shard]
+        extent = self._array._extent(shard, inside, file)
+        return None if extent is None else os.pread(file.fileno(), extent[1] - extent[0], extent[0])
+
+
+class _Objects(ExitStack):
+    """Chunks in object storage, which are fetched several at a time."""
+
+    def __init__(self, array: StoredArray, places: Sequence[Shape]) -> None:
+        super().__init__()
+        self._array = array
+        self._chunks = self._fetch([array._shard_of(place) for place in places])
+
+    def read(self, shard: Shard, inside: tuple[int, ...]) -> bytes | None:
+        """Return the bytes of a chunk; None if it is empty. One that a cache held a moment ago is fetched now."""
+        chunk = shard, inside
+        return self._chunks[chunk] if chunk in self._chunks else self._fetch([chunk])[chunk]
+
+    def _fetch(self, chunks: Sequence[tuple[Shard, tuple[int, ...]]]) -> dict[Any, bytes | None]:
+        shards = sorted({shard for shard, _ in chunks if shard not in self._array._indexes})
+        with ContextPool(OBJECTS_AT_ONCE) as pool:
+            list(pool.map(self._read_index, shards))
+        extents = {(shard, inside): self._array._extent(shard, inside, None) for shard, inside in chunks}
+        filled = {chunk: extent for chunk, extent in extents.items() if extent}
+        found = ranges_of_objects([(self._array._path_of(shard), *at) for (shard, _), at in filled.items()])
+        return dict.fromkeys(extents) | dict(zip(filled, map(bytes, found), strict=True))
+
+    def _read_index(self, shard: Shard) -> None:
+        with self._array._telling(shard), self._array._path_of(shard).open("rb") as file:
+            self._array._extent(shard, (0, 0, 0), file)
 
 
 class _Piece(NamedTuple):

@@ -56,6 +56,10 @@ class ChunkCache:
                     self.nbytes -= _bytes_of(self._chunks.popitem(last=False)[1])
         return chunk
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Return whether a chunk is here; another thread may remove it a moment later."""
+        return key in self._chunks
+
     def _locked(self) -> threading.Lock:
         if self._process != os.getpid():  # a thread of the parent may have held the lock when this process was forked
             self._renew_lock()

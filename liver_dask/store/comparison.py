@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +9,12 @@ import numpy.typing as npt
 import zarr
 
 from ..core.documents import reason_of
+from ..core.places import Place
 from ..core.threads import ContextPool
 from .jobs import Report
 from .layout import Group, Layout, Region, RegionBatch
 from .rows import Part
+from .storage.access import zarr_store
 from .worker import READERS, report_of
 
 SLICES_OF_A_LAYER = 2
@@ -53,7 +54,7 @@ class Comparison:
         layout: The grids of the store.
     """
 
-    store: Path
+    store: Place
     part: Part
     batch: RegionBatch
     layout: Layout
@@ -89,7 +90,7 @@ class Comparison:
         z, y = slice(region.z_start, region.z_stop), slice(region.y_start, region.y_stop)
         where = f"{name}[{z.start}:{z.stop}, {y.start}:{y.stop}]"
         try:
-            found = np.asarray(zarr.open_array(self.store / name, mode="r")[z, y])
+            found = np.asarray(zarr.open_array(zarr_store(self.store / name), mode="r")[z, y])
         except Exception as error:  # zarr may raise any type of error for a damaged store
             yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})", region, is_unreadable=True)
             return

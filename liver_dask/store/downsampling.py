@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..archive.lazy.window import Selection
 from ..core.concurrency import cores
 from ..core.geometry import Shape
 from ..core.kinds import Kind
+from ..core.places import Place
 from .array import StoredArray
 from .mask_shares import CELL, keep_share
 from .record import open_record, read_checksums
@@ -41,7 +41,7 @@ class DownsamplingReader:
         method: The downsampling method.
     """
 
-    below: Path
+    below: Place
     variable: str
     step: Shape
     method: Method

@@ -1,6 +1,5 @@
 """Atomic and durable writes: a file gets its name only after its bytes are on the disk."""
 
-import json
 import os
 import re
 import secrets
@@ -42,12 +41,6 @@ class DurableFile:
                 sync_folder(self._path.parent)
         finally:
             self._part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON document to a file."""
-    with DurableFile(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
 
 
 def sync_folder(folder: Path) -> None:

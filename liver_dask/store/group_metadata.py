@@ -1,13 +1,14 @@
 """Read the metadata of Zarr groups."""
 
 import json
-from pathlib import Path
 from typing import Any
+
+from ..core.places import Place
 
 METADATA = "zarr.json"
 
 
-def read_group(group: Path) -> dict[str, Any] | None:
+def read_group(group: Place) -> dict[str, Any] | None:
     """Return the attributes of a group; None if there is no group or its metadata cannot be read."""
     document = read_metadata(group)
     if document is None or document.get("node_type") != "group":
@@ -16,12 +17,12 @@ def read_group(group: Path) -> dict[str, Any] | None:
     return attributes if isinstance(attributes, dict) else None
 
 
-def is_consolidated(group: Path) -> bool:
+def is_consolidated(group: Place) -> bool:
     """Return whether the metadata of a group include those of its members (consolidated metadata)."""
     return bool((read_metadata(group) or {}).get("consolidated_metadata"))
 
 
-def read_metadata(node: Path) -> dict[str, Any] | None:
+def read_metadata(node: Place) -> dict[str, Any] | None:
     """Return the metadata of a group or array; None if there are none. Raise OSError if the disk cannot be read."""
     try:
         document = json.loads((node / METADATA).read_bytes())

@@ -7,16 +7,15 @@ by meaning: to add attributes or arrays, or to consolidate again, changes nothin
 """
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import zarr
 
-from ..core.disk import walk
+from ..core.disk import files_below
 from ..core.documents import (
     array_problems,
     as_object,
@@ -29,8 +28,10 @@ from ..core.documents import (
 )
 from ..core.errors import DamagedError
 from ..core.geometry import DIMS
+from ..core.places import Place, path_below
 from .layout import Layout
 from .shards import STATISTICS
+from .storage.access import zarr_store
 
 FILE = "inventory.json"
 METADATA = "zarr.json"
@@ -55,7 +56,7 @@ class Inventory(NamedTuple):
     files: Mapping[str, Any]
 
 
-def take_inventory(store: Path, names: Collection[str]) -> Inventory:
+def take_inventory(store: Place, names: Collection[str]) -> Inventory:
     """Take the inventory of a store to which only this package has written.
 
     Args:
@@ -64,28 +65,25 @@ def take_inventory(store: Path, names: Collection[str]) -> Inventory:
     """
     metadata, files = {}, {}
     for path in small_files(store, names):
-        where = path.relative_to(store).as_posix()
+        where = path_below(path, store)
         if path.name != METADATA:
             files[where] = checksum_of(path.read_bytes())
         elif where not in (METADATA, f"{RECORD}/{METADATA}"):
-            metadata[path.parent.relative_to(store).as_posix()] = json.loads(path.read_bytes())
+            metadata[path_below(path.parent, store)] = json.loads(path.read_bytes())
     attributes = json.loads((store / METADATA).read_bytes())["attributes"]
     return Inventory(attributes, dict(sorted(metadata.items())), dict(sorted(files.items())))
 
 
-def small_files(store: Path, names: Collection[str]) -> Iterator[Path]:
+def small_files(store: Place, names: Collection[str]) -> Iterator[Place]:
     """Yield all files of a store except the shards of its variables, the inventory, and files still being written.
 
     Args:
         store: The store.
         names: Its variables.
     """
-    shards = {store / name / "c" for name in names}
-    for folder, folders, files in walk(store):
-        folders[:] = [name for name in folders if Path(folder, name) not in shards]
-        for name in files:
-            if not name.startswith(".") and not name.endswith(".partial") and name != FILE:
-                yield Path(folder, name)
+    for path in files_below(store, {store / name / "c" for name in names}):
+        if not path.name.startswith(".") and not path.name.endswith(".partial") and path.name != FILE:
+            yield path
 
 
 def checksum_of(data: bytes) -> tuple[int, int]:
@@ -99,7 +97,7 @@ def checksum_of_record(record: Mapping[str, Any]) -> int:
     return int(google_crc32c.value(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()))
 
 
-def read_inventory(store: Path, record: Mapping[str, Any]) -> tuple[Inventory | None, list[str]]:
+def read_inventory(store: Place, record: Mapping[str, Any]) -> tuple[Inventory | None, list[str]]:
     """Read the inventory of a store.
 
     Args:
@@ -146,7 +144,7 @@ class Metadata:
         notes: Further remarks that are not problems.
     """
 
-    def __init__(self, store: Path, record: Mapping[str, Any], layout: Layout, but: Collection[str] = ()) -> None:
+    def __init__(self, store: Place, record: Mapping[str, Any], layout: Layout, but: Collection[str] = ()) -> None:
         self._store, self._record, self._layout, self._but = store, record, layout, but
         self._inventory, self.problems = read_inventory(store, record)
         self.notes: list[str] = []
@@ -169,9 +167,9 @@ class Metadata:
         """Return whether an array matches the record and can therefore be read."""
         return node not in self._bad
 
-    def compare_consolidated_in(self, group: Path) -> None:
+    def compare_consolidated_in(self, group: Place) -> None:
         """Compare the consolidated metadata of a group that contains the store."""
-        self._compare_consolidated(f"{self._store.relative_to(group).as_posix()}/", group)
+        self._compare_consolidated(f"{path_below(self._store, group)}/", group)
 
     def _report(self, node: str, problem: str) -> None:
         self._bad.add(node)
@@ -219,14 +217,14 @@ class Metadata:
             if damage:
                 self._report(where, f"{where} {damage}")
 
-    def _compare_consolidated(self, prefix: str, group: Path) -> None:
+    def _compare_consolidated(self, prefix: str, group: Place) -> None:
         """Compare the consolidated metadata, from which xarray opens the store.
 
         Args:
             prefix: Path of the store in the group, with a trailing slash; empty for the store itself.
             group: Folder of the group that has the consolidated metadata.
         """
-        where = f"{os.path.relpath(group, self._store)}/{METADATA}".removeprefix("./")
+        where = f"{'../' * len(PurePosixPath(prefix).parts)}{METADATA}"
         try:
             root = as_object(read_document(group / METADATA, "says what the store is"))
         except DamagedError as error:
@@ -256,14 +254,14 @@ class Metadata:
     def _open_all(self) -> None:
         """Open the store and its arrays with zarr, to report all remaining problems that zarr finds."""
         try:
-            zarr.open_group(self._store, mode="r")
+            zarr.open_group(zarr_store(self._store), mode="r")
         except Exception as error:  # damaged metadata may make zarr raise any exception
             self.problems.append(f"{METADATA} cannot be opened ({reason_of(error)})")
         for node in arrays_of(self._store, self._record, self._layout):
             if node in self._bad:
                 continue
             try:
-                zarr.open_array(self._store / node, mode="r")
+                zarr.open_array(zarr_store(self._store / node), mode="r")
             except Exception as error:  # damaged metadata may make zarr raise any exception
                 self._report(node, f"{node} cannot be opened ({reason_of(error)})")
 
@@ -271,7 +269,7 @@ class Metadata:
 Structure = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], tuple[str, ...]]
 
 
-def arrays_of(store: Path, record: Mapping[str, Any], layout: Layout) -> dict[str, Structure]:
+def arrays_of(store: Place, record: Mapping[str, Any], layout: Layout) -> dict[str, Structure]:
     """Return shape, chunks (shards of variables), dtype and dims of each array that a store has by its record."""
     found = _arrays_of_variables(record, layout)
     for dim, length in zip(DIMS, layout.shape, strict=True):
@@ -296,7 +294,7 @@ def chunk_grid(layout: Layout) -> tuple[int, ...]:
     return tuple(-(-length // chunk) for length, chunk in zip(layout.shape, layout.chunks, strict=True))
 
 
-def check_structure(store: Path, record: Mapping[str, Any], layout: Layout, node: str = "") -> None:
+def check_structure(store: Place, record: Mapping[str, Any], layout: Layout, node: str = "") -> None:
     """Check that arrays match the record, before memory is allocated for them.
 
     Args:
@@ -354,7 +352,7 @@ def _without_copies(document: Any) -> dict[str, Any]:
     return found
 
 
-def _file_problem(path: Path, expected: Any) -> str | None:
+def _file_problem(path: Place, expected: Any) -> str | None:
     try:
         if not path.is_file():
             return "is missing"
@@ -368,7 +366,7 @@ def _file_problem(path: Path, expected: Any) -> str | None:
     return None
 
 
-def _coordinate(folder: Path) -> Mapping[str, Any]:
+def _coordinate(folder: Place) -> Mapping[str, Any]:
     try:
         return as_object(read_document(folder / METADATA, "says what a coordinate is"))
     except DamagedError:

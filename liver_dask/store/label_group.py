@@ -5,30 +5,27 @@ this group is also the place for a user's own segmentations. Therefore this modu
 are byte-for-byte copies of this store's arrays. A label gets its name only when it is complete.
 """
 
-import filecmp
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-import zarr
-
-from ..core.disk import walk
+from ..core.disk import files_below, is_empty_folder, is_listed
 from ..core.errors import StoreExistsError
-from .durable import TORN, sync_folder
+from ..core.places import Place, path_below
+from .durable import TORN
 from .group_metadata import read_group
 from .record import RECORD
-from .zarr_group import write_group
+from .storage.access import storage_of
+from .zarr_group import new_group, write_group
 
 LABELS = "labels"
 METADATA = "zarr.json"
 
-Arrays = Mapping[str, Sequence[Path]]
+Arrays = Mapping[str, Sequence[Place]]
 """For each mask, the folders of the arrays of its levels; the finest level is the first."""
 
 
-def check_labels(store: Path, arrays: Arrays) -> None:
+def check_labels(store: Place, arrays: Arrays) -> None:
     """Check that nothing else has the names of the labels.
 
     Raises:
@@ -46,7 +43,7 @@ def check_labels(store: Path, arrays: Arrays) -> None:
             )
 
 
-def other_labels(store: Path, arrays: Arrays) -> list[Path]:
+def other_labels(store: Place, arrays: Arrays) -> list[Place]:
     """Return the labels with these names that are not byte-for-byte copies of these arrays.
 
     Such labels are changed, damaged, or a user's own.
@@ -55,13 +52,13 @@ def other_labels(store: Path, arrays: Arrays) -> list[Path]:
     return [label for label, levels in labels if _is_taken(label) and not _is_whole(label, levels)]
 
 
-def labels_are_there(store: Path, names: Sequence[str]) -> bool:
+def labels_are_there(store: Place, names: Sequence[str]) -> bool:
     """Return whether the group lists and contains labels with these names, of any origin."""
     listed = _listed(read_group(store / LABELS))
     return listed is not None and all(name in listed and (store / LABELS / name).is_dir() for name in names)
 
 
-def add_labels(store: Path, arrays: Arrays, attributes: Mapping[str, Mapping[str, Any]], version: str) -> None:
+def add_labels(store: Place, arrays: Arrays, attributes: Mapping[str, Mapping[str, Any]], version: str) -> None:
     """Add labels to the group and their names to its list. All other content of the group stays unchanged.
 
     Args:
@@ -70,14 +67,14 @@ def add_labels(store: Path, arrays: Arrays, attributes: Mapping[str, Mapping[str
         attributes: The OME-Zarr attributes of each label.
         version: Version of OME-Zarr.
     """
-    group, new = store / LABELS, store / RECORD / f"{LABELS}.partial"
-    shutil.rmtree(new, ignore_errors=True)  # left by a killed process; only this function writes into that folder
+    group, stage, storage = store / LABELS, store / RECORD / f"{LABELS}.partial", storage_of(store)
+    _remove_stage(stage)  # left by a killed process; only this function writes into that folder
     _remove_older_partial(store, arrays)
-    group.mkdir(exist_ok=True)
+    storage.make_folders([group])
     for name, levels in arrays.items():
         if not _is_whole(group / name, levels):
-            _write_label(new, group / name, levels, attributes[name])
-    shutil.rmtree(new, ignore_errors=True)
+            storage.put_folder(group / name, stage, _files_of_label(group / name, levels, attributes[name]))
+    _remove_stage(stage)
     known = read_group(group) or {}
     listed = _listed(known) or []
     listed = [*listed, *(name for name in arrays if name not in listed)]
@@ -96,12 +93,12 @@ def _ome_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return ome if isinstance(ome, dict) else {}
 
 
-def _is_taken(path: Path) -> bool:
+def _is_taken(path: Place) -> bool:
     """Return whether the path exists and is not an empty folder; files and broken links count as existing."""
-    return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+    return is_listed(path) and not is_empty_folder(path)
 
 
-def _is_begun(group: Path, arrays: Arrays) -> bool:
+def _is_begun(group: Place, arrays: Arrays) -> bool:
     """Return whether the group contains only labels of these arrays.
 
     The group is in this state if a process was killed before it wrote the metadata of the group.
@@ -112,12 +109,12 @@ def _is_begun(group: Path, arrays: Arrays) -> bool:
     return all(entry.name in arrays and _is_of(entry, arrays[entry.name]) for entry in labels)
 
 
-def _is_torn(entry: Path) -> bool:
+def _is_torn(entry: Place) -> bool:
     """Return whether a file is what a killed process left of the metadata of a group."""
     return entry.name.startswith(f".{METADATA}.") and bool(TORN.fullmatch(entry.name))
 
 
-def _is_of(label: Path, levels: Sequence[Path]) -> bool:
+def _is_of(label: Place, levels: Sequence[Place]) -> bool:
     """Return whether a label contains copies of these arrays, at least one, and nothing else."""
     if not label.is_dir() or label.is_symlink() or read_group(label) is None:
         return False
@@ -126,63 +123,38 @@ def _is_of(label: Path, levels: Sequence[Path]) -> bool:
     return bool(copies) and all(copy.name in arrays and _is_copy(copy, arrays[copy.name]) for copy in copies)
 
 
-def _is_whole(label: Path, levels: Sequence[Path]) -> bool:
+def _is_whole(label: Place, levels: Sequence[Place]) -> bool:
     return _is_of(label, levels) and all((label / str(number)).is_dir() for number in range(len(levels)))
 
 
-def _is_copy(copy: Path, array: Path) -> bool:
+def _is_copy(copy: Place, array: Place) -> bool:
     """Return whether two folders contain the same files: hard links to the same files, or files with equal bytes."""
     files = _files_of(copy)
     if not copy.is_dir() or copy.is_symlink() or files != _files_of(array):
         return False
-    return all(
-        os.path.samefile(copy / name, array / name) or filecmp.cmp(copy / name, array / name, shallow=False)
-        for name in files
-    )
+    return all(storage_of(array).is_copy(copy / name, array / name) for name in files)
 
 
-def _files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+def _files_of(folder: Place) -> set[str]:
+    return {path_below(path, folder) for path in files_below(folder)}
 
 
-def _write_label(stage: Path, label: Path, levels: Sequence[Path], attributes: Mapping[str, Any]) -> None:
-    """Write a label in the package's own folder `stage`, then move it into place and replace an older version of it."""
-    new, old = stage / label.name, stage / f"{label.name}.old"
+def _files_of_label(label: Place, levels: Sequence[Place], attributes: Mapping[str, Any]) -> dict[str, bytes | Place]:
+    """Return the files of a label: its metadata, and for each other one the file that it is a copy of."""
     known = read_group(label) or {}  # attributes of an older version of the label, with a user's additions
     ome = {**attributes, **_ome_of(known), "multiscales": attributes["multiscales"]}
-    zarr.open_group(new, mode="w-", attributes=known | {"ome": ome})
+    files: dict[str, bytes | Place] = {METADATA: new_group(known | {"ome": ome})}
     for number, array in enumerate(levels):
-        _link_array(array, new / str(number))
-    _sync_label(new)
-    if label.is_dir():
-        label.replace(old)
-    new.replace(label)
-    sync_folder(label.parent)
+        files |= {f"{number}/{path_below(path, array)}": path for path in files_below(array)}
+    return files
 
 
-def _link_array(array: Path, copy: Path) -> None:
-    """Copy an array with hard links; if the file system has none, copy the bytes."""
-    for folder, _, files in walk(array):
-        there = copy / Path(folder).relative_to(array)
-        there.mkdir()
-        for name in files:
-            try:
-                os.link(Path(folder, name), there / name)
-            except OSError:
-                shutil.copyfile(Path(folder, name), there / name)
+def _remove_stage(stage: Place) -> None:
+    with suppress(OSError):
+        storage_of(stage).remove_tree(stage)
 
 
-def _sync_label(label: Path) -> None:
-    """Flush a label to disk: its file names, and the bytes of files that are not hard links."""
-    for folder, _, files in walk(label):
-        for name in files:
-            with Path(folder, name).open("rb") as file:
-                if os.fstat(file.fileno()).st_nlink == 1:
-                    os.fsync(file.fileno())
-        sync_folder(Path(folder))
-
-
-def _remove_older_partial(store: Path, arrays: Arrays) -> None:
+def _remove_older_partial(store: Place, arrays: Arrays) -> None:
     """Remove the group `labels.partial` that a killed process of an earlier version left.
 
     It is removed only if it contains nothing but copies of these arrays.
@@ -190,4 +162,4 @@ def _remove_older_partial(store: Path, arrays: Arrays) -> None:
     partial = store / f"{LABELS}.partial"
     labels = [entry for entry in partial.iterdir() if entry.name != METADATA] if partial.is_dir() else []
     if labels and all(label.name in arrays and _is_of(label, arrays[label.name]) for label in labels):
-        shutil.rmtree(partial)
+        storage_of(partial).remove_tree(partial)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import count, pairwise, takewhile
-from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -12,10 +11,12 @@ from ..core.documents import read_document
 from ..core.errors import DamagedError
 from ..core.geometry import DIMS, Shape, check_voxel_size
 from ..core.kinds import Kind
+from ..core.places import Place
 from .downsampling import METHODS, DownsamplingReader, Method
 from .group_metadata import is_consolidated, read_group
 from .placement import Placement, placement_of
 from .record import layout_of, open_record, read_record
+from .storage.access import zarr_store
 
 
 class Level(NamedTuple):
@@ -26,13 +27,13 @@ class Level(NamedTuple):
         factors: Size of a voxel (z, y, x) in voxels of the finest level.
     """
 
-    path: Path
+    path: Place
     factors: Shape
 
 
-def open_variables(store: Path) -> xr.Dataset:
+def open_variables(store: Place) -> xr.Dataset:
     """Open a store without dask. Later additions that are not in its consolidated metadata are ignored."""
-    return xr.open_zarr(store, chunks=None, consolidated=is_consolidated(store))
+    return xr.open_zarr(zarr_store(store), chunks=None, consolidated=is_consolidated(store))
 
 
 FOLDER = "pyramid"
@@ -48,7 +49,7 @@ SMALL_ENOUGH = 512
 """Maximum number of rows and columns of the coarsest level."""
 
 
-def levels_of(store: Path) -> list[Level]:
+def levels_of(store: Place) -> list[Level]:
     """Return the levels of a store: the store itself, then each existing pyramid level, from fine to coarse.
 
     Each level has half the rows and columns of the previous one. The list ends before the first missing level.
@@ -62,7 +63,7 @@ def levels_of(store: Path) -> list[Level]:
     return levels
 
 
-def current_levels(store: Path, names: Sequence[str]) -> list[Level]:
+def current_levels(store: Place, names: Sequence[str]) -> list[Level]:
     """Return the levels of a store up to the first that was not made from the current voxels of the level below.
 
     Args:
@@ -136,7 +137,7 @@ def _is_made_of(below: Level, level: Level, names: Sequence[str]) -> bool:
     return True
 
 
-def method_of(level: Path, name: str, kind: Kind) -> Method:
+def method_of(level: Place, name: str, kind: Kind) -> Method:
     """Return how a variable of a level was downsampled, or will be: earlier versions made masks by majority."""
     for folder in (level, level.with_name(f"{level.name}.partial") / "store"):
         try:
@@ -148,7 +149,7 @@ def method_of(level: Path, name: str, kind: Kind) -> Method:
     return METHODS[kind]
 
 
-def plan_levels(store: Path) -> list[Shape]:
+def plan_levels(store: Place) -> list[Shape]:
     """Plan the pyramid levels above a store, up to one of SMALL_ENOUGH rows and columns; see `factors_of_levels`.
 
     Returns:
@@ -159,7 +160,7 @@ def plan_levels(store: Path) -> list[Shape]:
     return list(takewhile(lambda factors: 2 * longest > SMALL_ENOUGH * factors[1], factors_of_levels(store)))
 
 
-def factors_of_levels(store: Path) -> Iterator[Shape]:
+def factors_of_levels(store: Place) -> Iterator[Shape]:
     """Yield the sizes of the voxels of a store's levels (z, y, x), in voxels of the store, without end.
 
     A level that exists has the size that it was made with. Of others, each level halves rows and columns. It halves z
@@ -177,14 +178,14 @@ def _next_factors(below: Shape, voxel_size_nm: Sequence[float] | None) -> Shape:
     return z * (2 if is_short else 1), 2 * y, 2 * x
 
 
-def _recorded_factors(level: Path, below: Shape) -> Shape | None:
+def _recorded_factors(level: Place, below: Shape) -> Shape | None:
     """Return the size of the voxels of a level if it exists and can stand above `below`, otherwise None."""
     z, y, x = below
     found = (read_group(level) or {}).get(FACTORS)
     return next((of for of in ((z, 2 * y, 2 * x), (2 * z, 2 * y, 2 * x)) if found == list(of)), None)
 
 
-def voxel_size_of(store: Path) -> tuple[float, ...] | None:
+def voxel_size_of(store: Place) -> tuple[float, ...] | None:
     """Return the size of a store's voxels (z, y, x) in nm; None if the store does not contain it.
 
     Raises:

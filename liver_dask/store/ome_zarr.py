@@ -7,7 +7,6 @@ The image's levels stay in place (`raw`, `pyramid/s1/raw`, ...). Viewers expect 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..core.documents import as_object, is_same, read_document, short
 from ..core.errors import DamagedError, StoreExistsError
 from ..core.geometry import DIMS
 from ..core.kinds import RAW, kind_of
+from ..core.places import Place, path_below
 from . import label_group
 from .array import StoredArray
 from .downsampling import Method
@@ -62,7 +62,7 @@ def check_names(levels: Sequence[Level]) -> None:
         raise StoreExistsError(f"{store} has an attribute 'ome' that is not of OME-Zarr; rename it, and begin again.")
 
 
-def has_description(store: Path) -> bool:
+def has_description(store: Place) -> bool:
     """Return whether `write_ome_metadata` finished for a store. Its metadata may have been damaged since."""
     root = as_object(read_document(store / "zarr.json", "says what the store is"))
     return bool({"ome", LABELS} & as_object(root.get("attributes")).keys())
@@ -88,7 +88,7 @@ def description_problem(levels: Sequence[Level], voxel_size_nm: Sequence[float] 
     return None
 
 
-def other_labels(levels: Sequence[Level]) -> list[Path]:
+def other_labels(levels: Sequence[Level]) -> list[Place]:
     """Return the labels that are not copies of the arrays of these levels; see `label_group.other_labels`."""
     return label_group.other_labels(levels[0].path, _Describer(levels, None).arrays)
 
@@ -120,7 +120,7 @@ def write_ome_metadata(levels: Sequence[Level], voxel_size_nm: Sequence[float] |
     write_group(store, attributes, consolidate=True)
 
 
-def rescaled(levels: Sequence[Level], voxel_size_nm: Sequence[float], source: str) -> dict[Path, dict[str, Any]]:
+def rescaled(levels: Sequence[Level], voxel_size_nm: Sequence[float], source: str) -> dict[Place, dict[str, Any]]:
     """Return the attributes of the groups that describe the image and the labels, with scales for another voxel size.
 
     Only scales that this package wrote are changed. Groups that have none are left out.
@@ -196,7 +196,7 @@ class _Describer:
         self.labels = [name for name, kind in self._kinds.items() if kind != "image" and self._ds[name].dtype != bool]
         self.arrays = {name: [level.path / name for level in levels] for name in self.labels}
         self.name = RAW if RAW in self._ds else min(map(str, self._ds))
-        self.paths = [(level.path / self.name).relative_to(store).as_posix() for level in levels]
+        self.paths = [path_below(level.path / self.name, store) for level in levels]
 
     def image(self, known: Mapping[str, Any]) -> dict[str, Any]:
         """Return the OME-Zarr attributes of the root.
@@ -234,7 +234,7 @@ class _Describer:
             yield method_of(level.path, name, self._kinds[name])
 
 
-def _contrast_of(store: Path, name: str) -> tuple[float, float]:
+def _contrast_of(store: Place, name: str) -> tuple[float, float]:
     """Return the values to show as black and white: percentiles of samples of the tissue, see `grey_range`."""
     array = StoredArray(store, name)
     places = [_spread(*of) for of in zip(array.shape, SAMPLES, SIZE_OF_SAMPLE, strict=True)]

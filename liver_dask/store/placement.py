@@ -17,16 +17,21 @@ from dask.core import get
 from dask.highlevelgraph import MaterializedLayer
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
-from zarr.storage import LocalStore
+from zarr.storage import FsspecStore, LocalStore
 
 from ..archive.lazy.window import Window
 from ..core.geometry import Shape
+from ..core.places import ObjectPath, Place
 
 READ, CUT = "open_dataset-", "getitem-"
 """Name prefixes of the dask layers that read voxels (READ) and that slice them (CUT)."""
 
 PASSED_ON = (indexing.ImplicitToExplicitIndexingAdapter, indexing.CopyOnWriteArray, indexing.MemoryCachedArray)
 """Classes that xarray wraps around an array without changing its voxels."""
+
+
+OF_OPENING = {"asynchronous", "loop", "use_listings_cache", "skip_instance_cache"}
+"""Options of a file system that say how it is used, not what it is."""
 
 
 class Placement(NamedTuple):
@@ -37,7 +42,7 @@ class Placement(NamedTuple):
         corner: Index (z, y, x) of the first voxel of the box. The box is contiguous along each axis.
     """
 
-    array: Path
+    array: Place
     corner: Shape
 
 
@@ -61,22 +66,37 @@ def placement_of(variable: xr.Variable) -> Placement | None:
     return Placement(array, (z, y, x))
 
 
-def _of_lazy(data: Any) -> tuple[Path, Window] | None:
+def _of_lazy(data: Any) -> tuple[Place, Window] | None:
     """Return the array folder and the window of a variable that xarray has not read yet."""
     while isinstance(data, PASSED_ON):
         data = data.array
     if type(data) is not indexing.LazilyIndexedArray or not isinstance(data.array, ZarrArrayWrapper):
         return None
     stored = data.array._array
-    if not isinstance(stored.store, LocalStore) or len(stored.shape) != len(data.shape) or len(data.shape) != 3:
+    place = _place_of(stored.store, stored.path)
+    if place is None or len(stored.shape) != len(data.shape) or len(data.shape) != 3:
         return None
     try:
-        return Path(stored.store.root, stored.path), Window.whole(stored.shape)[data.key.tuple]
+        return place, Window.whole(stored.shape)[data.key.tuple]
     except NotImplementedError:
         return None
 
 
-def _of_blocks(array: da.Array) -> tuple[Path, Window] | None:
+def _place_of(store: Any, path: str) -> Place | None:
+    """Return the place of an array in a store of zarr; None if it is neither in a folder nor in object storage."""
+    if isinstance(store, LocalStore):
+        return Path(store.root, path)
+    if not isinstance(store, FsspecStore):
+        return None
+    system = getattr(store.fs, "sync_fs", store.fs)
+    protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+    options = {key: value for key, value in system.storage_options.items() if key not in OF_OPENING}
+    if protocol in ("file", "local", "http", "https"):
+        return None
+    return ObjectPath(f"{protocol}://{store.path.strip('/')}", options) / path
+
+
+def _of_blocks(array: da.Array) -> tuple[Place, Window] | None:
     """Return the array folder and the window of a dask array whose blocks were read, then sliced any number of times.
 
     The tasks of the blocks along the three edges are executed with a window in place of voxels. These blocks determine

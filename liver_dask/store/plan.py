@@ -6,7 +6,7 @@ export resumes after a kill.
 
 import logging
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from ..core.errors import InvalidArgumentError, RemoteError
 from ..core.geometry import DIMS, check_voxel_size, crop
 from ..core.kinds import RESERVED_NAMES, kind_of
 from ..core.metrics import traffic
+from ..core.places import ObjectPath, Place, place_of
 from .driver import Driver
 from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, estimate
 from .inputs import Source, in_blocks, with_shared_blocks
@@ -59,7 +60,7 @@ class Export:
         requests: Number of requests for these bytes.
     """
 
-    def __init__(self, ds: xr.Dataset, source: Source, target: Path) -> None:
+    def __init__(self, ds: xr.Dataset, source: Source, target: Place) -> None:
         self.source = source
         readers = {reader for of_name in source.readers.values() for reader in of_name}
         allows_missing = any(reader.missing == "zeros" for reader in readers)
@@ -72,25 +73,27 @@ class Export:
     def plan(
         cls,
         ds: xr.Dataset,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Place,
         bounding_box: Sequence[int] | None = None,
         chunks: Sequence[int] = CHUNKS,
         shards: Sequence[int] = SHARDS,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> "Export":
         """Check all arguments of `to_zarr` and plan the export. Nothing is written.
 
         Args:
             ds: Variables with dims (z, y, x).
-            path: Path of the store.
+            path: Place of the store.
             bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels of the whole volume, each maximum
                 exclusive. None exports all of `ds`.
             chunks: Voxels (z, y, x) per inner chunk.
             shards: Voxels (z, y, x) per shard.
+            storage_options: fsspec's options for an address in object storage.
 
         Raises:
             InvalidArgumentError: An argument cannot be used. (ValueError)
         """
-        target = _local_path(path)
+        target = _place(path, storage_options)
         _check_variables(ds)
         if ds.attrs.get("voxel_size_nm") is not None:
             check_voxel_size(ds.attrs["voxel_size_nm"])
@@ -191,8 +194,8 @@ class Export:
             finally:
                 self.fetched, self.requests = driver.fetched, driver.requests
 
-    def _write_metadata(self, folder: Path) -> None:
-        """Write everything in the store except its shards, with xarray."""
+    def _write_metadata(self, store: Any) -> None:
+        """Write everything in the store except its shards, with xarray, into a store of zarr."""
         layout = self.store.layout
         variables = {
             str(name): (DIMS, da.zeros(layout.shape, dtype=variable.dtype, chunks=-1), variable.attrs)
@@ -210,28 +213,33 @@ class Export:
         }
         coordinates = self.source.ds.coords.to_dataset().compute().drop_encoding().coords
         template = xr.Dataset(variables, coordinates, self.source.ds.attrs)
-        template.to_zarr(folder, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+        template.to_zarr(store, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
 
 
-def _local_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a store. A symbolic link is resolved, because a finished store cannot replace a link.
+def _place(path: str | os.PathLike[str] | Place, options: Mapping[str, Any] | None) -> Place:
+    """Return the place of a store. A symbolic link is resolved, because a finished store cannot replace a link.
 
     Raises:
-        InvalidArgumentError: The path is not a local folder name, or is a symbolic link without a target.
+        InvalidArgumentError: The path is not a folder name or an address in object storage, or is a symbolic link
+            without a target.
     """
     try:
-        text = os.fspath(path)
-        given = Path(text).expanduser().absolute()
-        target = Path(os.path.realpath(given)) if is_link(given) else given
-        usable = (
-            bool(text) and "://" not in text and "\0" not in text and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
-        )
+        given = place_of(path, options) if path else Path()
+        target = Path(os.path.realpath(given)) if isinstance(given, Path) and is_link(given) else given
+        usable = "\0" not in str(target) and 0 < len(os.fsencode(target.name)) < LONGEST_NAME
+    except InvalidArgumentError:
+        raise
     except (TypeError, RuntimeError, ValueError):
         usable = False
     if not usable:
-        raise InvalidArgumentError(f"Cannot write {path!r}: a store is a new folder on a local file system.")
-    if is_link(target):
+        raise InvalidArgumentError(
+            f"Cannot write {path!r}: a store is a new folder, or an address in object storage such as "
+            "s3://bucket/crop.zarr."
+        )
+    if isinstance(target, Path) and is_link(target):
         raise InvalidArgumentError(f"Cannot write {path!r}: the symbolic link {target} leads nowhere.")
+    if isinstance(target, ObjectPath) and target.parent == target:
+        raise InvalidArgumentError(f"Cannot write {target}: give a name in the bucket, such as {target}/crop.zarr.")
     return target
 
 

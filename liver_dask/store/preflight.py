@@ -1,8 +1,6 @@
 """Checks before an export begins: arguments, disk space, memory of the workers, repeated fetches and the cluster."""
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +10,10 @@ from rich.filesize import decimal
 
 from ..core.config import setting
 from ..core.errors import ExportError, InvalidArgumentError
+from ..core.places import Place
 from .estimate import PROCESS_BYTES, Estimate
 from .jobs import LOCAL_JOBS
+from .storage.access import storage_of
 from .writer import Store
 
 if TYPE_CHECKING:
@@ -80,11 +80,10 @@ def check_small(statistics: Mapping[Any, Any]) -> None:
 
 def check_disk(store: Store, expected: Estimate) -> None:
     """Raise InvalidArgumentError if the estimate exceeds the free space on the disk."""
-    folder = next(parent for parent in store.partial.parents if parent.exists())
-    free = shutil.disk_usage(folder).free
+    free, where = storage_of(store.partial).free_bytes(store.partial) or (expected.disk, "")
     if free < expected.disk:
         raise InvalidArgumentError(
-            f"{store.target} needs about {decimal(expected.disk)} of disk, and {folder} has {decimal(free)} free. "
+            f"{store.target} needs about {decimal(expected.disk)} of disk, and {where} has {decimal(free)} free. "
             f"Make room, or choose a smaller box; {HOW_TO_SKIP}"
         )
 
@@ -139,13 +138,22 @@ def check_workers(client: "Client", store: Store) -> None:
 
     A worker that joins later and does not see the folder fails at its first region, with an error that says why.
     """
-    seen = _ask_workers(client, os.path.exists, str(store.partial / "lock"))
-    blind = [address for address, sees in seen.items() if not sees]
+    seen = _ask_workers(client, _sees, store.partial)
+    blind = [address for address, why in seen.items() if why]
     if blind:
+        reason = seen[blind[0]]
         raise InvalidArgumentError(
-            f"{len(blind)} workers, {blind[0]} for one, do not see {store.partial}; "
-            f"choose a folder that all machines share, {WITHOUT_A_CLUSTER}."
+            f"{len(blind)} workers, {blind[0]} for one, do not see {store.partial}{reason}; "
+            f"choose a folder that all machines share, or object storage, {WITHOUT_A_CLUSTER}."
         )
+
+
+def _sees(partial: Place) -> str:
+    """Return why this process does not see the claim on an unfinished store; empty if it does."""
+    try:
+        return "" if storage_of(partial).is_claimed(partial) else " "
+    except (OSError, InvalidArgumentError) as error:
+        return f" ({error})"
 
 
 def _ask_workers(client: "Client", call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

@@ -6,11 +6,10 @@ kill. The level below is read in tiles, so memory does not grow with the volume.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -18,16 +17,18 @@ import xarray as xr
 from ..archive.lazy.arrays import VolumeArray
 from ..archive.lazy.lazy_window import LazyWindow
 from ..archive.lazy.window import Window
+from ..core.disk import is_listed
 from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS
 from ..core.kinds import kind_of
+from ..core.places import Place, place_of
 from .group_metadata import read_group
 from .inventory import check_structure
 from .levels import Level, open_variables
-from .locks import locked_file
 from .ome_zarr import check_names, is_described, write_ome_metadata
 from .plan import Export
 from .record import BEGUN, BUSY, RECORD, check_annotated, layout_of, open_record, read_record
+from .storage.access import storage_of
 from .zarr_group import write_group
 
 if TYPE_CHECKING:
@@ -36,7 +37,13 @@ from .downsampling import DownsamplingReader
 from .levels import FACTORS, FOLDER, method_of, plan_levels, step_between, voxel_size_of
 
 
-def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None, progress: bool = True) -> list[str]:
+def add_pyramid(
+    store: str | os.PathLike[str] | Place,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    client: "Client | None" = None,
+    progress: bool = True,
+) -> list[str]:
     """Add pyramid levels of all variables to a store, and describe it as an OME-Zarr 0.5 image with labels.
 
     Each level halves y and x. It also halves z once voxels are no longer larger along z than along y and x; if the
@@ -55,6 +62,7 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
 
     Args:
         store: A complete store of `to_zarr`, on a file system that this process and all workers share.
+        storage_options: fsspec's options for an address in object storage, as in `to_zarr`.
         client: The cluster to work on. None has the same meaning as in `to_zarr`.
         progress: Whether to report on standard error.
 
@@ -68,18 +76,18 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
             name of something that this package did not write. (FileExistsError)
         DamagedError: A level cannot be read. (OSError)
     """
-    root = Path(store).expanduser().absolute()
+    root = place_of(store, storage_options)
     known = open_record(root)
     check_structure(root, known, layout_of(known))
     levels = _planned(root)
     is_done = all(level.path.is_dir() for level in levels) and is_described(levels)
-    with nullcontext() if is_done else locked_file(root / RECORD / BEGUN, busy=BUSY.format(root)):
+    with nullcontext() if is_done else storage_of(root).change(root / RECORD / BEGUN, BUSY.format(root)):
         check_annotated(root)
         levels = _planned(root)
         if not is_done:
             check_names(levels)
         if len(levels) > 1 and read_group(root / FOLDER) is None:
-            (root / FOLDER).mkdir(exist_ok=True)
+            storage_of(root).make_folders([root / FOLDER])
             write_group(root / FOLDER, {})
         for below, level in pairwise(levels):
             record = open_record(below.path)
@@ -90,7 +98,7 @@ def add_pyramid(store: str | os.PathLike[str], *, client: "Client | None" = None
     return [str(level.path) for level in levels]
 
 
-def _planned(root: Path) -> list[Level]:
+def _planned(root: Place) -> list[Level]:
     """Return the store and its levels, those that exist and those to come, whose names are free."""
     levels = [Level(root, (1, 1, 1))]
     levels += [Level(root / FOLDER / f"s{number}", factors) for number, factors in enumerate(plan_levels(root), 1)]
@@ -98,7 +106,7 @@ def _planned(root: Path) -> list[Level]:
     return levels
 
 
-def _check_levels(group: Path, levels: Sequence[Level]) -> None:
+def _check_levels(group: Place, levels: Sequence[Level]) -> None:
     """Check that the names of the levels are free, before hours are spent on the first level.
 
     Raises:
@@ -109,18 +117,18 @@ def _check_levels(group: Path, levels: Sequence[Level]) -> None:
     ours = {path for path in folders if _is_level(path)}
     names = {name for level in levels for name in (level.path.name, f"{level.path.name}.partial")}
     taken = [path for path in folders if path.name in names and path not in ours and any(path.iterdir())]
-    if os.path.lexists(group) and not is_new and not ours:
+    if is_listed(group) and not is_new and not ours:
         taken = [group]
     if taken:
         raise StoreExistsError(f"{taken[0]} is something that liver_dask did not make; rename it, and begin again.")
 
 
-def _is_level(path: Path) -> bool:
+def _is_level(path: Place) -> bool:
     """Return whether a folder is a complete or an unfinished level."""
     return read_record(path) is not None or (path.name.endswith(".partial") and (path / "lock").is_file())
 
 
-def downsampled(below: Level, level: Level, root: Path) -> xr.Dataset:
+def downsampled(below: Level, level: Level, root: Place) -> xr.Dataset:
     """Return a level as a lazy Dataset, made from the level below; it is read one region at a time.
 
     Args:

@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,19 @@ import zarr
 
 from ..archive.remote.address import ZARR_METADATA
 from ..archive.remote.versions import MISSING
-from ..core.disk import is_there, size_of
+from ..core.disk import is_there, size_of, sizes_of
 from ..core.documents import read_document, reason_of, short
 from ..core.errors import (
     DamagedError,
     NotDownloadedError,
     StoreExistsError,
 )
+from ..core.places import Place, path_below
 from .inventory import check_structure
 from .layout import Layout, Shard, plan_layout
 from .record_checks import record_problem
 from .shards import Checksum
+from .storage.access import zarr_store
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ CHECKSUMS_SINCE = 4
 """Stores of earlier formats have no checksums after their chunks. They can be read, but not resumed."""
 
 
-def read_record(store: Path) -> dict[str, Any] | None:
+def read_record(store: Place) -> dict[str, Any] | None:
     """Return the record of a store, complete or not; None if there is none or its format is not supported.
 
     Raises:
@@ -62,12 +63,12 @@ def read_record(store: Path) -> dict[str, Any] | None:
     return record if known else None
 
 
-def has_record(store: Path) -> bool:
+def has_record(store: Place) -> bool:
     """Return whether a liver_dask store exists: of any format, complete or not, damaged or not."""
     return _any_record(store) is not None
 
 
-def _any_record(store: Path) -> dict[str, Any] | None:
+def _any_record(store: Place) -> dict[str, Any] | None:
     """Return the record of a store of any format; an empty one if it is damaged, None if there is no record."""
     path = store / RECORD / "zarr.json"
     if not is_there(path):
@@ -81,7 +82,7 @@ def _any_record(store: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def open_record(store: Path) -> dict[str, Any]:
+def open_record(store: Place) -> dict[str, Any]:
     """Return the record of a complete store.
 
     Raises:
@@ -103,7 +104,7 @@ def open_record(store: Path) -> dict[str, Any]:
     return record
 
 
-def check_finished(path: Path) -> None:
+def check_finished(path: Place) -> None:
     """Raise NotDownloadedError if a path is that of an unfinished store, or of the folder in which it is written."""
     partial = path.with_name(f"{path.name}.partial") if path.name and not is_there(path) else path
     if is_there(partial / "store" / RECORD / "zarr.json"):
@@ -113,7 +114,7 @@ def check_finished(path: Path) -> None:
         )
 
 
-def check_annotated(store: Path) -> None:
+def check_annotated(store: Place) -> None:
     """Raise StoreExistsError if `annotate` is changing a store, or was interrupted then."""
     path = store / RECORD / BEGUN
     if is_there(path) and path.is_file() and size_of(path):
@@ -143,7 +144,7 @@ def _log_once(sentence: str) -> None:
     log.info(sentence)
 
 
-def what_is_at(path: Path) -> str:
+def what_is_at(path: Place) -> str:
     """Describe a path that holds no readable store, and what the user can do with it."""
     if is_there(path / "store" / RECORD / "zarr.json"):
         return "an unfinished store of liver_dask; finish it first, by the command that began it"
@@ -163,7 +164,7 @@ def what_is_at(path: Path) -> str:
     return "something that liver_dask did not write"
 
 
-def _is_empty_group(path: Path) -> bool:
+def _is_empty_group(path: Place) -> bool:
     """Return whether a folder holds nothing but the metadata of a Zarr group without attributes."""
     if not path.is_dir() or [entry.name for entry in path.iterdir()] != ["zarr.json"]:
         return False
@@ -180,7 +181,7 @@ def layout_of(record: Mapping[str, Any]) -> Layout:
     return plan_layout(record["shape"], sizes, record["chunks"], record["shards"])
 
 
-def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
+def read_checksums(store: Place, name: str) -> dict[Shard, Checksum]:
     """Return the recorded checksum of each shard of a variable.
 
     Raises:
@@ -198,7 +199,7 @@ def read_checksums(store: Path, name: str) -> dict[Shard, Checksum]:
         ) from error
 
 
-def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
+def read_statistics(store: Place, name: str, statistic: str) -> npt.NDArray[Any]:
     """Return one statistic of each inner chunk of a variable, as an array with axes (z, y, x) in chunks.
 
     Args:
@@ -213,14 +214,14 @@ def read_statistics(store: Path, name: str, statistic: str) -> npt.NDArray[Any]:
     path = store / RECORD / name / statistic
     record = open_record(store)
     try:
-        check_structure(store, record, layout_of(record), path.relative_to(store).as_posix())
-        return np.asarray(zarr.open_array(path, mode="r")[:])
+        check_structure(store, record, layout_of(record), path_below(path, store))
+        return np.asarray(zarr.open_array(zarr_store(path), mode="r")[:])
     except Exception as error:  # zarr raises arbitrary errors for a damaged store
         reason = reason_of(error)
         raise DamagedError(f"{path}, which tells where there is something, cannot be read ({reason}).") from error
 
 
-def missing_files(store: Path, names: Iterable[str]) -> list[str]:
+def missing_files(store: Place, names: Iterable[str]) -> list[str]:
     """List the files that the source of some variables of a complete store did not have. Their voxels are zeros.
 
     Raises:
@@ -241,22 +242,23 @@ def missing_of(sources: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted(source["url"] for source in sources if source["tag"] == MISSING.etag)
 
 
-def check_shards(store: Path, names: Iterable[str]) -> None:
+def check_shards(store: Place, names: Iterable[str]) -> None:
     """Check the size of every shard, because Zarr readers read a missing shard as zeros.
 
     Raises:
         DamagedError: A shard is missing, or does not have its recorded size.
     """
     for name in names:
-        for shard, expected in read_checksums(store, name).items():
-            size = size_of(shard_path(store, name, shard))
+        checksums = read_checksums(store, name)
+        sizes = sizes_of(store / name / "c", ["/".join(map(str, shard)) for shard in checksums])
+        for (shard, expected), size in zip(checksums.items(), sizes, strict=True):
             if size != expected.size:
                 raise DamagedError(
                     f"{store} has {'lost' if size is None else 'damaged'} shard {tuple(shard)} of {name}"
                 )
 
 
-def shard_path(store: Path, name: str, shard: Shard) -> Path:
+def shard_path(store: Place, name: str, shard: Shard) -> Place:
     """Return the path of a shard."""
     return store / name / "c" / str(shard.z) / str(shard.y) / str(shard.x)
 

@@ -4,13 +4,13 @@ import logging
 import math
 from collections.abc import Iterator
 from itertools import pairwise, takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.geometry import Shape
+from ..core.places import Place
 from .array import StoredArray
 from .chunk_cache import ChunkCache
 from .downsampling import downsample
@@ -51,7 +51,7 @@ class ScaledImage:
         DamagedError: The metadata of the array do not match the record of the store. (OSError)
     """
 
-    def __init__(self, store: Path, name: str, factors: Shape, cache: ChunkCache | None = None) -> None:
+    def __init__(self, store: Place, name: str, factors: Shape, cache: ChunkCache | None = None) -> None:
         z, y, x = layout_of(open_record(store)).shape
         self.factors = factors
         self.shape: Shape = -(-z // factors[0]), -(-y // factors[1]), -(-x // factors[2])

@@ -1,19 +1,20 @@
 """Check whether the shards of a store are, byte for byte, those that were written."""
 
 import math
-import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from ..core.disk import files_below
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
+from ..core.places import Place, path_below
 from .comparison import Difference
 from .inventory import Metadata
 from .layout import Layout, Shard
@@ -46,7 +47,7 @@ class ShardCheck:
         has_checksums: Whether each chunk has its own checksum.
     """
 
-    store: Path
+    store: Place
     name: str
     shard: Shard
     dtype: str
@@ -96,7 +97,7 @@ class ShardCheck:
         is_lost = not shard_path(self.store, self.name, self.shard).is_file()
         return difference.name == self.name and touches and (difference.is_unreadable or is_lost)
 
-    def _look_inside(self, path: Path) -> list[str]:
+    def _look_inside(self, path: Place) -> list[str]:
         """Decode chunks, and return the problems where they do not match the tables."""
         problems = []
         with path.open("rb") as file:
@@ -157,7 +158,7 @@ class ShardPlan:
             its index. If not, callers must not iterate over all chunks, whose number may be far too large.
     """
 
-    def __init__(self, store: Path, name: str, layout: Layout) -> None:
+    def __init__(self, store: Place, name: str, layout: Layout) -> None:
         self._grid = layout.shards_along
         self.problems: list[str] = []
         try:
@@ -198,7 +199,7 @@ class ShardPlan:
             self.problems.append(f"{what}: {named}{more}")
 
 
-def read_tables(store: Path, name: str, metadata: Metadata) -> tuple[npt.NDArray[np.void] | None, list[str]]:
+def read_tables(store: Place, name: str, metadata: Metadata) -> tuple[npt.NDArray[np.void] | None, list[str]]:
     """Return the stored STATISTICS of each chunk of a variable, or None if they cannot be read; and the problems."""
     names = STATISTICS.names or ()
     if not all(metadata.is_sound(f"{RECORD}/{name}/{statistic}") for statistic in names):
@@ -220,18 +221,23 @@ def part_of_shard(known: npt.NDArray[np.void] | None, shard: Shard, grid: Shape)
     return known[tuple(slice(number * of, (number + 1) * of) for number, of in zip(shard, grid, strict=True))]
 
 
-def _shards_on_disk(folder: Path, grid: Shape) -> tuple[set[Shard], list[str]]:
+def _shards_on_disk(folder: Place, grid: Shape) -> tuple[set[Shard], list[str]]:
     """Return the shards of a grid that have a file, and all other files in the folder except hidden ones."""
     found, others = set(), []
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            where = Path(parent, name).relative_to(folder).as_posix()
-            shard = _shard_named(where)
-            if shard and all(number < count for number, count in zip(shard, grid, strict=True)):
-                found.add(shard)
-            elif not name.startswith("."):
-                others.append(where)
+    for path in _files_below(folder):
+        where = path_below(path, folder)
+        shard = _shard_named(where)
+        if shard and all(number < count for number, count in zip(shard, grid, strict=True)):
+            found.add(shard)
+        elif not path.name.startswith("."):
+            others.append(where)
     return found, sorted(others)
+
+
+def _files_below(folder: Place) -> Iterator[Place]:
+    """Yield the files in a folder and below; those that the disk does not list count as missing."""
+    with suppress(OSError):
+        yield from files_below(folder)
 
 
 def _shard_named(where: str) -> Shard | None:
@@ -246,14 +252,14 @@ def _named(place: Iterable[int]) -> str:
     return "/".join(map(str, place))
 
 
-def _size(path: Path) -> int:
+def _size(path: Place) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return 0
 
 
-def _checksum(path: Path) -> Checksum:
+def _checksum(path: Place) -> Checksum:
     size, crc = 0, 0
     with path.open("rb") as file:
         while data := file.read(READ_AT_ONCE):

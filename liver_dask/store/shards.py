@@ -26,6 +26,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
+from ..core.places import Place
 
 EMPTY = np.iinfo(np.uint64).max
 
@@ -228,6 +229,31 @@ def read_shard_index(file: Any, grid: Shape) -> Index:
     if ((offsets > begins) | (lengths > begins) | (offsets + lengths > begins)).any():
         raise DamagedError("its index points out of the file")
     return index
+
+
+def read_row(shard: Place, grid: Shape, dtype: np.dtype[Any], chunk: Shape, z: int, y: int) -> npt.NDArray[Any]:
+    """Decode one row of a shard, as long as its chunks are wide together.
+
+    Args:
+        shard: The file of the shard.
+        grid: Chunks (z, y, x) per shard.
+        dtype: Data type of a voxel.
+        chunk: Voxels (z, y, x) per chunk.
+        z: The slice of the row, counted from the start of the store.
+        y: The row, counted in the same way.
+
+    Raises:
+        DamagedError: The shard is damaged.
+    """
+    row = np.zeros(grid[2] * chunk[2], dtype)
+    place = z // chunk[0] % grid[0], y // chunk[1] % grid[1]
+    with shard.open("rb") as file:
+        for x, (offset, length) in enumerate(read_shard_index(file, grid)[place].tolist()):
+            if offset != EMPTY:
+                file.seek(offset)
+                planes = decode_planes(file.read(length), dtype, chunk, slice(z % chunk[0], z % chunk[0] + 1))
+                row[x * chunk[2] : (x + 1) * chunk[2]] = planes[0, y % chunk[1]]
+    return row
 
 
 def statistics_of(voxels: npt.NDArray[Any], *, has_means: bool) -> npt.NDArray[np.void]:

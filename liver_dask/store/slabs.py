@@ -1,17 +1,19 @@
 """Slabs: the encoded chunks of a region, written one by one and merged into shards. Nothing is decoded."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from ..core.crc32c import joined
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
-from .durable import DurableFile
-from .shards import EMPTY, STATISTICS, Checksum, Chunk, checked, decode_chunk, read_index, with_checksum
+from ..core.places import Place
+from .shards import CRC_OF_CHECKED, EMPTY, STATISTICS, Checksum, Chunk, decode_chunk, read_index, with_checksum
+from .storage.access import storage_of
+from .storage.interface import Extent
 
 Table = npt.NDArray[np.void]
 
@@ -30,29 +32,39 @@ class Slab(NamedTuple):
         grid: Chunks (y, x) of the slab.
     """
 
-    path: Path
+    path: Place
     z: int
     y: int
     grid: tuple[int, int]
 
 
-def write_slab(path: Path, chunks: Sequence[Chunk]) -> None:
-    """Write encoded chunks, row by row, as a slab. The file appears only when it is complete and durable."""
+def write_slab(path: Place, chunks: Sequence[Chunk], grid: tuple[int, int], columns: int) -> None:
+    """Write encoded chunks as a slab. The file appears only when it is complete and durable.
+
+    Chunks of the same shard are next to each other in the file, so that they are one extent of it.
+
+    Args:
+        path: The slab.
+        chunks: The chunks, row by row.
+        grid: Chunks (y, x) of the slab.
+        columns: Chunks along x of a shard.
+    """
+    order = np.argsort(np.arange(len(chunks)) % grid[1] // columns, kind="stable")
     index = np.zeros(len(chunks), IN_SLAB)
     index["length"] = lengths = np.array([len(chunk.data) for chunk in chunks], np.uint64)
-    index["offset"] = np.cumsum(lengths) - lengths
+    index["offset"][order] = np.cumsum(lengths[order]) - lengths[order]
     index["statistics"] = [chunk.statistics for chunk in chunks]
-    with DurableFile(path) as file:
-        file.writelines(chunk.data for chunk in chunks)
-        file.write(with_checksum(index))
+    storage_of(path).write(path, [*(chunks[i].data for i in order), with_checksum(index)])
 
 
-def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_chunks: slice) -> tuple[Checksum, Table]:
+def merge_slabs(
+    path: Place, part: Place, grid: Shape, slabs: Iterable[Slab], x_chunks: slice
+) -> tuple[Checksum, Table]:
     """Merge those chunks of some slabs that belong to one shard, and write the shard completely and durably.
 
     Args:
         path: The shard to write.
-        part: Temporary name of the file until it is complete.
+        part: Temporary name of the file until it is complete, where one is needed.
         grid: Chunks (z, y, x) per shard.
         slabs: All slabs that contain chunks of the shard.
         x_chunks: The chunks along x of the slabs that belong to the shard.
@@ -64,26 +76,25 @@ def merge_slabs(path: Path, part: Path, grid: Shape, slabs: Iterable[Slab], x_ch
         DamagedError: A slab does not contain the bytes that were written to it.
     """
     merged, known = np.full((*grid, 2), EMPTY, "<u8"), np.zeros(grid, STATISTICS)
+    extents: list[Extent] = []
     offset, checksum = 0, 0
-    with DurableFile(path, part) as out:
-        for slab in slabs:
-            with slab.path.open("rb") as file:
-                for y, row in enumerate(_read_slab_index(file, slab.grid)[:, x_chunks], start=slab.y):
-                    known[slab.z, y, : len(row)] = row["statistics"]
-                    for x, (start, length, *_) in enumerate(row.tolist()):
-                        if not length:
-                            continue
-                        chunk = _read_chunk(file, start, length)
-                        out.write(chunk)
-                        checksum = google_crc32c.extend(checksum, chunk)
-                        merged[slab.z, y, x] = offset, length
-                        offset += length
-        end = with_checksum(merged)
-        out.write(end)
-    return Checksum(offset + len(end), google_crc32c.extend(checksum, end)), known
+    for slab in slabs:
+        with slab.path.open("rb") as file:
+            index = _read_slab_index(file, slab)[:, x_chunks]
+        for y, row in enumerate(index, start=slab.y):
+            known[slab.z, y, : len(row)] = row["statistics"]
+            for x, (start, length, *_) in enumerate(row.tolist()):
+                if length:
+                    extents.append(Extent(slab.path, start, length))
+                    checksum = joined(checksum, CRC_OF_CHECKED, length)
+                    merged[slab.z, y, x] = offset, length
+                    offset += length
+    end = with_checksum(merged)
+    storage_of(path).write(path, [*extents, end], part)
+    return Checksum(offset + len(end), joined(checksum, google_crc32c.value(end), len(end))), known
 
 
-def read_first_row(path: Path, grid: tuple[int, int], dtype: np.dtype[Any], chunk: Shape) -> npt.NDArray[Any]:
+def read_first_row(path: Place, grid: tuple[int, int], dtype: np.dtype[Any], chunk: Shape) -> npt.NDArray[Any]:
     """Decode the first row of a slab, of its first slice; as long as its chunks are wide together.
 
     Raises:
@@ -91,7 +102,7 @@ def read_first_row(path: Path, grid: tuple[int, int], dtype: np.dtype[Any], chun
     """
     row = np.zeros(grid[1] * chunk[2], dtype)
     with path.open("rb") as file:
-        index = _read_slab_index(file, grid)[0]
+        index = _read_slab_index(file, Slab(path, 0, 0, grid))[0]
         for i, (offset, length) in enumerate(zip(index["offset"].tolist(), index["length"].tolist(), strict=True)):
             if length:
                 file.seek(offset)
@@ -99,18 +110,8 @@ def read_first_row(path: Path, grid: tuple[int, int], dtype: np.dtype[Any], chun
     return row
 
 
-def _read_slab_index(file: Any, grid: tuple[int, int]) -> Table:
+def _read_slab_index(file: Any, slab: Slab) -> Table:
     try:
-        return read_index(file, grid, IN_SLAB)[0]
+        return read_index(file, slab.grid, IN_SLAB)[0]
     except DamagedError as error:
-        raise DamagedError(f"{file.name} is damaged: {error}.") from error
-
-
-def _read_chunk(file: Any, start: int, length: int) -> bytes:
-    file.seek(start)
-    chunk: bytes = file.read(length)
-    try:
-        checked(chunk)
-    except DamagedError as error:
-        raise DamagedError(f"{file.name} is damaged: {error}.") from error
-    return chunk
+        raise DamagedError(f"{slab.path} is damaged: {error}.") from error

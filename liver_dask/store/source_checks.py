@@ -11,6 +11,7 @@ from ..archive.remote.source import Source
 from ..archive.remote.versions import MISSING, FileVersion
 from ..core.documents import read_document, short
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError
+from ..core.places import Place
 from ..core.threads import ContextPool
 from .identity import is_file_of
 from .jobs import Report
@@ -67,7 +68,7 @@ class SourceCheck:
         return f"{file.url} had {known.size} bytes ({known.etag}), and has {found.size} ({found.etag})"
 
 
-def read_sources(store: Path, name: str) -> list[tuple[str, FileVersion]]:
+def read_sources(store: Place, name: str) -> list[tuple[str, FileVersion]]:
     """Return the URLs and the versions of the files that a variable was made from.
 
     Raises:
@@ -113,7 +114,7 @@ def plan_source_checks(
 
 
 def check_same_archive(
-    store: Path, sources: Sequence[tuple[str, FileVersion]], readers: Collection[VolumeReader]
+    store: Place, sources: Sequence[tuple[str, FileVersion]], readers: Collection[VolumeReader]
 ) -> None:
     """Check that files at another address are the files of the store, and do not only have the same names.
 
@@ -138,7 +139,7 @@ def check_same_archive(
             )
 
 
-def check_recorded_address(store: Path, record: Mapping[str, Any]) -> None:
+def check_recorded_address(store: Place, record: Mapping[str, Any]) -> None:
     """Check that the addresses in a store's record may be opened without the user naming them.
 
     Raises:

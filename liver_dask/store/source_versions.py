@@ -5,18 +5,16 @@ The archive may have moved since the store was begun. A file is then known by th
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..archive.description import Variable
 from ..archive.remote.versions import MISSING, FileVersion
-from ..core.disk import files_in
+from ..core.disk import files_in, is_there
 from ..core.errors import SourceChangedError
-from .durable import sync_folder, write_json
+from ..core.places import Place, contents_of
 from .identity import is_file_of, recorded
+from .storage.access import storage_of
 
 
 class MovedVariable(NamedTuple):
@@ -61,7 +59,7 @@ class SourceVersions:
         moved: The variables that have moved since the store was begun.
     """
 
-    def __init__(self, folder: Path, record: Mapping[str, Any], moved: list[MovedVariable]) -> None:
+    def __init__(self, folder: Place, record: Mapping[str, Any], moved: list[MovedVariable]) -> None:
         self.folder = folder
         self.moved = moved
         self._variables = record["variables"]
@@ -73,12 +71,13 @@ class SourceVersions:
             SourceChangedError: Another version is recorded: parts of the store were made from it.
         """
         path = self._path(url)
-        if not path.exists():
-            self._write(path, url, version)
+        if not is_there(path):
+            now = {"url": url, "file": self._recorded_url(url), "size": version.size, "tag": version.etag}
+            storage_of(path).write_new(path, json.dumps(now, indent=1).encode())
         noted = json.loads(path.read_bytes())
         known = FileVersion(noted["size"], noted["tag"])
         if not _may_be(version, known, same_url=noted["url"] == url):
-            partial = self.folder.parents[1]
+            partial = self.folder.parent.parent
             store = partial.with_name(partial.name.removesuffix(".partial"))
             raise SourceChangedError(
                 f"{url} is not the file that parts of {store} were made of: it had {known.size} bytes "
@@ -88,7 +87,7 @@ class SourceVersions:
 
     def all(self) -> list[dict[str, Any]]:
         """Return what is recorded: `url`, `file` (its URL when the store was begun), `size` and `tag` of each file."""
-        return [json.loads(path.read_bytes()) for path in files_in(self.folder, ".json")]
+        return [json.loads(content) for content in contents_of(files_in(self.folder, ".json"))]
 
     def of(self, name: str) -> list[dict[str, Any]]:
         """Return what is recorded of the files that a variable is made from."""
@@ -100,21 +99,9 @@ class SourceVersions:
         found = (moved.recorded_url(url) for moved in self.moved)
         return next((recorded for recorded in found if recorded), url)
 
-    def _path(self, url: str) -> Path:
+    def _path(self, url: str) -> Place:
         digest = hashlib.sha256(self._recorded_url(url).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.json"
-
-    def _write(self, path: Path, url: str, version: FileVersion) -> None:
-        """Write the version of a file, unless another process has just written it."""
-        part = path.with_suffix(f".{secrets.token_hex(4)}")
-        write_json(part, {"url": url, "file": self._recorded_url(url), "size": version.size, "tag": version.etag})
-        try:
-            os.link(part, path)  # unlike a rename, it does not replace the file of another process
-        except FileExistsError:
-            pass
-        finally:
-            part.unlink()
-        sync_folder(path.parent)
 
 
 def _may_be(version: FileVersion, known: FileVersion, *, same_url: bool) -> bool:

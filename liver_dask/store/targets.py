@@ -1,7 +1,7 @@
 """What can be viewed by its path or address: a store, or an archive."""
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
@@ -9,17 +9,24 @@ import xarray as xr
 from ..archive.archives import EMPIAR_13356
 from ..archive.dataset import open_archive
 from ..archive.description import Archive
+from ..core.places import Place, place_of
 from .record import check_finished, check_shards, has_record, open_record
+from .storage.access import zarr_store
 
 
 def open_target(
-    target: str | os.PathLike[str], archive: Archive | str | os.PathLike[str] = EMPIAR_13356, **options: Any
+    target: str | os.PathLike[str],
+    archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> xr.Dataset:
-    """Open a store, or the archive at an address if it is not the path of a store.
+    """Open a store, or the archive at an address if it is not that of a store.
 
     Args:
-        target: The path of a store, or the address of an archive.
+        target: The path of a store, or its address in object storage, or the address of an archive.
         archive: The archive at this address, see `open_archive`.
+        storage_options: fsspec's options for a store in object storage, as in `to_zarr`.
         options: Further arguments of `open_archive`.
 
     Raises:
@@ -28,9 +35,18 @@ def open_target(
         InvalidArgumentError: The target is a Zarr store that this package did not write. (ValueError)
         SliceNotFoundError: The folder does not exist. (FileNotFoundError)
     """
-    if has_record(Path(target)):
-        names = list(open_record(Path(target))["variables"])
-        check_shards(Path(target), names)
-        return xr.open_zarr(target)
-    check_finished(Path(target))
+    place = stored_at(target, storage_options)
+    if place is not None and has_record(place):
+        check_shards(place, list(open_record(place)["variables"]))
+        return xr.open_zarr(zarr_store(place))
+    if place is not None:
+        check_finished(place)
     return open_archive(archive, target, **options)
+
+
+def stored_at(target: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Place | None:
+    """Return the place that a store may be at; None for the address of a web server, and what is no address."""
+    text = str(target)
+    if text.startswith(("http://", "https://")) or "::" in text or not text:
+        return None
+    return place_of(target, options)

@@ -1,8 +1,8 @@
 """`to_zarr`: write a Dataset as a sharded Zarr v3 store, on threads of this process or on a cluster."""
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
@@ -19,6 +19,7 @@ def to_zarr(
     ds: xr.Dataset,
     path: str | os.PathLike[str],
     *,
+    storage_options: Mapping[str, Any] | None = None,
     client: "Client | None" = None,
     bounding_box: Sequence[int] | None = None,
     chunks: Sequence[int] = CHUNKS,
@@ -39,8 +40,12 @@ def to_zarr(
         ds: The Dataset of `open_human_liver_em`, cropped or changed lazily or not, with variables of dims (z, y, x).
             For voxels that were computed before (`persist`, `compute`), the source files are unknown: the store's
             manifest does not list them, and changes of these files are not noticed.
-        path: The store to write, on a file system that this process and all workers share. Missing parent folders are
-            created. If `path` is a symbolic link, the store is written at its target.
+        path: The store to write: a folder on a file system that this process and all workers share, or an address in
+            object storage, such as `s3://bucket/crop.zarr`, where each worker writes by itself. Missing parent folders
+            are created. If `path` is a symbolic link, the store is written at its target.
+        storage_options: fsspec's options for an address in object storage, such as `key`, `secret` and `endpoint_url`
+            of S3. They are sent to the workers, and written nowhere. Without them, the storage's package looks for
+            credentials where it always does, in the environment and in files of the user.
         client: The dask cluster to work on, of any kind. All its processes together, including all calls that write on
             it at the same time, have at most as many concurrent requests as the `connections` of
             `open_human_liver_em`. None uses the scheduler that dask itself would use: an open `Client` if there is one,
@@ -71,7 +76,7 @@ def to_zarr(
         ExportError: Some regions could not be written; `.failures` lists them. (RuntimeError)
         LiverDaskError: The source could not be read. The message names the file, the slice and the rows.
     """
-    export = Export.plan(ds, path, bounding_box, chunks, shards)
+    export = Export.plan(ds, path, bounding_box, chunks, shards, storage_options)
     is_given = ds.attrs.get("voxel_size_source") == VOXEL_SIZE_GIVEN  # one of a description may be corrected later
     export.run(client, on_error, progress, ds.attrs.get("voxel_size_nm") if is_given else None)
     if pyramid:

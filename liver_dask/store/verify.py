@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..archive.reader import Missing, readers_of
 from ..core.config import setting
 from ..core.documents import reason_of
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError
+from ..core.places import Place, path_below, place_of
 from .identity import described, has_means, identity_of
 from .inputs import Source
 from .inventory import Metadata
@@ -108,6 +108,7 @@ def verify(
     seed: int = 0,
     client: "Client | None" = None,
     progress: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> VerifyReport:
     """Compare a store with the data recorded when it was written, and with its source.
 
@@ -135,6 +136,7 @@ def verify(
         seed: Seed of the random selection of slices, rows and chunks.
         client: The cluster to work on. None has the same meaning as in `to_zarr`.
         progress: Whether to report on standard error.
+        storage_options: fsspec's options for a store in object storage, as in `to_zarr`.
 
     Returns:
         A report of what was compared, and of all problems.
@@ -148,7 +150,7 @@ def verify(
     """
     if ds is not None and source is not None:
         raise InvalidArgumentError("Give either the Dataset or its source.")
-    store = Path(path).expanduser().absolute()
+    store = place_of(path, storage_options)
     report = VerifyReport(str(store))
     record = open_record(store)
     with suppress(DamagedError):  # reported with the checksums, which are in the same files
@@ -218,7 +220,7 @@ def verify(
     return report
 
 
-def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -> Iterator["_Plan"]:
+def _plans_of_levels(store: Place, seed: int, full: bool, report: VerifyReport) -> Iterator["_Plan"]:
     try:
         levels = levels_of(store)
     except DamagedError as error:
@@ -229,7 +231,7 @@ def _plans_of_levels(store: Path, seed: int, full: bool, report: VerifyReport) -
     if (store / LABELS).is_dir():
         _look_at_labels(levels, report)
     for below, level in pairwise(levels):
-        where, ds = f"{level.path.relative_to(store)}/", None
+        where, ds = f"{path_below(level.path, store)}/", None
         try:
             ds = downsampled(below, level, store)
         except Exception as error:  # zarr raises arbitrary errors for damaged metadata
@@ -272,7 +274,7 @@ def _look_at_labels(levels: Sequence[Level], report: VerifyReport) -> None:
         report.problems.append(f"whether {store / LABELS} holds the masks cannot be determined ({reason_of(error)})")
 
 
-def _cannot_compare(level: Path, below: Path, error: Exception) -> str:
+def _cannot_compare(level: Place, below: Place, error: Exception) -> str:
     return f"{level} cannot be compared with {below}, its level below ({reason_of(error)})"
 
 
@@ -292,7 +294,7 @@ class _Plan:
 
     def __init__(
         self,
-        store: Path,
+        store: Place,
         where: str,
         given: xr.Dataset | None,
         opened: xr.Dataset | None,
@@ -320,7 +322,7 @@ class _Plan:
         if ds is not None and ds.data_vars:
             self._plan_comparisons(ds, given is not None, readable, np.random.default_rng(seed), full)
 
-    def compare_consolidated_in(self, group: Path) -> None:
+    def compare_consolidated_in(self, group: Place) -> None:
         """Check the consolidated copy of the metadata in a group above the store."""
         known = len(self._metadata.problems)
         self._metadata.compare_consolidated_in(group)
@@ -423,7 +425,7 @@ class _Plan:
 
 
 def _opened_again(
-    store: Path, record: Mapping[str, Any], source: str | os.PathLike[str] | None, missing: Missing
+    store: Place, record: Mapping[str, Any], source: str | os.PathLike[str] | None, missing: Missing
 ) -> xr.Dataset:
     """Open the variables that were not computed, from `source` or, if it is None, from the recorded source."""
     if source is None:

@@ -1,9 +1,9 @@
-"""Write a store on disk: the unfinished store of a call, its slabs and shards, and the rename that completes it.
+"""Write a store: the unfinished store of a call, its slabs and shards, and the step that completes it.
 
 Until a store is complete, its files are in the folder `NAME.partial`:
 
 =====================================  =========================================================================
-`lock`                                 lock file, held only by the process that writes the store
+`lock`                                 lock of the process that writes the store; in object storage, claims in `lock/`
 `store/`                               the store itself: metadata and finished shards; `store.new/` while it is created
 `progress/run`                         name of the current run of the export; tasks of earlier runs see it and stop
 `progress/slabs/VARIABLE/Z-Y`          encoded chunks of a region; if the file exists, the region is written
@@ -13,7 +13,9 @@ Until a store is complete, its files are in the folder `NAME.partial`:
 =====================================  =========================================================================
 
 Each file gets its name only when its bytes are on the disk. If the disk does not tell what exists, nothing is removed.
-At the end, `store/` is renamed to the store's own name in one step. A store contains, besides its arrays:
+At the end, `store/` is renamed to the store's own name in one step. In object storage, which has no renames, shards are
+at their final place from the start, and the rest of `store/` is copied there, the record last; see `storage`. A store
+contains, besides its arrays:
 
 - A record of what the store is, as the attributes of its group `liver_dask`. Only a store whose record matches the call
   is resumed or returned.
@@ -24,13 +26,12 @@ At the end, `store/` is renamed to the store's own name in one step. A store con
 The levels that `pyramid` adds are stores of the same kind, in a folder of the store.
 """
 
+import json
 import logging
-import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,12 @@ import zarr
 from ..archive.remote.versions import FileVersion
 from ..core.disk import files_in, is_empty_folder, is_there
 from ..core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
+from ..core.places import Place
 from .completion import write_all_but_shards
-from .durable import TORN, DurableFile, sync_folder, sync_tree, write_json
+from .durable import TORN
 from .identity import identity_of
 from .layout import Layout, Region, Shard, ShardRow
 from .levels import voxel_size_of
-from .locks import is_same_file, open_locked
 from .record import (
     FORMAT,
     RECORD,
@@ -58,11 +59,15 @@ from .record import (
     what_is_at,
 )
 from .record_checks import explain_difference, record_problem
-from .shards import Chunk
+from .shards import Chunk, read_row
 from .slabs import Slab, merge_slabs, read_first_row, write_slab
 from .source_versions import SourceVersions, moved_variables
+from .storage.access import storage_of, zarr_store
+from .storage.interface import Claim, Storage
 
 log = logging.getLogger(__name__)
+
+RECORD_FILE = f"{RECORD}/zarr.json"
 
 PARTS = ("slabs", "shards")
 """The folders of `progress` that contain finished work."""
@@ -78,7 +83,7 @@ class Store:
         allows_missing: Whether slices whose files do not exist may be zeros in the store.
     """
 
-    def __init__(self, target: Path, layout: Layout, content: dict[str, Any], allows_missing: bool = False) -> None:
+    def __init__(self, target: Place, layout: Layout, content: dict[str, Any], allows_missing: bool = False) -> None:
         self.target = target
         self.layout = layout
         self.content = content
@@ -87,9 +92,13 @@ class Store:
         self._began = False  # whether this run created the unfinished store
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
-        self._aside = self.partial / "aside"
+        self._shards = self._storage.shards_in(self._unfinished, target)
         self._progress = self.partial / "progress"
         self._sources = SourceVersions(self._progress / "sources", content, [])
+
+    @property
+    def _storage(self) -> Storage[Any]:
+        return storage_of(self.target)
 
     @property
     def names(self) -> list[str]:
@@ -105,6 +114,8 @@ class Store:
         if not is_there(self.target) or is_empty_folder(self.target):
             return False
         found = read_record(self.target)
+        if not found and self._storage.is_filled(self._unfinished, self.target):
+            return False
         if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, archive or layout" if found else what_is_at(self.target)
             why = explain_difference(found, self.content) if found else ""
@@ -129,7 +140,7 @@ class Store:
             StoreExistsError: Something else exists at its path, or an unfinished store of another call.
         """
         is_complete = self.is_complete()
-        if not is_complete and is_there(self._unfinished):
+        if not is_complete and self._storage.is_begun(self._unfinished):
             self._check_unfinished()
         self.check_voxel_size(voxel_size_nm)
         return is_complete
@@ -153,11 +164,11 @@ class Store:
                 )
 
     @contextmanager
-    def locked(self, write_metadata: Callable[[Path], None]) -> Iterator[str]:
-        """Create or resume the store, and hold its lock.
+    def locked(self, write_metadata: Callable[[Any], None]) -> Iterator[str]:
+        """Create or resume the store, and hold the exclusive right to write it.
 
         Args:
-            write_metadata: Writes everything in the store except its shards into a folder.
+            write_metadata: Writes everything in the store except its shards into a store of zarr.
 
         Yields:
             The name of this run; empty if another process completed the store a moment ago.
@@ -166,16 +177,12 @@ class Store:
             StoreExistsError: Another process writes the store, or the unfinished store belongs to another call.
             InvalidArgumentError: The folder cannot be written.
         """
-        with self._file_lock():
+        with self._storage.claim(self.partial, self.target, self._new.name) as self._claim:
             try:
-                if self.is_complete():
-                    run = ""
-                else:
-                    self._check_place()
-                    run = self._begin(write_metadata)
+                run = "" if self.is_complete() else self._begin(write_metadata)
             except BaseException as error:
                 self.tidy_after(error)
-                self._remove_leftovers()
+                self._remove_leftovers(self._claim)
                 if isinstance(error, OSError) and not isinstance(error, LiverDaskError):
                     raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
                 raise
@@ -183,7 +190,7 @@ class Store:
                 yield run
             finally:
                 self.end_run()
-                self._remove_leftovers()
+                self._remove_leftovers(self._claim)
 
     def is_current(self, run: str) -> bool:
         """Return whether `run` is the current run. Tasks of a stopped, killed or superseded run must end."""
@@ -195,7 +202,7 @@ class Store:
     def end_run(self) -> None:
         """Mark this run as ended, so that its tasks stop. If the disk does not allow it, they continue."""
         try:
-            (self._progress / "run").unlink(missing_ok=True)
+            self._storage.remove(self._progress / "run")
         except OSError as error:
             log.warning("%s: its tasks may not see that the run has ended (%s)", self.target, error)
 
@@ -206,13 +213,12 @@ class Store:
         if record is None or record["format"] != FORMAT or not self._is_of(record):
             return found
         for name in self.names:
-            folder = self._progress / "slabs" / name
-            # after a kill the folder may be missing
-            slabs = {path.name for path in files_in(folder)} if is_there(folder) else set()
+            slabs = self._names_in("slabs", name)
             found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
-        for row in self.layout.shard_rows(self.names):
-            if self.is_merged(row):
-                found |= {(row.name, region) for region in self.layout.regions_of(row)}
+            records = self._names_in("shards", name)
+            for row in self.layout.shard_rows([name]):
+                if all(_record_name(shard) in records for shard in self.layout.shards_of(row)):
+                    found |= {(name, region) for region in self.layout.regions_of(row)}
         return found
 
     def note_versions(self, versions: Mapping[str, FileVersion]) -> None:
@@ -239,16 +245,24 @@ class Store:
     def first_row(self, name: str, region: Region, *, complete: bool) -> npt.NDArray[Any]:
         """Return the first row of a region that is written, of its first slice."""
         z, y = region.z_start, region.y_start
+        if complete:
+            return np.asarray(zarr.open_array(zarr_store(self.target / name), mode="r")[z, y])
+        dtype, chunk = np.dtype(self.content["variables"][name]["dtype"]), self.layout.chunks
         slab = self._slab_path(name, region)
-        if complete or not is_there(slab):
-            folder = self.target if complete else self._unfinished
-            return np.asarray(zarr.open_array(folder / name, mode="r")[z, y])
-        dtype = np.dtype(self.content["variables"][name]["dtype"])
-        return read_first_row(slab, self.layout.slab_grid(region), dtype, self.layout.chunks)[: self.layout.shape[2]]
+        if is_there(slab):
+            row = read_first_row(slab, self.layout.slab_grid(region), dtype, chunk)
+        else:
+            shards = [
+                shard_path(self._shards, name, of) for of in self.layout.shards_of(self.layout.row_of(name, region))
+            ]
+            row = np.concatenate([read_row(of, self.layout.chunks_per_shard, dtype, chunk, z, y) for of in shards])
+        return row[: self.layout.shape[2]]
 
     def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
         """Write the encoded chunks of a region of a variable, row by row."""
-        write_slab(self._slab_path(name, region), chunks)
+        write_slab(
+            self._slab_path(name, region), chunks, self.layout.slab_grid(region), self.layout.chunks_per_shard[2]
+        )
 
     def is_merged(self, row: ShardRow) -> bool:
         """Return whether all shards of a row are finished."""
@@ -264,21 +278,22 @@ class Store:
                 raise
         if self.is_merged(row):
             for region in self.layout.regions_of(row):
-                self._slab_path(row.name, region).unlink(missing_ok=True)
+                self._storage.remove(self._slab_path(row.name, region))
 
     def complete(self) -> None:
-        """Record that the store is complete, and rename it to its final path."""
-        write_all_but_shards(self._unfinished, self._progress / "shards", self.layout, self.names, self._sources)
-        self._sync(self._unfinished)
-        self._unfinished.replace(self.target)
-        sync_folder(self.target.parent)
+        """Record that the store is complete, and put it at its final place."""
+        write_all_but_shards(
+            self._unfinished, self._shards, self._progress / "shards", self.layout, self.names, self._sources
+        )
+        self._claim.check()
+        self._storage.publish(self._unfinished, self.target, RECORD_FILE)
 
     def tidy_beside(self) -> None:
         """Remove the leftovers of a run that was killed during its cleanup, unless another process holds the lock."""
         with suppress(LiverDaskError, OSError):
             if is_there(self.partial):
-                with self._file_lock():
-                    self._remove_leftovers()
+                with self._storage.claim(self.partial, self.target, self._new.name) as claim:
+                    self._remove_leftovers(claim)
 
     def tidy_after(self, error: BaseException) -> None:
         """After an error, remove the store that this run began if nothing is finished; otherwise note what is kept.
@@ -289,7 +304,7 @@ class Store:
             error: The error; the note is added to it.
         """
         try:
-            if not is_there(self._unfinished):
+            if not self._storage.is_begun(self._unfinished):
                 return
             finished = len(self.written())
             if not finished and self._began and self._withdraw():
@@ -305,97 +320,40 @@ class Store:
             )
 
     def _withdraw(self) -> bool:
-        """Remove the store that this run began, unless a part of it is finished; return whether it was removed.
-
-        The system does not remove folders that are not empty, so a file that was written a moment ago is kept.
-        """
+        """Remove the store that this run began, unless a part of it is finished; return whether it was removed."""
         folders = [self._progress / kind / name for kind in PARTS for name in self.names]
-        try:
-            for folder in folders:
-                folder.rmdir()
-        except OSError:
-            for folder in folders:
-                folder.mkdir(exist_ok=True)
-            return False
-        self._unfinished.replace(self._new)  # as if this run had been killed at its beginning
-        return True
+        return self._storage.withdraw(self._unfinished, self._new, folders)
 
-    @contextmanager
-    def _file_lock(self) -> Iterator[None]:
-        """Hold the store's lock. The system releases it, however this process ends."""
-        path = self.partial / "lock"
-        while True:
-            descriptor = self._open_lock(path)
-            try:
-                if is_same_file(descriptor, path):  # another process may just have removed the file with its folder
-                    yield
-                    return
-            finally:
-                os.close(descriptor)
-
-    def _open_lock(self, path: Path) -> int:
-        try:
-            found = {entry.name for entry in files_in(self.partial)} if is_there(self.partial) else set()
-            if found - {self._new.name} and not is_there(path):  # after an error, zarr may still write `store.new`
-                raise StoreExistsError(
-                    f"{self.partial} is something that liver_dask did not write; choose another path."
-                )
-            self.partial.mkdir(parents=True, exist_ok=True)
-            return open_locked(path, busy=f"{self.target} is being written by another process; wait for it to end.")
-        except OSError as error:
-            if isinstance(error, LiverDaskError):
-                raise
-            raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
-
-    def _check_place(self) -> None:
-        """Raise InvalidArgumentError early if the complete store could not be renamed to its final path."""
-        if self.partial.stat().st_dev != self.target.parent.stat().st_dev:
-            raise InvalidArgumentError(
-                f"{self.partial} is on another disk than {self.target.parent}; remove it, or choose another path."
-            )
-        if not is_there(self.target):
-            return
-        try:
-            self.target.replace(self._aside)
-            try:
-                self._aside.replace(self.target)
-            except OSError:
-                self._aside.replace(self.target)
-                raise
-        except OSError as error:
-            raise InvalidArgumentError(
-                f"{self.target} is an empty folder that a store cannot take the place of ({error.strerror}), a mount "
-                f"point perhaps; choose a path in it, such as {self.target / 'crop.zarr'}."
-            ) from error
-
-    def _begin(self, write_metadata: Callable[[Path], None]) -> str:
+    def _begin(self, write_metadata: Callable[[Any], None]) -> str:
         """Create the unfinished store without shards, or resume that of the same call; return the name of this run."""
-        if not is_there(self._unfinished):
+        progress = [
+            self._progress / folder for folder in ("sources", *(f"{of}/{n}" for of in PARTS for n in self.names))
+        ]
+        if not self._storage.is_begun(self._unfinished):
+            self._storage.check_target(self.partial, self.target)
             self._remove_new()
-            self._new.mkdir()
-            write_metadata(self._new)
-            zarr.open_group(self._new, mode="a").create_group(
-                RECORD, attributes={"format": FORMAT, "complete": False, **self.content}
-            )
-            for row in self.layout.shard_rows(self.names):
-                shard_path(self._new, row.name, Shard(row.z, row.y, 0)).parent.mkdir(parents=True, exist_ok=True)
-            self._make_progress()
-            self._sync(self._new)
+            self._storage.make_folders(progress)
+            rows = self.layout.shard_rows(self.names)
+            folders = {f"{row.name}/c/{row.z}/{row.y}" for row in rows}
+            self._storage.begin(self._unfinished, self._new, self._metadata(write_metadata), sorted(folders))
             self._began = True
-            self._new.replace(self._unfinished)
-            sync_folder(self.partial)
         else:
             self._check_unfinished()
             self._check_missing(missing_of(self._sources.all()))
-            self._make_progress()
+            self._storage.make_folders(progress)
         run = secrets.token_hex(8)
-        with DurableFile(self._progress / "run") as file:
-            file.write(run.encode())
+        self._storage.write(self._progress / "run", [run.encode()])
         return run
 
-    def _make_progress(self) -> None:
-        for folder in ("sources", *(f"{kind}/{name}" for kind in PARTS for name in self.names)):
-            (self._progress / folder).mkdir(parents=True, exist_ok=True)
+    def _metadata(self, write_metadata: Callable[[Any], None]) -> dict[str, bytes]:
+        """Return everything in the store except its shards, by path; the record is last."""
+        found: dict[str, Any] = {}
+        store = zarr.storage.MemoryStore(found)
+        write_metadata(store)
+        record = {"format": FORMAT, "complete": False, **self.content}
+        zarr.open_group(store, mode="a").create_group(RECORD, attributes=record)
+        files = {name: buffer.to_bytes() for name, buffer in found.items()}
+        return files | {RECORD_FILE: files.pop(RECORD_FILE)}
 
     def _check_unfinished(self) -> None:
         """Raise StoreExistsError if this call cannot resume the unfinished store."""
@@ -430,26 +388,24 @@ class Store:
         Do not call this if there is an unfinished store.
         """
         for folder in (self._new, *(self._progress / name for name in ("sources", *PARTS))):
-            if is_there(folder):
-                shutil.rmtree(folder)
+            self._storage.remove_tree(folder)
         if is_there(self._progress):
             for path in files_in(self._progress):
                 if path.name == "run" or TORN.fullmatch(path.name):
-                    path.unlink()
-            self._progress.rmdir()  # fails if it contains files of somebody else
+                    self._storage.remove(path)
+            self._storage.remove_folder(self._progress)  # fails if it contains files of somebody else
 
-    def _remove_leftovers(self) -> None:
+    def _remove_leftovers(self, claim: Claim) -> None:
         """Remove the files around the unfinished store if it certainly does not exist.
 
         Files that this package did not write are kept, and so is the folder that contains them.
         """
         try:
-            if not is_there(self._unfinished):
+            if not self._storage.is_begun(self._unfinished):
+                claim.check()
                 self._remove_new()
-                if is_there(self._aside):
-                    self._aside.rmdir()
-                (self.partial / "lock").unlink(missing_ok=True)
-                self.partial.rmdir()
+                self._storage.tidy(self.partial, self.target)
+                claim.remove()
         except OSError as error:
             log.info("%s could not be removed (%s)", self.partial, error)
 
@@ -473,11 +429,13 @@ class Store:
         ]
         x_chunks = slice(shard.x * grid[2], (shard.x + 1) * grid[2])
         checksum, known = merge_slabs(
-            shard_path(self._unfinished, row.name, shard), record.with_suffix(".shard"), grid, slabs, x_chunks
+            shard_path(self._shards, row.name, shard), record.with_suffix(".shard"), grid, slabs, x_chunks
         )
-        with DurableFile(record.with_suffix(".npy")) as file:
-            np.save(file, known)
-        write_json(record, {"/".join(map(str, shard)): checksum})
+        table = BytesIO()
+        np.save(table, known)
+        self._storage.write(record.with_suffix(".npy"), [table.getvalue()])
+        content = json.dumps({"/".join(map(str, shard)): checksum}, indent=1)
+        self._storage.write(record, [content.encode()])
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         """Raise StoreExistsError if files were missing, and the caller does not accept zeros for them."""
@@ -487,16 +445,21 @@ class Store:
                 'source with missing="zeros" (--missing zeros) to take that, or choose another path.'
             )
 
-    def _sync(self, store: Path) -> None:
-        """Make everything in a folder of this store durable except its shards, because zarr and xarray do not."""
-        sync_tree(store, skip=[store / name / "c" for name in self.names])
+    def _names_in(self, kind: str, name: str) -> set[str]:
+        """Return the names of the files of a kind of progress; after a kill their folder may be missing."""
+        folder = self._progress / kind / name
+        return {path.name for path in files_in(folder)} if is_there(folder) else set()
 
-    def _slab_path(self, name: str, region: Region) -> Path:
+    def _slab_path(self, name: str, region: Region) -> Place:
         return self._progress / "slabs" / name / _slab_name(region)
 
-    def _checksum_path(self, name: str, shard: Shard) -> Path:
-        return self._progress / "shards" / name / f"{'-'.join(map(str, shard))}.json"
+    def _checksum_path(self, name: str, shard: Shard) -> Place:
+        return self._progress / "shards" / name / _record_name(shard)
 
 
 def _slab_name(region: Region) -> str:
     return f"{region.z_start}-{region.y_start}"
+
+
+def _record_name(shard: Shard) -> str:
+    return f"{'-'.join(map(str, shard))}.json"

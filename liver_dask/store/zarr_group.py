@@ -1,22 +1,22 @@
 """Read and write the metadata of Zarr groups; a change is atomic and durable."""
 
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import zarr
+from zarr.core.buffer import default_buffer_prototype
 
-from ..core.disk import files_in
+from ..core.disk import files_in, is_there
 from ..core.documents import reason_of
 from ..core.errors import DamagedError
-from .durable import TORN, DurableFile
+from ..core.places import Place, path_below
+from .durable import TORN
 from .group_metadata import METADATA, is_consolidated, read_metadata
+from .storage.access import storage_of
 
 
-def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool = False) -> None:
+def write_group(group: Place, attributes: Mapping[str, Any], *, consolidate: bool = False) -> None:
     """Set the attributes of a group, and create the group's metadata if they do not exist.
 
     Zarr itself changes metadata in several steps. A kill between them would leave a store for which xarray warns.
@@ -30,43 +30,48 @@ def write_group(group: Path, attributes: Mapping[str, Any], *, consolidate: bool
         DamagedError: The metadata are nested too deeply, or those of a member cannot be read.
     """
     content = group_document(group, attributes, consolidate=consolidate)
-    for torn in [
-        path for path in files_in(group) if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name)
-    ]:  # left by a run that was killed here
-        torn.unlink()
-    with DurableFile(group / METADATA) as file:
-        file.write(content)
+    for path in files_in(group) if is_there(group) else ():  # left by a run that was killed here
+        if path.name.startswith(f".{METADATA}.") and TORN.fullmatch(path.name):
+            storage_of(group).remove(path)
+    storage_of(group).write(group / METADATA, [content])
 
 
-def group_document(group: Path, attributes: Mapping[str, Any], *, consolidate: bool = False) -> bytes:
+def new_group(attributes: Mapping[str, Any]) -> bytes:
+    """Return the metadata of a new group."""
+    found: dict[str, Any] = {}
+    zarr.open_group(zarr.storage.MemoryStore(found), mode="w", attributes=dict(attributes))
+    return bytes(found[METADATA].to_bytes())
+
+
+def group_document(group: Place, attributes: Mapping[str, Any], *, consolidate: bool = False) -> bytes:
     """Return what `write_group` would write with the same arguments."""
     consolidate = consolidate or is_consolidated(group)
-    with tempfile.TemporaryDirectory(prefix="liver_dask-metadata-") as shadow:
-        for path in _metadata_below(group) if consolidate else [group / METADATA][: (group / METADATA).exists()]:
-            copy = Path(shadow, path.relative_to(group))
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        try:
-            zarr.open_group(shadow, mode="a", use_consolidated=False).attrs.put(dict(attributes))
-            if consolidate:
-                with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification yet
-                    zarr.consolidate_metadata(shadow)
-        except RecursionError as error:
-            what = f"The metadata of {group}, or of something in it, are nested too deeply for Zarr to write them."
-            raise DamagedError(what) from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # what zarr raises for damaged metadata
-            what = f"The metadata of {group}, or of something in it, cannot be read ({reason_of(error)})."
-            raise DamagedError(what) from error
-        return Path(shadow, METADATA).read_bytes()
+    found: dict[str, Any] = {}
+    of_buffers = default_buffer_prototype().buffer
+    for path in _metadata_below(group) if consolidate else [group / METADATA][: (group / METADATA).exists()]:
+        found[path_below(path, group)] = of_buffers.from_bytes(path.read_bytes())
+    store = zarr.storage.MemoryStore(found)
+    try:
+        zarr.open_group(store, mode="a", use_consolidated=False).attrs.put(dict(attributes))
+        if consolidate:
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # not in the specification yet
+                zarr.consolidate_metadata(store)
+    except RecursionError as error:
+        what = f"The metadata of {group}, or of something in it, are nested too deeply for Zarr to write them."
+        raise DamagedError(what) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # what zarr raises for damaged metadata
+        what = f"The metadata of {group}, or of something in it, cannot be read ({reason_of(error)})."
+        raise DamagedError(what) from error
+    return bytes(found[METADATA].to_bytes())
 
 
-def _metadata_below(node: Path) -> Iterator[Path]:
+def _metadata_below(node: Place) -> Iterator[Place]:
     """Yield the paths of the metadata files of a group and of all groups and arrays in it."""
     document = read_metadata(node)
     if document is None:
         return
     yield node / METADATA
     if document.get("node_type") == "group":
-        for child in sorted(node.iterdir()):
+        for child in files_in(node):
             if child.is_dir():
                 yield from _metadata_below(child)

@@ -188,8 +188,8 @@ def test_a_damaged_chunk_of_a_slab_is_not_merged(
     """An export ends with an error if a chunk of a slab changed on the disk before it is merged into a shard."""
     write_slab = store.write_slab
 
-    def write_badly(path: Path, chunks: list[slabs.Chunk]) -> None:
-        write_slab(path, chunks)
+    def write_badly(path: Path, chunks: list[slabs.Chunk], *grids) -> None:
+        write_slab(path, chunks, *grids)
         with path.open("r+b") as file:
             file.seek(len(chunks[0].data) // 2)
             byte = file.read(1)[0]

@@ -306,7 +306,7 @@ def test_a_folder_that_workers_do_not_see_is_refused(
 ) -> None:
     """A folder that the workers do not see is refused, and nothing is written."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
-    monkeypatch.setattr(export_checks, "os", SimpleNamespace(path=SimpleNamespace(exists=lambda path: False)))
+    monkeypatch.setattr(export_checks, "_sees", lambda partial: " (it does not)")
     with pytest.raises(ld.InvalidArgumentError, match=r"2 workers, tcp://.* for one, do not see"):
         ld.to_zarr(ds, tmp_path / "a.zarr", client=client, progress=False)
     assert list(tmp_path.iterdir()) == []

@@ -25,8 +25,9 @@ from helpers.archive import SHAPE
 from helpers.kills import killed_at
 from helpers.stores import BOX, SMALL, assert_same_files, contents
 from liver_dask.store import array as stored
-from liver_dask.store import downsampling, label_group, ome_zarr, pyramid
+from liver_dask.store import downsampling, ome_zarr, pyramid
 from liver_dask.store import levels as store_levels
+from liver_dask.store.storage import folder as folder_storage
 
 SMALL_ENOUGH = 50
 CELL = 32
@@ -327,7 +328,7 @@ def test_labels_take_no_room_and_copies_do_where_there_are_no_links(
         raise PermissionError("no links here")
 
     other = shutil.copytree(plain, tmp_path / "b.zarr")
-    monkeypatch.setattr(label_group, "os", SimpleNamespace(**vars(os) | {"link": refused}))
+    monkeypatch.setattr(folder_storage, "os", SimpleNamespace(**vars(os) | {"link": refused}))
     ld.add_pyramid(other, progress=False)
     assert_same_files(with_levels, other)
 

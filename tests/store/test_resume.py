@@ -18,10 +18,10 @@ from helpers.kills import killed_at
 from helpers.stores import BOX, SMALL, assert_same_files, check_store, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import make_archive, serve
-from liver_dask.store import slabs
 from liver_dask.store import writer as store
 from liver_dask.store.layout import Group, Region, plan_batches, plan_layout
 from liver_dask.store.shards import encode_chunk
+from liver_dask.store.storage import folder
 
 
 def write_store(archive: Path, path: Path, options: dict) -> None:
@@ -96,7 +96,7 @@ def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, t
         with pytest.raises(ld.SliceNotFoundError):
             ld.to_zarr(ds, path, bounding_box=box, progress=False, **SMALL)
 
-    step, code = 70, 9  # at earlier steps the run only begins
+    step, code = 55, 9  # at earlier steps the run only begins
     while code == 9:
         missing.unlink()
         path = tmp_path / f"{step}.zarr"
@@ -106,7 +106,7 @@ def test_killed_while_a_run_that_finished_nothing_is_taken_back(archive: Path, t
         check_store(path, {"raw": voxels["raw"]}, box)
         assert not path.with_name(f"{path.name}.partial").exists()
         step += 1
-    assert step > 80
+    assert step > 65
 
 
 def test_after_a_kill_only_what_was_in_flight_is_fetched_again(archive: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(
     """A full disk is an error that says where the finished work is, and the next call completes the store."""
     written = 0
 
-    class FullDisk(slabs.DurableFile):
+    class FullDisk(folder.DurableFile):
         def __enter__(self):
             nonlocal written
             written += 1
@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(
 
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     with monkeypatch.context() as patch:
-        patch.setattr(slabs, "DurableFile", FullDisk)
+        patch.setattr(folder, "DurableFile", FullDisk)
         with pytest.raises(OSError, match="No space left on device") as told:
             ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
     assert "is kept in" in told.value.__notes__[0]

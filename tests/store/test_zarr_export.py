@@ -222,8 +222,8 @@ def test_a_damaged_slab_is_not_merged(archive: Path, tmp_path: Path, monkeypatch
     """A slab whose index has a wrong checksum is an error when it is merged into a shard."""
     write_slab = store.write_slab
 
-    def write_badly(path: Path, chunks) -> None:
-        write_slab(path, chunks)
+    def write_badly(path: Path, *slab) -> None:
+        write_slab(path, *slab)
         with path.open("r+b") as file:
             file.seek(-9, os.SEEK_END)
             file.write(b"\xa5")

@@ -1,0 +1,320 @@
+"""Places: where a store or a file of it is, on a disk (`pathlib.Path`) or in object storage (`ObjectPath`).
+
+Both have the same methods for names and for reading. How they are written differs: see `store.storage`.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+
+from .errors import InvalidArgumentError
+from .threads import ContextPool
+
+T = TypeVar("T")
+
+FILES_AT_ONCE = 16
+"""How many small objects are read at the same time."""
+
+GAP, LONGEST_REQUEST = 64 << 10, 8 << 20
+"""Bytes between two ranges that are fetched with them rather than by another request, and bytes of such a request."""
+
+SECRET_OPTIONS = {"key", "secret", "token", "password", "account_key", "sas_token", "connection_string", "credential"}
+"""Names of `storage_options` whose values are not shown in any message."""
+
+
+class Stat(NamedTuple):
+    """What `ObjectPath.stat` returns, with the names of `os.stat_result`.
+
+    Attributes:
+        st_mode: The kind: an object is a regular file, and a common prefix of objects is a folder.
+        st_size: Number of bytes.
+    """
+
+    st_mode: int
+    st_size: int
+
+
+class ObjectPath:
+    """The address of an object, or of all objects whose keys begin with it and a slash, in any storage of fsspec.
+
+    Names and reading are those of `pathlib.Path`. Nothing is cached, because other processes write there. An error of
+    the storage is an OSError with one sentence, which shows no secret; only "there is no such object" is a
+    FileNotFoundError.
+
+    Args:
+        url: Address with a protocol, such as `s3://bucket/crop.zarr`.
+        options: fsspec's `storage_options`, such as `key`, `secret` and `endpoint_url`.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        protocol, separator, path = url.partition("://")
+        if not separator or not path.strip("/"):
+            raise InvalidArgumentError(f"{url!r} is not an address in object storage, such as s3://bucket/crop.zarr.")
+        self._protocol, self._path = protocol, PurePosixPath(path.strip("/"))
+        self.options = dict(options or {})
+
+    def __str__(self) -> str:
+        return f"{self._protocol}://{self._path}"
+
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectPath) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __lt__(self, other: "ObjectPath") -> bool:
+        return self._path.parts < other._path.parts
+
+    def __truediv__(self, name: str | PurePosixPath) -> "ObjectPath":
+        return self._at(self._path / name)
+
+    @property
+    def protocol(self) -> str:
+        """The protocol, such as `s3`."""
+        return self._protocol
+
+    @property
+    def key(self) -> str:
+        """The address without its protocol, as file systems of fsspec take it: `bucket/crop.zarr`."""
+        return str(self._path)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self._path.name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return self._path.stem
+
+    @property
+    def parent(self) -> "ObjectPath":
+        """The address without its last part."""
+        return self._at(self._path.parent)
+
+    def with_name(self, name: str) -> "ObjectPath":
+        """Return the address with another last part."""
+        return self._at(self._path.with_name(name))
+
+    def with_suffix(self, suffix: str) -> "ObjectPath":
+        """Return the address with another suffix."""
+        return self._at(self._path.with_suffix(suffix))
+
+    def relative_to(self, other: "ObjectPath") -> PurePosixPath:
+        """Return the parts below another address."""
+        return self._path.relative_to(other._path)
+
+    def is_below(self, other: "ObjectPath") -> bool:
+        """Return whether this address begins with all parts of another one."""
+        return self._path.is_relative_to(other._path)
+
+    @property
+    def filesystem(self) -> Any:
+        """The file system of fsspec; one for each process and set of options."""
+        try:
+            return fsspec.filesystem(self._protocol, use_listings_cache=False, **self.options)
+        except (ImportError, ValueError) as error:
+            raise InvalidArgumentError(f"{self} cannot be opened: {self.hidden(error)}.") from None
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the file system, with its errors as described above."""
+        return self.told(lambda: getattr(self.filesystem, method)(*args, **kwargs))
+
+    def told(self, call: Callable[[], T]) -> T:
+        """Call a function that asks the storage, with its errors as described above."""
+        try:
+            return call()
+        except FileNotFoundError:
+            fault: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        except FileExistsError:
+            fault = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+        except InvalidArgumentError:
+            raise
+        except PermissionError as error:
+            fault = PermissionError(errno.EACCES, f"access is denied ({self.hidden(error)})", str(self))
+        except Exception as error:  # each package of fsspec has its own errors, and some are no OSError
+            fault = OSError(errno.EIO, f"{type(error).__name__}: {self.hidden(error)}", str(self))
+        raise fault  # raised here, so that its context does not hold the package's error, which may show a secret
+
+    def hidden(self, text: object) -> str:
+        """Return a text on one line, with the secret options masked."""
+        shown = " ".join(str(text).split())
+        for name, value in self.options.items():
+            if name in SECRET_OPTIONS and isinstance(value, str) and value:
+                shown = shown.replace(value, "***")
+        return shown.rstrip(".")
+
+    def stat(self) -> Stat:
+        """Return what the address is.
+
+        Raises:
+            FileNotFoundError: There is no such object, and none below.
+        """
+        info = self.call("info", self.key)
+        is_folder = info["type"] == "directory"
+        return Stat(stat.S_IFDIR if is_folder else stat.S_IFREG, int(info["size"] or 0))
+
+    def exists(self) -> bool:
+        """Return whether there is such an object, or one below."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_file(self) -> bool:
+        """Return whether there is such an object."""
+        return self._is(stat.S_ISREG)
+
+    def is_dir(self) -> bool:
+        """Return whether there are objects below."""
+        return self._is(stat.S_ISDIR)
+
+    def is_symlink(self) -> bool:
+        """Return False."""
+        return False
+
+    def iterdir(self) -> Iterator["ObjectPath"]:
+        """Yield the objects and common prefixes directly below; none if there are none, as in a new folder."""
+        try:
+            entries = self.call("ls", self.key, detail=False)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            path = PurePosixPath(entry.strip("/"))
+            if path != self._path:  # an empty object that some tools create in place of a folder
+                yield self._at(path)
+
+    def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """Yield all objects below; `pattern` must be `*`."""
+        if pattern != "*":
+            raise NotImplementedError(pattern)
+        for key in sorted(self.call("find", self.key)):
+            yield self._at(PurePosixPath(key.strip("/")))
+
+    def read_bytes(self) -> bytes:
+        """Return the content of the object."""
+        return bytes(self.call("cat_file", self.key))
+
+    def read_text(self) -> str:
+        """Return the content of the object as text."""
+        return self.read_bytes().decode()
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> Any:
+        """Open the object for reading; each read is a request for the bytes that it returns."""
+        return self.call("open", self.key, mode, cache_type="none")
+
+    def _is(self, kind: Callable[[int], bool]) -> bool:
+        try:
+            return kind(self.stat().st_mode)
+        except FileNotFoundError:
+            return False
+
+    def _at(self, path: PurePosixPath) -> "ObjectPath":
+        return ObjectPath(f"{self._protocol}://{path}", self.options)
+
+
+Place = Path | ObjectPath
+
+
+def path_below(place: Place, folder: Place) -> str:
+    """Return the path of a file below a folder, with slashes."""
+    if isinstance(place, ObjectPath) and isinstance(folder, ObjectPath):
+        return place.relative_to(folder).as_posix()
+    if isinstance(place, Path) and isinstance(folder, Path):
+        return place.relative_to(folder).as_posix()
+    raise ValueError(f"{place} is not below {folder}")
+
+
+def place_of(target: "str | os.PathLike[str] | ObjectPath", options: Mapping[str, Any] | None = None) -> Place:
+    """Return the place that a user names: an absolute path, or an address in object storage.
+
+    Args:
+        target: A path, an address with a protocol other than `file`, or a place.
+        options: fsspec's `storage_options` for an address.
+
+    Raises:
+        InvalidArgumentError: The address is that of a web server, or of no storage that fsspec knows.
+    """
+    if isinstance(target, ObjectPath):
+        return target
+    text = os.fspath(target)
+    protocol, separator, path = text.partition("://")
+    if not separator:
+        return Path(text).expanduser().absolute()
+    if protocol in ("file", "local"):
+        return Path("/", path).absolute()
+    if protocol in ("http", "https") or "::" in text:
+        raise InvalidArgumentError(
+            f"{text} is not a place for a store; give a folder, or an address in object storage such as s3://bucket/x."
+        )
+    place = ObjectPath(text, options)
+    place.filesystem  # noqa: B018 - a missing package is told at once
+    return place
+
+
+def ranges_of(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Read byte ranges (start, stop) of a file."""
+    if isinstance(place, ObjectPath):
+        return [bytes(data) for data in ranges_of_objects([(place, *bounds) for bounds in ranges])]
+    with place.open("rb", buffering=0) as file:
+        return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
+
+
+def ranges_of_objects(wanted: Sequence[tuple[Place, int, int]]) -> list[memoryview]:
+    """Read byte ranges (place, start, stop) of objects, several at a time; neighbouring ones in one request.
+
+    Raises:
+        OSError: A range cannot be read, or an object is shorter.
+    """
+    requests = list(_requests(wanted))
+    if not requests:
+        return []
+    place = wanted[0][0]
+    if not isinstance(place, ObjectPath):
+        raise TypeError(f"{place} is not in object storage")
+    keys, starts, stops = zip(
+        *((of.key, start, stop) for of, start, stop, _ in requests if isinstance(of, ObjectPath)), strict=True
+    )
+    answers = place.call("cat_ranges", list(keys), list(starts), list(stops), on_error="raise")
+    found: dict[int, memoryview] = {}
+    for (of, first, last, numbers), answer in zip(requests, answers, strict=True):
+        if len(answer) != last - first:
+            raise OSError(errno.EIO, f"the storage sent {len(answer)} of {last - first} bytes", str(of))
+        for number in numbers:
+            _, start, stop = wanted[number]
+            found[number] = memoryview(answer)[start - first : stop - first]
+    return [found[number] for number in range(len(wanted))]
+
+
+def _requests(wanted: Sequence[tuple[Place, int, int]]) -> Iterator[tuple[Place, int, int, list[int]]]:
+    """Yield the requests for some ranges: the object, its bytes, and the numbers of the ranges that are in them."""
+    order = sorted(range(len(wanted)), key=lambda number: (str(wanted[number][0]), *wanted[number][1:]))
+    request: tuple[Place, int, int, list[int]] | None = None
+    for number in order:
+        place, start, stop = wanted[number]
+        if request and place == request[0] and start - request[2] <= GAP and stop - request[1] <= LONGEST_REQUEST:
+            request = (place, request[1], max(stop, request[2]), [*request[3], number])
+            continue
+        if request:
+            yield request
+        request = (place, start, stop, [number])
+    if request:
+        yield request
+
+
+def contents_of(places: Sequence[Place]) -> list[bytes]:
+    """Read some small files; those in object storage several at a time."""
+    if places and isinstance(places[0], ObjectPath):
+        with ContextPool(FILES_AT_ONCE) as pool:
+            return list(pool.map(lambda place: place.read_bytes(), places))
+    return [place.read_bytes() for place in places]

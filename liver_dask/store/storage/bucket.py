@@ -1,0 +1,194 @@
+"""Stores in object storage, through fsspec: whole objects, conditional writes and a claim make them safe.
+
+There are no renames, so shards are written at their final place, and the record of the complete store comes last.
+Where the storage is S3, shards are joined from slabs without a byte of them passing through a process; elsewhere the
+slabs are read and written again.
+"""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import chain
+
+from ...core.errors import StoreExistsError
+from ...core.places import ObjectPath
+from ...core.threads import ContextPool
+from .claims import Claims
+from .interface import Claim, Extent, Storage
+from .parts import Part, plan_parts
+from .s3 import S3, abort_uploads, content_of, join_parts
+
+OBJECTS_AT_ONCE = 8
+"""How many small objects are written at the same time."""
+
+RECORD_OF_UNFINISHED = "liver_dask/zarr.json"
+"""The object that is written last when a store is begun."""
+
+
+class Bucket(Storage[ObjectPath]):
+    """See Storage."""
+
+    def write(self, place: ObjectPath, pieces: Iterable[bytes | Extent], part: ObjectPath | None = None) -> None:
+        """See Storage."""
+        if place.protocol not in S3:
+            place.call("pipe_file", place.key, content_of(pieces))
+            return
+        parts = plan_parts(pieces)
+        first, second = next(parts, Part((b"",), is_copy=False)), next(parts, None)
+        if second is None and not first.is_copy:
+            place.call("pipe_file", place.key, content_of(first.pieces))
+        else:
+            join_parts(place, chain((first,), () if second is None else (second,), parts))
+
+    def write_new(self, place: ObjectPath, data: bytes) -> bool:
+        """See Storage."""
+        try:
+            place.call("pipe_file", place.key, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def remove(self, place: ObjectPath) -> None:
+        """See Storage."""
+        with suppress(FileNotFoundError):
+            place.call("rm_file", place.key)
+
+    def remove_tree(self, folder: ObjectPath) -> None:
+        """See Storage."""
+        keys = folder.call("find", folder.key)
+        if keys:
+            with suppress(FileNotFoundError):  # another process removes them, too
+                folder.call("rm", list(keys))
+
+    def remove_folder(self, folder: ObjectPath) -> None:
+        """See Storage."""
+        if folder.exists():
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+
+    def make_folders(self, folders: Iterable[ObjectPath]) -> None:
+        """See Storage: there are none."""
+
+    def claim(self, partial: ObjectPath, target: ObjectPath, beside: str) -> AbstractContextManager[Claim]:
+        """See Storage: a claim is an object that its holder renews, and that others take over when it is stale."""
+        return Claims(partial, target, beside).held()
+
+    def is_claimed(self, partial: ObjectPath) -> bool:
+        """See Storage."""
+        return Claims(partial, partial, "").exist()
+
+    def check_target(self, partial: ObjectPath, target: ObjectPath) -> None:
+        """See Storage."""
+        if target.exists():
+            raise StoreExistsError(f"{target} holds something that liver_dask did not write; choose another address.")
+
+    def is_begun(self, unfinished: ObjectPath) -> bool:
+        """See Storage: if its record, which is written last, is there."""
+        return (unfinished / RECORD_OF_UNFINISHED).is_file()
+
+    def begin(
+        self, unfinished: ObjectPath, new: ObjectPath, files: Mapping[str, bytes], folders: Iterable[str]
+    ) -> None:
+        """See Storage."""
+        *others, last = files.items()
+        if last[0] != RECORD_OF_UNFINISHED:
+            raise AssertionError("the record is not the last file of an unfinished store")
+        self.remove_tree(unfinished)
+        with ContextPool(OBJECTS_AT_ONCE) as pool:
+            list(pool.map(lambda item: self.write(unfinished / item[0], [item[1]]), others))
+        self.write(unfinished / last[0], [last[1]])
+
+    def withdraw(self, unfinished: ObjectPath, new: ObjectPath, progress: Iterable[ObjectPath]) -> bool:
+        """See Storage."""
+        if any(folder.exists() for folder in progress):
+            return False
+        self.remove(unfinished / RECORD_OF_UNFINISHED)
+        self.remove_tree(unfinished)
+        return True
+
+    def shards_in(self, unfinished: ObjectPath, target: ObjectPath) -> ObjectPath:
+        """See Storage: at their final place, because an object cannot be renamed."""
+        return target
+
+    def is_filled(self, unfinished: ObjectPath, target: ObjectPath) -> bool:
+        """See Storage."""
+        return self.is_begun(unfinished)
+
+    def publish(self, unfinished: ObjectPath, target: ObjectPath, last: str) -> None:
+        """See Storage: everything but shards is copied, the root's metadata and then the record at the end."""
+        found = [place.relative_to(unfinished).as_posix() for place in unfinished.rglob("*")]
+        first = [name for name in found if name not in ("zarr.json", last)]
+        with ContextPool(OBJECTS_AT_ONCE) as pool:
+            list(pool.map(lambda name: self.write(target / name, [(unfinished / name).read_bytes()]), first))
+        for name in ("zarr.json", last):
+            self.write(target / name, [(unfinished / name).read_bytes()])
+        self.remove(unfinished / last)
+        self.remove_tree(unfinished)
+
+    def tidy(self, partial: ObjectPath, target: ObjectPath) -> None:
+        """See Storage: uploads that were never completed, whose parts are stored and paid for."""
+        for place in (partial, target):
+            if place.protocol in S3:
+                abort_uploads(place)
+
+    @contextmanager
+    def change(self, journal: ObjectPath, busy: str) -> Iterator["_ObjectJournal"]:
+        """See Storage: the right is a claim, next to the journal."""
+        with Claims(journal.with_suffix(""), journal.parent, "", busy).held() as claim:
+            yield _ObjectJournal(journal, claim)
+            claim.remove()
+
+    def is_writable(self, folder: ObjectPath) -> bool:
+        """See Storage: nothing is known."""
+        return True
+
+    def put_folder(self, folder: ObjectPath, stage: ObjectPath, files: Mapping[str, bytes | ObjectPath]) -> None:
+        """See Storage. Copies are made in the storage; the metadata of the folder are written last."""
+        older = set(folder.rglob("*"))
+        (first, metadata), *others = files.items()
+
+        def put(item: tuple[str, bytes | ObjectPath]) -> None:
+            where, content = item
+            if isinstance(content, bytes):
+                self.write(folder / where, [content])
+            else:
+                content.call("cp_file", content.key, (folder / where).key)
+
+        with ContextPool(OBJECTS_AT_ONCE) as pool:
+            list(pool.map(put, others))
+        put((first, metadata))
+        for path in older - {folder / where for where in files}:
+            self.remove(path)
+
+    def is_copy(self, one: ObjectPath, other: ObjectPath) -> bool:
+        """See Storage."""
+        return one.stat() == other.stat() and one.read_bytes() == other.read_bytes()
+
+    def free_bytes(self, place: ObjectPath) -> tuple[int, str] | None:
+        """See Storage: no limit."""
+        return None
+
+
+class _ObjectJournal:
+    """A Journal that is an object."""
+
+    def __init__(self, place: ObjectPath, claim: Claim) -> None:
+        self._place, self._claim = place, claim
+
+    def read(self) -> bytes:
+        """See Journal."""
+        try:
+            return self._place.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def write(self, content: bytes) -> None:
+        """See Journal."""
+        self._claim.check()
+        self._place.call("pipe_file", self._place.key, content)
+
+    def clear(self) -> None:
+        """See Journal."""
+        self._claim.check()
+        with suppress(FileNotFoundError):
+            self._place.call("rm_file", self._place.key)

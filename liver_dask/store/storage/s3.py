@@ -1,0 +1,83 @@
+"""Multipart uploads of S3: objects of parts, of which those that lie in the storage are copied there."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from ...core.places import ObjectPath, ranges_of
+from ...core.threads import ContextPool
+from .interface import Extent
+from .parts import Part, Piece
+
+S3 = ("s3", "s3a")
+"""Protocols of S3."""
+
+PARTS_AT_ONCE = 8
+"""How many parts of an object are made at the same time."""
+
+
+def join_parts(place: ObjectPath, parts: Iterable[Part]) -> None:
+    """Write an object of parts. It appears when all of them are there."""
+    upload = _call(place, "create_multipart_upload")["UploadId"]
+    try:
+        with ContextPool(PARTS_AT_ONCE) as pool:
+            made = list(pool.map(lambda of: _make(place, upload, *of), enumerate(parts, 1)))
+        _call(place, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": made})
+    except BaseException:
+        with suppress(OSError):
+            _call(place, "abort_multipart_upload", UploadId=upload)
+        raise
+
+
+def abort_uploads(folder: ObjectPath) -> None:
+    """Give up all uploads of objects below a folder that were begun and not completed."""
+    bucket, prefix, _ = folder.filesystem.split_path(folder.key)
+    for found in list(_uploads(folder, bucket, f"{prefix}/")):
+        with suppress(FileNotFoundError):
+            folder.call(
+                "call_s3", "abort_multipart_upload", Bucket=bucket, Key=found["Key"], UploadId=found["UploadId"]
+            )
+
+
+def content_of(pieces: Iterable[Piece]) -> bytes:
+    """Return the bytes of some pieces, one after the other; those of extents are fetched."""
+    return b"".join(map(_bytes_of, pieces))
+
+
+def _bytes_of(piece: Piece) -> bytes:
+    if not isinstance(piece, Extent):
+        return piece
+    (data,) = ranges_of(piece.place, [(piece.start, piece.start + piece.length)])
+    return data
+
+
+def _make(place: ObjectPath, upload: str, number: int, part: Part) -> dict[str, Any]:
+    """Copy or upload one part, and return what completes the upload."""
+    if part.is_copy:
+        (extent,) = part.pieces
+        if not isinstance(extent, Extent) or not isinstance(extent.place, ObjectPath):
+            raise TypeError("only ranges of objects can be copied")
+        last = extent.start + extent.length - 1
+        made = _call(
+            place, "upload_part_copy", UploadId=upload, PartNumber=number,
+            CopySource=extent.place.key, CopySourceRange=f"bytes={extent.start}-{last}",
+        )["CopyPartResult"]  # fmt: skip
+    else:
+        made = _call(place, "upload_part", UploadId=upload, PartNumber=number, Body=content_of(part.pieces))
+    checksums = {key: value for key, value in made.items() if key.startswith("Checksum") and key != "ChecksumType"}
+    return {"PartNumber": number, "ETag": made["ETag"], **checksums}
+
+
+def _call(place: ObjectPath, method: str, **arguments: Any) -> Any:
+    bucket, key, _ = place.filesystem.split_path(place.key)
+    return place.call("call_s3", method, Bucket=bucket, Key=key, **arguments)
+
+
+def _uploads(folder: ObjectPath, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    marks: dict[str, str] = {}
+    while True:
+        page = folder.call("call_s3", "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marks)
+        yield from page.get("Uploads", [])
+        if not page.get("IsTruncated"):
+            return
+        marks = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
