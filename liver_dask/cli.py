@@ -24,6 +24,7 @@ from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
 from .cli_errors import OneSentenceGroup
 from .cli_options import (
     LocalPath,
+    StorePlace,
     archive_option,
     cluster,
     cluster_options,
@@ -39,11 +40,12 @@ from .core.config import setting
 from .core.documents import reason_of
 from .core.interrupts import forget_interrupt
 from .core.malloc import share_memory
-from .core.places import path_below
+from .core.places import Place, path_below
 from .demo import run_demo
 from .serving.neuroglancer import HOSTED
 from .serving.server import Server, serve
 from .store.annotate import annotate
+from .store.clean import clean
 from .store.identity import made_of
 from .store.inventory import check_structure
 from .store.levels import levels_of
@@ -51,7 +53,8 @@ from .store.plan import Export
 from .store.pyramid import add_pyramid
 from .store.record import check_finished, has_record, layout_of, open_record, read_record, what_it_lacks
 from .store.record_checks import record_problem
-from .store.targets import open_target
+from .store.storage.access import zarr_store
+from .store.targets import open_target, stored_at
 from .store.verify import verify as verify_store
 from .viewing.figures import INCHES, show
 from .viewing.levels import PIXELS
@@ -111,17 +114,17 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, o
     refuse_options_for_store(target)
     described = find_archive(archive).of_shape(shape)
     target = described.url if target is None else target
-    store = Path(target)
-    record = read_record(store)
-    if not record and has_record(store):
+    store = stored_at(target)
+    record = read_record(store) if store is not None else None
+    if store is not None and not record and has_record(store):
         open_record(store)  # it raises an error that explains what is wrong
-    if record:
+    if store is not None and record:
         problem = record_problem(record)
         if problem:
             raise click.ClickException(f"{store} is damaged: its record says that {problem}.")
         check_structure(store, record, layout_of(record))
         try:
-            ds = xr.open_zarr(store, chunks=None, consolidated=False)
+            ds = xr.open_zarr(zarr_store(store), chunks=None, consolidated=False)
             others = [name for name in ds.data_vars if name not in record["variables"]]
             click.echo(ds[[*record["variables"], *others]])
         except Exception as error:  # zarr raises many kinds for a damaged store
@@ -138,7 +141,8 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, o
         for lacking in what_it_lacks(record):
             click.echo(f"{store}: {lacking}")
         return
-    check_finished(store)
+    if store is not None:
+        check_finished(store)
     ds = open_archive(described, target)
     check_some_file(described, ds.attrs["source"])
     click.echo(ds)
@@ -311,7 +315,7 @@ def _serve(server: Server, client: str, z: int | None, browser: bool) -> None:
 
 
 @main.command()
-@click.argument("out", type=LocalPath())
+@click.argument("out", type=StorePlace())
 @click.option(
     "--bbox",
     type=int,
@@ -344,7 +348,7 @@ def _serve(server: Server, client: str, z: int | None, browser: bool) -> None:
 @click.option("--pyramid", "with_pyramid", is_flag=True, help="Add smaller copies, see `liver-dask pyramid`.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and fetch nothing.")
 def download(
-    out: Path,
+    out: Place,
     bbox: tuple[int, ...] | None,
     full: bool,
     archive: str,
@@ -394,9 +398,9 @@ def download(
 
 
 @main.command()
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @cluster_options
-def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
+def pyramid(store: Place, scheduler: str | None, workers: int | None) -> None:
     """Add downsampled levels of all variables to a store, and make it an OME-Zarr image.
 
     Then napari, neuroglancer and other viewers can open the store, and zoomed-out views read only a small part of it.
@@ -407,12 +411,24 @@ def pyramid(store: Path, scheduler: str | None, workers: int | None) -> None:
     click.echo(f"{store} has {len(levels)} level{'s' * (len(levels) != 1)}, {size_of(store)} on disk in all.")
 
 
+@main.command("clean")
+@click.argument("store", type=StorePlace())
+@click.option("--unfinished", is_flag=True, help="Remove an unfinished store, too, with all that is finished of it.")
+def clean_command(store: Place, unfinished: bool) -> None:
+    """Remove what interrupted downloads left beside a store.
+
+    STORE is the store that they wrote. Uploads to object storage that were never completed are given up. A complete
+    store is never touched, nor one that another process is writing.
+    """
+    click.echo(clean(store, unfinished=unfinished))
+
+
 @main.command("annotate")
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @click.option(
     "--voxel-size", "voxel_size_nm", type=float, nargs=3, metavar="Z Y X", required=True, help="Size of a voxel in nm."
 )
-def annotate_command(store: Path, voxel_size_nm: tuple[float, float, float]) -> None:
+def annotate_command(store: Place, voxel_size_nm: tuple[float, float, float]) -> None:
     """Say how large the voxels of a finished store are, or correct it.
 
     Attributes, the scales that viewers use, and what `verify` expects change together; no voxel is touched. After an
@@ -423,12 +439,12 @@ def annotate_command(store: Path, voxel_size_nm: tuple[float, float, float]) -> 
 
 
 @main.command()
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @click.option("--full", is_flag=True, help="Compare every voxel, not only some of every shard.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another one looks at other voxels.")
 @click.option("--source", help="Where the archive is.  [default: the address that the store names]")
 @cluster_options
-def verify(store: Path, full: bool, seed: int, source: str | None, scheduler: str | None, workers: int | None) -> None:
+def verify(store: Place, full: bool, seed: int, source: str | None, scheduler: str | None, workers: int | None) -> None:
     """Compare a store with its recorded checksums and with its source.
 
     The exit code is 1 if anything is wrong.

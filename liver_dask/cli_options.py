@@ -15,7 +15,9 @@ import dask
 from click.core import ParameterSource
 
 from .archive.archives import EMPIAR_13356, archives
+from .core.places import place_of
 from .store.record import has_record
+from .store.targets import stored_at
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -89,6 +91,20 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class StorePlace(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.2
+    """The place of a store: a path on this machine, or an address in object storage."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the place; an invalid one is wrong usage."""
+        if not str(value):
+            self.fail("the path is empty; give a folder, or an address such as s3://bucket/crop.zarr.", param, ctx)
+        if isinstance(value, str) and "://" not in value:
+            return Path(value)
+        return place_of(value)
+
+
 def refuse_options_for_store(target: str | None) -> None:
     """Refuse options about an archive if the target is a store, where they would have no effect."""
     context = click.get_current_context()
@@ -97,7 +113,8 @@ def refuse_options_for_store(target: str | None) -> None:
         for name in ("archive", "shape", "missing", "voxel-size")
         if context.get_parameter_source(IS_STORED_AS.get(name, name)) is ParameterSource.COMMANDLINE
     ]
-    if target is not None and given and has_record(Path(target)):
+    place = stored_at(target) if target is not None and given else None
+    if place is not None and has_record(place):
         other = "; `liver-dask annotate` changes the voxel size of a store" * (given[0] == "--voxel-size")
         raise click.UsageError(f"{target} is a store, for which {given[0]} has no effect; leave {given[0]} out{other}.")
 

@@ -1,9 +1,8 @@
 """Texts that the commands print: what an export would do, and sizes on disk."""
 
-from pathlib import Path
-
 from rich.filesize import decimal
 
+from .core.places import ObjectPath, Place
 from .store.estimate import PROCESS_BYTES
 from .store.plan import Export
 from .store.preflight import WORTH_TELLING
@@ -34,7 +33,9 @@ def plan_text(export: Export) -> str:
     return "\n".join(lines)
 
 
-def size_of(store: Path) -> str:
+def size_of(store: Place) -> str:
     """Return the size of a store on disk. A file with several hard links counts once."""
+    if isinstance(store, ObjectPath):
+        return decimal(sum(info["size"] or 0 for info in store.call("find", store.key, detail=True).values()))
     files = [path.stat() for path in store.rglob("*") if path.is_file()]
     return decimal(sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values()))

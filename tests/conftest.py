@@ -18,9 +18,11 @@ from PIL import Image
 
 from helpers.archive import SHAPE
 from helpers.lasting import EMPTIED
+from helpers.object_storage import ObjectStorage, object_storage
 from helpers.processes import NewProcesses
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.kinds import RAW
+from liver_dask.core.places import Place
 from liver_dask.demo import ArchiveServer, make_archive, serve
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for background jobs of a shell: tests send Ctrl-C
@@ -58,6 +60,27 @@ def server(archive: Path) -> Iterator[ArchiveServer]:
     """The archive over HTTP, with recorded requests, on a port that no other test uses."""
     with serve(archive) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def running_s3() -> Iterator[ObjectStorage]:
+    """S3 on this machine."""
+    with object_storage() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(running_s3: ObjectStorage) -> Iterator[ObjectStorage]:
+    """The same, with no requests recorded yet, and undisturbed."""
+    running_s3.undisturbed()
+    yield running_s3
+    running_s3.undisturbed()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place for stores: a folder, and one in object storage."""
+    return tmp_path if request.param == "folder" else request.getfixturevalue("s3").folder()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, LiverDaskError, MissingExtraError, how_to_install
 from .threads import ContextPool
 
 T = TypeVar("T")
@@ -122,7 +122,11 @@ class ObjectPath:
         """The file system of fsspec; one for each process and set of options."""
         try:
             return fsspec.filesystem(self._protocol, use_listings_cache=False, **self.options)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{self} needs a package ({self.hidden(error)}): for S3, {how_to_install('cloud')}."
+            ) from None
+        except ValueError as error:
             raise InvalidArgumentError(f"{self} cannot be opened: {self.hidden(error)}.") from None
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +141,7 @@ class ObjectPath:
             fault: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
         except FileExistsError:
             fault = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
-        except InvalidArgumentError:
+        except LiverDaskError:
             raise
         except PermissionError as error:
             fault = PermissionError(errno.EACCES, f"access is denied ({self.hidden(error)})", str(self))
@@ -225,6 +229,9 @@ class ObjectPath:
 
 Place = Path | ObjectPath
 
+Named = str | os.PathLike[str] | ObjectPath
+"""What names a place: a path, an address in object storage, or a place."""
+
 
 def path_below(place: Place, folder: Place) -> str:
     """Return the path of a file below a folder, with slashes."""
@@ -235,7 +242,7 @@ def path_below(place: Place, folder: Place) -> str:
     raise ValueError(f"{place} is not below {folder}")
 
 
-def place_of(target: "str | os.PathLike[str] | ObjectPath", options: Mapping[str, Any] | None = None) -> Place:
+def place_of(target: Named, options: Mapping[str, Any] | None = None) -> Place:
     """Return the place that a user names: an absolute path, or an address in object storage.
 
     Args:

@@ -19,7 +19,7 @@ from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_instal
 from ..store.levels import levels_of
 from ..store.ome_zarr import is_described
 from ..store.record import has_record
-from ..store.targets import open_target
+from ..store.targets import open_target, stored_at
 from .dataset_store import DatasetStore
 from .neuroglancer import HOSTED, link_of
 
@@ -172,9 +172,11 @@ def _served(target: xr.Dataset | str | os.PathLike[str], options: dict[str, Any]
     if not isinstance(target, str | os.PathLike):
         raise InvalidArgumentError(f"A Dataset, a path or an address is served, not a {type(target).__name__}.")
     ds = open_target(target, **options)
-    store = Path(target)
-    has_pyramid = has_record(store) and len(levels_of(store)) > 1 and is_described(levels_of(store))
-    return store if has_pyramid else as_zarr(ds)
+    store = stored_at(target)
+    has_pyramid = (
+        isinstance(store, Path) and has_record(store) and len(levels_of(store)) > 1 and is_described(levels_of(store))
+    )
+    return store if isinstance(store, Path) and has_pyramid else as_zarr(ds)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -6,7 +6,6 @@ are being replaced, so that a call that was killed is finished by the next one.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..core.disk import files_in
 from ..core.documents import as_object, is_same, read_document
 from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 from ..core.geometry import check_voxel_size
-from ..core.places import Place, place_of
+from ..core.places import Named, Place, place_of
 from .durable import TORN
 from .group_metadata import is_consolidated, read_group
 from .inventory import FILE as INVENTORY
@@ -30,7 +29,7 @@ from .zarr_group import group_document, write_group
 
 
 def annotate(
-    store: str | os.PathLike[str],
+    store: Named,
     *,
     voxel_size_nm: Sequence[float],
     storage_options: Mapping[str, Any] | None = None,

@@ -24,7 +24,7 @@ from ..core.errors import InvalidArgumentError, RemoteError
 from ..core.geometry import DIMS, check_voxel_size, crop
 from ..core.kinds import RESERVED_NAMES, kind_of
 from ..core.metrics import traffic
-from ..core.places import ObjectPath, Place, place_of
+from ..core.places import Named, ObjectPath, Place, place_of
 from .driver import Driver
 from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, estimate
 from .inputs import Source, in_blocks, with_shared_blocks
@@ -73,7 +73,7 @@ class Export:
     def plan(
         cls,
         ds: xr.Dataset,
-        path: str | os.PathLike[str] | Place,
+        path: Named,
         bounding_box: Sequence[int] | None = None,
         chunks: Sequence[int] = CHUNKS,
         shards: Sequence[int] = SHARDS,
@@ -216,7 +216,7 @@ class Export:
         template.to_zarr(store, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
 
 
-def _place(path: str | os.PathLike[str] | Place, options: Mapping[str, Any] | None) -> Place:
+def _place(path: Named, options: Mapping[str, Any] | None) -> Place:
     """Return the place of a store. A symbolic link is resolved, because a finished store cannot replace a link.
 
     Raises:

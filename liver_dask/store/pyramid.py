@@ -5,7 +5,6 @@ below as `to_zarr` writes a store from the archive: region by region, on threads
 kill. The level below is read in tiles, so memory does not grow with the volume.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -21,7 +20,7 @@ from ..core.disk import is_listed
 from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS
 from ..core.kinds import kind_of
-from ..core.places import Place, place_of
+from ..core.places import Named, Place, place_of
 from .group_metadata import read_group
 from .inventory import check_structure
 from .levels import Level, open_variables
@@ -38,7 +37,7 @@ from .levels import FACTORS, FOLDER, method_of, plan_levels, step_between, voxel
 
 
 def add_pyramid(
-    store: str | os.PathLike[str] | Place,
+    store: Named,
     *,
     storage_options: Mapping[str, Any] | None = None,
     client: "Client | None" = None,

@@ -1,12 +1,12 @@
 """`to_zarr`: write a Dataset as a sharded Zarr v3 store, on threads of this process or on a cluster."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
 from ..archive.description import VOXEL_SIZE_GIVEN
+from ..core.places import Named
 from .layout import CHUNKS, SHARDS
 from .plan import Export
 from .pyramid import add_pyramid
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def to_zarr(
     ds: xr.Dataset,
-    path: str | os.PathLike[str],
+    path: Named,
     *,
     storage_options: Mapping[str, Any] | None = None,
     client: "Client | None" = None,

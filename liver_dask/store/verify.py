@@ -18,7 +18,7 @@ from ..archive.reader import Missing, readers_of
 from ..core.config import setting
 from ..core.documents import reason_of
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError
-from ..core.places import Place, path_below, place_of
+from ..core.places import Named, Place, path_below, place_of
 from .identity import described, has_means, identity_of
 from .inputs import Source
 from .inventory import Metadata
@@ -100,7 +100,7 @@ def _problems(found: Sequence[str]) -> str:
 
 
 def verify(
-    path: str | os.PathLike[str],
+    path: Named,
     ds: xr.Dataset | None = None,
     *,
     source: str | os.PathLike[str] | None = None,

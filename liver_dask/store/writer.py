@@ -90,6 +90,7 @@ class Store:
         self.allows_missing = allows_missing
         self.partial = target.with_name(target.name + ".partial")
         self._began = False  # whether this run created the unfinished store
+        self._run = ""
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
         self._shards = self._storage.shards_in(self._unfinished, target)
@@ -179,7 +180,11 @@ class Store:
         """
         with self._storage.claim(self.partial, self.target, self._new.name) as self._claim:
             try:
-                run = "" if self.is_complete() else self._begin(write_metadata)
+                if self.is_complete():
+                    run = ""
+                    self._storage.drop_published(self._unfinished)
+                else:
+                    run = self._begin(write_metadata)
             except BaseException as error:
                 self.tidy_after(error)
                 self._remove_leftovers(self._claim)
@@ -202,7 +207,8 @@ class Store:
     def end_run(self) -> None:
         """Mark this run as ended, so that its tasks stop. If the disk does not allow it, they continue."""
         try:
-            self._storage.remove(self._progress / "run")
+            if self._run and self.is_current(self._run):  # not that of a process which has taken over
+                self._storage.remove(self._progress / "run")
         except OSError as error:
             log.warning("%s: its tasks may not see that the run has ended (%s)", self.target, error)
 
@@ -293,7 +299,29 @@ class Store:
         with suppress(LiverDaskError, OSError):
             if is_there(self.partial):
                 with self._storage.claim(self.partial, self.target, self._new.name) as claim:
+                    self._storage.drop_published(self._unfinished)
                     self._remove_leftovers(claim)
+
+    def discard(self, *, finished_too: bool) -> int:
+        """Remove what interrupted runs left, and return how many regions were finished.
+
+        Args:
+            finished_too: Whether to remove the unfinished store, too.
+
+        Raises:
+            StoreExistsError: Another process writes the store.
+        """
+        with self._storage.claim(self.partial, self.target, self._new.name) as claim:
+            finished = len(self.written()) if self._storage.is_begun(self._unfinished) else 0
+            self._storage.tidy(self.partial, self.target)
+            if finished_too and self._storage.is_begun(self._unfinished):
+                for row in self.layout.shard_rows(self.names):
+                    for shard in self.layout.shards_of(row):
+                        self._storage.remove(shard_path(self._shards, row.name, shard))
+                self._storage.remove_tree(self._progress / "slabs")
+                self._storage.withdraw(self._unfinished, self._new, [])
+            self._remove_leftovers(claim)
+        return finished
 
     def tidy_after(self, error: BaseException) -> None:
         """After an error, remove the store that this run began if nothing is finished; otherwise note what is kept.
@@ -341,9 +369,9 @@ class Store:
             self._check_unfinished()
             self._check_missing(missing_of(self._sources.all()))
             self._storage.make_folders(progress)
-        run = secrets.token_hex(8)
-        self._storage.write(self._progress / "run", [run.encode()])
-        return run
+        self._run = secrets.token_hex(8)
+        self._storage.write(self._progress / "run", [self._run.encode()])
+        return self._run
 
     def _metadata(self, write_metadata: Callable[[Any], None]) -> dict[str, bytes]:
         """Return everything in the store except its shards, by path; the record is last."""

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..archive.archives import EMPIAR_13356, find_archive
@@ -12,6 +11,7 @@ from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError, NotDownloadedError
 from ..core.geometry import BoundingBox
 from ..core.kinds import RAW
+from ..core.places import Place, place_of
 from ..store.plan import Export
 from ..store.to_zarr import to_zarr
 
@@ -29,6 +29,7 @@ def get_human_liver_em_data(
     archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     labels: str | Iterable[str] | None = None,
     client: "Client | None" = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> str:
     """Download a box of raw and labels, by default the masks of mito, er and nucleus, as one Zarr v3 store.
 
@@ -43,6 +44,7 @@ def get_human_liver_em_data(
         archive: The archive, by default EMPIAR-13356; see `open_archive`.
         labels: The labels to store; by default those that the archive's description lists as default.
         client: The cluster that downloads, see `to_zarr`.
+        storage_options: fsspec's options if `path` is an address in object storage, see `to_zarr`.
 
     Returns:
         The path of the store.
@@ -55,7 +57,7 @@ def get_human_liver_em_data(
     described = find_archive(archive).of_shape(shape)
     box = described.check_bounding_box(bounding_box)
     digest = hashlib.md5("_".join(map(str, box)).encode(), usedforsecurity=False).hexdigest()[:12]
-    return _store(Path(path), digest, box, download, source, described, labels, client)
+    return _store(place_of(path, storage_options), digest, box, download, source, described, labels, client)
 
 
 def get_human_liver_em_full_volume(
@@ -67,6 +69,7 @@ def get_human_liver_em_full_volume(
     archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     labels: str | Iterable[str] | None = None,
     client: "Client | None" = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> str:
     """Download the whole volume as `full_volume.zarr`: the tissue box of EMPIAR-13356, or all of a volume without one.
 
@@ -82,6 +85,7 @@ def get_human_liver_em_full_volume(
         archive: The archive, by default EMPIAR-13356; see `open_archive`.
         labels: The labels to store; by default those that the archive's description lists as default.
         client: The cluster that downloads, see `to_zarr`.
+        storage_options: fsspec's options if `path` is an address in object storage, see `to_zarr`.
 
     Returns:
         The path of the store.
@@ -90,7 +94,9 @@ def get_human_liver_em_full_volume(
         NotDownloadedError: The store is missing or incomplete, and `download` is False. (RuntimeError)
     """
     described = find_archive(archive).of_shape(shape)
-    return _store(Path(path), "full_volume", described.full_box, download, source, described, labels, client)
+    return _store(
+        place_of(path, storage_options), "full_volume", described.full_box, download, source, described, labels, client
+    )
 
 
 def get_human_liver_em_paths(
@@ -104,6 +110,7 @@ def get_human_liver_em_paths(
     archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     labels: str | Iterable[str] | None = None,
     client: "Client | None" = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Download several boxes, or the whole volume, and return the paths of the stores.
 
@@ -117,6 +124,7 @@ def get_human_liver_em_paths(
         archive: The archive, by default EMPIAR-13356; see `open_archive`.
         labels: The labels to store; by default those that the archive's description lists as default.
         client: The cluster that downloads, see `to_zarr`.
+        storage_options: fsspec's options if `path` is an address in object storage, see `to_zarr`.
 
     Returns:
         One path per box, in the order of the boxes; a single path if `full_volume`.
@@ -130,6 +138,7 @@ def get_human_liver_em_paths(
         "archive": archive,
         "labels": labels,
         "client": client,
+        "storage_options": storage_options,
     }
     if full_volume:
         return [get_human_liver_em_full_volume(path, download, **options)]
@@ -139,7 +148,7 @@ def get_human_liver_em_paths(
 
 
 def _store(
-    folder: Path,
+    folder: Place,
     name: str,
     box: BoundingBox,
     download: bool,

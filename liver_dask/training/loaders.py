@@ -6,7 +6,7 @@ Each additional argument has a default.
 import inspect
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import BoundingBox, Shape, check_lengths
 from ..core.kinds import RAW
+from ..core.places import ObjectPath, place_of
 from .arguments import (
     Workers,
     boxes_of,
@@ -55,6 +56,7 @@ def get_human_liver_em_dataset(
     shape: Sequence[int] | None = None,
     archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     client: "Client | None" = None,
+    storage_options: Mapping[str, Any] | None = None,
     stream: bool = False,
     min_foreground: float = 0.0,
     labelled_region_only: bool = False,
@@ -99,6 +101,7 @@ def get_human_liver_em_dataset(
         shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
         archive: The archive, by default EMPIAR-13356; see `open_archive`.
         client: The cluster that downloads, see `to_zarr`.
+        storage_options: fsspec's options if `path` is an address in object storage, see `to_zarr`.
         stream: Read each patch from `source` when it is sampled, without a store. This is for a first try: it is slow,
             and with `min_foreground` many masks are read for one patch. Strips and masks are cached in `path`/cache.
         min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
@@ -156,7 +159,7 @@ def get_human_liver_em_dataset(
     factors = check_scales(scales, options["transform"], stream)
     rois = check_rois(options.pop("rois"), [box.shape for box in boxes], patch)
     if stream:
-        sources = [PatchSource.streamed(Path(path) / "cache", source, described, names, box) for box in boxes]
+        sources = [PatchSource.streamed(_cache_in(path), source, described, names, box) for box in boxes]
     else:
         stored = (*described.labels, *(name for name in names if name not in described.labels))
         stores = get_human_liver_em_paths(
@@ -168,8 +171,11 @@ def get_human_liver_em_dataset(
             archive=described,
             labels=stored,
             client=client,
+            storage_options=storage_options,
         )
-        sources = stored_sources([Path(store).absolute() for store in stores], names, factors, cache_bytes, reuse)
+        sources = stored_sources(
+            [place_of(store, storage_options) for store in stores], names, factors, cache_bytes, reuse
+        )
     splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
     counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
     n_samples = check_count(options.pop("n_samples"))
@@ -208,6 +214,14 @@ def get_human_liver_em_dataset(
     return mixture
 
 
+def _cache_in(path: str | os.PathLike[str]) -> Path:
+    """Return the folder on this machine that keeps what is streamed."""
+    place = place_of(path)
+    if isinstance(place, ObjectPath):
+        raise InvalidArgumentError(f"stream=True keeps what it fetches in a folder of this machine, not in {place}.")
+    return place / "cache"
+
+
 def get_human_liver_em_loader(
     path: str | os.PathLike[str],
     patch_shape: Sequence[int],
@@ -221,6 +235,7 @@ def get_human_liver_em_loader(
     shape: Sequence[int] | None = None,
     archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     client: "Client | None" = None,
+    storage_options: Mapping[str, Any] | None = None,
     stream: bool = False,
     min_foreground: float = 0.0,
     labelled_region_only: bool = False,
@@ -255,6 +270,7 @@ def get_human_liver_em_loader(
         shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
         archive: The archive, by default EMPIAR-13356.
         client: The cluster that downloads.
+        storage_options: fsspec's options if `path` is an address in object storage, see `to_zarr`.
         stream: Read each patch from `source` when it is sampled, without a store.
         min_foreground: Minimum share of a patch's voxels, 0 to 1, that belong to one of the labels.
         labelled_region_only: Whether to sample only where labels exist.
@@ -305,6 +321,7 @@ def get_human_liver_em_loader(
         shape=shape,
         archive=archive,
         client=client,
+        storage_options=storage_options,
         stream=stream,
         min_foreground=min_foreground,
         labelled_region_only=labelled_region_only,

@@ -16,6 +16,7 @@ from ..archive.lazy.lazy_window import LazyWindow
 from ..core.config import setting
 from ..core.geometry import BoundingBox, Shape, crop
 from ..core.kinds import RAW, Kind
+from ..core.places import Place
 from ..core.threads import ContextPool
 from ..store.array import StoredArray
 from ..store.chunk_cache import ChunkCache, bytes_of_chunk
@@ -85,7 +86,7 @@ class PatchSource:
 
     @classmethod
     def stored(
-        cls, store: Path, names: tuple[str, ...], factors: Sequence[Shape] = (), cache: ChunkCache | None = None
+        cls, store: Place, names: tuple[str, ...], factors: Sequence[Shape] = (), cache: ChunkCache | None = None
     ) -> "PatchSource":
         """Open a complete store, and its raw in voxels that are larger by each of the factors (z, y, x)."""
         record = open_record(store)
@@ -130,7 +131,7 @@ class PatchSource:
 
 
 def stored_sources(
-    stores: Sequence[Path], names: tuple[str, ...], factors: Sequence[Shape], cache_bytes: int, reuse: int
+    stores: Sequence[Place], names: tuple[str, ...], factors: Sequence[Shape], cache_bytes: int, reuse: int
 ) -> list[PatchSource]:
     """Open complete stores, with one cache for all of them if they fit into it, or if chunks are used several times.
 
@@ -142,7 +143,7 @@ def stored_sources(
     return [PatchSource.stored(store, names, factors, cache) for store in stores]
 
 
-def _decoded_bytes(store: Path, names: tuple[str, ...]) -> int:
+def _decoded_bytes(store: Place, names: tuple[str, ...]) -> int:
     """Return the number of bytes of all decoded chunks of raw and some labels."""
     record = open_record(store)
     layout = layout_of(record)

@@ -2,14 +2,14 @@
 
 import operator
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..archive.archives import EMPIAR_13356, find_archive
 from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import BoundingBox, Shape, check_lengths
+from ..core.places import place_of
 from .arguments import check_labels
 from .downloads import get_human_liver_em_paths
 from .extra import import_extra, with_defaults
@@ -39,6 +39,7 @@ def get_human_liver_em_tiles(
     shape: Sequence[int] | None = None,
     archive: Archive | str | os.PathLike[str] = EMPIAR_13356,
     client: "Client | None" = None,
+    storage_options: Mapping[str, Any] | None = None,
     raw_transform: Callable[[Any], Any] | None = None,
     label_transform: Callable[[Any], Any] | None = None,
     ndim: int | None = None,
@@ -79,6 +80,7 @@ def get_human_liver_em_tiles(
         shape: Shape (z, y, x) in voxels of the whole volume at `source`, if it differs from the archive's description.
         archive: The archive, by default EMPIAR-13356; see `open_archive`.
         client: The cluster that downloads, see `to_zarr`.
+        storage_options: fsspec's options if `path` is an address in object storage, see `to_zarr`.
         raw_transform: Function of the raw voxels (z, y, x) of a patch; the default standardises each patch.
         label_transform: Function of the labels of a patch, which gets masks of 0 / 255; by default masks become 0 / 1,
             and instances keep their numbers as in `get_human_liver_em_dataset`.
@@ -119,8 +121,9 @@ def get_human_liver_em_tiles(
         archive=described,
         labels=(*described.labels, *(name for name in names if name not in described.labels)),  # as for training
         client=client,
+        storage_options=storage_options,
     )
-    one = PatchSource.stored(Path(store).absolute(), names if with_labels else ())
+    one = PatchSource.stored(place_of(store, storage_options), names if with_labels else ())
     chosen = with_defaults(
         {
             "raw_transform": raw_transform,

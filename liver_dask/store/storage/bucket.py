@@ -80,7 +80,10 @@ class Bucket(Storage[ObjectPath]):
     def check_target(self, partial: ObjectPath, target: ObjectPath) -> None:
         """See Storage."""
         if target.exists():
-            raise StoreExistsError(f"{target} holds something that liver_dask did not write; choose another address.")
+            raise StoreExistsError(
+                f"{target} holds something that liver_dask did not write, or shards of an unfinished store whose "
+                f"{partial.name} is gone; choose another address, or remove it if nobody needs it."
+            )
 
     def is_begun(self, unfinished: ObjectPath) -> bool:
         """See Storage: if its record, which is written last, is there."""
@@ -122,7 +125,11 @@ class Bucket(Storage[ObjectPath]):
             list(pool.map(lambda name: self.write(target / name, [(unfinished / name).read_bytes()]), first))
         for name in ("zarr.json", last):
             self.write(target / name, [(unfinished / name).read_bytes()])
-        self.remove(unfinished / last)
+        self.drop_published(unfinished)
+
+    def drop_published(self, unfinished: ObjectPath) -> None:
+        """See Storage: its record is removed first, so that it is no unfinished store any more."""
+        self.remove(unfinished / RECORD_OF_UNFINISHED)
         self.remove_tree(unfinished)
 
     def tidy(self, partial: ObjectPath, target: ObjectPath) -> None:

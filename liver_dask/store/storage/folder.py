@@ -139,6 +139,9 @@ class Folder(Storage[Path]):
         unfinished.replace(target)
         sync_folder(target.parent)
 
+    def drop_published(self, unfinished: Path) -> None:
+        """See Storage: `publish` moves it."""
+
     def tidy(self, partial: Path, target: Path) -> None:
         """See Storage."""
         if is_there(partial / "aside"):

@@ -153,6 +153,10 @@ class Storage(ABC, Generic[P]):
         """
 
     @abstractmethod
+    def drop_published(self, unfinished: P) -> None:
+        """Remove an unfinished store whose complete one is there, where `publish` does not move it in one step."""
+
+    @abstractmethod
     def tidy(self, partial: P, target: P) -> None:
         """Remove what broken transfers left, which nobody but the storage sees. The caller holds the claim."""
 

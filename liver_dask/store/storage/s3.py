@@ -1,5 +1,6 @@
 """Multipart uploads of S3: objects of parts, of which those that lie in the storage are copied there."""
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -17,8 +18,13 @@ PARTS_AT_ONCE = 8
 
 
 def join_parts(place: ObjectPath, parts: Iterable[Part]) -> None:
-    """Write an object of parts. It appears when all of them are there."""
+    """Write an object of parts. It appears when all of them are there.
+
+    Raises:
+        OSError: A part cannot be made, or the storage has not joined what it was told.
+    """
     upload = _call(place, "create_multipart_upload")["UploadId"]
+    parts = list(parts)
     try:
         with ContextPool(PARTS_AT_ONCE) as pool:
             made = list(pool.map(lambda of: _make(place, upload, *of), enumerate(parts, 1)))
@@ -27,6 +33,10 @@ def join_parts(place: ObjectPath, parts: Iterable[Part]) -> None:
         with suppress(OSError):
             _call(place, "abort_multipart_upload", UploadId=upload)
         raise
+    size, expected = place.stat().st_size, sum(part.size for part in parts)
+    if size != expected:
+        place.call("rm_file", place.key)
+        raise OSError(errno.EIO, f"the storage joined {size} of {expected} bytes", str(place))
 
 
 def abort_uploads(folder: ObjectPath) -> None:

@@ -1,0 +1,118 @@
+"""S3 on this machine (moto), with its requests counted and, if asked, disturbed."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import boto3
+from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+from liver_dask.core.places import ObjectPath
+
+BUCKET = "tests"
+KEY, SECRET = "AKIAEXAMPLEKEY", "example-secret-that-nobody-may-see"
+
+
+class Asked(NamedTuple):
+    """One request.
+
+    Attributes:
+        method: HTTP method.
+        path: Path, with the bucket.
+        query: The query.
+        range: The header Range, or that of a copy.
+        length: Bytes of its body.
+        is_copy: Whether the body is copied in the storage.
+    """
+
+    method: str
+    path: str
+    query: str
+    range: str
+    length: int
+    is_copy: bool
+
+
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+class ObjectStorage:
+    """A running S3.
+
+    Attributes:
+        url: Its address.
+        asked: All requests so far.
+        disturb: Called with each request before it is answered; it may return another application that answers.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.undisturbed()
+
+    def undisturbed(self) -> None:
+        """Forget all requests, and answer the next ones as they should be."""
+        self.asked: list[Asked] = []
+        self.disturb: Callable[[Asked, Application], Application] = lambda asked, application: application
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The `storage_options` for it."""
+        return {"key": KEY, "secret": SECRET, "endpoint_url": self.url}
+
+    @property
+    def client(self) -> Any:
+        """An independent client."""
+        return boto3.client(
+            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+        )
+
+    def folder(self) -> ObjectPath:
+        """Return a new, empty folder."""
+        return ObjectPath(f"s3://{BUCKET}/{secrets.token_hex(6)}", self.options)
+
+    def objects(self, folder: ObjectPath) -> dict[str, bytes]:
+        """Return the content of all objects below a folder, as the independent client sees them."""
+        client, prefix = self.client, f"{folder.key.removeprefix(f'{BUCKET}/')}/"
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return {key[len(prefix) :]: client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+
+    def uploads(self) -> list[str]:
+        """Return the keys of the uploads that were begun and not completed."""
+        return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
+
+
+@contextmanager
+def object_storage() -> Iterator[ObjectStorage]:
+    """Run an S3 with an empty bucket on a free port."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    application = DomainDispatcherApplication(create_backend_app)
+    storage = ObjectStorage("")
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        asked = Asked(
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            environ.get("QUERY_STRING", ""),
+            environ.get("HTTP_X_AMZ_COPY_SOURCE_RANGE") or environ.get("HTTP_RANGE", ""),
+            int(environ.get("CONTENT_LENGTH") or 0),
+            "HTTP_X_AMZ_COPY_SOURCE" in environ,
+        )
+        storage.asked.append(asked)
+        return storage.disturb(asked, application)(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=MotoRequestHandler)
+    storage.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        storage.client.create_bucket(Bucket=BUCKET)
+        yield storage
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
