@@ -28,6 +28,24 @@ def is_there(path: Place) -> bool:
     return _stat(path) is not None
 
 
+def is_file(path: Place) -> bool:
+    """Return whether a path is a file; a symbolic link is followed."""
+    if isinstance(path, ObjectPath):
+        return path.is_file()
+    found = _stat(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def content_of(path: Place) -> bytes | None:
+    """Return the content of a file; None if it does not exist."""
+    if not isinstance(path, ObjectPath) and not is_there(path):
+        return None
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # removed a moment ago, or not there
+        return None
+
+
 def is_link(path: Path) -> bool:
     """Return whether a path is a symbolic link."""
     found = _stat(path, follow=False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DamagedError
-from .places import Place
+from .places import ObjectPath, Place
 
 LARGEST_DOCUMENT = 64 << 20
 """Bytes. The manifest of the full volume has 0.1 MB."""
@@ -42,11 +42,15 @@ def read_document(path: Place, what: str) -> Any:
         DamagedError: The file is missing, not a regular file, too large or not JSON, or it has a duplicate key.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a file")
-        if path.stat().st_size > LARGEST_DOCUMENT:
-            raise ValueError("it is too large")
-        return json.loads(path.read_bytes(), object_pairs_hook=_without_doubles)
+        if isinstance(path, ObjectPath):
+            content = path.read_bytes()
+        else:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is not a file")
+            if path.stat().st_size > LARGEST_DOCUMENT:
+                raise ValueError("it is too large")
+            content = path.read_bytes()
+        return json.loads(content, object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}, which {what}, cannot be read ({error}).") from error
 

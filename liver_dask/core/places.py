@@ -17,6 +17,9 @@ from .threads import ContextPool
 
 T = TypeVar("T")
 
+S3 = ("s3", "s3a")
+"""Protocols of S3."""
+
 FILES_AT_ONCE = 16
 """How many small objects are read at the same time."""
 
@@ -177,7 +180,14 @@ class ObjectPath:
 
     def is_file(self) -> bool:
         """Return whether there is such an object."""
-        return self._is(stat.S_ISREG)
+        if self._protocol not in S3:
+            return self._is(stat.S_ISREG)
+        bucket, key, _ = self.filesystem.split_path(self.key)
+        try:  # without a look at what is below
+            self.call("call_s3", "head_object", Bucket=bucket, Key=key)
+        except FileNotFoundError:
+            return False
+        return True
 
     def is_dir(self) -> bool:
         """Return whether there are objects below."""
@@ -207,7 +217,8 @@ class ObjectPath:
 
     def read_bytes(self) -> bytes:
         """Return the content of the object."""
-        return bytes(self.call("cat_file", self.key))
+        at_once = {"max_concurrency": 1} if self._protocol in S3 else {}  # otherwise s3fs asks for its size first
+        return bytes(self.call("cat_file", self.key, **at_once))
 
     def read_text(self) -> str:
         """Return the content of the object as text."""

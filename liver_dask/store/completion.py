@@ -48,12 +48,13 @@ def write_all_but_shards(
         DamagedError: A shard does not have the size that it was written with. (RuntimeError)
     """
     _remove_torn(store, names)
-    _list_missing(store, missing_of(files.all()))
+    known = files.all()
+    _list_missing(store, missing_of(known))
     for name in names:
         shards: dict[str, Any] = {}
         for content in contents_of(files_in(finished / name, ".json")):
             shards |= json.loads(content)
-        sources = [{key: file[key] for key in ("url", "size", "tag")} for file in files.of(name)]
+        sources = [{key: file[key] for key in ("url", "size", "tag")} for file in files.of(name, known)]
         _check_shards(store, written, layout, name, shards)
         manifest = {"shards": dict(sorted(shards.items())), "sources": sorted(sources, key=lambda file: file["url"])}
         write_json(store / name / MANIFEST, manifest)

@@ -25,7 +25,15 @@ def is_consolidated(group: Place) -> bool:
 def read_metadata(node: Place) -> dict[str, Any] | None:
     """Return the metadata of a group or array; None if there are none. Raise OSError if the disk cannot be read."""
     try:
-        document = json.loads((node / METADATA).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return parsed((node / METADATA).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def parsed(content: bytes | None) -> dict[str, Any] | None:
+    """Return a document; None if it is no JSON object."""
+    try:
+        document = json.loads(content or b"")
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

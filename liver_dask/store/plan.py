@@ -238,7 +238,7 @@ def _place(path: Named, options: Mapping[str, Any] | None) -> Place:
         )
     if isinstance(target, Path) and is_link(target):
         raise InvalidArgumentError(f"Cannot write {path!r}: the symbolic link {target} leads nowhere.")
-    if isinstance(target, ObjectPath) and target.parent == target:
+    if isinstance(target, ObjectPath) and "/" not in target.key:
         raise InvalidArgumentError(f"Cannot write {target}: give a name in the bucket, such as {target}/crop.zarr.")
     return target
 

@@ -15,7 +15,7 @@ import zarr
 
 from ..archive.remote.address import ZARR_METADATA
 from ..archive.remote.versions import MISSING
-from ..core.disk import is_there, size_of, sizes_of
+from ..core.disk import content_of, is_there, size_of, sizes_of
 from ..core.documents import read_document, reason_of, short
 from ..core.errors import (
     DamagedError,
@@ -70,13 +70,11 @@ def has_record(store: Place) -> bool:
 
 def _any_record(store: Place) -> dict[str, Any] | None:
     """Return the record of a store of any format; an empty one if it is damaged, None if there is no record."""
-    path = store / RECORD / "zarr.json"
-    if not is_there(path):
+    content = content_of(store / RECORD / "zarr.json")
+    if content is None:
         return None
     try:
-        found = json.loads(path.read_bytes())["attributes"]
-    except FileNotFoundError:  # removed a moment ago
-        return None
+        found = json.loads(content)["attributes"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,12 +5,12 @@ The archive may have moved since the store was begun. A file is then known by th
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..archive.description import Variable
 from ..archive.remote.versions import MISSING, FileVersion
-from ..core.disk import files_in, is_there
+from ..core.disk import content_of, files_in
 from ..core.errors import SourceChangedError
 from ..core.places import Place, contents_of
 from .identity import is_file_of, recorded
@@ -63,6 +63,7 @@ class SourceVersions:
         self.folder = folder
         self.moved = moved
         self._variables = record["variables"]
+        self._noted: dict[str, FileVersion] = {}  # by this process
 
     def note(self, url: str, version: FileVersion) -> None:
         """Record the version of a file, unless one is recorded.
@@ -70,11 +71,15 @@ class SourceVersions:
         Raises:
             SourceChangedError: Another version is recorded: parts of the store were made from it.
         """
+        if self._noted.get(url) == version:
+            return
         path = self._path(url)
-        if not is_there(path):
+        content = content_of(path)
+        if content is None:
             now = {"url": url, "file": self._recorded_url(url), "size": version.size, "tag": version.etag}
-            storage_of(path).write_new(path, json.dumps(now, indent=1).encode())
-        noted = json.loads(path.read_bytes())
+            new = json.dumps(now, indent=1).encode()
+            content = new if storage_of(path).write_new(path, new) else path.read_bytes()
+        noted = json.loads(content)
         known = FileVersion(noted["size"], noted["tag"])
         if not _may_be(version, known, same_url=noted["url"] == url):
             partial = self.folder.parent.parent
@@ -84,15 +89,17 @@ class SourceVersions:
                 f"({known.etag}), and has {version.size} ({version.etag}). Remove {partial} to begin anew, "
                 f"or {path} if you know that the same voxels are where they were."
             )
+        self._noted[url] = version
 
     def all(self) -> list[dict[str, Any]]:
         """Return what is recorded: `url`, `file` (its URL when the store was begun), `size` and `tag` of each file."""
         return [json.loads(content) for content in contents_of(files_in(self.folder, ".json"))]
 
-    def of(self, name: str) -> list[dict[str, Any]]:
-        """Return what is recorded of the files that a variable is made from."""
+    def of(self, name: str, among: Sequence[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """Return what is recorded of the files that a variable is made from, if given, among these."""
         patterns = self._variables[name]["files"]
-        return [file for file in self.all() if any(is_file_of(of, file.get("file", file["url"])) for of in patterns)]
+        known = self.all() if among is None else among
+        return [file for file in known if any(is_file_of(of, file.get("file", file["url"])) for of in patterns)]
 
     def _recorded_url(self, url: str) -> str:
         """Return the URL of a file at the address from which the store was begun."""

@@ -39,7 +39,7 @@ import numpy.typing as npt
 import zarr
 
 from ..archive.remote.versions import FileVersion
-from ..core.disk import files_in, is_empty_folder, is_there
+from ..core.disk import files_in, is_empty_folder, is_file, is_there
 from ..core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
 from ..core.places import Place
 from .completion import write_all_but_shards
@@ -91,11 +91,15 @@ class Store:
         self.partial = target.with_name(target.name + ".partial")
         self._began = False  # whether this run created the unfinished store
         self._run = ""
+        self._claim: Claim | None = None
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
         self._shards = self._storage.shards_in(self._unfinished, target)
         self._progress = self.partial / "progress"
         self._sources = SourceVersions(self._progress / "sources", content, [])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_claim": None}  # it is held by this process alone
 
     @property
     def _storage(self) -> Storage[Any]:
@@ -178,7 +182,8 @@ class Store:
             StoreExistsError: Another process writes the store, or the unfinished store belongs to another call.
             InvalidArgumentError: The folder cannot be written.
         """
-        with self._storage.claim(self.partial, self.target, self._new.name) as self._claim:
+        with self._storage.claim(self.partial, self.target, self._new.name) as claim:
+            self._claim = claim
             try:
                 if self.is_complete():
                     run = ""
@@ -187,7 +192,7 @@ class Store:
                     run = self._begin(write_metadata)
             except BaseException as error:
                 self.tidy_after(error)
-                self._remove_leftovers(self._claim)
+                self._remove_leftovers(claim)
                 if isinstance(error, OSError) and not isinstance(error, LiverDaskError):
                     raise InvalidArgumentError(f"Cannot write {self.target}: {error.strerror or error}.") from error
                 raise
@@ -195,7 +200,7 @@ class Store:
                 yield run
             finally:
                 self.end_run()
-                self._remove_leftovers(self._claim)
+                self._remove_leftovers(claim)
 
     def is_current(self, run: str) -> bool:
         """Return whether `run` is the current run. Tasks of a stopped, killed or superseded run must end."""
@@ -255,7 +260,7 @@ class Store:
             return np.asarray(zarr.open_array(zarr_store(self.target / name), mode="r")[z, y])
         dtype, chunk = np.dtype(self.content["variables"][name]["dtype"]), self.layout.chunks
         slab = self._slab_path(name, region)
-        if is_there(slab):
+        if is_file(slab):
             row = read_first_row(slab, self.layout.slab_grid(region), dtype, chunk)
         else:
             shards = [
@@ -272,7 +277,7 @@ class Store:
 
     def is_merged(self, row: ShardRow) -> bool:
         """Return whether all shards of a row are finished."""
-        return all(is_there(self._checksum_path(row.name, shard)) for shard in self.layout.shards_of(row))
+        return all(is_file(self._checksum_path(row.name, shard)) for shard in self.layout.shards_of(row))
 
     def merge(self, row: ShardRow, shard: Shard) -> None:
         """Merge the slabs of one shard of a row. Remove the slabs when all shards of the row are finished."""
@@ -280,7 +285,7 @@ class Store:
             self._merge(row, shard)
         except FileNotFoundError:
             # if the checksum exists, a job of an earlier run has just written the shard
-            if not is_there(self._checksum_path(row.name, shard)):
+            if not is_file(self._checksum_path(row.name, shard)):
                 raise
         if self.is_merged(row):
             for region in self.layout.regions_of(row):
@@ -291,7 +296,8 @@ class Store:
         write_all_but_shards(
             self._unfinished, self._shards, self._progress / "shards", self.layout, self.names, self._sources
         )
-        self._claim.check()
+        if self._claim:
+            self._claim.check()
         self._storage.publish(self._unfinished, self.target, RECORD_FILE)
 
     def tidy_beside(self) -> None:
@@ -330,7 +336,20 @@ class Store:
 
         Args:
             error: The error; the note is added to it.
+
+        Raises:
+            StoreExistsError: The error came because another process has taken the store over; nothing is removed.
         """
+        try:
+            if self._claim:
+                self._claim.check()
+        except StoreExistsError as lost:
+            if isinstance(error, Exception):
+                raise lost from error
+            return
+        except OSError as fault:
+            log.info("%s: whether it is still this process that writes it is not known (%s)", self.target, fault)
+            return
         try:
             if not self._storage.is_begun(self._unfinished):
                 return
@@ -443,7 +462,7 @@ class Store:
     def _merge(self, row: ShardRow, shard: Shard) -> None:
         """Merge the slabs of one shard, unless the shard is finished."""
         record = self._checksum_path(row.name, shard)
-        if is_there(record):
+        if is_file(record):
             return
         (_, rows, _), grid = self.layout.chunks, self.layout.chunks_per_shard
         slabs = [

@@ -7,12 +7,12 @@ from typing import Any
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from ..core.disk import files_in, is_there
+from ..core.disk import content_of, files_in, is_there
 from ..core.documents import reason_of
 from ..core.errors import DamagedError
-from ..core.places import Place, path_below
+from ..core.places import ObjectPath, Place, path_below
 from .durable import TORN
-from .group_metadata import METADATA, is_consolidated, read_metadata
+from .group_metadata import METADATA, is_consolidated, parsed
 from .storage.access import storage_of
 
 
@@ -48,8 +48,8 @@ def group_document(group: Place, attributes: Mapping[str, Any], *, consolidate: 
     consolidate = consolidate or is_consolidated(group)
     found: dict[str, Any] = {}
     of_buffers = default_buffer_prototype().buffer
-    for path in _metadata_below(group) if consolidate else [group / METADATA][: (group / METADATA).exists()]:
-        found[path_below(path, group)] = of_buffers.from_bytes(path.read_bytes())
+    for path, content in _metadata_below(group, descend=consolidate):
+        found[path_below(path, group)] = of_buffers.from_bytes(content)
     store = zarr.storage.MemoryStore(found)
     try:
         zarr.open_group(store, mode="a", use_consolidated=False).attrs.put(dict(attributes))
@@ -65,13 +65,14 @@ def group_document(group: Place, attributes: Mapping[str, Any], *, consolidate: 
     return bytes(found[METADATA].to_bytes())
 
 
-def _metadata_below(node: Place) -> Iterator[Place]:
-    """Yield the paths of the metadata files of a group and of all groups and arrays in it."""
-    document = read_metadata(node)
-    if document is None:
+def _metadata_below(node: Place, *, descend: bool) -> Iterator[tuple[Place, bytes]]:
+    """Yield path and content of the metadata of a group and, to descend, of all groups and arrays in it."""
+    content = content_of(node / METADATA)
+    document = parsed(content)
+    if content is None or document is None:
         return
-    yield node / METADATA
-    if document.get("node_type") == "group":
+    yield node / METADATA, content
+    if descend and document.get("node_type") == "group":
         for child in files_in(node):
-            if child.is_dir():
-                yield from _metadata_below(child)
+            if isinstance(child, ObjectPath) or child.is_dir():
+                yield from _metadata_below(child, descend=True)

@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 
 from ...core.errors import StoreExistsError
-from ...core.places import ObjectPath
+from ...core.places import S3, ObjectPath
 from ...core.threads import ContextPool
 from .claims import Claims
 from .interface import Claim, Extent, Storage
 from .parts import Part, plan_parts
-from .s3 import S3, abort_uploads, content_of, join_parts
+from .s3 import abort_uploads, content_of, join_parts
 
 OBJECTS_AT_ONCE = 8
 """How many small objects are written at the same time."""

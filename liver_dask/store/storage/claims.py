@@ -190,7 +190,7 @@ class HeldClaim:
                 log.warning("%s: the claim could not be renewed, and is tried again (%s)", self._target, error)
 
     def _renew(self) -> None:
-        if self._next.exists():
+        if self._next.is_file() or not self._place.is_file():  # who took over may have finished, and removed all
             self._is_lost = True
         else:
             began = time.monotonic()

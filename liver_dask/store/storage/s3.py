@@ -10,9 +10,6 @@ from ...core.threads import ContextPool
 from .interface import Extent
 from .parts import Part, Piece
 
-S3 = ("s3", "s3a")
-"""Protocols of S3."""
-
 PARTS_AT_ONCE = 8
 """How many parts of an object are made at the same time."""
 
