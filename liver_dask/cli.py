@@ -53,9 +53,9 @@ from .store.plan import Export
 from .store.pyramid import add_pyramid
 from .store.record import check_finished, has_record, layout_of, open_record, read_record, what_it_lacks
 from .store.record_checks import record_problem
-from .store.storage.access import zarr_store
 from .store.targets import open_target, stored_at
 from .store.verify import verify as verify_store
+from .store.zarr_store import zarr_store
 from .viewing.figures import INCHES, show
 from .viewing.levels import PIXELS
 from .viewing.view import serve_slicer, view

@@ -35,6 +35,9 @@ def sentence_of(error: LiverDaskError | OSError) -> str:
     if isinstance(error, LiverDaskError) or error.filename is None or not error.strerror:
         return str(error)
     advice = "choose another path"
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+    if "://" in str(error.filename):
+        advice = "look at the address, the credentials and the network"
+    elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
         advice += ", or change its permissions"
-    return f"Cannot use {os.fsdecode(str(error.filename))} ({error.strerror.lower()}); {advice}."
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    return f"Cannot use {os.fsdecode(str(error.filename))} ({reason}); {advice}."

@@ -149,7 +149,7 @@ class ObjectPath:
         except PermissionError as error:
             fault = PermissionError(errno.EACCES, f"access is denied ({self.hidden(error)})", str(self))
         except Exception as error:  # each package of fsspec has its own errors, and some are no OSError
-            fault = OSError(errno.EIO, f"{type(error).__name__}: {self.hidden(error)}", str(self))
+            fault = OSError(errno.EIO, self.hidden(error) or type(error).__name__, str(self))
         raise fault  # raised here, so that its context does not hold the package's error, which may show a secret
 
     def hidden(self, text: object) -> str:

@@ -14,8 +14,8 @@ from ..core.threads import ContextPool
 from .jobs import Report
 from .layout import Group, Layout, Region, RegionBatch
 from .rows import Part
-from .storage.access import zarr_store
 from .worker import READERS, report_of
+from .zarr_store import zarr_store
 
 SLICES_OF_A_LAYER = 2
 """Number of slices to compare in each layer of shards, unless all voxels are compared."""

@@ -31,7 +31,7 @@ from ..core.geometry import DIMS
 from ..core.places import Place, path_below
 from .layout import Layout
 from .shards import STATISTICS
-from .storage.access import zarr_store
+from .zarr_store import zarr_store
 
 FILE = "inventory.json"
 METADATA = "zarr.json"

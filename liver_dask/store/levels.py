@@ -16,7 +16,7 @@ from .downsampling import METHODS, DownsamplingReader, Method
 from .group_metadata import is_consolidated, read_group
 from .placement import Placement, placement_of
 from .record import layout_of, open_record, read_record
-from .storage.access import zarr_store
+from .zarr_store import zarr_store
 
 
 class Level(NamedTuple):

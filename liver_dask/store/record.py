@@ -27,7 +27,7 @@ from .inventory import check_structure
 from .layout import Layout, Shard, plan_layout
 from .record_checks import record_problem
 from .shards import Checksum
-from .storage.access import zarr_store
+from .zarr_store import zarr_store
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from ..archive.dataset import open_archive
 from ..archive.description import Archive
 from ..core.places import Place, place_of
 from .record import check_finished, check_shards, has_record, open_record
-from .storage.access import zarr_store
+from .zarr_store import zarr_store
 
 
 def open_target(

@@ -62,8 +62,9 @@ from .record_checks import explain_difference, record_problem
 from .shards import Chunk, read_row
 from .slabs import Slab, merge_slabs, read_first_row, write_slab
 from .source_versions import SourceVersions, moved_variables
-from .storage.access import storage_of, zarr_store
+from .storage.access import storage_of
 from .storage.interface import Claim, Storage
+from .zarr_store import zarr_store
 
 log = logging.getLogger(__name__)
 

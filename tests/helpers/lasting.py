@@ -48,6 +48,7 @@ LEFT: dict[str, str] = {
     "liver_dask.archive.remote.watchdog._watchdog": _GIVEN_BACK,
     "liver_dask.core.compiled._compiling": _A_LOCK,
     "liver_dask.core.concurrency.cores": _GIVEN_BACK,
+    "liver_dask.core.crc32c._compiled": _ALWAYS_THE_SAME,
     "liver_dask.core.documents._short": _ALWAYS_THE_SAME,
     "liver_dask.core.interrupts._Interrupts": "begins anew with each `interrupts_noted`, and is looked at in it alone",
     "liver_dask.core.malloc.keep_memory_of_worker": "what malloc was told cannot be taken back",

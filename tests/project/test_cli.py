@@ -153,7 +153,9 @@ def test_info_asks_the_source_for_one_slice(server: ArchiveServer, archive: Path
         ("download OUT --bbox 0 9 0 9 0 1 --source /no/such/folder", 1, "There is no folder"),
         ("download THERE --bbox 0 9 0 9 0 1", 1, "something that liver_dask did not write; choose another path."),
         ("download EMPTY --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': the path is empty; give a folder"),
-        ("download s3://b/a.zarr --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': s3://b/a.zarr is an address"),
+        ("download https://b/a.zarr --bbox 0 9 0 9 0 1", 2, "https://b/a.zarr is not a place for a store"),
+        ("download s3://b --bbox 0 9 0 9 0 1", 2, "give a name in the bucket, such as s3://b/crop.zarr"),
+        ("download s3://b/a.zarr --bbox 0 9 0 9 0 1", 1, "Cannot use s3://b/a.zarr (unable to locate credentials)"),
         ("demo --out EMPTY", 2, "the path is empty"),
         ("pyramid EMPTY", 2, "the path is empty"),
         (
@@ -305,8 +307,7 @@ def test_no_traceback_whatever_is_wrong(archive: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (["snapshot", str(store), "--z", "0", *picture], "liver-dask verify"),
         (["snapshot", str(tmp_path / "b.zarr"), "--z", "0", *picture], "There is no 'raw'"),
-        (["download", "s3://bucket/x.zarr", "--full", "--source", str(archive)], "is an address"),
-        (["verify", "http://127.0.0.1:9/x.zarr"], "is an address"),
+        (["verify", "http://127.0.0.1:9/x.zarr"], "is not a place for a store"),
     ):
         done = run_here(*arguments, cwd=tmp_path)
         assert done.returncode in (1, 2), arguments

@@ -1,10 +1,8 @@
-"""Which storage a place belongs to, and how zarr reads it."""
+"""Which storage a place belongs to."""
 
 import json
 from pathlib import Path
 from typing import Any
-
-from zarr.storage import FsspecStore
 
 from ...core.places import Place
 from .bucket import Bucket
@@ -17,15 +15,6 @@ _FOLDER, _BUCKET = Folder(), Bucket()
 def storage_of(place: Place) -> Storage[Any]:
     """Return how a place is written."""
     return _FOLDER if isinstance(place, Path) else _BUCKET
-
-
-def zarr_store(place: Place) -> Any:
-    """Return what zarr and xarray open to read a store: the path, or a store of zarr for object storage."""
-    if isinstance(place, Path):
-        return place
-    return FsspecStore.from_url(
-        str(place), storage_options={"use_listings_cache": False, **place.options}, read_only=True
-    )
 
 
 def write_json(place: Place, content: Any) -> None:

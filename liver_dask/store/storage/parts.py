@@ -13,7 +13,7 @@ from .interface import Extent
 LEAST = 5 << 20
 """Bytes of the shortest part, except the last."""
 
-UPLOADED_AT_ONCE = 16 << 20
+UPLOADED_AT_ONCE = 8 << 20
 """Bytes of a part that is uploaded; it is held in memory."""
 
 COPIED_AT_ONCE = 256 << 20
