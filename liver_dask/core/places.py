@@ -288,6 +288,15 @@ def ranges_of(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
 
 
+def tail_of(place: Place, size: int) -> bytes:
+    """Return the last bytes of a file; all of it if it is shorter."""
+    if isinstance(place, ObjectPath):
+        return bytes(place.call("cat_file", place.key, start=-size))
+    with place.open("rb", buffering=0) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.readall()
+
+
 def ranges_of_objects(wanted: Sequence[tuple[Place, int, int]]) -> list[memoryview]:
     """Read byte ranges (place, start, stop) of objects, several at a time; neighbouring ones in one request.
 

@@ -275,11 +275,21 @@ def read_index(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple
     if file.seek(0, os.SEEK_END) < size:
         raise DamagedError("it is cut short")
     begins = file.seek(-size, os.SEEK_END)
-    tail = file.read()
+    return index_in(file.read(), shape, dtype), begins
+
+
+def index_in(tail: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return the index that the last bytes of a file hold with their checksum.
+
+    Raises:
+        DamagedError: They do not.
+    """
+    if len(tail) != math.prod(shape) * dtype.itemsize + CRC_BYTES:
+        raise DamagedError("it is cut short")
     index = np.frombuffer(tail[:-CRC_BYTES], dtype).reshape(shape)
     if with_checksum(index) != tail:
         raise DamagedError("the checksum of its index is wrong")
-    return index, begins
+    return index
 
 
 def with_checksum(index: npt.NDArray[Any]) -> bytes:

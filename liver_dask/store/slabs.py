@@ -1,5 +1,6 @@
 """Slabs: the encoded chunks of a region, written one by one and merged into shards. Nothing is decoded."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +11,14 @@ import numpy.typing as npt
 from ..core.crc32c import joined
 from ..core.errors import DamagedError
 from ..core.geometry import Shape
-from ..core.places import Place
-from .shards import CRC_OF_CHECKED, EMPTY, STATISTICS, Checksum, Chunk, decode_chunk, read_index, with_checksum
+from ..core.places import Place, tail_of
+from ..core.threads import ContextPool
+from .shards import CRC_BYTES, CRC_OF_CHECKED, EMPTY, STATISTICS, Checksum, Chunk, decode_chunk, index_in, with_checksum
 from .storage.access import storage_of
 from .storage.interface import Extent
+
+SLABS_AT_ONCE = 8
+"""How many indexes of slabs are read at the same time: in object storage, each is a request."""
 
 Table = npt.NDArray[np.void]
 
@@ -78,10 +83,11 @@ def merge_slabs(
     merged, known = np.full((*grid, 2), EMPTY, "<u8"), np.zeros(grid, STATISTICS)
     extents: list[Extent] = []
     offset, checksum = 0, 0
-    for slab in slabs:
-        with slab.path.open("rb") as file:
-            index = _read_slab_index(file, slab)[:, x_chunks]
-        for y, row in enumerate(index, start=slab.y):
+    slabs = list(slabs)
+    with ContextPool(SLABS_AT_ONCE) as pool:
+        indexes = list(pool.map(_read_slab_index, slabs))
+    for slab, index in zip(slabs, indexes, strict=True):
+        for y, row in enumerate(index[:, x_chunks], start=slab.y):
             known[slab.z, y, : len(row)] = row["statistics"]
             for x, (start, length, *_) in enumerate(row.tolist()):
                 if length:
@@ -101,8 +107,8 @@ def read_first_row(path: Place, grid: tuple[int, int], dtype: np.dtype[Any], chu
         DamagedError: The slab is damaged.
     """
     row = np.zeros(grid[1] * chunk[2], dtype)
+    index = _read_slab_index(Slab(path, 0, 0, grid))[0]
     with path.open("rb") as file:
-        index = _read_slab_index(file, Slab(path, 0, 0, grid))[0]
         for i, (offset, length) in enumerate(zip(index["offset"].tolist(), index["length"].tolist(), strict=True)):
             if length:
                 file.seek(offset)
@@ -110,8 +116,8 @@ def read_first_row(path: Place, grid: tuple[int, int], dtype: np.dtype[Any], chu
     return row
 
 
-def _read_slab_index(file: Any, slab: Slab) -> Table:
+def _read_slab_index(slab: Slab) -> Table:
     try:
-        return read_index(file, slab.grid, IN_SLAB)[0]
+        return index_in(tail_of(slab.path, math.prod(slab.grid) * IN_SLAB.itemsize + CRC_BYTES), slab.grid, IN_SLAB)
     except DamagedError as error:
         raise DamagedError(f"{slab.path} is damaged: {error}.") from error

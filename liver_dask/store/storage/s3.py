@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from ...core.places import ObjectPath, ranges_of
+from ...core.places import ObjectPath, ranges_of_objects
 from ...core.threads import ContextPool
 from .interface import Extent
 from .parts import Part, Piece
@@ -48,14 +48,10 @@ def abort_uploads(folder: ObjectPath) -> None:
 
 def content_of(pieces: Iterable[Piece]) -> bytes:
     """Return the bytes of some pieces, one after the other; those of extents are fetched."""
-    return b"".join(map(_bytes_of, pieces))
-
-
-def _bytes_of(piece: Piece) -> bytes:
-    if not isinstance(piece, Extent):
-        return piece
-    (data,) = ranges_of(piece.place, [(piece.start, piece.start + piece.length)])
-    return data
+    pieces = list(pieces)
+    extents = [piece for piece in pieces if isinstance(piece, Extent)]
+    found = iter(ranges_of_objects([(of.place, of.start, of.start + of.length) for of in extents]))
+    return b"".join(next(found) if isinstance(piece, Extent) else piece for piece in pieces)
 
 
 def _make(place: ObjectPath, upload: str, number: int, part: Part) -> dict[str, Any]:
