@@ -12,7 +12,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 SECONDS_BETWEEN_CHECKS = 0.2
-"""Interval at which waiting threads check whether their work is still wanted."""
+"""Longest time that a thread waits without a look at whether its work is still wanted.
+
+The main thread waits for reads in steps of this length, too, or Ctrl-C could have no effect: Python only takes note of
+a signal, and a wait for a lock does not end if the signal came just before it, or if another thread received it.
+"""
 
 
 class ReadCancelledError(Exception):
@@ -115,6 +119,13 @@ def call_aside(call: Callable[[], T], seconds: float, discard: Callable[[T], obj
     return outcome.result()
 
 
+def wait_for_result(future: Future[T]) -> T:
+    """Return the result of a future; unlike its own method, this is ended by every Ctrl-C."""
+    while not wait([future], SECONDS_BETWEEN_CHECKS).done:
+        pass
+    return future.result()
+
+
 def _is_ending_worker() -> bool:
     """Return whether this process is a closing dask worker: its nanny ends it, and other workers do its tasks."""
     module = sys.modules.get("distributed.worker")
@@ -166,9 +177,11 @@ class BorrowedPool(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `concurrent.futures.Executor`."""
+        if self._is_given_up:
+            raise ReadCancelledError("What is submitted is no longer wanted")
         with cancel_unless(lambda: not self._is_given_up):
             return self._pool.submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
     def give_up(self) -> None:
-        """Cancel all current and future calls; the threads themselves keep running."""
+        """Cancel all current calls, and refuse others; the threads themselves keep running."""
         self._is_given_up = True

@@ -9,11 +9,13 @@ import threading
 import time
 from ast import literal_eval
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+import xarray as xr
 
 import liver_dask as ld
 from helpers.archive import SHAPE
@@ -32,7 +34,7 @@ SECONDS = 10
 """Far less than the time-out for a silent source, and far more than cancelling takes (0.2 s on an idle machine)."""
 
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
@@ -40,6 +42,10 @@ import dask, xarray as xr
 import liver_dask as ld
 from liver_dask.archive.lazy import lazy_window as window
 dask.config.set({"liver-dask.timeout": 60})
+def tick():
+    while True:
+        time.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGWINCH)
 folder, shape, *calls = eval(sys.stdin.read())
 children = {}
 for number, (name, (call, url)) in enumerate(calls):
@@ -63,7 +69,10 @@ CALLS = {
     "threads as told": "ds.isel(z=0).compute(num_workers=3)",
     "a given pool": "ds.isel(z=0).compute(pool=ThreadPoolExecutor(3))",
     "a given pool of the other kind": "ds.isel(z=0).compute(pool=ThreadPool(3))",
-    "changed voxels": "(ds.raw + 1).compute()",
+    # It is dask itself that waits for changed voxels, without a limit, and an interrupt that comes just before it waits
+    # may go unnoticed until the next signal of whatever kind.
+    "changed voxels": "signal.signal(signal.SIGWINCH, lambda *_: None); "
+    "threading.Thread(target=tick, daemon=True).start(); (ds.raw + 1).compute()",
     "without dask": "plain.raw[0].values",
     "a store": "ld.to_zarr(ds, out, progress=False)",
 }
@@ -105,6 +114,45 @@ def test_ctrl_c_on_a_silent_source_ends_the_process_at_once(archive: Path, tmp_p
     assert {name: code for name, (_, code) in ends.items()} == dict.fromkeys(CALLS, -signal.SIGINT)
     late = {name: seconds for name, (seconds, _) in ends.items() if seconds > 3 * SECONDS}
     assert not late, "half of the time-out is enough, although eight interpreters end at the same time"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda url, _: ld.open_human_liver_em(url, shape=SHAPE).isel(z=0).compute(),
+        lambda url, pool: ld.open_human_liver_em(url, shape=SHAPE).isel(z=0).compute(pool=pool),
+        lambda url, _: xr.open_dataset(url, engine="liver_dask", shape=SHAPE).er[0].values,
+    ],
+    ids=["a viewport", "a given pool", "without dask"],
+)
+def test_an_interrupt_that_does_not_end_a_wait_is_noticed(archive: Path, read) -> None:
+    """Ctrl-C ends a read although it does not wake the main thread.
+
+    This is so if it comes when the main thread is about to wait, or if the system gives the signal to another thread,
+    as here.
+    """
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        wait_until(lambda: server.requests, 60)
+        time.sleep(2 * threads.SECONDS_BETWEEN_CHECKS)  # until the main thread has nothing to do but to wait
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        if not ended.wait(SECONDS):  # without this, a failure would take minutes
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with serve(archive, Silent) as server, ThreadPoolExecutor(3) as pool:
+            interrupting = threading.Thread(target=interrupt)
+            interrupting.start()
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                read(server.url, pool)
+            assert time.monotonic() - began < SECONDS
+            ended.set()
+            interrupting.join()
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

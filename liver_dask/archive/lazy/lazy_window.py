@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.system import CPU_COUNT
 
-from ...core.threads import ContextPool
+from ...core.threads import ContextPool, wait_for_result
 from .breadth import across
 from .window import Selection, Window
 
@@ -130,10 +130,15 @@ class LazyWindow:
         """Read some rows of all slices in parallel into `out`, (z, y, x); the window must have all three axes."""
         z, y, x = self.window.selections
         count = self.read.slices_at_once
-        for _ in pool.map(
-            lambda i: self.read(z[i : i + count], y[rows], x, out[i : i + count]), range(0, len(z), count)
-        ):
-            pass
+        reads = [
+            pool.submit(self.read, z[i : i + count], y[rows], x, out[i : i + count]) for i in range(0, len(z), count)
+        ]
+        try:
+            for read in reads:
+                wait_for_result(read)
+        finally:
+            for read in reads:
+                read.cancel()
 
     def describe(self) -> str:
         """Return a text that identifies the voxels: it is the same for the same voxels of a source in every process."""

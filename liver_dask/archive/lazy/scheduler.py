@@ -1,8 +1,10 @@
 """The threaded scheduler of dask, with more threads for what a user looks at."""
 
+import math
 import multiprocessing.pool
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import dask
@@ -11,7 +13,7 @@ from dask.base import is_dask_collection
 from dask.local import MultiprocessingPoolExecutor
 from dask.utils import ensure_dict
 
-from ...core.threads import BorrowedPool, ContextPool
+from ...core.threads import BorrowedPool, ContextPool, call_aside
 from .lazy_window import LazyWindow, reads_at_once
 from .points import LazyPoints
 
@@ -31,7 +33,9 @@ class ViewportScheduler:
         given, count = (options.pop(name, None) or dask.config.get(name, None) for name in ("pool", "num_workers"))
         with _threads_of(given, count or reads_at_once(size)) as pool:
             try:
-                return dask.threaded.get(graph, keys, pool=pool, **options)
+                # aside, because dask waits without a limit for its threads, and so may not notice Ctrl-C
+                get = partial(dask.threaded.get, graph, keys, pool=pool, **options)
+                return call_aside(get, math.inf, lambda _: None)
             except BaseException:  # of any type: the other results are not needed
                 pool.give_up()
                 raise
