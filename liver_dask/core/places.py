@@ -5,6 +5,7 @@ Both have the same methods for names and for reading. How they are written diffe
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -26,8 +27,11 @@ FILES_AT_ONCE = 16
 GAP, LONGEST_REQUEST = 64 << 10, 8 << 20
 """Bytes between two ranges that are fetched with them rather than by another request, and bytes of such a request."""
 
-SECRET_OPTIONS = {"key", "secret", "token", "password", "account_key", "sas_token", "connection_string", "credential"}
-"""Names of `storage_options` whose values are not shown in any message."""
+SECRET = re.compile("key|secret|token|password|credential|connection_string", re.IGNORECASE)
+"""Names of `storage_options`, and of options in them, whose values are not shown in any message."""
+
+SHORTEST_SECRET = 6
+"""Characters. Shorter values are parts of many words."""
 
 
 class Stat(NamedTuple):
@@ -124,7 +128,7 @@ class ObjectPath:
     def filesystem(self) -> Any:
         """The file system of fsspec; one for each process and set of options."""
         try:
-            return fsspec.filesystem(self._protocol, use_listings_cache=False, **self.options)
+            return fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **self.options})
         except ImportError as error:
             raise MissingExtraError(
                 f"{self} needs a package ({self.hidden(error)}): for S3, {how_to_install('cloud')}."
@@ -155,9 +159,8 @@ class ObjectPath:
     def hidden(self, text: object) -> str:
         """Return a text on one line, with the secret options masked."""
         shown = " ".join(str(text).split())
-        for name, value in self.options.items():
-            if name in SECRET_OPTIONS and isinstance(value, str) and value:
-                shown = shown.replace(value, "***")
+        for secret in sorted(_secrets_in(self.options), key=len, reverse=True):
+            shown = shown.replace(secret, "***")
         return shown.rstrip(".")
 
     def stat(self) -> Stat:
@@ -236,6 +239,14 @@ class ObjectPath:
 
     def _at(self, path: PurePosixPath) -> "ObjectPath":
         return ObjectPath(f"{self._protocol}://{path}", self.options)
+
+
+def _secrets_in(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _secrets_in(value)
+        elif SECRET.search(str(name)) and isinstance(value, str) and len(value) >= SHORTEST_SECRET:
+            yield value
 
 
 Place = Path | ObjectPath

@@ -27,7 +27,7 @@ from .layout import Shard
 from .record import CHECKSUMS_SINCE, layout_of, open_record, shard_path
 from .shards import EMPTY, Index, decode_planes, read_shard_index
 
-CHUNKS_AT_ONCE = 256
+CHUNKS_AT_ONCE = 64
 """How many chunks of object storage are fetched, and held encoded in memory, before they are decoded."""
 
 

@@ -36,12 +36,21 @@ def open_target(
         SliceNotFoundError: The folder does not exist. (FileNotFoundError)
     """
     place = stored_at(target, storage_options)
-    if place is not None and has_record(place):
+    if place is not None and _has_record(place):
         check_shards(place, list(open_record(place)["variables"]))
         return xr.open_zarr(zarr_store(place))
-    if place is not None:
-        check_finished(place)
     return open_archive(archive, target, **options)
+
+
+def _has_record(place: Place) -> bool:
+    """Return whether a store is there; raise NotDownloadedError if it is unfinished."""
+    try:
+        if has_record(place):
+            return True
+        check_finished(place)
+    except PermissionError:  # public storage that may not be listed answers so for what does not exist
+        return False
+    return False
 
 
 def stored_at(target: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Place | None:

@@ -40,6 +40,34 @@ PROMISES = {
         "test_project::test_style_and_types",
     ],
     "conda env create": ["test_project::test_environment_yml_is_in_step_with_pyproject"],
+    # object storage
+    "object by object, it is the store of a folder": [
+        "test_object_storage::test_a_store_is_that_of_a_folder",
+        "test_object_storage::test_levels_and_labels_are_those_of_a_folder",
+    ],
+    "Workers write it by themselves and share no disk": ["test_object_storage::test_workers_that_share_no_disk"],
+    "shards are joined from these within the storage": [
+        "test_object_storage::test_a_store_is_that_of_a_folder",
+        "test_storage::test_parts_are_what_s3_accepts",
+    ],
+    "or the environment, or files, as for s3fs": ["test_object_storage::test_the_commands_take_addresses"],
+    "and the commands take such addresses": ["test_object_storage::test_the_commands_take_addresses"],
+    "After a kill the same call resumes": [
+        "test_object_storage::test_killed_at_some_request",
+        "test_object_storage::test_killed_at_any_request",
+    ],
+    "by a claim that it renews": [
+        "test_object_storage::test_a_second_writer_is_refused",
+        "test_object_storage::test_a_stale_claim_is_taken_over",
+    ],
+    "its metadata come last": ["test_object_storage::test_an_unfinished_store_is_not_taken_for_data"],
+    "Credentials are sent to the workers, and never shown or stored": [
+        "test_object_storage::test_a_store_is_that_of_a_folder",
+        "test_object_storage::test_credentials_that_end_are_one_sentence_and_nothing_is_lost",
+        "test_storage::test_errors_of_a_storage_are_one_sentence_without_a_secret",
+    ],
+    "gives up uploads that were never completed": ["test_object_storage::test_what_is_left_is_cleaned"],
+    "cannot join ranges": ["test_storage::test_a_file_is_joined_from_others"],
     # look
     "no request: 1 TB of voxels, lazily": ["test_dataset::test_the_default_archive_opens_at_once_without_a_request"],
     "still no request": ["test_dataset::test_opening_asks_the_server_nothing"],

@@ -271,6 +271,8 @@ def test_errors_of_a_storage_are_one_sentence_without_a_secret(s3: ObjectStorage
     assert SECRET not in str(told.value)
     assert told.value.__context__ is None
     once = {"config_kwargs": {"retries": {"max_attempts": 0}}}
+    nested = ObjectPath("s3://b/a", {"client_kwargs": {"aws_secret_access_key": SECRET}, "key": "ab"})
+    assert nested.hidden(f"about {SECRET}.") == "about ***"
     nobody = ObjectPath("s3://bucket/a", {**s3.options, **once, "endpoint_url": "http://127.0.0.1:9"})
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9") as told:
         nobody.read_bytes()
