@@ -125,10 +125,16 @@ class ObjectPath:
         return self._path.is_relative_to(other._path)
 
     @property
+    def filesystem_options(self) -> dict[str, Any]:
+        """What fsspec is told: the options, and that it caches no listings and asks for no object's size to read it."""
+        in_one_request = {"max_concurrency": 1} if self._protocol in S3 else {}
+        return {"use_listings_cache": False, **in_one_request, **self.options}
+
+    @property
     def filesystem(self) -> Any:
         """The file system of fsspec; one for each process and set of options."""
         try:
-            return fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **self.options})
+            return fsspec.filesystem(self._protocol, **self.filesystem_options)
         except ImportError as error:
             raise MissingExtraError(
                 f"{self} needs a package ({self.hidden(error)}): for S3, {how_to_install('cloud')}."
@@ -220,8 +226,7 @@ class ObjectPath:
 
     def read_bytes(self) -> bytes:
         """Return the content of the object."""
-        at_once = {"max_concurrency": 1} if self._protocol in S3 else {}  # otherwise s3fs asks for its size first
-        return bytes(self.call("cat_file", self.key, **at_once))
+        return bytes(self.call("cat_file", self.key))
 
     def read_text(self) -> str:
         """Return the content of the object as text."""

@@ -12,5 +12,4 @@ def zarr_store(place: Place) -> Any:
     """Return what zarr and xarray open to read a store: the path, or a store of zarr for object storage."""
     if isinstance(place, Path):
         return place
-    options = {"use_listings_cache": False, **place.options}
-    return FsspecStore.from_url(str(place), storage_options=options, read_only=True)
+    return FsspecStore.from_url(str(place), storage_options=place.filesystem_options, read_only=True)
