@@ -90,7 +90,8 @@ class Comparison:
         z, y = slice(region.z_start, region.z_stop), slice(region.y_start, region.y_stop)
         where = f"{name}[{z.start}:{z.stop}, {y.start}:{y.stop}]"
         try:
-            found = np.asarray(zarr.open_array(zarr_store(self.store / name), mode="r")[z, y])
+            array = zarr.open_array(zarr_store(self.store / name), mode="r", zarr_format=3)  # others cost requests, too
+            found = np.asarray(array[z, y])
         except Exception as error:  # zarr may raise any type of error for a damaged store
             yield Difference(name, z.start, f"{where} cannot be read ({reason_of(error)})", region, is_unreadable=True)
             return

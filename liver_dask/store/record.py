@@ -213,7 +213,7 @@ def read_statistics(store: Place, name: str, statistic: str) -> npt.NDArray[Any]
     record = open_record(store)
     try:
         check_structure(store, record, layout_of(record), path_below(path, store))
-        return np.asarray(zarr.open_array(zarr_store(path), mode="r")[:])
+        return np.asarray(zarr.open_array(zarr_store(path), mode="r", zarr_format=3)[:])
     except Exception as error:  # zarr raises arbitrary errors for a damaged store
         reason = reason_of(error)
         raise DamagedError(f"{path}, which tells where there is something, cannot be read ({reason}).") from error

@@ -258,7 +258,7 @@ class Store:
         """Return the first row of a region that is written, of its first slice."""
         z, y = region.z_start, region.y_start
         if complete:
-            return np.asarray(zarr.open_array(zarr_store(self.target / name), mode="r")[z, y])
+            return np.asarray(zarr.open_array(zarr_store(self.target / name), mode="r", zarr_format=3)[z, y])
         dtype, chunk = np.dtype(self.content["variables"][name]["dtype"]), self.layout.chunks
         slab = self._slab_path(name, region)
         if is_file(slab):
