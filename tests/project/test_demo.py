@@ -14,7 +14,7 @@ import zarr
 
 import liver_dask as ld
 from helpers.kills import killed_at
-from helpers.stores import contents
+from helpers.places import contents
 from liver_dask import demo
 from liver_dask.store import own_files
 

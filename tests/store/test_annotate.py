@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import liver_dask as ld
 from helpers import tiny
 from helpers.kills import killed_at
-from helpers.stores import contents
+from helpers.places import contents
 from liver_dask.cli import main
 from liver_dask.store import levels as store_levels
 from liver_dask.store import pyramid

@@ -5,28 +5,37 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tensorstore
 import tifffile
 import xarray as xr
 import zarr
 
 import liver_dask as ld
 from helpers import tiny
+from helpers.places import consolidate, contents, copied, files_of, flip, put, read, remove, writable
+from helpers.stores import read_by_tensorstore
 from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core.places import Place
 from liver_dask.demo import make_archive, serve
 from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import open_record, read_checksums, read_statistics
 from liver_dask.store.shards import STATISTICS
+from liver_dask.store.storage.access import zarr_store
 
 NO_VOXELS = xr.Dataset()
 """A source without variables: `verify` compares no voxel with it, so that only the files of the store are checked."""
+
+
+@pytest.fixture
+def store(made: Path, place: Place) -> Place:
+    """A copy of the store, in a folder and in object storage, which the test may change."""
+    return copied(made, place / "a.zarr")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +48,9 @@ def made_with_levels(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def with_levels(made_with_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def with_levels(made_with_levels: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 20)
-    return shutil.copytree(made_with_levels, tmp_path / "levels.zarr")
+    return copied(made_with_levels, place / "levels.zarr")
 
 
 def set_in(*keys: Any, value: Any) -> Callable[[Any], None]:
@@ -55,7 +64,7 @@ def set_in(*keys: Any, value: Any) -> Callable[[Any], None]:
     return change
 
 
-def of_array(*keys: Any, value: Any) -> dict[str, Callable[[Path], None]]:
+def of_array(*keys: Any, value: Any) -> dict[str, Callable[[Place], None]]:
     """Return the same change of an array's own metadata and of the consolidated copy, which xarray reads."""
     named = f"{'.'.join(map(str, keys))} {value!r}"
     copy = "consolidated_metadata", "metadata", "raw"
@@ -65,31 +74,30 @@ def of_array(*keys: Any, value: Any) -> dict[str, Callable[[Path], None]]:
     }
 
 
-def shift(path: str, by: int) -> Callable[[Path], None]:
+def shift(path: str, by: int) -> Callable[[Place], None]:
     """Return a function that adds `by` to an array of integers, and writes it as any Zarr program does."""
 
-    def change(store: Path) -> None:
-        array = zarr.open_array(store / path, mode="r+")
+    def change(store: Place) -> None:
+        array = zarr.open_array(writable(store / path), mode="r+")
         array[:] = array[:] + by
 
     return change
 
 
-def unlink(path: str) -> Callable[[Path], None]:
-    return lambda store: (store / path).unlink()
+def removal(path: str) -> Callable[[Place], None]:
+    return lambda store: remove(store / path)
 
 
-def copy_shard(store: Path) -> None:
-    (store / "raw" / "c" / "9" / "0").mkdir(parents=True)
-    shutil.copy(store / "raw" / "c" / "0" / "0" / "0", store / "raw" / "c" / "9" / "0" / "0")
+def copy_shard(store: Place) -> None:
+    put(store / "raw" / "c" / "9" / "0" / "0", read(store / "raw" / "c" / "0" / "0" / "0"))
 
 
-def double_shard_key(store: Path) -> None:
+def double_shard_key(store: Place) -> None:
     path = store / "raw" / "manifest.json"
-    path.write_text(path.read_text().replace('"0/0/1"', '"0/0/0"'))
+    put(path, read(path).replace(b'"0/0/1"', b'"0/0/0"'))
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Place], None]] = {
     **of_array("shape", value=[4, 40, 49]),
     **of_array("data_type", value="int16"),
     **of_array("fill_value", value=7),
@@ -110,8 +118,8 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
         store / "zarr.json", lambda document: document["consolidated_metadata"]["metadata"].pop("raw") and None
     ),
     "a coordinate shifted": shift("x", 1),
-    "a coordinate gone": lambda store: shutil.rmtree(store / "y"),
-    "a coordinate's chunk gone": unlink("z/c/0"),
+    "a coordinate gone": removal("y"),
+    "a coordinate's chunk gone": removal("z/c/0"),
     "a coordinate of another dtype": lambda store: tiny.edit(
         store / "x" / "zarr.json", set_in("data_type", value="int32")
     ),
@@ -123,8 +131,8 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
         set_in("consolidated_metadata", "metadata", "x", "attributes", "scale_factor", value=3),
     ),
     "a table shifted": shift("liver_dask/raw/nonzero", 1),
-    "a table's chunk gone": unlink("liver_dask/raw/mean/c/0/0/0"),
-    "a table gone": lambda store: shutil.rmtree(store / "liver_dask" / "raw" / "std"),
+    "a table's chunk gone": removal("liver_dask/raw/mean/c/0/0/0"),
+    "a table gone": removal("liver_dask/raw/std"),
     "a table of another dtype": lambda store: tiny.edit(
         store / "liver_dask" / "raw" / "mean" / "zarr.json", set_in("data_type", value="uint32")
     ),
@@ -145,8 +153,8 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
         store / "raw" / "manifest.json", set_in("sources", 0, "tag", value="another")
     ),
     "an unknown shard": copy_shard,
-    "a file among the shards": lambda store: (store / "er" / "c" / "0" / "notes.txt").write_text("mine") and None,
-    "the inventory gone": unlink("liver_dask/inventory.json"),
+    "a file among the shards": lambda store: put(store / "er" / "c" / "0" / "notes.txt", "mine"),
+    "the inventory gone": removal("liver_dask/inventory.json"),
     "the inventory changed": lambda store: tiny.edit(
         store / "liver_dask" / "inventory.json", set_in("attributes", "title", value="Mouse liver")
     ),
@@ -167,8 +175,22 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_damage_is_found(store: Path, what: str) -> None:
+IN_S3 = ("own shape [4, 40, 49]", "a coordinate gone", "a table's chunk gone", "an unknown shard", "the inventory gone")
+"""One damage of each kind of file, for object storage: what is made of a document does not depend on where it lies, and
+each file costs a request.
+"""
+
+
+def in_both(every: Iterable[str], some: Collection[str]) -> pytest.MarkDecorator:
+    """Parametrise a test over all cases in a folder, and over some of them in object storage."""
+    cases = [("folder", what) for what in every]
+    return pytest.mark.parametrize(
+        ("place", "what"), cases + [("s3", what) for _, what in cases if what in some], indirect=["place"]
+    )
+
+
+@in_both(DAMAGE, IN_S3)
+def test_damage_is_found(store: Place, what: str) -> None:
     """`verify` reports each of these changes as damage, without comparing voxels."""
     DAMAGE[what](store)
     with warnings.catch_warnings(action="ignore"):
@@ -185,8 +207,8 @@ NOT_RECORDED = {
 """Damage that is not found in a store of an earlier version, because it recorded too little."""
 
 
-@pytest.mark.parametrize("what", sorted(DAMAGE.keys() - NOT_RECORDED))
-def test_in_a_store_that_recorded_less_most_is_found(store: Path, what: str) -> None:
+@in_both(sorted(DAMAGE.keys() - NOT_RECORDED), ["a table's chunk gone"])
+def test_in_a_store_that_recorded_less_most_is_found(store: Place, what: str) -> None:
     """`verify` accepts a store of an earlier version, says what that did not record, and reports all other damage."""
     tiny.forget_what_was_recorded(store)
     report = ld.verify(store, progress=False)
@@ -196,32 +218,38 @@ def test_in_a_store_that_recorded_less_most_is_found(store: Path, what: str) -> 
     assert not ld.verify(store, NO_VOXELS, full=True, progress=False).ok
 
 
-ADDED: dict[str, Callable[[Path], Any]] = {
+def added_by_xarray(store: Place, ds: xr.Dataset) -> None:
+    ds.to_zarr(writable(store), mode="a")
+
+
+ADDED: dict[str, Callable[[Place], Any]] = {
     "attributes": lambda store: [
-        zarr.open_group(store / path, mode="r+", use_consolidated=False).attrs.update({"mine": 1})
+        zarr.open_group(writable(store / path), mode="r+", use_consolidated=False).attrs.update({"mine": 1})
         for path in ("", "liver_dask/raw")
     ],
     "attributes of arrays": lambda store: [
-        zarr.open_array(store / path, mode="r+").attrs.update({"units": "nm", "mine": [1, 2]}) for path in ("raw", "x")
+        zarr.open_array(writable(store / path), mode="r+").attrs.update({"units": "nm", "mine": [1, 2]})
+        for path in ("raw", "x")
     ],
-    "attributes through xarray": lambda store: xr.Dataset(attrs={"mine": 1}).to_zarr(store, mode="a"),
-    "an array through xarray": lambda store: xr.Dataset({"mine": ("x", np.arange(50))}).to_zarr(store, mode="a"),
-    "an array on the grid of the store": lambda store: (
-        xr.open_zarr(store).assign(mine=lambda ds: ds.raw[0] * 2)[["mine"]].to_zarr(store, mode="a")
+    "attributes through xarray": lambda store: added_by_xarray(store, xr.Dataset(attrs={"mine": 1})),
+    "an array through xarray": lambda store: added_by_xarray(store, xr.Dataset({"mine": ("x", np.arange(50))})),
+    "an array on the grid of the store": lambda store: added_by_xarray(
+        store, xr.open_zarr(zarr_store(store)).assign(mine=lambda ds: ds.raw[0] * 2)[["mine"]]
     ),
-    "an array, not consolidated": lambda store: zarr.create_array(store / "mine", shape=(3,), dtype="u1"),
-    "a group": lambda store: zarr.open_group(store / "labels" / "mine", mode="w", attributes={"ome": {}}),
-    "consolidated anew": zarr.consolidate_metadata,
-    "a hidden file": lambda store: (store / "raw" / "c" / ".DS_Store").write_bytes(b"x"),
+    "an array, not consolidated": lambda store: zarr.create_array(writable(store / "mine"), shape=(3,), dtype="u1"),
+    "a group": lambda store: zarr.open_group(writable(store / "labels" / "mine"), mode="w", attributes={"ome": {}}),
+    "consolidated anew": consolidate,
+    "a hidden file": lambda store: put(store / "raw" / "c" / ".DS_Store", b"x"),
     "written anew with other blanks": lambda store: [
-        path.write_text(json.dumps(json.loads(path.read_bytes()), indent=7))
-        for path in store.rglob("zarr.json")
+        put(store / name, json.dumps(json.loads(read(store / name)), indent=7))
+        for name in files_of(store)
+        if name.endswith("zarr.json")
     ],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ADDED)
-def test_what_was_added_is_no_damage(store: Path, what: str) -> None:
+@in_both(ADDED, ["an array through xarray"])
+def test_what_was_added_is_no_damage(store: Place, what: str) -> None:
     """`verify` accepts added attributes, arrays, groups and hidden files, and notes attributes that were replaced."""
     with warnings.catch_warnings(action="ignore"):
         for of in (what, "consolidated anew"):
@@ -232,38 +260,38 @@ def test_what_was_added_is_no_damage(store: Path, what: str) -> None:
     assert replaced == ("attributes of" in " ".join(report.notes))
 
 
-def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Path) -> None:
+def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Place) -> None:
     """`verify` accepts a store with a pyramid, also if it was consolidated again and a channel got another colour."""
     assert len(store_levels.levels_of(with_levels)) == 3
     for _ in range(2):
         report = ld.verify(with_levels, progress=False)
         assert report.ok, report
         with warnings.catch_warnings(action="ignore"):
-            zarr.consolidate_metadata(with_levels)
+            consolidate(with_levels)
         tiny.edit(
             with_levels / "zarr.json", set_in("attributes", "ome", "omero", "channels", 0, "color", value="00FF00")
         )
 
 
-def test_a_pyramid_that_is_not_finished_is_no_damage(with_levels: Path) -> None:
+def test_a_pyramid_that_is_not_finished_is_no_damage(with_levels: Place) -> None:
     """`verify` accepts a store whose pyramid is not finished, and notes that."""
     tiny.edit(
         with_levels / "zarr.json", lambda root: [root["attributes"].pop(key) for key in ("ome", "labels")] and None
     )
-    shutil.rmtree(with_levels / "pyramid" / "s2")
+    remove(with_levels / "pyramid" / "s2")
     with warnings.catch_warnings(action="ignore"):
-        zarr.consolidate_metadata(with_levels)
-        zarr.consolidate_metadata(with_levels / "pyramid")
+        consolidate(with_levels)
+        consolidate(with_levels / "pyramid")
     report = ld.verify(with_levels, progress=False)
     assert report.ok, report
     assert any("is not finished" in note for note in report.notes)
 
 
-def test_a_level_is_looked_at_even_if_the_one_below_is_damaged(with_levels: Path) -> None:
+def test_a_level_is_looked_at_even_if_the_one_below_is_damaged(with_levels: Place) -> None:
     """`verify` reports a damaged shard of a pyramid level even if the metadata of the array below are damaged."""
-    (with_levels / "raw" / "zarr.json").write_text("{")
+    put(with_levels / "raw" / "zarr.json", "{")
     shard = with_levels / "pyramid" / "s1" / "er" / "c" / "0" / "0" / "0"
-    shard.write_bytes(shard.read_bytes()[:-1])
+    put(shard, read(shard)[:-1])
     problems = " ".join(ld.verify(with_levels, progress=False).problems)
     assert "pyramid/s1/shard 0/0/0 of er is not what was written" in problems
 
@@ -271,43 +299,50 @@ def test_a_level_is_looked_at_even_if_the_one_below_is_damaged(with_levels: Path
 OF_S1 = "attributes", "ome", "multiscales", 0, "datasets", 1
 
 
+OF_THE_ROOT = (
+    set_in(*OF_S1, "path", value="pyramid/s2/raw"),
+    set_in(*OF_S1, "coordinateTransformations", 0, "scale", value=[1, 1, 1]),
+    set_in("attributes", "ome", value={}),
+    lambda document: document["attributes"].pop("ome") and None,
+    set_in("attributes", "title", value="Mouse liver"),
+    set_in("consolidated_metadata", "metadata", "pyramid/s1/raw", "attributes", "scale_factor", value=2),
+    set_in("consolidated_metadata", "metadata", "pyramid/s2/x", "shape", value=[12]),
+    set_in("consolidated_metadata", "metadata", "er", "data_type", value="int8"),
+)
+"""Changes of the metadata of the root, which the pyramid has rewritten."""
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        set_in(*OF_S1, "path", value="pyramid/s2/raw"),
-        set_in(*OF_S1, "coordinateTransformations", 0, "scale", value=[1, 1, 1]),
-        set_in("attributes", "ome", value={}),
-        lambda document: document["attributes"].pop("ome") and None,
-        set_in("attributes", "title", value="Mouse liver"),
-        set_in("consolidated_metadata", "metadata", "pyramid/s1/raw", "attributes", "scale_factor", value=2),
-        set_in("consolidated_metadata", "metadata", "pyramid/s2/x", "shape", value=[12]),
-        set_in("consolidated_metadata", "metadata", "er", "data_type", value="int8"),
-    ],
-)  # fmt: skip
-def test_a_damaged_root_of_a_pyramid_is_found(with_levels: Path, change: Callable[[Any], None]) -> None:
+    ("place", "change"), [*(("folder", change) for change in OF_THE_ROOT), ("s3", OF_THE_ROOT[0])], indirect=["place"]
+)
+def test_a_damaged_root_of_a_pyramid_is_found(with_levels: Place, change: Callable[[Any], None]) -> None:
     """`verify` reports changes of the root's metadata, which the pyramid has rewritten."""
     tiny.edit(with_levels / "zarr.json", change)
     assert not ld.verify(with_levels, NO_VOXELS, progress=False).ok
 
 
-def test_damage_in_the_metadata_of_a_level_is_found(with_levels: Path) -> None:
+def test_damage_in_the_metadata_of_a_level_is_found(with_levels: Place) -> None:
     """`verify` reports changes of the metadata of pyramid levels, and of their consolidated copies."""
     for path, change in (
         ("pyramid/s1/x/zarr.json", set_in("attributes", "scale_factor", value=2)),
         ("pyramid/zarr.json", set_in("consolidated_metadata", "metadata", "s1/raw", "data_type", value="int16")),
         ("pyramid/s2/zarr.json", set_in("consolidated_metadata", "metadata", "raw", "data_type", value="int16")),
     ):
-        whole = (with_levels / path).read_bytes()
+        whole = read(with_levels / path)
         tiny.edit(with_levels / path, change)
         assert not ld.verify(with_levels, NO_VOXELS, progress=False).ok, path
-        (with_levels / path).write_bytes(whole)
+        put(with_levels / path, whole)
 
 
-@pytest.mark.parametrize("statistic", ["nonzero", "mean", "std"])
-def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Path, statistic: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "statistic"),
+    [("folder", "nonzero"), ("folder", "mean"), ("folder", "std"), ("s3", "mean")],
+    indirect=["place"],
+)
+def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Place, statistic: str) -> None:
     """A full `verify` reports a table entry that differs from the decoded chunk, also without a checksum of it."""
     tiny.forget_what_was_recorded(store)
-    array = zarr.open_array(store / "liver_dask" / "raw" / statistic, mode="r+")
+    array = zarr.open_array(writable(store / "liver_dask" / "raw" / statistic), mode="r+")
     value = array[1, 2, 1]
     array[1, 2, 1] = value + max(1, int(value) // 100)
     report = ld.verify(store, full=True, progress=False)
@@ -317,25 +352,26 @@ def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Path, stati
     assert ld.verify(store, full=True, progress=False).ok
 
 
-def test_tables_of_empty_chunks_are_compared(archive: Path, tmp_path: Path) -> None:
+def test_tables_of_empty_chunks_are_compared(archive: Path, place: Place) -> None:
     """`verify` reports a table entry that is not 0 for an empty chunk."""
     ds = ld.open_human_liver_em(archive, shape=(10, 300, 420)).assign(nothing=lambda ds: ds.mito * 0)[["nothing"]]
-    path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=(0, 40, 0, 40, 0, 4), progress=False, **tiny.LAYOUT))
+    path = place / "a.zarr"
+    ld.to_zarr(ds, path, bounding_box=(0, 40, 0, 40, 0, 4), progress=False, **tiny.LAYOUT)
     assert ld.verify(path, ds.isel(x=slice(40), y=slice(40), z=slice(4)), full=True, progress=False).ok
     tiny.forget_what_was_recorded(path)
-    zarr.open_array(path / "liver_dask" / "nothing" / "nonzero", mode="r+")[0, 0, 1] = 3
+    zarr.open_array(writable(path / "liver_dask" / "nothing" / "nonzero"), mode="r+")[0, 0, 1] = 3
     report = ld.verify(path, progress=False)
     assert any("chunk 0/0/1 of it is empty" in problem for problem in report.problems), report
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_a_source_that_changed_is_reported_as_such(tmp_path: Path, full: bool) -> None:
+@pytest.mark.parametrize(("place", "full"), [("folder", False), ("folder", True), ("s3", False)], indirect=["place"])
+def test_a_source_that_changed_is_reported_as_such(tmp_path: Path, place: Place, full: bool) -> None:
     """`verify` lists changed files of the source; only voxels that differ from the source's are a problem."""
     archive = tmp_path / "archive"
     archive.mkdir()
     make_archive(archive, tiny.SHAPE)
     with serve(archive) as server:
-        path = tiny.make_tiny_store(tmp_path, server.url)
+        path = tiny.make_tiny_store(place, server.url)
         report = ld.verify(path, full=full, progress=False)
         assert (report.ok, report.changed) == (True, [])
         for name in ("raw", "er"):  # another version of the file, with the same pixels
@@ -403,21 +439,21 @@ def test_all_that_is_no_shard_is_on_the_disk_before_the_store_has_its_name(
 class Readings:
     """What each reader returns for a store."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Place) -> None:
+        opened = zarr_store(store)
         self.of_reader = {
-            "xarray": xr.open_zarr(store).load(),
-            "xarray, not consolidated": xr.open_zarr(store, consolidated=False).load(),
+            "xarray": xr.open_zarr(opened).load(),
+            "xarray, not consolidated": xr.open_zarr(opened, consolidated=False).load(),
             "record": open_record(store),
         }
-        group = zarr.open_group(store, mode="r")
+        group = zarr.open_group(opened, mode="r")
         for name in self.of_reader["record"]["variables"]:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store / name)}}
             self.of_reader |= {
                 f"{name} by zarr": xr.DataArray(group[name][:], attrs=group[name].attrs.asdict()),
-                f"{name} by tensorstore": xr.DataArray(tensorstore.open(spec).result().read().result()),
+                f"{name} by tensorstore": xr.DataArray(read_by_tensorstore(store / name)),
                 f"{name} by the window": xr.DataArray(StoredArray(store, name)[:, :, :]),
                 f"{name} of shards": read_checksums(store, name),
-                f"{name} of sources": json.loads((store / name / "manifest.json").read_bytes()),
+                f"{name} of sources": json.loads(read(store / name / "manifest.json")),
             }
             for statistic in STATISTICS.names or ():
                 self.of_reader[f"{statistic} of {name}"] = xr.DataArray(read_statistics(store, name, statistic))
@@ -432,11 +468,10 @@ class Readings:
                 assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
 
 
-def flip(store: Path, path: Path, at: int, mask: int, expected: Readings) -> str:
+def what_becomes_of(store: Place, name: str, at: int, mask: int, expected: Readings) -> str:
     """Flip bits of a byte; return "found" if `verify` reports it, else "harmless" if all readers return the same."""
-    whole = path.read_bytes()
+    flip(store / name, at, mask)
     try:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :])
         try:
             report = ld.verify(store, NO_VOXELS, progress=False)
         except ld.LiverDaskError:
@@ -446,30 +481,29 @@ def flip(store: Path, path: Path, at: int, mask: int, expected: Readings) -> str
         try:
             Readings(store).check_same(expected)
         except Exception as error:
-            raise AssertionError(
-                f"{path.relative_to(store)}, byte {at} ^ {mask}: not found, and not harmless"
-            ) from error
+            raise AssertionError(f"{name}, byte {at} ^ {mask}: not found, and not harmless") from error
         return "harmless"
     finally:
-        path.write_bytes(whole)
+        flip(store / name, at, mask)
 
 
-def small_files(store: Path) -> list[Path]:
-    """Return all files but shards."""
-    shards = {path for name in ("raw", "er") for path in (store / name / "c").rglob("*")}
-    return sorted(path for path in store.rglob("*") if path.is_file() and path not in shards)
+def small_files(store: Place) -> dict[str, int]:
+    """Return the sizes of all files but shards."""
+    found = {name: content for name, content in contents(store).items() if not name.startswith(("raw/c/", "er/c/"))}
+    return {name: len(content) for name, content in found.items()}
 
 
 @pytest.mark.slow
-def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Path) -> None:
-    """Four flipped bits in each small file are each reported by `verify`, or no reader returns anything else."""
+@pytest.mark.parametrize(("place", "flips"), [("folder", 4), ("s3", 1)], indirect=["place"])
+def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Place, flips: int) -> None:
+    """Flipped bits in each small file are each reported by `verify`, or no reader returns anything else."""
     expected = Readings(store)
     rng = random.Random(0)
     files = small_files(store)
-    assert {"inventory.json", "manifest.json", "zarr.json", "0"} == {path.name for path in files}
-    for path in files:
-        for _ in range(4):
-            flip(store, path, rng.randrange(path.stat().st_size), 1 << rng.randrange(8), expected)
+    assert {"inventory.json", "manifest.json", "zarr.json", "0"} == {name.rpartition("/")[2] for name in files}
+    for name, size in files.items():
+        for _ in range(flips):
+            what_becomes_of(store, name, rng.randrange(size), 1 << rng.randrange(8), expected)
     assert ld.verify(store, progress=False).ok
 
 
@@ -487,24 +521,21 @@ def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
     expected = Readings(store)
     rng = random.Random(1)
     became: dict[str, int] = {"found": 0, "harmless": 0}
-    for path in small_files(store):
-        for at in range(path.stat().st_size):
-            became[flip(store, path, at, 1 << rng.randrange(8), expected)] += 1
-        print(path.relative_to(store), path.stat().st_size, became, flush=True)
+    for name, size in small_files(store).items():
+        for at in range(size):
+            became[what_becomes_of(store, name, at, 1 << rng.randrange(8), expected)] += 1
+        print(name, size, became, flush=True)
 
 
-def test_a_label_that_is_no_copy_of_its_mask_is_reported(tmp_path: Path) -> None:
+def test_a_label_that_is_no_copy_of_its_mask_is_reported(tmp_path: Path, place: Place) -> None:
     """`verify` notes a label that differs from its mask after a copy without hard links, and accepts the store."""
     store = tiny.make_tiny_store(tmp_path)
     ld.add_pyramid(store, progress=False)
     assert ld.verify(store, progress=False).notes == []
-    moved = tmp_path / "moved.zarr"
-    shutil.copytree(store, moved)
+    moved = copied(store, place / "moved.zarr")
     assert ld.verify(moved, progress=False).notes == []
-    shard = next(path for path in (moved / "labels" / "er" / "0" / "c").rglob("*") if path.is_file())
-    data = bytearray(shard.read_bytes())
-    data[20] ^= 1
-    shard.write_bytes(data)
+    chunks = moved / "labels" / "er" / "0" / "c"
+    flip(chunks / files_of(chunks)[0], 20)
     report = ld.verify(moved, progress=False)
     assert report.ok
     assert [note for note in report.notes if "labels/er is not what this package makes of er" in note]

@@ -21,7 +21,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE as ARCHIVE_SHAPE
 from helpers.archive import write_raw
 from helpers.paths import DATA
-from helpers.stores import contents
+from helpers.places import contents
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer, serve

@@ -23,7 +23,8 @@ from ome_zarr_models.v05.image_label import ImageLabel
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.kills import killed_at
-from helpers.stores import BOX, SMALL, assert_same_files, contents
+from helpers.places import contents
+from helpers.stores import BOX, SMALL, assert_same_files
 from liver_dask.store import array as stored
 from liver_dask.store import downsampling, ome_zarr, pyramid
 from liver_dask.store import levels as store_levels
