@@ -4,15 +4,31 @@ None of this is what the package itself reads and writes with.
 """
 
 import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 import zarr
 from zarr.storage import FsspecStore
 
 from liver_dask.core.places import ObjectPath, Place
+
+IN_A_FOLDER = pytest.mark.parametrize("place", ["folder"], indirect=True)
+"""Marks a test of what only a file system has, or which does not depend on where a store lies."""
+
+
+def in_both(names: str, every: Iterable[Any], some: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrise a test over all cases in a folder, and over some of them in object storage.
+
+    There, each file of a store costs some requests of milliseconds, and a test of all cases would take minutes.
+    """
+    several = "," in names
+    cases = [("folder", *case) if several else ("folder", case) for case in every]
+    cases += [("s3", *case) if several else ("s3", case) for case in some]
+    return pytest.mark.parametrize(f"place, {names}", cases, indirect=["place"])
 
 
 @cache

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from click.testing import CliRunner
 import liver_dask as ld
 from helpers import tiny
 from helpers.kills import killed_at
-from helpers.places import contents
+from helpers.places import IN_A_FOLDER, contents, copied, files_of, in_both, put, read, remove, writable
 from liver_dask.cli import main
+from liver_dask.core.places import Place
 from liver_dask.store import levels as store_levels
 from liver_dask.store import pyramid
 from liver_dask.store.annotate import BEGUN, annotate
 from liver_dask.store.locks import open_locked
 from liver_dask.store.ome_zarr import write_ome_metadata
+from liver_dask.store.storage import claims
+from liver_dask.store.storage.access import zarr_store
 from liver_dask.viewing.levels import Levels
 
 SIZE, OTHER = (30.0, 8.0, 8.0), (4.5, 8.0, 9.0)
@@ -43,10 +47,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written(archive: Path, path: Path, size: tuple[float, ...] | None = None, *, pyramid: bool = True) -> Path:
+def written(archive: Path, path: Any, size: tuple[float, ...] | None = None, *, pyramid: bool = True) -> Any:
     """Write a store with levels and labels, whose voxel size is known from the beginning, or is not."""
     ds = ld.open_human_liver_em(archive, shape=tiny.SHAPE, labels=["er"], voxel_size_nm=size)
-    return Path(ld.to_zarr(ds, path, progress=False, pyramid=pyramid, **tiny.LAYOUT))
+    ld.to_zarr(ds, path, progress=False, pyramid=pyramid, **tiny.LAYOUT)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -58,56 +63,58 @@ def unknown(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def store(unknown: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(unknown, tmp_path / "a.zarr")
+def store(unknown: Path, place: Place) -> Place:
+    """A copy of it, in a folder and in object storage."""
+    return copied(unknown, place / "a.zarr")
 
 
-def documents(store: Path) -> dict[str, Any]:
+def documents(store: Place) -> dict[str, Any]:
     """All metadata of a store, without the checksums of others."""
     found = {}
-    for path in sorted(store.rglob("*.json")):
-        document = json.loads(path.read_bytes())
-        if path.parent.name == "liver_dask" and path.name == "zarr.json":
+    for name in files_of(store):
+        if not name.endswith(".json"):
+            continue
+        document = json.loads(read(store / name))
+        if f"/{name}".endswith("/liver_dask/zarr.json"):
             document["attributes"].pop("inventory")
             document["attributes"].pop("checksum")
         document.pop("consolidated_metadata", None)
-        found[path.relative_to(store).as_posix()] = document
+        found[name] = document
     return found
 
 
-def check(store: Path, size: tuple[float, ...], source: Path) -> None:
+def check(store: Place, size: tuple[float, ...], source: Place) -> None:
     """Check that a store says a size everywhere, is verified in full, and is opened without a warning."""
     assert ld.verify(store, full=True, progress=False).problems == []
     with warnings.catch_warnings(action="error"):
-        opened = xr.open_zarr(store)
+        opened = xr.open_zarr(zarr_store(store))
     assert opened.attrs["voxel_size_nm"] == list(size)
-    xr.testing.assert_equal(opened.drop_attrs(), xr.open_zarr(source).drop_attrs())
+    xr.testing.assert_equal(opened.drop_attrs(), xr.open_zarr(zarr_store(source)).drop_attrs())
     levels = store_levels.levels_of(store)
     for level in levels:
-        assert xr.open_zarr(level.path).attrs["voxel_size_nm"] == [
+        assert xr.open_zarr(zarr_store(level.path)).attrs["voxel_size_nm"] == [
             a * b for a, b in zip(size, level.factors, strict=True)
         ]
     for group in (store, store / "labels" / "er"):
-        scales = zarr.open_group(group, mode="r").attrs["ome"]["multiscales"][0]
+        scales = zarr.open_group(zarr_store(group), mode="r").attrs["ome"]["multiscales"][0]
         assert {axis["unit"] for axis in scales["axes"]} == {"nanometer"}
         for level, dataset in zip(levels, scales["datasets"], strict=True):
             scale = dataset["coordinateTransformations"][0]["scale"]
             assert scale == [a * b for a, b in zip(size, level.factors, strict=True)]
-    assert not (store / "liver_dask" / BEGUN).exists()
+    assert f"liver_dask/{BEGUN}" not in files_of(store)
 
 
-@pytest.mark.parametrize("before", [None, OTHER])
-@pytest.mark.parametrize("pyramid", [True, False])
+@in_both("before, pyramid", product((None, OTHER), (True, False)), [(None, True)])
 def test_an_annotated_store_is_as_if_the_size_had_been_known(
-    archive: Path, tmp_path: Path, before: tuple[float, ...] | None, pyramid: bool
+    archive: Path, tmp_path: Path, place: Place, before: tuple[float, ...] | None, pyramid: bool
 ) -> None:
     """A store whose size was given later equals, in all files, one that was written with it from the beginning."""
     size = (30.0, 8.0, 8.0) if before is None else (2.5, 4.0, 5.0)  # z is halved at the same levels as before
     one, other = (
         written(archive, tmp_path / "one.zarr", size, pyramid=pyramid),
-        written(archive, tmp_path / "a.zarr", before, pyramid=pyramid),
+        written(archive, place / "a.zarr", before, pyramid=pyramid),
     )
-    kept = {path: path.stat() for path in other.rglob("c/**/*") if path.is_file()}
+    kept = {path: path.stat() for path in other.rglob("c/**/*") if path.is_file()} if isinstance(other, Path) else {}
     assert annotate(other, voxel_size_nm=size) is None
     assert documents(other) == documents(one)
     assert {*contents(other)} == {*contents(one)}
@@ -117,7 +124,7 @@ def test_an_annotated_store_is_as_if_the_size_had_been_known(
         check(other, size, one)
     else:
         assert ld.verify(other, progress=False).ok
-        assert not (other / "labels").exists()
+        assert not [name for name in files_of(other) if name.startswith("labels/")]
     files = contents(other)
     annotate(other, voxel_size_nm=size)
     assert contents(other) == files
@@ -126,6 +133,7 @@ def test_an_annotated_store_is_as_if_the_size_had_been_known(
     assert contents(other) == files
 
 
+@IN_A_FOLDER
 def test_existing_levels_keep_their_voxels(store: Path, unknown: Path) -> None:
     """Levels that were made without a voxel size are used and described as they are, and later ones follow from it."""
     before = [level.factors for level in store_levels.levels_of(store)]
@@ -147,9 +155,9 @@ def test_existing_levels_keep_their_voxels(store: Path, unknown: Path) -> None:
 @pytest.mark.filterwarnings(
     "ignore:Object at .* is not recognized", "ignore:Consolidated metadata is currently not part"
 )
-def test_what_users_added_stays(store: Path) -> None:
+def test_what_users_added_stays(store: Place) -> None:
     """Attributes, variables and labels of users are left as they are."""
-    group = zarr.open_group(store, mode="r+")
+    group = zarr.open_group(writable(store), mode="r+")
     group.attrs["mine"] = {"note": 3}
     group["labels"].create_group("cells", attributes={"ome": {"mine": 1}}).create_array("0", data=np.ones((2, 3)))
     group["labels/er"].attrs["seen by"] = "me"
@@ -158,14 +166,15 @@ def test_what_users_added_stays(store: Path) -> None:
     annotate(store, voxel_size_nm=SIZE)
     annotate(store, voxel_size_nm=OTHER)
     assert contents(store / "labels" / "cells") | contents(store / "mine") == own
-    opened = zarr.open_group(store, mode="r")
+    opened = zarr.open_group(zarr_store(store), mode="r")
     assert opened.attrs["mine"] == {"note": 3}
     assert opened["labels/er"].attrs["seen by"] == "me"
     assert opened.attrs["voxel_size_nm"] == list(OTHER)
     assert ld.verify(store, progress=False).problems == []
-    assert xr.open_zarr(store).mine.values.tolist() == [0, 1, 2, 3]
+    assert xr.open_zarr(zarr_store(store)).mine.values.tolist() == [0, 1, 2, 3]
 
 
+@IN_A_FOLDER
 def test_a_size_that_was_changed_by_hand_is_repaired(store: Path, unknown: Path) -> None:
     """A size that somebody wrote into the attributes makes a problem of verify, which annotating ends."""
     zarr.open_group(store, mode="r+").attrs["voxel_size_nm"] = list(SIZE)
@@ -206,6 +215,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(
     assert said == {"None", str(list(SIZE))}
 
 
+@IN_A_FOLDER
 def test_two_at_once(store: Path) -> None:
     """While one process annotates, another is told so, and nothing changes."""
     files = contents(store)
@@ -219,15 +229,18 @@ def test_two_at_once(store: Path) -> None:
     assert contents(store) == files
 
 
-@pytest.mark.parametrize("where", ["", "pyramid/s1"])
-@pytest.mark.parametrize("what", ["inventory.json", "zarr.json", "no inventory", "nonsense"])
-def test_what_is_not_as_written_is_not_changed(store: Path, where: str, what: str) -> None:
+@in_both(
+    "where, what",
+    product(("", "pyramid/s1"), ("inventory.json", "zarr.json", "no inventory", "nonsense")),
+    [("", "inventory.json"), ("pyramid/s1", "nonsense")],
+)
+def test_what_is_not_as_written_is_not_changed(store: Place, where: str, what: str) -> None:
     """Of a damaged store nothing is changed: the record must not vouch for what nobody wrote."""
     folder = store / where / "liver_dask"
     if what == "no inventory":
-        (folder / "inventory.json").unlink()
+        remove(folder / "inventory.json")
     elif what == "nonsense":
-        (folder / "inventory.json").write_text("[3]")
+        put(folder / "inventory.json", "[3]")
     elif what == "inventory.json":
         tiny.edit(folder / what, lambda document: document["attributes"].update(title="another"))
     else:
@@ -238,24 +251,25 @@ def test_what_is_not_as_written_is_not_changed(store: Path, where: str, what: st
     assert contents(store) == files
 
 
-def test_stores_of_earlier_versions(archive: Path, tmp_path: Path) -> None:
+def test_stores_of_earlier_versions(archive: Path, place: Place) -> None:
     """A store without an inventory is annotated in its attributes."""
-    store = written(archive, tmp_path / "a.zarr", pyramid=False)
+    store = written(archive, place / "a.zarr", pyramid=False)
     tiny.forget_what_was_recorded(store)
     annotate(store, voxel_size_nm=SIZE)
-    assert xr.open_zarr(store).attrs["voxel_size_nm"] == list(SIZE)
+    assert xr.open_zarr(zarr_store(store)).attrs["voxel_size_nm"] == list(SIZE)
     assert ld.verify(store, progress=False).ok
 
 
-def test_what_is_unfinished_is_finished_first(store: Path, archive: Path, tmp_path: Path) -> None:
+def test_what_is_unfinished_is_finished_first(store: Place) -> None:
     """An unfinished store, or a store with an unfinished level, is refused with what to do."""
-    (store / "pyramid" / "s2.partial" / "store").mkdir(parents=True)
+    put(store / "pyramid" / "s2.partial" / "store" / "zarr.json", "{}")
     with pytest.raises(ld.StoreExistsError, match="finish it first with `liver-dask pyramid"):
         annotate(store, voxel_size_nm=SIZE)
     with pytest.raises(ld.NotDownloadedError):
-        annotate(tmp_path / "none.zarr", voxel_size_nm=SIZE)
+        annotate(store.parent / "none.zarr", voxel_size_nm=SIZE)
 
 
+@IN_A_FOLDER
 def test_on_the_command_line(store: Path, unknown: Path, tmp_path: Path) -> None:
     """`liver-dask annotate` says what it did, and wrong sizes and paths in one sentence."""
     run = CliRunner().invoke
@@ -275,32 +289,31 @@ def test_on_the_command_line(store: Path, unknown: Path, tmp_path: Path) -> None
     assert "`liver-dask annotate` changes the voxel size of a store" in refused.output
 
 
-def edit_attributes(path: Path, **changed: Any) -> None:
+def edit_attributes(path: Place, **changed: Any) -> None:
     tiny.edit(path / "zarr.json", lambda document: document["attributes"].update(changed))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda store: (store / "raw" / "zarr.json").write_text("{"),
-        lambda store: (store / "pyramid" / "s1" / "raw" / "zarr.json").write_text("{"),
-        lambda store: tiny.edit(
-            store / "labels" / "er" / "zarr.json", lambda document: document.update(attributes=[3])
-        ),
-        lambda store: tiny.edit(store / "pyramid" / "zarr.json", lambda document: document.update(attributes=[3])),
-        lambda store: shutil.rmtree(store / "pyramid" / "s2"),
-        lambda store: edit_attributes(store / "pyramid" / "s1", voxels_of_the_store=[2, 2, 2]),
-        lambda store: tiny.edit(
-            store / "pyramid" / "s1" / "zarr.json", lambda document: document["attributes"].pop("voxels_of_the_store")
-        ),
-        lambda store: (
-            zarr.open_group(store).create_array("mine", data=np.arange(4)),
-            tiny.edit(store / "mine" / "zarr.json", lambda document: document.update(data_type="nonsense")),
-        ),
-    ],
+PREVENTING = (
+    lambda store: put(store / "raw" / "zarr.json", "{"),
+    lambda store: put(store / "pyramid" / "s1" / "raw" / "zarr.json", "{"),
+    lambda store: tiny.edit(store / "labels" / "er" / "zarr.json", lambda document: document.update(attributes=[3])),
+    lambda store: tiny.edit(store / "pyramid" / "zarr.json", lambda document: document.update(attributes=[3])),
+    lambda store: remove(store / "pyramid" / "s2"),
+    lambda store: edit_attributes(store / "pyramid" / "s1", voxels_of_the_store=[2, 2, 2]),
+    lambda store: tiny.edit(
+        store / "pyramid" / "s1" / "zarr.json", lambda document: document["attributes"].pop("voxels_of_the_store")
+    ),
+    lambda store: (
+        zarr.open_group(writable(store)).create_array("mine", data=np.arange(4)),
+        tiny.edit(store / "mine" / "zarr.json", lambda document: document.update(data_type="nonsense")),
+    ),
 )
+"""Damage that would be in the way."""
+
+
+@in_both("damage", PREVENTING, PREVENTING[1:3])
 @pytest.mark.filterwarnings("ignore:Object at .* is not recognized")
-def test_what_could_prevent_it_is_found_before_anything_changes(store: Path, damage: Any) -> None:
+def test_what_could_prevent_it_is_found_before_anything_changes(store: Place, damage: Any) -> None:
     """Whatever cannot be read or written anew is an error at once; nothing is changed, and nothing is left behind."""
     damage(store)
     files = contents(store)
@@ -312,10 +325,10 @@ def test_what_could_prevent_it_is_found_before_anything_changes(store: Path, dam
 @pytest.mark.filterwarnings(
     "ignore:Object at .* is not recognized", "ignore:Consolidated metadata is currently not part"
 )
-def test_labels_that_users_changed_do_not_prevent_it(store: Path) -> None:
+def test_labels_that_users_changed_do_not_prevent_it(store: Place) -> None:
     """Notes in a label, further images of it, and labels that were removed stay as users made them."""
     label = store / "labels" / "er"
-    (label / "notes.txt").write_text("mine")
+    put(label / "notes.txt", "mine")
 
     def add(document: Any) -> None:
         scales = document["attributes"]["ome"]["multiscales"]
@@ -325,45 +338,47 @@ def test_labels_that_users_changed_do_not_prevent_it(store: Path) -> None:
     tiny.edit(label / "zarr.json", add)
     annotate(store, voxel_size_nm=SIZE)
     assert ld.verify(store, progress=False).problems == []
-    scales = zarr.open_group(label, mode="r").attrs["ome"]["multiscales"]
+    scales = zarr.open_group(zarr_store(label), mode="r").attrs["ome"]["multiscales"]
     assert [scale["name"] for scale in scales] == ["my name", "mine"]
     assert scales[0]["datasets"][0]["coordinateTransformations"][0]["scale"] == list(SIZE)
     assert scales[1] == {"name": "mine", "datasets": [{"path": "0"}]}
-    assert (label / "notes.txt").read_text() == "mine"
-    shutil.rmtree(store / "labels")
+    assert read(label / "notes.txt") == b"mine"
+    remove(store / "labels")
     annotate(store, voxel_size_nm=OTHER)
-    assert not (store / "labels").exists()
+    assert not [name for name in files_of(store) if name.startswith("labels/")]
 
 
-@pytest.mark.parametrize(
-    "own", [{"labels": "blind-coded"}, {"ome": {"multiscales": [{"datasets": [{"path": "raw"}]}]}}]
-)
-def test_a_store_that_is_no_image_does_not_become_one(archive: Path, tmp_path: Path, own: dict[str, Any]) -> None:
+OWN = {"labels": "blind-coded"}, {"ome": {"multiscales": [{"datasets": [{"path": "raw"}]}]}}
+
+
+@in_both("own", OWN, OWN[1:])
+def test_a_store_that_is_no_image_does_not_become_one(archive: Path, place: Place, own: dict[str, Any]) -> None:
     """A user's own attributes with OME's names are left alone, and no labels are added."""
-    store = written(archive, tmp_path / "a.zarr", pyramid=False)
+    store = written(archive, place / "a.zarr", pyramid=False)
     edit_attributes(store, **own)
     files = {*contents(store)}
     annotate(store, voxel_size_nm=SIZE)
     assert {*contents(store)} == files
-    assert own.items() <= dict(zarr.open_group(store, mode="r").attrs).items()
+    assert own.items() <= dict(zarr.open_group(zarr_store(store), mode="r").attrs).items()
 
 
 @pytest.mark.filterwarnings(
     "ignore:Object at .* is not recognized", "ignore:Consolidated metadata is currently not part"
 )
-def test_a_store_into_which_xarray_wrote(archive: Path, tmp_path: Path) -> None:
+def test_a_store_into_which_xarray_wrote(archive: Path, place: Place) -> None:
     """Xarray replaces the root's attributes when it adds a variable; the store is annotated and sound all the same."""
-    store = written(archive, tmp_path / "a.zarr", pyramid=False)
-    xr.Dataset({"mine": ("q", np.arange(3))}).to_zarr(store, mode="a")
+    store = written(archive, place / "a.zarr", pyramid=False)
+    xr.Dataset({"mine": ("q", np.arange(3))}).to_zarr(writable(store), mode="a")
     annotate(store, voxel_size_nm=SIZE)
     assert ld.verify(store, progress=False).ok
-    assert xr.open_zarr(store).attrs["voxel_size_nm"] == list(SIZE)
-    assert xr.open_zarr(store).mine.values.tolist() == [0, 1, 2]
+    assert xr.open_zarr(zarr_store(store)).attrs["voxel_size_nm"] == list(SIZE)
+    assert xr.open_zarr(zarr_store(store)).mine.values.tolist() == [0, 1, 2]
 
 
-def test_while_levels_are_added_it_waits(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_levels_are_added_it_waits(archive: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store to which levels are being added is not annotated, and the other way round."""
-    store = written(archive, tmp_path / "a.zarr", pyramid=False)
+    monkeypatch.setattr(claims, "SECONDS_BETWEEN_RENEWALS", 0.4)
+    store = written(archive, place / "a.zarr", pyramid=False)
     said = []
 
     def attempt(*arguments: Any) -> Any:
@@ -375,9 +390,10 @@ def test_while_levels_are_added_it_waits(archive: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(pyramid, "write_ome_metadata", attempt)
     ld.add_pyramid(store, progress=False)
     assert said
-    assert not (store / "liver_dask" / BEGUN).exists()
+    assert f"liver_dask/{BEGUN}" not in files_of(store)
 
 
+@IN_A_FOLDER
 def test_somebodys_folder_in_the_place_of_the_journal(store: Path) -> None:
     """A folder with the journal's name is one sentence and stays, and the store is all right."""
     (store / "liver_dask" / BEGUN).mkdir()
@@ -389,7 +405,7 @@ def test_somebodys_folder_in_the_place_of_the_journal(store: Path) -> None:
     assert ld.verify(store, progress=False).ok
 
 
-def test_a_level_is_no_store_of_its_own(store: Path) -> None:
+def test_a_level_is_no_store_of_its_own(store: Place) -> None:
     """The folder of a level is refused: its size follows from that of the store."""
     files = contents(store)
     with pytest.raises(ld.InvalidArgumentError, match="is a level of the pyramid"):
@@ -397,10 +413,11 @@ def test_a_level_is_no_store_of_its_own(store: Path) -> None:
     assert contents(store) == files
 
 
-@pytest.mark.parametrize(
-    "wrong", ["123", b"abc", {1.0, 2.0, 3.0}, (1e308,) * 3, (5e-324, 1, 1), (10**400, 1, 1), (1, 2), 5, (0, 1, 1), None]
-)
-def test_what_is_no_size(store: Path, wrong: Any) -> None:
+WRONG = "123", b"abc", {1.0, 2.0, 3.0}, (1e308,) * 3, (5e-324, 1, 1), (10**400, 1, 1), (1, 2), 5, (0, 1, 1), None
+
+
+@in_both("wrong", WRONG, WRONG[:1])
+def test_what_is_no_size(store: Place, wrong: Any) -> None:
     """Anything but three sizes of voxels is one sentence, and nothing changes."""
     files = contents(store)
     with pytest.raises(ld.InvalidArgumentError, match="voxel_size_nm="):
@@ -408,11 +425,12 @@ def test_what_is_no_size(store: Path, wrong: Any) -> None:
     assert contents(store) == files
 
 
-@pytest.mark.parametrize(
-    "torn", ["", "{", "[" * 10_000, '{"voxel_size_nm": [1' + "0" * 500 + ", 1, 1]}", '{"voxel_size_nm": 3}']
-)
-def test_a_journal_that_says_nothing_is_ignored(store: Path, unknown: Path, torn: str) -> None:
+TORN = "", "{", "[" * 10_000, '{"voxel_size_nm": [1' + "0" * 500 + ", 1, 1]}", '{"voxel_size_nm": 3}'
+
+
+@in_both("torn", TORN, TORN[:2])
+def test_a_journal_that_says_nothing_is_ignored(store: Place, unknown: Path, torn: str) -> None:
     """A file of a call that was killed before it changed anything is no obstacle."""
-    (store / "liver_dask" / BEGUN).write_text(torn)
+    put(store / "liver_dask" / BEGUN, torn)
     annotate(store, voxel_size_nm=SIZE)
     check(store, SIZE, unknown)

@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import zarr
 
 import liver_dask as ld
 from helpers import tiny
-from helpers.places import consolidate, contents, copied, files_of, flip, put, read, remove, writable
+from helpers.places import consolidate, contents, copied, files_of, flip, in_both, put, read, remove, writable
 from helpers.stores import read_by_tensorstore
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.places import Place
@@ -181,15 +181,7 @@ each file costs a request.
 """
 
 
-def in_both(every: Iterable[str], some: Collection[str]) -> pytest.MarkDecorator:
-    """Parametrise a test over all cases in a folder, and over some of them in object storage."""
-    cases = [("folder", what) for what in every]
-    return pytest.mark.parametrize(
-        ("place", "what"), cases + [("s3", what) for _, what in cases if what in some], indirect=["place"]
-    )
-
-
-@in_both(DAMAGE, IN_S3)
+@in_both("what", DAMAGE, IN_S3)
 def test_damage_is_found(store: Place, what: str) -> None:
     """`verify` reports each of these changes as damage, without comparing voxels."""
     DAMAGE[what](store)
@@ -207,7 +199,7 @@ NOT_RECORDED = {
 """Damage that is not found in a store of an earlier version, because it recorded too little."""
 
 
-@in_both(sorted(DAMAGE.keys() - NOT_RECORDED), ["a table's chunk gone"])
+@in_both("what", sorted(DAMAGE.keys() - NOT_RECORDED), ["a table's chunk gone"])
 def test_in_a_store_that_recorded_less_most_is_found(store: Place, what: str) -> None:
     """`verify` accepts a store of an earlier version, says what that did not record, and reports all other damage."""
     tiny.forget_what_was_recorded(store)
@@ -248,7 +240,7 @@ ADDED: dict[str, Callable[[Place], Any]] = {
 }  # fmt: skip
 
 
-@in_both(ADDED, ["an array through xarray"])
+@in_both("what", ADDED, ["an array through xarray"])
 def test_what_was_added_is_no_damage(store: Place, what: str) -> None:
     """`verify` accepts added attributes, arrays, groups and hidden files, and notes attributes that were replaced."""
     with warnings.catch_warnings(action="ignore"):
@@ -312,9 +304,7 @@ OF_THE_ROOT = (
 """Changes of the metadata of the root, which the pyramid has rewritten."""
 
 
-@pytest.mark.parametrize(
-    ("place", "change"), [*(("folder", change) for change in OF_THE_ROOT), ("s3", OF_THE_ROOT[0])], indirect=["place"]
-)
+@in_both("change", OF_THE_ROOT, OF_THE_ROOT[:1])
 def test_a_damaged_root_of_a_pyramid_is_found(with_levels: Place, change: Callable[[Any], None]) -> None:
     """`verify` reports changes of the root's metadata, which the pyramid has rewritten."""
     tiny.edit(with_levels / "zarr.json", change)
@@ -334,11 +324,7 @@ def test_damage_in_the_metadata_of_a_level_is_found(with_levels: Place) -> None:
         put(with_levels / path, whole)
 
 
-@pytest.mark.parametrize(
-    ("place", "statistic"),
-    [("folder", "nonzero"), ("folder", "mean"), ("folder", "std"), ("s3", "mean")],
-    indirect=["place"],
-)
+@in_both("statistic", ["nonzero", "mean", "std"], ["mean"])
 def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Place, statistic: str) -> None:
     """A full `verify` reports a table entry that differs from the decoded chunk, also without a checksum of it."""
     tiny.forget_what_was_recorded(store)
@@ -364,7 +350,7 @@ def test_tables_of_empty_chunks_are_compared(archive: Path, place: Place) -> Non
     assert any("chunk 0/0/1 of it is empty" in problem for problem in report.problems), report
 
 
-@pytest.mark.parametrize(("place", "full"), [("folder", False), ("folder", True), ("s3", False)], indirect=["place"])
+@in_both("full", [False, True], [False])
 def test_a_source_that_changed_is_reported_as_such(tmp_path: Path, place: Place, full: bool) -> None:
     """`verify` lists changed files of the source; only voxels that differ from the source's are a problem."""
     archive = tmp_path / "archive"
@@ -494,7 +480,7 @@ def small_files(store: Place) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "flips"), [("folder", 4), ("s3", 1)], indirect=["place"])
+@in_both("flips", [4], [1])
 def test_a_flipped_byte_of_any_small_file_is_found_or_harmless(store: Place, flips: int) -> None:
     """Flipped bits in each small file are each reported by `verify`, or no reader returns anything else."""
     expected = Readings(store)
