@@ -296,6 +296,11 @@ def place_of(target: Named, options: Mapping[str, Any] | None = None) -> Place:
     return place
 
 
+def storage_options_of(target: Named, options: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
+    """Return the `storage_options` for everything below what a user names: those of a place, or those given."""
+    return target.options if isinstance(target, ObjectPath) else options
+
+
 def ranges_of(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Read byte ranges (start, stop) of a file."""
     if isinstance(place, ObjectPath):

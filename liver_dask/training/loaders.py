@@ -15,7 +15,7 @@ from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import BoundingBox, Shape, check_lengths
 from ..core.kinds import RAW
-from ..core.places import ObjectPath, place_of
+from ..core.places import ObjectPath, place_of, storage_options_of
 from .arguments import (
     Workers,
     boxes_of,
@@ -173,9 +173,8 @@ def get_human_liver_em_dataset(
             client=client,
             storage_options=storage_options,
         )
-        sources = stored_sources(
-            [place_of(store, storage_options) for store in stores], names, factors, cache_bytes, reuse
-        )
+        of_place = storage_options_of(path, storage_options)
+        sources = stored_sources([place_of(store, of_place) for store in stores], names, factors, cache_bytes, reuse)
     splits = [_split_of(split, split_grid, box, described.shape) for box in boxes]
     counts = [_patches_in(*places, patch) for places in zip(rois, splits, strict=True)]
     n_samples = check_count(options.pop("n_samples"))

@@ -9,7 +9,7 @@ from ..archive.archives import EMPIAR_13356, find_archive
 from ..archive.description import Archive
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import BoundingBox, Shape, check_lengths
-from ..core.places import place_of
+from ..core.places import place_of, storage_options_of
 from .arguments import check_labels
 from .downloads import get_human_liver_em_paths
 from .extra import import_extra, with_defaults
@@ -123,7 +123,7 @@ def get_human_liver_em_tiles(
         client=client,
         storage_options=storage_options,
     )
-    one = PatchSource.stored(place_of(store, storage_options), names if with_labels else ())
+    one = PatchSource.stored(place_of(store, storage_options_of(path, storage_options)), names if with_labels else ())
     chosen = with_defaults(
         {
             "raw_transform": raw_transform,
