@@ -12,10 +12,12 @@ import pytest
 
 import liver_dask as ld
 from helpers.archive import SHAPE, write_raw
+from helpers.places import copied
 from helpers.transforms import same
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.remote.cache import FolderCache
 from liver_dask.core.kinds import RAW
+from liver_dask.core.places import Place
 from liver_dask.demo import ArchiveServer, make_archive
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -42,9 +44,19 @@ def folder(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def stores(request: pytest.FixtureRequest, folder: Path) -> Place:
+    """The folder of the store, and a copy of it in object storage."""
+    return folder if request.param == "folder" else copied(folder, request.getfixturevalue("running_s3").folder())
+
+
+IN_A_FOLDER = pytest.mark.parametrize("stores", ["folder"], indirect=True)
+"""Marks a test of what does not depend on where a store lies: patches from object storage cost requests."""
+
+
 @pytest.fixture
-def asked(folder: Path, archive: Path) -> dict[str, Any]:
-    return {"path": folder, "patch_shape": PATCH, "bounding_boxes": [WHOLE], "source": archive, "shape": SHAPE}
+def asked(stores: Place, archive: Path) -> dict[str, Any]:
+    return {"path": stores, "patch_shape": PATCH, "bounding_boxes": [WHOLE], "source": archive, "shape": SHAPE}
 
 
 def loader(asked: dict[str, Any], **more: Any) -> Any:
@@ -80,6 +92,7 @@ def position_of(patch: np.ndarray, raw: np.ndarray, archive: Path) -> tuple[slic
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "method"), [(2, "fork"), (1, "spawn")])
+@IN_A_FOLDER
 def test_a_thousand_patches_are_voxels_of_the_source(asked, archive: Path, voxels, workers: int, method: str) -> None:
     """Forked and spawned workers give patches of raw with the labels of the same voxels."""
     found = set()
@@ -109,6 +122,7 @@ def drawn(asked: dict[str, Any], **more: Any) -> list[bytes]:
 
 
 @pytest.mark.slow
+@IN_A_FOLDER
 def test_a_seed_gives_the_same_patches_and_no_worker_anothers(asked) -> None:
     """A seed, given or torch's global one, gives the same patches again, and no patch comes twice."""
     first = drawn(asked, seed=5)
@@ -123,6 +137,7 @@ def test_a_seed_gives_the_same_patches_and_no_worker_anothers(asked) -> None:
 
 
 @pytest.mark.parametrize("persistent", [False, True])
+@IN_A_FOLDER
 def test_another_epoch_has_other_patches(asked, persistent: bool) -> None:
     """A second epoch has no patch of the first one."""
     epochs = loader(asked, n_samples=6, num_workers=2, seed=1, persistent_workers=persistent, **AS_READ)
@@ -130,6 +145,7 @@ def test_another_epoch_has_other_patches(asked, persistent: bool) -> None:
     assert not first & second
 
 
+@IN_A_FOLDER
 def test_no_global_random_state_is_used(asked) -> None:
     """Drawing a patch leaves numpy's global random state unchanged."""
     before = np.random.get_state()  # noqa: NPY002  # it is numpy's global state that is looked at
@@ -138,6 +154,7 @@ def test_no_global_random_state_is_used(asked) -> None:
 
 
 @pytest.mark.parametrize("least", [0.05, 0.2])
+@IN_A_FOLDER
 def test_every_patch_has_the_foreground_that_was_asked_for(asked, voxels, least: float) -> None:
     """Each patch has at least the foreground `min_foreground`, and raw is read for hardly any other."""
     one = dataset(asked, min_foreground=least, seed=0, **AS_READ)
@@ -295,6 +312,7 @@ def test_several_labels_are_channels(asked, archive: Path, voxels) -> None:
         np.testing.assert_array_equal(channel, voxels[name][window] / 255)
 
 
+@IN_A_FOLDER
 def test_torch_ems_own_options_mean_what_they_mean_there(asked, voxels) -> None:
     """The options rois, ndim, sampler, dtypes and n_samples work as in torch_em."""
     rois = [(slice(2, 8), slice(50, 150), slice(100, 300))]
@@ -313,6 +331,7 @@ def test_torch_ems_own_options_mean_what_they_mean_there(asked, voxels) -> None:
     assert abs(dataset(asked)[0][0].mean()) < 1e-3, "raw is standardized, as torch_em does it"
 
 
+@IN_A_FOLDER
 def test_the_dataset_is_torch_ems_and_has_all_that_it_sets(asked, folder: Path) -> None:
     """The dataset is a torch_em SegmentationDataset with all of its attributes and options."""
     (store,) = folder.glob("*.zarr")
@@ -346,6 +365,7 @@ def test_patches_straight_from_the_archive(server: ArchiveServer, archive: Path,
 
 
 @pytest.mark.slow
+@IN_A_FOLDER
 def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
     """Memory and open files do not grow over 1500 batches."""
 
@@ -403,18 +423,20 @@ def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
         ({"bounding_boxes": [(0, 100, 0, 100, 0, 10)]}, "There is no complete store .*download=True"),
     ],
 )
+@IN_A_FOLDER
 def test_what_makes_no_sense_is_refused_at_once(asked, wrong: dict[str, Any], told: str) -> None:
     """A wrong argument is an error when the dataset is made."""
     with pytest.raises(ld.LiverDaskError, match=told):
         ld.get_human_liver_em_dataset(**{**asked, **wrong})
 
 
-def test_a_forgotten_shape_is_named_and_nothing_is_to_be_removed_first(asked, folder: Path) -> None:
+def test_a_forgotten_shape_is_named_and_nothing_is_to_be_removed_first(asked) -> None:
     """Without `shape`, a store of a smaller volume is another one; the error says so before it speaks of removing."""
     with pytest.raises(ld.StoreExistsError, match=r"choose another path, or remove it .*The argument `shape` says"):
-        ld.get_human_liver_em_data(folder, WHOLE, source=asked["source"])
+        ld.get_human_liver_em_data(asked["path"], WHOLE, source=asked["source"])
 
 
+@IN_A_FOLDER
 def test_a_store_of_another_box_or_unfinished_is_not_trained_on(asked, tmp_path: Path, folder: Path) -> None:
     """A store of another box and an unfinished store are refused."""
     import shutil
@@ -430,6 +452,7 @@ def test_a_store_of_another_box_or_unfinished_is_not_trained_on(asked, tmp_path:
 
 
 @pytest.mark.parametrize("download", [False, True])
+@IN_A_FOLDER
 def test_what_torch_ems_own_module_left_is_named_and_kept(
     asked, tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, download: bool
 ) -> None:
@@ -459,6 +482,7 @@ def test_a_store_records_its_box_as_torch_em_does(folder: Path) -> None:
     assert zarr.open_group(store, mode="r").attrs["bounding_box"] == list(WHOLE)
 
 
+@IN_A_FOLDER
 def test_short_rois_mean_the_first_axes(asked, voxels) -> None:
     """A roi may have fewer than three slices, and may be a single slice, as in torch_em."""
     for rois in ([slice(4, 7)], [(slice(4, 7),)], (slice(4, 7), slice(0, 300))):
