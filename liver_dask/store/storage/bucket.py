@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 
-from ...core.errors import StoreExistsError
+from ...core.errors import LiverDaskError, StoreExistsError
 from ...core.places import S3, ObjectPath
 from ...core.threads import ContextPool
 from .claims import Claims
@@ -142,7 +142,12 @@ class Bucket(Storage[ObjectPath]):
     def change(self, journal: ObjectPath, busy: str) -> Iterator["_ObjectJournal"]:
         """See Storage: the right is a claim, next to the journal."""
         with Claims(journal.with_suffix(""), journal.parent, "", busy).held() as claim:
-            yield _ObjectJournal(journal, claim)
+            try:
+                yield _ObjectJournal(journal, claim)
+            except BaseException:
+                with suppress(LiverDaskError, OSError):  # the error of the change is the one to tell
+                    claim.remove()  # else a change that is refused would leave an object in the store
+                raise
             claim.remove()
 
     def is_writable(self, folder: ObjectPath) -> bool:
