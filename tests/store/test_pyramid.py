@@ -370,6 +370,7 @@ def test_viewers_get_a_contrast_of_the_tissue(tmp_path: Path, dtype: str, offset
         assert 150 * scale + offset < window["end"] < 200 * scale + offset
 
 
+@IN_A_FOLDER
 def test_a_voxel_size_that_a_user_corrects_is_described(store: Place) -> None:
     """After it was corrected by hand, `add_pyramid` keeps the levels and describes them with the new size."""
     zarr.open_group(writable(store), use_consolidated=False).attrs["voxel_size_nm"] = [31.0, 8.0, 8.0]
@@ -438,6 +439,7 @@ def test_killed_at_any_step_the_levels_are_the_same(
 
 
 @pytest.mark.slow
+@IN_A_FOLDER
 def test_a_changed_byte_of_a_level_is_found(store: Place) -> None:
     """A changed byte in a shard of a level is reported by verify, and only for this level and the one made from it."""
     shard = store / "pyramid" / "s2" / "raw" / "c" / "0" / "0" / "0"

@@ -160,7 +160,7 @@ def test_a_slice_that_cannot_be_read_costs_its_own_regions(
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2] + bytes(1000) + whole[len(whole) // 2 + 1000 :])
     shutil.copystat(archive / EMPIAR_13356.path("raw", 4), bad)  # the version of a file is its size and date
-    labels, box, regions = (None, WHOLE, 60) if isinstance(place, Path) else (["er"], (37, 165, 85, 213, 0, 6), 12)
+    labels, box, regions = (None, WHOLE, 60) if isinstance(place, Path) else (["er"], (37, 165, 85, 213, 0, 6), 6)
     ds = ld.open_human_liver_em(own, shape=SHAPE, labels=labels)
     kind = ld.ExportError if on_error == "continue" else ld.FormatError
     with pytest.raises(kind, match="raw, slice 4, rows") as told:
