@@ -236,6 +236,43 @@ def test_neighbouring_ranges_are_one_request(s3: ObjectStorage) -> None:
     assert sorted(asked.range for asked in s3.asked) == ["bytes=0-3999", "bytes=500000-500999"]
 
 
+def test_what_is_begun_anew_is_not_removed_first(s3: ObjectStorage) -> None:
+    """What another call left is removed, but no object is removed and written: a request may be carried out late."""
+    folder = s3.folder()
+    storage = storage_of(folder)
+    files = {"zarr.json": b"root", "y/c/0": b"y", "liver_dask/zarr.json": b"record"}
+    for name in ("zarr.json", "y/c/0", "er/zarr.json"):
+        storage.write(folder / "store" / name, [b"left"])
+    s3.asked.clear()
+    storage.begin(folder / "store", folder / "store.new", files, [])
+    assert s3.objects(folder / "store") == files
+    removed = [asked.path for asked in s3.asked if asked.method == "DELETE" or asked.query == "delete"]
+    assert removed == [f"/{(folder / 'store' / 'er' / 'zarr.json').key}"]
+
+
+def test_an_object_that_is_lost_while_a_store_is_begun(s3: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that does not keep an object is an error, before the store counts as begun or complete."""
+    folder = s3.folder()
+    storage = storage_of(folder)
+    files = {"zarr.json": b"root", "y/c/0": b"y", "liver_dask/zarr.json": b"record"}
+    really = type(storage).write
+    for lost in ("store/y/c/0", "target/y/c/0"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                type(storage),
+                "write",
+                lambda self, place, *rest, lost=lost: None if place == folder / lost else really(self, place, *rest),
+            )
+            with pytest.raises(OSError, match="has not kept"):
+                _begin_and_publish(folder, files)
+        assert "target/liver_dask/zarr.json" not in s3.objects(folder)
+
+
+def _begin_and_publish(folder: Place, files: dict[str, bytes]) -> None:
+    storage_of(folder).begin(folder / "store", folder / "store.new", files, [])
+    storage_of(folder).publish(folder / "store", folder / "target", "liver_dask/zarr.json")
+
+
 @pytest.fixture
 def folder_of_files(anywhere: Place) -> Iterator[Place]:
     storage = storage_of(anywhere)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 
+from ...core.disk import sizes_of
 from ...core.errors import LiverDaskError, StoreExistsError
 from ...core.places import S3, ObjectPath
 from ...core.threads import ContextPool
@@ -96,9 +97,15 @@ class Bucket(Storage[ObjectPath]):
         *others, last = files.items()
         if last[0] != RECORD_OF_UNFINISHED:
             raise AssertionError("the record is not the last file of an unfinished store")
-        self.remove_tree(unfinished)
         with ContextPool(OBJECTS_AT_ONCE) as pool:
             list(pool.map(lambda item: self.write(unfinished / item[0], [item[1]]), others))
+        # what another call left is removed, but nothing that was just written: a request may be carried out late
+        found = {path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*")}
+        for name in found - files.keys():
+            self.remove(unfinished / name)
+        lost = sorted(dict(others).keys() - found)
+        if lost:
+            raise OSError(errno.EIO, "the storage has not kept what was written", str(unfinished / lost[0]))
         self.write(unfinished / last[0], [last[1]])
 
     def withdraw(self, unfinished: ObjectPath, new: ObjectPath, progress: Iterable[ObjectPath]) -> bool:
@@ -123,8 +130,11 @@ class Bucket(Storage[ObjectPath]):
         first = [name for name in found if name not in ("zarr.json", last)]
         with ContextPool(OBJECTS_AT_ONCE) as pool:
             list(pool.map(lambda name: self.write(target / name, [(unfinished / name).read_bytes()]), first))
-        for name in ("zarr.json", last):
-            self.write(target / name, [(unfinished / name).read_bytes()])
+        self.write(target / "zarr.json", [(unfinished / "zarr.json").read_bytes()])
+        lost = [name for name, size in zip(first, sizes_of(target, first), strict=True) if size is None]
+        if lost:
+            raise OSError(errno.EIO, "the storage has not kept what was written", str(target / lost[0]))
+        self.write(target / last, [(unfinished / last).read_bytes()])
         self.drop_published(unfinished)
 
     def drop_published(self, unfinished: ObjectPath) -> None:
