@@ -16,6 +16,7 @@ from ..core.threads import ContextPool
 from .shards import CRC_BYTES, CRC_OF_CHECKED, EMPTY, STATISTICS, Checksum, Chunk, decode_chunk, index_in, with_checksum
 from .storage.access import storage_of
 from .storage.interface import Extent
+from .storage.parts import LEAST
 
 SLABS_AT_ONCE = 8
 """How many indexes of slabs are read at the same time: in object storage, each is a request."""
@@ -86,8 +87,11 @@ def merge_slabs(
     slabs = list(slabs)
     with ContextPool(SLABS_AT_ONCE) as pool:
         indexes = list(pool.map(_read_slab_index, slabs))
-    for slab, index in zip(slabs, indexes, strict=True):
-        for y, row in enumerate(index[:, x_chunks], start=slab.y):
+    of_shard = [index[:, x_chunks] for index in indexes]
+    is_short = [int(index["length"].sum()) < LEAST for index in of_shard]  # such parts cannot be copied within S3 ...
+    for i in np.argsort(is_short, kind="stable"):  # ... except at the end, where the index is uploaded anyway
+        slab = slabs[i]
+        for y, row in enumerate(of_shard[i], start=slab.y):
             known[slab.z, y, : len(row)] = row["statistics"]
             for x, (start, length, *_) in enumerate(row.tolist()):
                 if length:

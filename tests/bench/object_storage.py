@@ -154,6 +154,7 @@ def main(archive: Path, scratch: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(tempfile.mkdtemp(dir=sys.argv[2] if len(sys.argv) > 2 else Path(sys.argv[1]).parent))
+    folder.chmod(0o755)  # nginx reads it as another user
     try:
         main(Path(sys.argv[1]), folder)
     finally:

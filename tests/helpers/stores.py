@@ -12,7 +12,7 @@ import zarr
 
 import liver_dask as ld
 from liver_dask.core.places import Place
-from liver_dask.store.storage.access import zarr_store
+from liver_dask.store.zarr_store import zarr_store
 
 from .archive import SHAPE
 from .places import bucket_and_key, contents, files_of

@@ -28,7 +28,7 @@ from liver_dask.store.annotate import BEGUN, annotate
 from liver_dask.store.locks import open_locked
 from liver_dask.store.ome_zarr import write_ome_metadata
 from liver_dask.store.storage import claims
-from liver_dask.store.storage.access import zarr_store
+from liver_dask.store.zarr_store import zarr_store
 from liver_dask.viewing.levels import Levels
 
 SIZE, OTHER = (30.0, 8.0, 8.0), (4.5, 8.0, 9.0)

@@ -38,7 +38,7 @@ from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import open_record, read_checksums, read_statistics
 from liver_dask.store.shards import STATISTICS
-from liver_dask.store.storage.access import zarr_store
+from liver_dask.store.zarr_store import zarr_store
 
 NO_VOXELS = xr.Dataset()
 """A source without variables: `verify` compares no voxel with it, so that only the files of the store are checked."""

@@ -44,7 +44,7 @@ from liver_dask.store import array as stored
 from liver_dask.store import downsampling, ome_zarr, pyramid
 from liver_dask.store import levels as store_levels
 from liver_dask.store.storage import folder as folder_storage
-from liver_dask.store.storage.access import zarr_store
+from liver_dask.store.zarr_store import zarr_store
 
 SMALL_ENOUGH = 50
 CELL = 32

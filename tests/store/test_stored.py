@@ -19,7 +19,7 @@ from liver_dask.core.places import Place
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import read_statistics
 from liver_dask.store.shards import decode_chunk, decode_planes, encode_chunk
-from liver_dask.store.storage.access import zarr_store
+from liver_dask.store.zarr_store import zarr_store
 
 X0, X1, Y0, Y1, Z0, Z1 = BOX
 

@@ -28,7 +28,7 @@ from liver_dask.store import record
 from liver_dask.store.comparison import Comparison, Difference, differs
 from liver_dask.store.layout import Region, Shard
 from liver_dask.store.shards import Checksum
-from liver_dask.store.storage.access import zarr_store
+from liver_dask.store.zarr_store import zarr_store
 
 
 @pytest.fixture(scope="module")

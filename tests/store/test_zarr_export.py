@@ -28,7 +28,7 @@ from liver_dask.demo import ArchiveServer, serve
 from liver_dask.store import writer as store
 from liver_dask.store.layout import plan_layout
 from liver_dask.store.storage import claims
-from liver_dask.store.storage.access import zarr_store
+from liver_dask.store.zarr_store import zarr_store
 
 LAYOUTS = {}, SMALL, {"chunks": (3, 50, 70), "shards": (3, 100, 70)}
 WHOLE, LAST = (0, 420, 0, 300, 0, 10), (419, 420, 299, 300, 9, 10)

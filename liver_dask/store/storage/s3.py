@@ -10,7 +10,7 @@ from ...core.threads import ContextPool
 from .interface import Extent
 from .parts import Part, Piece
 
-PARTS_AT_ONCE = 8
+PARTS_AT_ONCE = 4
 """How many parts of an object are made at the same time."""
 
 
