@@ -20,14 +20,19 @@ IN_A_FOLDER = pytest.mark.parametrize("place", ["folder"], indirect=True)
 """Marks a test of what only a file system has, or which does not depend on where a store lies."""
 
 
-def in_both(names: str, every: Iterable[Any], some: Iterable[Any]) -> pytest.MarkDecorator:
-    """Parametrise a test over all cases in a folder, and over some of them in object storage.
+REAL_IN_S3 = pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.real)], indirect=True)
+"""Marks a test of hundreds of requests, which runs in object storage with `pytest -m real` only."""
+
+
+def in_both(names: str, every: Iterable[Any], some: Iterable[Any], real: Iterable[Any] = ()) -> pytest.MarkDecorator:
+    """Parametrise a test over all cases in a folder, and over some of them in object storage, some of those if `real`.
 
     There, each file of a store costs some requests of milliseconds, and a test of all cases would take minutes.
     """
     several = "," in names
     cases = [("folder", *case) if several else ("folder", case) for case in every]
     cases += [("s3", *case) if several else ("s3", case) for case in some]
+    cases += [pytest.param("s3", *(case if several else (case,)), marks=pytest.mark.real) for case in real]
     return pytest.mark.parametrize(f"place, {names}", cases, indirect=["place"])
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import liver_dask as ld
 from helpers import tiny
 from helpers.kills import killed_at
-from helpers.places import IN_A_FOLDER, contents, copied, files_of, in_both, put, read, remove, writable
+from helpers.places import IN_A_FOLDER, REAL_IN_S3, contents, copied, files_of, in_both, put, read, remove, writable
 from liver_dask.cli import main
 from liver_dask.core.places import Place
 from liver_dask.store import levels as store_levels
@@ -104,7 +104,7 @@ def check(store: Place, size: tuple[float, ...], source: Place) -> None:
     assert f"liver_dask/{BEGUN}" not in files_of(store)
 
 
-@in_both("before, pyramid", product((None, OTHER), (True, False)), [(None, False)])
+@in_both("before, pyramid", product((None, OTHER), (True, False)), [], [(None, False)])
 def test_an_annotated_store_is_as_if_the_size_had_been_known(
     archive: Path, tmp_path: Path, place: Place, before: tuple[float, ...] | None, pyramid: bool
 ) -> None:
@@ -367,6 +367,7 @@ def test_a_store_that_is_no_image_does_not_become_one(archive: Path, place: Plac
 @pytest.mark.filterwarnings(
     "ignore:Object at .* is not recognized", "ignore:Consolidated metadata is currently not part"
 )
+@REAL_IN_S3
 def test_a_store_into_which_xarray_wrote(archive: Path, place: Place) -> None:
     """Xarray replaces the root's attributes when it adds a variable; the store is annotated and sound all the same."""
     store = written(archive, place / "a.zarr", pyramid=False)
@@ -377,6 +378,7 @@ def test_a_store_into_which_xarray_wrote(archive: Path, place: Place) -> None:
     assert xr.open_zarr(zarr_store(store)).mine.values.tolist() == [0, 1, 2]
 
 
+@REAL_IN_S3
 def test_while_levels_are_added_it_waits(archive: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store to which levels are being added is not annotated, and the other way round."""
     monkeypatch.setattr(claims, "SECONDS_BETWEEN_RENEWALS", 0.4)

@@ -19,6 +19,7 @@ import liver_dask as ld
 from helpers import tiny
 from helpers.places import (
     IN_A_FOLDER,
+    REAL_IN_S3,
     consolidate,
     contents,
     copied,
@@ -264,6 +265,7 @@ def test_what_was_added_is_no_damage(store: Place, what: str) -> None:
     assert replaced == ("attributes of" in " ".join(report.notes))
 
 
+@REAL_IN_S3
 def test_a_pyramid_and_what_is_added_to_it_is_no_damage(with_levels: Place) -> None:
     """`verify` accepts a store with a pyramid, also if it was consolidated again and a channel got another colour."""
     assert len(store_levels.levels_of(with_levels)) == 3

@@ -19,7 +19,7 @@ import liver_dask as ld
 from helpers import tiny
 from helpers.archive import SHAPE
 from helpers.command import run_here
-from helpers.places import IN_A_FOLDER, copied, files_of, flip, in_both, put, read, remove, writable
+from helpers.places import IN_A_FOLDER, REAL_IN_S3, copied, files_of, flip, in_both, put, read, remove, writable
 from helpers.stores import BOX, SMALL, SMALL_BOX, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.places import Place
@@ -138,7 +138,7 @@ def test_what_to_do_about_a_damaged_store_helps(
 
 
 @pytest.mark.slow
-@in_both("examples", [30], [4])
+@in_both("examples", [30], [], [10])
 def test_any_changed_byte_is_found(small: Place, examples: int) -> None:
     """A changed byte anywhere in a shard is reported with the shard and its variable."""
 
@@ -196,6 +196,7 @@ def test_lost_records_and_changed_metadata_are_reported(small: Place) -> None:
     assert "the metadata of er: its data_type is 'int8', and was written as 'uint8'" in problems
 
 
+@REAL_IN_S3
 def test_computed_variables_are_compared_if_the_dataset_is_given(archive: Path, place: Place) -> None:
     """Computed variables are reported as unchecked, or compared if their Dataset is given; another one is an error."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE).isel(x=slice(128), y=slice(128), z=slice(4))
