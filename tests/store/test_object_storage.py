@@ -19,6 +19,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
@@ -32,6 +33,7 @@ from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.clean import clean
 from liver_dask.store.storage import claims, parts
+from liver_dask.store.targets import open_target
 
 TINY = {"chunks": (2, 32, 32), "shards": (4, 64, 64)}
 TINY_BOX = (150, 230, 100, 140, 2, 6)
@@ -98,6 +100,8 @@ def test_what_reads_a_store_reads_it_there(archive: Path, s3: ObjectStorage, vox
     s3.asked.clear()
     np.testing.assert_array_equal(array[1:4, 10:38, 3:70], raw[1:4, 10:38, 3:70])
     assert len(s3.asked) < first, "indexes of shards are read again"
+    served: Any = zarr.open_group(ld.as_zarr(open_target(address, storage_options=s3.options)), mode="r")
+    np.testing.assert_array_equal(served["raw"][1, 3:9], raw[1, 3:9])
 
 
 def test_levels_and_labels_are_those_of_a_folder(
@@ -113,6 +117,8 @@ def test_levels_and_labels_are_those_of_a_folder(
         assert report.ok, report
     files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert s3.objects(place.parent) == files
+    ds = xr.open_zarr(str(place), storage_options=s3.options)
+    assert len(store_levels.open_levels(ds)) == len(store_levels.levels_of(place)) > 1, "views read no levels"
     assert any("/labels/er/1/c/" in name for name in files)
 
 
@@ -369,6 +375,16 @@ def answered(status: str, code: str) -> Any:
     return answer
 
 
+def halved(application: Any) -> Any:
+    """Return an application that answers as another one does, but breaks off in the middle of the body."""
+
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        body = b"".join(application(environ, start_response))
+        return [body[: len(body) // 2]]
+
+    return answer
+
+
 @pytest.mark.slow
 def test_a_storage_that_answers_badly_now_and_then(
     archive: Path, s3: ObjectStorage, expected: dict[str, bytes], small_parts
@@ -378,8 +394,10 @@ def test_a_storage_that_answers_badly_now_and_then(
     counts: list[str] = []
 
     def disturb(asked: Asked, application: Any) -> Any:
-        kind = rng.choice(["fine", "busy", "broken", "lost"], p=[0.91, 0.03, 0.03, 0.03])
+        kind = rng.choice(["fine", "busy", "broken", "lost", "half"], p=[0.88, 0.03, 0.03, 0.03, 0.03])
         counts.append(kind)
+        if kind == "half":
+            return halved(application)
         if kind == "busy":
             return answered("503 Slow Down", "SlowDown")
         if kind == "broken":
@@ -397,7 +415,11 @@ def test_a_storage_that_answers_badly_now_and_then(
     s3.disturb = disturb
     write(archive, folder / "a.zarr")
     s3.undisturbed()
-    assert {"busy", "broken", "lost"} <= set(counts)
+    assert {"busy", "broken", "lost", "half"} <= set(counts)
+    array, x = StoredArray(folder / "a.zarr", "raw"), xr.open_zarr(str(folder / "a.zarr"), storage_options=s3.options)
+    s3.disturb = lambda asked, application: halved(application) if len(s3.asked) % 3 == 0 else application
+    np.testing.assert_array_equal(array[:, :, :], x.raw)
+    s3.undisturbed()
     assert s3.objects(folder) == {f"a.zarr/{name}": content for name, content in expected.items()}
 
 
