@@ -21,6 +21,7 @@ from distributed import Client, LocalCluster
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.forked import forked_workers
 from helpers.stores import BOX, SMALL, assert_same_files, slabs_of, undisturbed
 from helpers.waiting import free_port
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
@@ -32,7 +33,7 @@ from liver_dask.store import preflight as export_checks
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("workers")
     options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "local_directory": folder}
-    with LocalCluster(**options) as cluster:
+    with forked_workers(), LocalCluster(**options) as cluster:
         client = Client(cluster, set_as_default=False)  # `with` makes it the current client
         yield client
         client.close()

@@ -19,6 +19,7 @@ from distributed import Client, LocalCluster, get_client
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.forked import forked_workers
 from helpers.stores import BOX, SMALL
 from helpers.waiting import wait_until
 from liver_dask.archive.lazy import futures as held
@@ -32,7 +33,10 @@ QUIET = {"dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A cluster of one worker with one thread, where a task that waits for another one waits for ever."""
-    with LocalCluster(n_workers=1, local_directory=tmp_path_factory.mktemp("one"), **QUIET) as cluster:
+    with (
+        forked_workers(),
+        LocalCluster(n_workers=1, local_directory=tmp_path_factory.mktemp("one"), **QUIET) as cluster,
+    ):
         yield cluster
 
 
@@ -79,6 +83,7 @@ def test_a_cluster_that_adapts_grows_while_it_writes(
     handler, seen = counting(0.15), [0]
     with (
         serve(archive, handler) as server,
+        forked_workers(),
         LocalCluster(n_workers=0, local_directory=tmp_path / "spill", **QUIET) as cluster,
         Client(cluster) as client,
     ):
@@ -235,6 +240,7 @@ def test_two_calls_on_one_cluster_keep_to_one_limit(archive: Path, tmp_path: Pat
     handler = counting(0.03)
     with (
         serve(archive, handler) as server,
+        forked_workers(),
         LocalCluster(n_workers=2, local_directory=tmp_path / "spill", **(QUIET | {"threads_per_worker": 2})) as cluster,
         Client(cluster, set_as_default=False) as one,
         Client(cluster, set_as_default=False) as other,

@@ -18,6 +18,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE, counts_and_index
 from helpers.counting import SHAPE as SMALL
 from helpers.counting import WHOLE, CountingReader, volume_array
+from helpers.forked import forked_workers
 from helpers.hostile import SideBySide
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import slices
@@ -317,6 +318,7 @@ def test_a_cluster_reads_points(server: ArchiveServer, archive: Path, voxels) ->
     random = np.random.default_rng(3)
     z, y, x = (random.integers(0, length, 500) for length in SHAPE)
     with (
+        forked_workers(),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster,
         Client(cluster),
     ):

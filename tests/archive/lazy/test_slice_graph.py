@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.forked import forked_workers
 from helpers.masks import png_in_chunks
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import png, png_file
@@ -51,7 +52,7 @@ def ask_little_on_worker() -> None:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("workers")
     options = {"n_workers": 3, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "local_directory": folder}
-    with LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
+    with forked_workers(), LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
         client.run(ask_little_on_worker)
         yield client
 

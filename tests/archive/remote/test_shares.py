@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
+from helpers.forked import forked_workers
 from helpers.waiting import wait_until
 from liver_dask.archive.remote import ledger, shares
 from liver_dask.archive.remote.ledger import Ledger, Told
@@ -90,7 +91,7 @@ def counts() -> type[Counts]:
 @contextmanager
 def workers(count: int, folder: Path, **options: Any) -> Iterator[Client]:
     options = {"threads_per_worker": 6, "dashboard_address": "127.0.0.1:0", "local_directory": folder} | options
-    with LocalCluster(n_workers=count, **options) as cluster, Client(cluster) as client:
+    with forked_workers(), LocalCluster(n_workers=count, **options) as cluster, Client(cluster) as client:
         client.run(take_short_turns)  # this imports the package, so that they start together
         yield client
 
