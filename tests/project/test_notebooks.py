@@ -6,7 +6,9 @@ import io
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import numpy as np
@@ -25,12 +27,25 @@ SOURCE_LINE = re.compile(r"^`?(SOURCE, SHAPE.*?)`?$", re.MULTILINE)
 """The line to replace for the liver: in the first code cell, and as text in the first cell."""
 
 
-def executed(name: str, environ: dict[str, str], folder: Path, line: str = "") -> list[nbformat.NotebookNode]:
-    """Run a notebook in a folder of its own, with another line for its source if one is given; returns its cells."""
+def executed(
+    name: str, environ: dict[str, str], folder: Path, line: str = "", changes: Mapping[str, str] = MappingProxyType({})
+) -> list[nbformat.NotebookNode]:
+    """Run a notebook in a folder of its own, and return its cells.
+
+    Args:
+        name: The notebook.
+        environ: Variables of the environment that are changed.
+        folder: Where it runs.
+        line: What replaces the line for its source, if anything.
+        changes: What replaces other parts of its code, each of which occurs once.
+    """
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     if line:
         notebook.cells[1].source, count = SOURCE_LINE.subn(line, notebook.cells[1].source)
         assert count == 1
+    for old, new in changes.items():
+        (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source)
+        cell.source = cell.source.replace(old, new)
     client = NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | environ)
     return notebook.cells
@@ -60,7 +75,13 @@ def test_training_runs_and_learns(tmp_path: Path) -> None:
     pytest.importorskip("torch_em", reason="the extra `train` is not installed")
     few = {"LIVER_DASK_EM": "none", "LIVER_DASK_ITERATIONS": "12"}
     yielding = {"OMP_WAIT_POLICY": "PASSIVE"}  # otherwise torch's threads take the cores that other tests need
-    cells = executed("train_mito.ipynb", few | yielding, tmp_path)
+    smaller = {
+        "SHAPE = (20, 1024, 1024)": "SHAPE = (20, 512, 512)",
+        "BOX = (0, 1024, 0, 1024, 0, 20)": "BOX = (0, 512, 0, 512, 0, 20)",
+        "PATCH = (1, 256, 256)": "PATCH = (1, 128, 128)",
+        "n_samples=40": "n_samples=8",
+    }
+    cells = executed("train_mito.ipynb", few | yielding, tmp_path, changes=smaller)
     told = printed(cells)
     assert "the made-up archive of the demo" in told
     reached, guessed = (float(part.split()[-1]) for part in told.split("all five: ")[1].split(","))
