@@ -186,7 +186,7 @@ def test_a_size_that_was_changed_by_hand_is_repaired(store: Path, unknown: Path)
 @pytest.mark.parametrize(
     ("then", "every"),
     [
-        pytest.param(OTHER, 13, marks=pytest.mark.slow),
+        pytest.param(OTHER, 29, marks=pytest.mark.slow),
         pytest.param(OTHER, 1, marks=EXHAUSTIVE),
         pytest.param(SIZE, 1, marks=EXHAUSTIVE),
     ],
