@@ -191,7 +191,7 @@ def test_boxes_have_the_share_that_was_asked_for(asked) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "method"), [(0, None), (2, None), (4, None), (2, "fork"), (4, "fork"), (2, "spawn")]
+    ("workers", "method"), [(0, None), (2, None), (4, None), (2, "fork"), (4, "fork"), (1, "spawn")]
 )
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_an_interrupted_stream_goes_on_exactly(asked, workers: int, method: str | None) -> None:
