@@ -101,6 +101,8 @@ class StorePlace(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
         if not str(value):
             self.fail("the path is empty; give a folder, or an address such as s3://bucket/crop.zarr.", param, ctx)
         if isinstance(value, str) and "://" not in value:
+            if re.match(r"[a-z0-9+.-]{2,}:/", value):
+                self.fail(f"{value} is no path, and two slashes follow the colon of an address.", param, ctx)
             return Path(value)
         return place_of(value)
 

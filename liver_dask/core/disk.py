@@ -59,6 +59,8 @@ def is_listed(path: Place) -> bool:
 
 def is_empty_folder(path: Place) -> bool:
     """Return whether a path is a folder with nothing in it."""
+    if isinstance(path, ObjectPath):
+        return path.is_dir() and not any(path.rglob("*"))  # but for empty objects in place of folders
     found = _stat(path)
     return found is not None and stat.S_ISDIR(found.st_mode) and not any(path.iterdir())
 

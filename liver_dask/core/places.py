@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import fsspec
 
@@ -27,7 +28,7 @@ FILES_AT_ONCE = 16
 GAP, LONGEST_REQUEST = 64 << 10, 8 << 20
 """Bytes between two ranges that are fetched with them rather than by another request, and bytes of such a request."""
 
-SECRET = re.compile("key|secret|token|password|credential|connection_string", re.IGNORECASE)
+SECRET = re.compile("key|secret|token|pass|pwd|auth|credential|connection|sas", re.IGNORECASE)
 """Names of `storage_options`, and of options in them, whose values are not shown in any message."""
 
 SHORTEST_SECRET = 6
@@ -62,6 +63,8 @@ class ObjectPath:
         protocol, separator, path = url.partition("://")
         if not separator or not path.strip("/"):
             raise InvalidArgumentError(f"{url!r} is not an address in object storage, such as s3://bucket/crop.zarr.")
+        if "?versionId=" in url:
+            raise InvalidArgumentError(f"{url!r} names a version of an object; leave the version out.")
         self._protocol, self._path = protocol, PurePosixPath(path.strip("/"))
         self.options = dict(options or {})
 
@@ -139,7 +142,7 @@ class ObjectPath:
             raise MissingExtraError(
                 f"{self} needs a package ({self.hidden(error)}): for S3, {how_to_install('cloud')}."
             ) from None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InvalidArgumentError(f"{self} cannot be opened: {self.hidden(error)}.") from None
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +217,7 @@ class ObjectPath:
             return
         for entry in entries:
             path = PurePosixPath(entry.strip("/"))
-            if path != self._path:  # an empty object that some tools create in place of a folder
+            if path != self._path:  # an empty object `a/`, as some tools write one for a folder
                 yield self._at(path)
 
     def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
@@ -222,7 +225,8 @@ class ObjectPath:
         if pattern != "*":
             raise NotImplementedError(pattern)
         for key in sorted(self.call("find", self.key)):
-            yield self._at(PurePosixPath(key.strip("/")))
+            if not key.endswith("/") and PurePosixPath(key.strip("/")) != self._path:
+                yield self._at(PurePosixPath(key.strip("/")))
 
     def read_bytes(self) -> bytes:
         """Return the content of the object."""
@@ -246,12 +250,18 @@ class ObjectPath:
         return ObjectPath(f"{self._protocol}://{path}", self.options)
 
 
-def _secrets_in(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _secrets_in(value)
-        elif SECRET.search(str(name)) and isinstance(value, str) and len(value) >= SHORTEST_SECRET:
-            yield value
+def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
+    """Yield the secrets in some options, however deep, and as they are written in a URL."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _secrets_in(inner, str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _secrets_in(inner, name)
+    elif isinstance(value, bytes):
+        yield from _secrets_in(value.decode(errors="replace"), name)
+    elif isinstance(value, str) and SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+        yield from {value, quote(value), quote(value, safe="")}
 
 
 Place = Path | ObjectPath
@@ -279,17 +289,26 @@ def place_of(target: Named, options: Mapping[str, Any] | None = None) -> Place:
     Raises:
         InvalidArgumentError: The address is that of a web server, or of no storage that fsspec knows.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidArgumentError(f"storage_options must be a dict of options, not a {type(options).__name__}.")
     if isinstance(target, ObjectPath):
-        return target
+        return ObjectPath(str(target), {**target.options, **(options or {})})
     text = os.fspath(target)
     protocol, separator, path = text.partition("://")
-    if not separator:
-        return Path(text).expanduser().absolute()
-    if protocol in ("file", "local"):
-        return Path("/", path).absolute()
+    if not separator or protocol in ("file", "local"):
+        if separator and not path.startswith("/"):
+            raise InvalidArgumentError(f"{text} names no folder: three slashes follow the colon of file:///folder.")
+        try:
+            return Path(path if separator else text).expanduser().absolute()
+        except RuntimeError as error:
+            raise InvalidArgumentError(f"{text} is no path ({error}).") from None
     if protocol in ("http", "https") or "::" in text:
         raise InvalidArgumentError(
             f"{text} is not a place for a store; give a folder, or an address in object storage such as s3://bucket/x."
+        )
+    if "@" in path.partition("/")[0]:
+        raise InvalidArgumentError(
+            "An address with a user or a password is no place for a store: give storage_options."
         )
     place = ObjectPath(text, options)
     place.filesystem  # noqa: B018 - a missing package is told at once
@@ -298,7 +317,7 @@ def place_of(target: Named, options: Mapping[str, Any] | None = None) -> Place:
 
 def storage_options_of(target: Named, options: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
     """Return the `storage_options` for everything below what a user names: those of a place, or those given."""
-    return target.options if isinstance(target, ObjectPath) else options
+    return {**target.options, **(options or {})} if isinstance(target, ObjectPath) else options
 
 
 def ranges_of(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

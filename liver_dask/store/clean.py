@@ -3,6 +3,7 @@
 from ..core.disk import is_there
 from ..core.errors import StoreExistsError
 from ..core.places import Place
+from .plan import check_place
 from .record import layout_of, read_record, what_is_at
 from .record_checks import record_problem
 from .writer import Store
@@ -21,6 +22,7 @@ def clean(target: Place, *, unfinished: bool = False) -> str:
         StoreExistsError: Another process is writing the store, or something else is in its place. (FileExistsError)
         InvalidArgumentError: The folder cannot be written. (ValueError)
     """
+    target = check_place(target)
     partial = target.with_name(f"{target.name}.partial")
     if not is_there(partial):
         return f"Nothing is left beside {target}."

@@ -4,6 +4,8 @@ A call that reads the same archive from another address (a mirror, or a folder w
 store. A computed variable is identified by its dask name, which depends on the address.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +25,11 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     grids = {key: record.get(key) for key in ("shape", "chunks", "shards")}
     variables = {name: _of_variable(as_object(of)) for name, of in as_object(record.get("variables")).items()}
     return {**grids, "variables": variables}
+
+
+def digest_of(record: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that are the same in all calls for one store."""
+    return hashlib.sha256(json.dumps(identity_of(record), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _of_variable(variable: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import xarray as xr
 
+from ..core.disk import is_file
 from ..core.documents import read_document
 from ..core.errors import DamagedError
 from ..core.geometry import DIMS, Shape, check_voxel_size
@@ -15,7 +16,7 @@ from ..core.places import Place
 from .downsampling import METHODS, DownsamplingReader, Method
 from .group_metadata import is_consolidated, read_group
 from .placement import Placement, placement_of
-from .record import layout_of, open_record, read_record
+from .record import RECORD, layout_of, open_record, read_record
 from .zarr_store import zarr_store
 
 
@@ -57,10 +58,16 @@ def levels_of(store: Place) -> list[Level]:
     levels = [Level(store, (1, 1, 1))]
     for factors in plan_levels(store):
         level = Level(store / FOLDER / f"s{len(levels)}", factors)
-        if not level.path.is_dir():
+        if not level_exists(level.path):
             break
         levels.append(level)
     return levels
+
+
+def level_exists(path: Place) -> bool:
+    """Return whether a level exists, and is not being written there, as in object storage."""
+    unfinished = path.with_name(f"{path.name}.partial") / "store" / RECORD / "zarr.json"
+    return path.is_dir() and not is_file(unfinished)
 
 
 def current_levels(store: Place, names: Sequence[str]) -> list[Level]:

@@ -93,7 +93,7 @@ class Export:
         Raises:
             InvalidArgumentError: An argument cannot be used. (ValueError)
         """
-        target = _place(path, storage_options)
+        target = check_place(path, storage_options)
         _check_variables(ds)
         if ds.attrs.get("voxel_size_nm") is not None:
             check_voxel_size(ds.attrs["voxel_size_nm"])
@@ -216,7 +216,7 @@ class Export:
         template.to_zarr(store, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
 
 
-def _place(path: Named, options: Mapping[str, Any] | None) -> Place:
+def check_place(path: Named, options: Mapping[str, Any] | None = None) -> Place:
     """Return the place of a store. A symbolic link is resolved, because a finished store cannot replace a link.
 
     Raises:

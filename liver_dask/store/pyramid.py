@@ -20,7 +20,7 @@ from ..core.disk import is_listed
 from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS
 from ..core.kinds import kind_of
-from ..core.places import Named, Place, place_of
+from ..core.places import Named, ObjectPath, Place, place_of
 from .group_metadata import read_group
 from .inventory import check_structure
 from .levels import Level, open_variables
@@ -33,7 +33,7 @@ from .zarr_group import write_group
 if TYPE_CHECKING:
     from distributed import Client
 from .downsampling import DownsamplingReader
-from .levels import FACTORS, FOLDER, method_of, plan_levels, step_between, voxel_size_of
+from .levels import FACTORS, FOLDER, level_exists, method_of, plan_levels, step_between, voxel_size_of
 
 
 def add_pyramid(
@@ -79,7 +79,7 @@ def add_pyramid(
     known = open_record(root)
     check_structure(root, known, layout_of(known))
     levels = _planned(root)
-    is_done = all(level.path.is_dir() for level in levels) and is_described(levels)
+    is_done = all(level_exists(level.path) for level in levels) and is_described(levels)
     with nullcontext() if is_done else storage_of(root).change(root / RECORD / BEGUN, BUSY.format(root)):
         check_annotated(root)
         levels = _planned(root)
@@ -123,8 +123,10 @@ def _check_levels(group: Place, levels: Sequence[Level]) -> None:
 
 
 def _is_level(path: Place) -> bool:
-    """Return whether a folder is a complete or an unfinished level."""
-    return read_record(path) is not None or (path.name.endswith(".partial") and (path / "lock").is_file())
+    """Return whether a folder is a complete or an unfinished level, or has shards of an unfinished one."""
+    partial = path if path.name.endswith(".partial") else path.with_name(f"{path.name}.partial")
+    is_claimed = storage_of(partial).is_claimed(partial)
+    return read_record(path) is not None or (is_claimed and (path == partial or isinstance(path, ObjectPath)))
 
 
 def downsampled(below: Level, level: Level, root: Place) -> xr.Dataset:

@@ -82,7 +82,9 @@ class SourceVersions:
         noted = json.loads(content)
         known = FileVersion(noted["size"], noted["tag"])
         if not _may_be(version, known, same_url=noted["url"] == url):
-            partial = self.folder.parent.parent
+            partial = self.folder
+            while not partial.name.endswith(".partial"):
+                partial = partial.parent
             store = partial.with_name(partial.name.removesuffix(".partial"))
             raise SourceChangedError(
                 f"{url} is not the file that parts of {store} were made of: it had {known.size} bytes "

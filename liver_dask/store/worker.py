@@ -140,6 +140,7 @@ class Task:
     def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, FileVersion]) -> int:
         """Write the slabs of a region, and return its number of bytes of voxels."""
         encoded = encoding.result()
+        self.store.check_run(self.run_name)
         self.store.note_versions(files)
         for name, chunks in encoded.items():
             self.store.write_slab(name, region, chunks)

@@ -39,12 +39,12 @@ import numpy.typing as npt
 import zarr
 
 from ..archive.remote.versions import FileVersion
-from ..core.disk import files_in, is_empty_folder, is_file, is_there
+from ..core.disk import content_of, files_in, is_empty_folder, is_file, is_there
 from ..core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
 from ..core.places import Place
 from .completion import write_all_but_shards
 from .durable import TORN
-from .identity import identity_of
+from .identity import digest_of, identity_of
 from .layout import Layout, Region, Shard, ShardRow
 from .levels import voxel_size_of
 from .record import (
@@ -96,7 +96,7 @@ class Store:
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
         self._shards = self._storage.shards_in(self._unfinished, target)
-        self._progress = self.partial / "progress"
+        self._progress = self._storage.progress_in(self.partial, digest_of(content))
         self._sources = SourceVersions(self._progress / "sources", content, [])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,10 +117,10 @@ class Store:
         Raises:
             StoreExistsError: Something else exists at its path, or a shard is missing or damaged.
         """
-        if not is_there(self.target) or is_empty_folder(self.target):
-            return False
         found = read_record(self.target)
-        if not found and self._storage.is_filled(self._unfinished, self.target):
+        if not found and (not is_there(self.target) or is_empty_folder(self.target)):
+            return False
+        if not found and self._storage.is_filled(self._unfinished, self.target, self._shard_names()):
             return False
         if not found or not self._is_of(found) or not found.get("complete"):
             what = "a store of another box, archive or layout" if found else what_is_at(self.target)
@@ -188,7 +188,7 @@ class Store:
             try:
                 if self.is_complete():
                     run = ""
-                    self._storage.drop_published(self._unfinished)
+                    self._drop_published()
                 else:
                     run = self._begin(write_metadata)
             except BaseException as error:
@@ -209,6 +209,12 @@ class Store:
             return (self._progress / "run").read_text() == run
         except FileNotFoundError:
             return False
+
+    def check_run(self, run: str) -> None:
+        """Raise StoreExistsError if another run has begun, so that a late task writes nothing into it."""
+        found = content_of(self._progress / "run")
+        if found is not None and found.decode() != run:
+            raise StoreExistsError(f"{self.target} is written by another run; this one has ended.")
 
     def end_run(self) -> None:
         """Mark this run as ended, so that its tasks stop. If the disk does not allow it, they continue."""
@@ -297,16 +303,15 @@ class Store:
         write_all_but_shards(
             self._unfinished, self._shards, self._progress / "shards", self.layout, self.names, self._sources
         )
-        if self._claim:
-            self._claim.check()
-        self._storage.publish(self._unfinished, self.target, RECORD_FILE)
+        check = self._claim.check if self._claim else lambda: None
+        self._storage.publish(self._unfinished, self.target, RECORD_FILE, check)
 
     def tidy_beside(self) -> None:
         """Remove the leftovers of a run that was killed during its cleanup, unless another process holds the lock."""
         with suppress(LiverDaskError, OSError):
             if is_there(self.partial):
                 with self._storage.claim(self.partial, self.target, self._new.name) as claim:
-                    self._storage.drop_published(self._unfinished)
+                    self._drop_published()
                     self._remove_leftovers(claim)
 
     def discard(self, *, finished_too: bool) -> int:
@@ -321,12 +326,12 @@ class Store:
         with self._storage.claim(self.partial, self.target, self._new.name) as claim:
             finished = len(self.written()) if self._storage.is_begun(self._unfinished) else 0
             self._storage.tidy(self.partial, self.target)
-            if finished_too and self._storage.is_begun(self._unfinished):
-                for row in self.layout.shard_rows(self.names):
-                    for shard in self.layout.shards_of(row):
-                        self._storage.remove(shard_path(self._shards, row.name, shard))
-                self._storage.remove_tree(self._progress / "slabs")
-                self._storage.withdraw(self._unfinished, self._new, [])
+            if (read_record(self.target) or {}).get("complete"):
+                self._drop_published()
+            elif finished_too and self._storage.is_begun(self._unfinished):
+                progress = [self._progress / kind for kind in reversed(PARTS)]
+                shards = [self._shards / name for name in self._shard_names()]
+                self._storage.discard(self._unfinished, self._new, progress, shards)
             self._remove_leftovers(claim)
         return finished
 
@@ -377,8 +382,9 @@ class Store:
         progress = [
             self._progress / folder for folder in ("sources", *(f"{of}/{n}" for of in PARTS for n in self.names))
         ]
-        if not self._storage.is_begun(self._unfinished):
-            self._storage.check_target(self.partial, self.target)
+        is_new = not self._storage.is_begun(self._unfinished)
+        self._storage.check_target(self.partial, self.target, is_new=is_new)
+        if is_new:
             self._remove_new()
             self._storage.make_folders(progress)
             rows = self.layout.shard_rows(self.names)
@@ -492,6 +498,17 @@ class Store:
                 f"{self.target} has zeros where {len(missing)} files did not exist, {missing[0]} for one; open the "
                 'source with missing="zeros" (--missing zeros) to take that, or choose another path.'
             )
+
+    def _drop_published(self) -> None:
+        """Remove the unfinished store of a complete one; that of another call stays."""
+        if self._is_of(read_record(self._unfinished)):
+            self._storage.drop_published(self._unfinished)
+
+    def _shard_names(self) -> set[str]:
+        """Return the paths of all shards in the store."""
+        rows = self.layout.shard_rows(self.names)
+        shards = [(row.name, shard) for row in rows for shard in self.layout.shards_of(row)]
+        return {f"{name}/c/{'/'.join(map(str, shard))}" for name, shard in shards}
 
     def _names_in(self, kind: str, name: str) -> set[str]:
         """Return the names of the files of a kind of progress; after a kill their folder may be missing."""

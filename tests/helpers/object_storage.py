@@ -1,19 +1,30 @@
 """S3 on this machine (moto), with its requests counted and, if asked, disturbed."""
 
 import logging
+import multiprocessing
+import os
+import re
 import secrets
+import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
 from moto.server import MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+import liver_dask as ld
 from liver_dask.core.places import ObjectPath
 
+from .archive import SHAPE
+
 BUCKET = "tests"
+TINY = {"chunks": (2, 32, 32), "shards": (4, 64, 64)}
+TINY_BOX = (150, 230, 100, 140, 2, 6)
 KEY, SECRET = "AKIAEXAMPLEKEY", "example-secret-that-nobody-may-see"
 
 
@@ -122,3 +133,50 @@ def object_storage() -> Iterator[ObjectStorage]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def write(source: Path | str, place: ObjectPath | Path, labels: tuple[str, ...] = ("er",), **options: Any) -> str:
+    ds = ld.open_human_liver_em(source, shape=SHAPE, labels=labels)
+    return ld.to_zarr(ds, place, bounding_box=TINY_BOX, progress=False, **TINY, **options)
+
+
+def killed_at(s3: ObjectStorage, at: Callable[[Asked], bool], answers: bool, call: Callable[[], object]) -> int | None:
+    """Call a function in a process that is killed at the first request for which `at` holds; return its exit code.
+
+    Args:
+        s3: The storage.
+        at: Whether a request is the one.
+        answers: Whether the request is still carried out.
+        call: The call.
+    """
+    s3.undisturbed()
+    process = multiprocessing.get_context("fork").Process(target=call)
+
+    def kill(asked: Asked, application: Any) -> Any:
+        if not at(asked):
+            return application
+
+        def last(environ: Any, start_response: Any) -> list[bytes]:
+            body = list(application(environ, start_response)) if answers else _gone(start_response)
+            os.kill(process.pid, signal.SIGKILL)
+            return body
+
+        return last
+
+    s3.disturb = kill
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads: the child leaves them alone
+        process.start()
+    process.join(100)
+    s3.undisturbed()
+    return process.exitcode
+
+
+def put(end: str) -> Callable[[Asked], bool]:
+    """Return whether a request writes an object whose path matches a pattern."""
+    return lambda asked: asked.method == "PUT" and re.search(f"{end}$", asked.path) is not None
+
+
+def _gone(start_response: Any) -> list[bytes]:
+    start_response("500 Internal Server Error", [])
+    return []

@@ -1,10 +1,8 @@
 """Stores in S3: who may write, what is kept after a kill, what passes through a process, and what nobody may see."""
 
 import logging
-import multiprocessing
 import os
 import pickle
-import re
 import signal
 import threading
 import time
@@ -25,23 +23,25 @@ from distributed import Client, LocalCluster
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.object_storage import BUCKET, KEY, SECRET, Asked, ObjectStorage
+from helpers.object_storage import (
+    BUCKET,
+    KEY,
+    SECRET,
+    TINY,
+    TINY_BOX,
+    Asked,
+    ObjectStorage,
+    killed_at,
+    put,
+    write,
+)
 from liver_dask.cli import main
-from liver_dask.core.places import ObjectPath
 from liver_dask.demo import serve
 from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
 from liver_dask.store.clean import clean
 from liver_dask.store.storage import claims, parts
 from liver_dask.store.targets import open_target
-
-TINY = {"chunks": (2, 32, 32), "shards": (4, 64, 64)}
-TINY_BOX = (150, 230, 100, 140, 2, 6)
-
-
-def write(source: Path | str, place: ObjectPath | Path, labels: tuple[str, ...] = ("er",), **options: Any) -> str:
-    ds = ld.open_human_liver_em(source, shape=SHAPE, labels=labels)
-    return ld.to_zarr(ds, place, bounding_box=TINY_BOX, progress=False, **TINY, **options)
 
 
 @pytest.fixture(scope="module")
@@ -122,44 +122,6 @@ def test_levels_and_labels_are_those_of_a_folder(
     assert any("/labels/er/1/c/" in name for name in files)
 
 
-def killed_at(s3: ObjectStorage, at: Callable[[Asked], bool], answers: bool, call: Callable[[], object]) -> int | None:
-    """Call a function in a process that is killed at the first request for which `at` holds; return its exit code.
-
-    Args:
-        s3: The storage.
-        at: Whether a request is the one.
-        answers: Whether the request is still carried out.
-        call: The call.
-    """
-    s3.undisturbed()
-    process = multiprocessing.get_context("fork").Process(target=call)
-
-    def kill(asked: Asked, application: Any) -> Any:
-        if at(asked):
-            os.kill(process.pid, signal.SIGKILL)
-            if not answers:
-                return lambda environ, start_response: _gone(start_response)
-        return application
-
-    s3.disturb = kill
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads: the child leaves them alone
-        process.start()
-    process.join(100)
-    s3.undisturbed()
-    return process.exitcode
-
-
-def put(end: str) -> Callable[[Asked], bool]:
-    """Return whether a request writes an object whose path matches a pattern."""
-    return lambda asked: asked.method == "PUT" and re.search(f"{end}$", asked.path) is not None
-
-
-def _gone(start_response: Any) -> list[bytes]:
-    start_response("500 Internal Server Error", [])
-    return []
-
-
 def check_kill(
     archive: Path, s3: ObjectStorage, expected: dict[str, bytes], at: Callable[[Asked], bool], answers: bool
 ) -> int | None:
@@ -187,7 +149,7 @@ KILLS: dict[str, tuple[Callable[[Asked], bool], bool]] = {
     "at a part of a shard": (lambda asked: "partNumber=2" in asked.query, False),
     "before a shard is joined": (lambda asked: asked.method == "POST" and "uploadId" in asked.query, False),
     "after a shard is joined": (lambda asked: asked.method == "POST" and "uploadId" in asked.query, True),
-    "at the record of a shard": (put(r"/progress/shards/raw/0-0-1\.json"), False),
+    "at the record of a shard": (put(r"/shards/raw/0-0-1\.json"), False),
     "while its slabs are removed": (lambda asked: asked.method == "DELETE" and "/slabs/" in asked.path, False),
     "before readers can see it": (put(r"a\.zarr/zarr\.json"), False),
     "before it is complete": (put(r"a\.zarr/liver_dask/zarr\.json"), False),

@@ -270,7 +270,7 @@ def test_an_object_that_is_lost_while_a_store_is_begun(s3: ObjectStorage, monkey
 
 def _begin_and_publish(folder: Place, files: dict[str, bytes]) -> None:
     storage_of(folder).begin(folder / "store", folder / "store.new", files, [])
-    storage_of(folder).publish(folder / "store", folder / "target", "liver_dask/zarr.json")
+    storage_of(folder).publish(folder / "store", folder / "target", "liver_dask/zarr.json", lambda: None)
 
 
 @pytest.fixture

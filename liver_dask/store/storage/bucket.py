@@ -7,18 +7,19 @@ slabs are read and written again.
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 
-from ...core.disk import sizes_of
+from ...core.disk import content_of, sizes_of
 from ...core.errors import LiverDaskError, StoreExistsError
 from ...core.places import S3, ObjectPath
 from ...core.threads import ContextPool
 from .claims import Claims
 from .interface import Claim, Extent, Storage
 from .parts import Part, plan_parts
-from .s3 import abort_uploads, content_of, join_parts
+from .s3 import abort_uploads, join_parts, remove_objects
+from .s3 import content_of as content_of_pieces
 
 OBJECTS_AT_ONCE = 8
 """How many small objects are written at the same time."""
@@ -33,12 +34,12 @@ class Bucket(Storage[ObjectPath]):
     def write(self, place: ObjectPath, pieces: Iterable[bytes | Extent], part: ObjectPath | None = None) -> None:
         """See Storage."""
         if place.protocol not in S3:
-            place.call("pipe_file", place.key, content_of(pieces))
+            place.call("pipe_file", place.key, content_of_pieces(pieces))
             return
         parts = plan_parts(pieces)
         first, second = next(parts, Part((b"",), is_copy=False)), next(parts, None)
         if second is None and not first.is_copy:
-            place.call("pipe_file", place.key, content_of(first.pieces))
+            place.call("pipe_file", place.key, content_of_pieces(first.pieces))
         else:
             join_parts(place, chain((first,), () if second is None else (second,), parts))
 
@@ -57,14 +58,16 @@ class Bucket(Storage[ObjectPath]):
 
     def remove_tree(self, folder: ObjectPath) -> None:
         """See Storage."""
-        keys = folder.call("find", folder.key)
-        if keys:
-            with suppress(FileNotFoundError):  # another process removes them, too
-                folder.call("rm", list(keys))
+        places = list(folder.rglob("*"))
+        if folder.protocol in S3:
+            remove_objects(places)
+        else:
+            for place in places:
+                self.remove(place)
 
     def remove_folder(self, folder: ObjectPath) -> None:
         """See Storage."""
-        if folder.exists():
+        if any(folder.rglob("*")):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
 
     def make_folders(self, folders: Iterable[ObjectPath]) -> None:
@@ -78,13 +81,17 @@ class Bucket(Storage[ObjectPath]):
         """See Storage."""
         return Claims(partial, partial, "").exist()
 
-    def check_target(self, partial: ObjectPath, target: ObjectPath) -> None:
-        """See Storage."""
-        if target.exists():
+    def check_target(self, partial: ObjectPath, target: ObjectPath, *, is_new: bool) -> None:
+        """See Storage. An empty object, as some tools write one for a folder, does no harm."""
+        if is_new and any(target.rglob("*")):
             raise StoreExistsError(
                 f"{target} holds something that liver_dask did not write, or shards of an unfinished store whose "
                 f"{partial.name} is gone; choose another address, or remove it if nobody needs it."
             )
+
+    def progress_in(self, partial: ObjectPath, call: str) -> ObjectPath:
+        """See Storage: one for each call, because a request may be carried out late, after another call began."""
+        return partial / "progress" / call
 
     def is_begun(self, unfinished: ObjectPath) -> bool:
         """See Storage: if its record, which is written last, is there."""
@@ -120,21 +127,43 @@ class Bucket(Storage[ObjectPath]):
         """See Storage: at their final place, because an object cannot be renamed."""
         return target
 
-    def is_filled(self, unfinished: ObjectPath, target: ObjectPath) -> bool:
-        """See Storage."""
-        return self.is_begun(unfinished)
+    def discard(
+        self,
+        unfinished: ObjectPath,
+        new: ObjectPath,
+        progress: Iterable[ObjectPath],
+        shards: Iterable[ObjectPath],
+    ) -> None:
+        """See Storage: what says that something is finished is removed before it."""
+        for folder in progress:
+            self.remove_tree(folder)
+        with ContextPool(OBJECTS_AT_ONCE) as pool:
+            list(pool.map(self.remove, shards))
+        self.drop_published(unfinished)
 
-    def publish(self, unfinished: ObjectPath, target: ObjectPath, last: str) -> None:
+    def is_filled(self, unfinished: ObjectPath, target: ObjectPath, shards: Collection[str]) -> bool:
+        """See Storage: shards, and what `publish` has copied before it was interrupted."""
+        if not self.is_begun(unfinished):
+            return False
+        names = [place.relative_to(target).as_posix() for place in target.rglob("*")]
+        return all(
+            content_of(unfinished / name) == (target / name).read_bytes() for name in names if name not in shards
+        )
+
+    def publish(self, unfinished: ObjectPath, target: ObjectPath, last: str, check: Callable[[], None]) -> None:
         """See Storage: everything but shards is copied, the root's metadata and then the record at the end."""
         found = [place.relative_to(unfinished).as_posix() for place in unfinished.rglob("*")]
         first = [name for name in found if name not in ("zarr.json", last)]
         with ContextPool(OBJECTS_AT_ONCE) as pool:
             list(pool.map(lambda name: self.write(target / name, [(unfinished / name).read_bytes()]), first))
-        self.write(target / "zarr.json", [(unfinished / "zarr.json").read_bytes()])
+        check()
         lost = [name for name, size in zip(first, sizes_of(target, first), strict=True) if size is None]
         if lost:
             raise OSError(errno.EIO, "the storage has not kept what was written", str(target / lost[0]))
+        self.write(target / "zarr.json", [(unfinished / "zarr.json").read_bytes()])
+        check()
         self.write(target / last, [(unfinished / last).read_bytes()])
+        check()  # nobody has removed the shards meanwhile
         self.drop_published(unfinished)
 
     def drop_published(self, unfinished: ObjectPath) -> None:
@@ -146,7 +175,8 @@ class Bucket(Storage[ObjectPath]):
         """See Storage: uploads that were never completed, whose parts are stored and paid for."""
         for place in (partial, target):
             if place.protocol in S3:
-                abort_uploads(place)
+                with suppress(OSError):  # they may be listed by the owner of the bucket alone
+                    abort_uploads(place)
 
     @contextmanager
     def change(self, journal: ObjectPath, busy: str) -> Iterator["_ObjectJournal"]:

@@ -9,24 +9,27 @@ before its next renewal, and ends. All ages are differences of the storage's own
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ...core.disk import content_of
 from ...core.errors import InvalidArgumentError, LiverDaskError, StoreExistsError
 from ...core.places import ObjectPath
 
 SECONDS_OF_A_CLAIM = 60.0
 """How long a claim holds after it was renewed."""
 
-LATE = "progress"
-"""The folder in which a job may still write after its run has ended."""
+LATE = re.compile(
+    r"progress/[0-9a-f]{16}/(run|slabs/\w+/\d+-\d+|shards/\w+/\d+-\d+-\d+\.(json|npy)|sources/[0-9a-f]{32}\.json)"
+)
+"""What a job may still write after its run has ended, and another process has removed all."""
 
 SECONDS_BETWEEN_RENEWALS = 10.0
 
@@ -56,7 +59,7 @@ class Claims:
     def held(self) -> Iterator["HeldClaim"]:
         """Hold a claim; see Storage.claim."""
         try:
-            claim = HeldClaim(self._place(self._take()), self._target)
+            claim = HeldClaim(*self._take(), self._target)
         except OSError as error:
             if isinstance(error, LiverDaskError):
                 raise
@@ -64,17 +67,22 @@ class Claims:
         with claim:
             yield claim
 
-    def _take(self) -> int:
-        """Write a new claim as soon as no other one holds, and return its number."""
+    def _take(self) -> tuple[ObjectPath, str]:
+        """Write a new claim as soon as no other one holds; return it and its token."""
         while True:
             numbers = self._numbers()
             if numbers:
                 self._wait_for(self._place(numbers[-1]))
             else:
                 self._check_empty()
-            number = numbers[-1] + 1 if numbers else 1
-            if _write_new(self._place(number)):
-                return number
+            place, token = self._place(numbers[-1] + 1 if numbers else 1), secrets.token_hex(8)
+            if _write_new(place, token):
+                if _write_new(place, secrets.token_hex(8)):
+                    raise InvalidArgumentError(
+                        f"Cannot write {self._target}: this storage does not keep to If-None-Match, so that two "
+                        "processes could write at once; use another one, or a folder."
+                    )
+                return place, token
 
     def _numbers(self) -> list[int]:
         try:
@@ -87,7 +95,8 @@ class Claims:
 
     def _check_empty(self) -> None:
         with suppress(FileNotFoundError):
-            if {entry.name for entry in self._partial.iterdir()} - {self._beside, LATE}:
+            names = [place.relative_to(self._partial).as_posix() for place in self._partial.rglob("*")]
+            if not all(name.startswith(f"{self._beside}/") or LATE.fullmatch(name) for name in names):
                 raise StoreExistsError(
                     f"{self._partial} is something that liver_dask did not write; choose another address."
                 )
@@ -109,7 +118,10 @@ class Claims:
                 return
             if first not in (None, modified):
                 raise StoreExistsError(self._busy.format(host=holder.get("host", "another machine")))
-            left = SECONDS_OF_A_CLAIM - (self._now() - modified).total_seconds()
+            try:
+                left = SECONDS_OF_A_CLAIM - (self._now() - modified).total_seconds()
+            except FileNotFoundError:  # the holder has just removed all
+                return
             if left <= 0:
                 return
             if first is None:
@@ -127,7 +139,8 @@ class Claims:
         try:
             return _modified(probe)
         finally:
-            probe.call("rm_file", probe.key)
+            with suppress(FileNotFoundError):
+                probe.call("rm_file", probe.key)
 
 
 class HeldClaim:
@@ -135,15 +148,16 @@ class HeldClaim:
 
     Args:
         place: Its object, already written.
+        token: What its content has, and that of no other claim.
         target: The complete store, for messages.
     """
 
-    def __init__(self, place: ObjectPath, target: ObjectPath) -> None:
-        self._place, self._target = place, target
+    def __init__(self, place: ObjectPath, token: str, target: ObjectPath) -> None:
+        self._place, self._token, self._target = place, token, target
         self._next = place.with_name(f"{int(place.name) + 1:08}")
-        self._renewed = time.monotonic()
         self._ends = threading.Event()
         self._is_lost = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._renew_on, name="liver_dask-claim", daemon=True)
 
     def __enter__(self) -> "HeldClaim":
@@ -154,15 +168,14 @@ class HeldClaim:
         if not self._ends.is_set():
             self._stop()
             try:
-                if not self._is_lost:
+                if self._is_mine():
                     self._write(released=True)
             except OSError as error:
                 log.warning("%s: the claim could not be given up, and is stale in a minute (%s)", self._target, error)
 
     def check(self) -> None:
         """Raise StoreExistsError if another process has taken over, or may have."""
-        if not self._is_lost and time.monotonic() - self._renewed > SECONDS_OF_A_CLAIM / 2:
-            self._renew()
+        self._renew()  # whatever the clock says: it stands still while a machine sleeps
         if self._is_lost:
             raise StoreExistsError(
                 f"{self._target} is written by another process since this one could not renew its claim for "
@@ -190,40 +203,40 @@ class HeldClaim:
                 log.warning("%s: the claim could not be renewed, and is tried again (%s)", self._target, error)
 
     def _renew(self) -> None:
-        if self._next.is_file() or not self._place.is_file():  # who took over may have finished, and removed all
-            self._is_lost = True
-        else:
-            began = time.monotonic()
-            self._write()
-            self._renewed = began
+        with self._lock:
+            if self._is_mine():
+                self._write()
+
+    def _is_mine(self) -> bool:
+        """Return whether the claim still holds; who took over may have finished, removed all, and another begun."""
+        if not self._is_lost:
+            found = content_of(self._place)
+            self._is_lost = found is None or _parsed(found).get("token") != self._token or self._next.is_file()
+        return not self._is_lost
 
     def _write(self, *, released: bool = False) -> None:
-        self._place.call("pipe_file", self._place.key, _content(released=released))
+        self._place.call("pipe_file", self._place.key, _content(self._token, released=released))
 
 
-def _write_new(place: ObjectPath) -> bool:
+def _write_new(place: ObjectPath, token: str) -> bool:
     """Write a claim unless it exists; a repeated request may find the claim that its first try wrote."""
-    content = _content()
     try:
-        place.call("pipe_file", place.key, content, mode="create")
+        place.call("pipe_file", place.key, _content(token), mode="create")
     except FileExistsError:
-        with suppress(FileNotFoundError):
-            return place.read_bytes() == content
-        return False
+        return _parsed(content_of(place) or b"").get("token") == token
     return True
 
 
-def _content(*, released: bool = False) -> bytes:
-    """Return the content of a claim, different each time: whether it holds, and for which process."""
-    process = psutil.Process()
+def _content(token: str, *, released: bool = False) -> bytes:
+    """Return the content of a claim: for which process it holds, and whether it was given up."""
     return json.dumps(
         {
+            "token": token,
+            "released": released,
             "host": socket.gethostname(),
             "machine": _machine(),
-            "pid": process.pid,
-            "since": process.create_time(),
-            "released": released,
-            "token": secrets.token_hex(8),
+            "pid": os.getpid(),
+            "since": _begin_of(os.getpid()),
         }
     ).encode()
 
@@ -242,11 +255,17 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     if not machine or holder.get("machine") != machine:
         return False
     try:
-        return bool(psutil.Process(int(holder["pid"])).create_time() != holder["since"])
-    except psutil.NoSuchProcess:
-        return True
-    except (psutil.Error, LookupError, TypeError, ValueError):
+        return _begin_of(int(holder["pid"])) != holder["since"]
+    except (LookupError, TypeError, ValueError):
         return False
+
+
+def _begin_of(pid: int) -> str:
+    """Return when a process began, in ticks since the machine did, whatever its clock says; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _machine() -> str:

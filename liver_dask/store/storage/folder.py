@@ -3,7 +3,7 @@
 import filecmp
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -77,7 +77,7 @@ class Folder(Storage[Path]):
         """See Storage."""
         return is_there(partial / "lock")
 
-    def check_target(self, partial: Path, target: Path) -> None:
+    def check_target(self, partial: Path, target: Path, *, is_new: bool) -> None:
         """See Storage: the unfinished store will be renamed."""
         if partial.stat().st_dev != target.parent.stat().st_dev:
             raise InvalidArgumentError(
@@ -98,6 +98,10 @@ class Folder(Storage[Path]):
                 f"{target} is an empty folder that a store cannot take the place of ({error.strerror}), a mount "
                 f"point perhaps; choose a path in it, such as {target / 'crop.zarr'}."
             ) from error
+
+    def progress_in(self, partial: Path, call: str) -> Path:
+        """See Storage. The folder is gone when a store is complete, so that nobody writes there late."""
+        return partial / "progress"
 
     def is_begun(self, unfinished: Path) -> bool:
         """See Storage."""
@@ -130,11 +134,16 @@ class Folder(Storage[Path]):
         """See Storage: in the unfinished store."""
         return unfinished
 
-    def is_filled(self, unfinished: Path, target: Path) -> bool:
+    def discard(self, unfinished: Path, new: Path, progress: Iterable[Path], shards: Iterable[Path]) -> None:
+        """See Storage: one rename makes it a store that was never begun."""
+        self.remove_tree(new)
+        unfinished.replace(new)
+
+    def is_filled(self, unfinished: Path, target: Path, shards: Collection[str]) -> bool:
         """See Storage: never."""
         return False
 
-    def publish(self, unfinished: Path, target: Path, last: str) -> None:
+    def publish(self, unfinished: Path, target: Path, last: str, check: Callable[[], None]) -> None:
         """See Storage: a rename."""
         unfinished.replace(target)
         sync_folder(target.parent)

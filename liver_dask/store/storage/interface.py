@@ -1,7 +1,7 @@
 """The interface of the storages: what differs between a folder and object storage when a store is written."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -108,8 +108,27 @@ class Storage(ABC, Generic[P]):
         """Return whether any process sees that the store is being written: a worker that does not cannot write it."""
 
     @abstractmethod
-    def check_target(self, partial: P, target: P) -> None:
-        """Raise InvalidArgumentError if the complete store could not be at `target`."""
+    def check_target(self, partial: P, target: P, *, is_new: bool) -> None:
+        """Check that the complete store can be at `target`.
+
+        Args:
+            partial: Folder of the unfinished store and its progress.
+            target: Place of the complete store.
+            is_new: Whether no unfinished store was begun.
+
+        Raises:
+            InvalidArgumentError: It cannot.
+            StoreExistsError: Something else is there.
+        """
+
+    @abstractmethod
+    def progress_in(self, partial: P, call: str) -> P:
+        """Return the folder of the progress of a call.
+
+        Args:
+            partial: Folder of the unfinished store and its progress.
+            call: What names the call: it is equal for equal stores, and no other.
+        """
 
     @abstractmethod
     def is_begun(self, unfinished: P) -> bool:
@@ -135,21 +154,39 @@ class Storage(ABC, Generic[P]):
         """
 
     @abstractmethod
+    def discard(self, unfinished: P, new: P, progress: Iterable[P], shards: Iterable[P]) -> None:
+        """Remove an unfinished store, so that a kill in between leaves one that can be resumed, or none.
+
+        Args:
+            unfinished: The store.
+            new: As for `begin`.
+            progress: Folders of what is finished; what says so is first.
+            shards: All shards, of which some exist.
+        """
+
+    @abstractmethod
     def shards_in(self, unfinished: P, target: P) -> P:
         """Return where the shards of an unfinished store are written: in it, or at their final place."""
 
     @abstractmethod
-    def is_filled(self, unfinished: P, target: P) -> bool:
-        """Return whether what is at `target` may be shards of the unfinished store."""
+    def is_filled(self, unfinished: P, target: P, shards: Collection[str]) -> bool:
+        """Return whether all that is at `target` is of the unfinished store.
+
+        Args:
+            unfinished: The unfinished store.
+            target: Place of the complete store.
+            shards: The paths of all shards in it.
+        """
 
     @abstractmethod
-    def publish(self, unfinished: P, target: P, last: str) -> None:
+    def publish(self, unfinished: P, target: P, last: str, check: Callable[[], None]) -> None:
         """Make an unfinished store the complete one. Readers find it when this ends, not before.
 
         Args:
             unfinished: The store.
             target: Its final place.
             last: The path in the store of its record, without which it is none.
+            check: Raises an error if this process must not do it any more.
         """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Multipart uploads of S3: objects of parts, of which those that lie in the storage are copied there."""
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +9,9 @@ from ...core.places import ObjectPath, ranges_of_objects
 from ...core.threads import ContextPool
 from .interface import Extent
 from .parts import Part, Piece
+
+KEYS_AT_ONCE = 1000
+"""How many objects one request may remove."""
 
 PARTS_AT_ONCE = 4
 """How many parts of an object are made at the same time."""
@@ -44,6 +47,22 @@ def abort_uploads(folder: ObjectPath) -> None:
             folder.call(
                 "call_s3", "abort_multipart_upload", Bucket=bucket, Key=found["Key"], UploadId=found["UploadId"]
             )
+
+
+def remove_objects(places: Sequence[ObjectPath]) -> None:
+    """Remove objects of one bucket, exactly these: fsspec's own `rm` takes `*`, `?` and `[` for patterns.
+
+    Raises:
+        OSError: One of them cannot be removed.
+    """
+    for first in range(0, len(places), KEYS_AT_ONCE):
+        some = places[first : first + KEYS_AT_ONCE]
+        bucket = some[0].filesystem.split_path(some[0].key)[0]
+        keys = [{"Key": place.key.removeprefix(f"{bucket}/")} for place in some]
+        found = some[0].call("call_s3", "delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        for fault in found.get("Errors", []):
+            if fault.get("Code") != "NoSuchKey":
+                raise OSError(errno.EIO, f"it cannot be removed ({fault.get('Code')})", f"{bucket}/{fault.get('Key')}")
 
 
 def content_of(pieces: Iterable[Piece]) -> bytes:
