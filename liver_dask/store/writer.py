@@ -326,11 +326,13 @@ class Store:
         with self._storage.claim(self.partial, self.target, self._new.name) as claim:
             finished = len(self.written()) if self._storage.is_begun(self._unfinished) else 0
             self._storage.tidy(self.partial, self.target)
-            if (read_record(self.target) or {}).get("complete"):
+            found = read_record(self.target)
+            if found and found.get("complete") and self._is_of(found):
                 self._drop_published()
             elif finished_too and self._storage.is_begun(self._unfinished):
                 progress = [self._progress / kind for kind in reversed(PARTS)]
-                shards = [self._shards / name for name in self._shard_names()]
+                names = () if has_record(self.target) else self._shard_names()  # else these are another store's
+                shards = [self._shards / name for name in names]
                 self._storage.discard(self._unfinished, self._new, progress, shards)
             self._remove_leftovers(claim)
         return finished
@@ -354,7 +356,7 @@ class Store:
                 raise lost from error
             return
         except OSError as fault:
-            log.info("%s: whether it is still this process that writes it is not known (%s)", self.target, fault)
+            error.add_note(f"What is finished is kept in {self.partial} ({fault}); the same call goes on from there.")
             return
         try:
             if not self._storage.is_begun(self._unfinished):

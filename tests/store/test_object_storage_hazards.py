@@ -220,6 +220,27 @@ def test_the_unfinished_store_of_another_call_stays(archive: Path, s3: ObjectSto
     assert slabs <= s3.objects(folder).keys()
 
 
+def test_cleaning_beside_a_store_that_was_copied_there(archive: Path, s3: ObjectStorage) -> None:
+    """A complete store that came to the place of an unfinished one of another box keeps its shards, which have the
+    same names.
+    """
+    folder = s3.folder()
+    write(archive, folder / "b.zarr")
+    ds = ld.open_human_liver_em(archive, labels=("er",), shape=(10, 300, 420))
+
+    def other() -> None:
+        ld.to_zarr(ds, folder / "a.zarr", bounding_box=OTHER_BOX, progress=False, **TINY)
+
+    killed_at(s3, put("/slabs/er/0-0"), True, other)
+    copied(folder / "b.zarr", folder / "a.zarr")
+    complete = s3.objects(folder / "a.zarr")
+    assert "is kept" in clean(folder / "a.zarr")
+    assert any("/slabs/" in name for name in s3.objects(folder))
+    clean(folder / "a.zarr", unfinished=True)
+    assert s3.objects(folder / "a.zarr") == complete
+    assert not any(".partial" in name for name in s3.objects(folder))
+
+
 def test_a_late_slab_of_another_call_is_not_used(archive: Path, s3: ObjectStorage) -> None:
     """A slab whose upload ends after its store was cleaned, and another one begun there, is in none of them."""
     folder = s3.folder()
