@@ -155,7 +155,7 @@ def test_info_asks_the_source_for_one_slice(server: ArchiveServer, archive: Path
         ("download EMPTY --bbox 0 9 0 9 0 1", 2, "Invalid value for 'OUT': the path is empty; give a folder"),
         ("download https://b/a.zarr --bbox 0 9 0 9 0 1", 2, "https://b/a.zarr is not a place for a store"),
         ("download s3://b --bbox 0 9 0 9 0 1", 2, "give a name in the bucket, such as s3://b/crop.zarr"),
-        ("download s3://b/a.zarr --bbox 0 9 0 9 0 1", 1, "(unable to locate credentials); look at the address, the credentials"),
+        ("download s3://b/a.zarr --bbox 0 9 0 9 0 1", 1, "(unable to locate credentials); look at the address"),
         ("demo --out EMPTY", 2, "the path is empty"),
         ("pyramid EMPTY", 2, "the path is empty"),
         (
