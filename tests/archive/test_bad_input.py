@@ -257,7 +257,7 @@ def test_a_path_that_is_none(archive: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("what", ["a file", "a folder", "a zarr of another", "an unfinished other store", "a url"])
 def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path, what: str) -> None:
-    """An export to a path that holds something else, or to a URL, is refused and changes no file."""
+    """An export to a path that holds something else, or to the address of a web server, is refused and changes no file."""
     import zarr
 
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
@@ -274,7 +274,7 @@ def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path,
             ld.to_zarr(ds, path, bounding_box=(0, 50, 0, 51, 0, 2), progress=False)
             Path(path).rename(tmp_path / "crop.zarr.partial")
         case "a url":
-            path = "s3://bucket/crop.zarr"
+            path = "https://host/crop.zarr"
     before = sorted(entry.name for entry in tmp_path.rglob("*"))
     with pytest.raises(ld.InvalidArgumentError if what == "a url" else FileExistsError):
         ld.to_zarr(ds, path, bounding_box=box, progress=False)

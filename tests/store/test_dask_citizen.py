@@ -167,8 +167,8 @@ def write_inside(archive: Path, path: Path, with_client: bool) -> str:
 
 
 def jobs_seen(dask_scheduler) -> int:
-    return sum(
-        sum(prefix.state_counts.values()) for name, prefix in dask_scheduler.task_prefixes.items() if "liver" in name
+    return sum(  # not all states: those before may be released at any time
+        prefix.state_counts["processing"] for name, prefix in dask_scheduler.task_prefixes.items() if "liver" in name
     )
 
 
