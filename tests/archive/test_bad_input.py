@@ -257,7 +257,7 @@ def test_a_path_that_is_none(archive: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("what", ["a file", "a folder", "a zarr of another", "an unfinished other store", "a url"])
 def test_an_output_path_that_holds_something_else(archive: Path, tmp_path: Path, what: str) -> None:
-    """An export to a path that holds something else, or to the address of a web server, is refused and changes no file."""
+    """An export to a path that holds something else, or to a web server, is refused and changes no file."""
     import zarr
 
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
