@@ -31,6 +31,9 @@ GAP, LONGEST_REQUEST = 64 << 10, 8 << 20
 SECRET = re.compile("key|secret|token|pass|pwd|auth|credential|connection|sas", re.IGNORECASE)
 """Names of `storage_options`, and of options in them, whose values are not shown in any message."""
 
+CREDENTIALS = {"key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY", "token": "AWS_SESSION_TOKEN"}
+"""Environment variables of S3, and the options that have the same meaning."""
+
 SHORTEST_SECRET = 6
 """Characters. Shorter values are parts of many words."""
 
@@ -130,8 +133,9 @@ class ObjectPath:
     @property
     def filesystem_options(self) -> dict[str, Any]:
         """What fsspec is told: the options, and that it caches no listings and asks for no object's size to read it."""
-        in_one_request = {"max_concurrency": 1} if self._protocol in S3 else {}
-        return {"use_listings_cache": False, **in_one_request, **self.options}
+        if self._protocol not in S3:
+            return {"use_listings_cache": False, **self.options}
+        return {"use_listings_cache": False, "max_concurrency": 1, **_of_environment(self.options), **self.options}
 
     @property
     def filesystem(self) -> Any:
@@ -168,7 +172,7 @@ class ObjectPath:
     def hidden(self, text: object) -> str:
         """Return a text on one line, with the secret options masked."""
         shown = " ".join(str(text).split())
-        for secret in sorted(_secrets_in(self.options), key=len, reverse=True):
+        for secret in sorted(_secrets_in(self.filesystem_options), key=len, reverse=True):
             shown = shown.replace(secret, "***")
         return shown.rstrip(".")
 
@@ -248,6 +252,17 @@ class ObjectPath:
 
     def _at(self, path: PurePosixPath) -> "ObjectPath":
         return ObjectPath(f"{self._protocol}://{path}", self.options)
+
+
+def _of_environment(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of S3 that the environment has and the caller has not given.
+
+    fsspec keeps a file system for each set of options, and s3fs looks into the environment once: who forgot the
+    credentials, and gives them there, would not be heard.
+    """
+    variables = {} if options.keys() & {"key", "secret", "token", "anon", "profile", "session"} else CREDENTIALS
+    variables = variables if "endpoint_url" in options else variables | {"endpoint_url": "AWS_ENDPOINT_URL"}
+    return {option: os.environ[name] for option, name in variables.items() if os.environ.get(name)}
 
 
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:

@@ -36,6 +36,7 @@ from helpers.object_storage import (
     write,
 )
 from liver_dask.cli import main
+from liver_dask.core.places import ObjectPath
 from liver_dask.demo import serve
 from liver_dask.store import levels as store_levels
 from liver_dask.store.array import StoredArray
@@ -283,10 +284,32 @@ def test_what_others_wrote_is_kept(archive: Path, s3: ObjectStorage) -> None:
         assert s3.objects(folder) == {name: b"mine"}
 
 
-def test_what_is_left_is_cleaned(archive: Path, s3: ObjectStorage, expected: dict[str, bytes]) -> None:
+@pytest.fixture
+def environment(s3: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address and the credentials are in the environment."""
+    for name, value in {"ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET, "ENDPOINT_URL": s3.url}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+
+
+def test_credentials_may_come_after_they_were_missed(
+    s3: ObjectStorage, environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who forgot the credentials gives them, and calls again in the same process."""
+    place = ObjectPath(str(s3.folder() / "a"))
+    with monkeypatch.context() as patch:
+        patch.delenv("AWS_ACCESS_KEY_ID")
+        patch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(OSError, match="Unable to locate credentials"):
+            place.exists()
+    assert not place.exists()
+
+
+def test_what_is_left_is_cleaned(
+    archive: Path, s3: ObjectStorage, expected: dict[str, bytes], environment: None
+) -> None:
     """`clean` gives up uploads, keeps what is finished unless told otherwise, and never touches a complete store."""
     folder = s3.folder()
-    runner = CliRunner(env={"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": s3.url})
+    runner = CliRunner()
     killed_at(s3, put("/slabs/er/0-0"), True, lambda: write(archive, folder / "a.zarr"))
     key = f"{folder.key.removeprefix(f'{BUCKET}/')}/a.zarr/raw/c/0/0/0"
     s3.client.create_multipart_upload(Bucket=BUCKET, Key=key)
@@ -302,11 +325,13 @@ def test_what_is_left_is_cleaned(archive: Path, s3: ObjectStorage, expected: dic
     assert set(s3.objects(folder)) == {f"a.zarr/{name}" for name in expected}
 
 
-def test_the_commands_take_addresses(archive: Path, s3: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_take_addresses(
+    archive: Path, s3: ObjectStorage, environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """download, info, pyramid, annotate and verify take an address, with credentials from the environment."""
     monkeypatch.setattr(store_levels, "SMALL_ENOUGH", 64)
     store = str(s3.folder() / "a.zarr")
-    runner = CliRunner(env={"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": s3.url})
+    runner = CliRunner()
     shape = ["--shape", *map(str, SHAPE)]
     for command, said in (
         (
