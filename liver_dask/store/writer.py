@@ -14,8 +14,8 @@ Until a store is complete, its files are in the folder `NAME.partial`:
 
 Each file gets its name only when its bytes are on the disk. If the disk does not tell what exists, nothing is removed.
 At the end, `store/` is renamed to the store's own name in one step. In object storage, which has no renames, shards are
-at their final place from the start, and the rest of `store/` is copied there, the record last; see `storage`. A store
-contains, besides its arrays:
+at their final place from the start, and the rest of `store/` is copied there, the record last; `progress` has a folder
+for each call; see `storage`. A store contains, besides its arrays:
 
 - A record of what the store is, as the attributes of its group `liver_dask`. Only a store whose record matches the call
   is resumed or returned.

@@ -29,6 +29,12 @@ def put_object(place: ObjectPath, data: bytes = b"mine", end: str = "") -> None:
     place.call("call_s3", "put_object", Bucket=BUCKET, Key=place.key.removeprefix(f"{BUCKET}/") + end, Body=data)
 
 
+def write_other(archive: Path, store: ObjectPath) -> None:
+    """Write the store of another box, whose shards have the same names."""
+    ds = ld.open_human_liver_em(archive, labels=("er",), shape=(10, 300, 420))
+    ld.to_zarr(ds, store, bounding_box=OTHER_BOX, progress=False, **TINY)
+
+
 def test_a_complete_store_is_not_cleaned_away(archive: Path, s3: ObjectStorage) -> None:
     """After a kill between its last object and tidying, a store is complete, and `clean` takes nothing of it."""
     folder = s3.folder()
@@ -207,12 +213,7 @@ def test_the_unfinished_store_of_another_call_stays(archive: Path, s3: ObjectSto
     """A complete store that came beside an unfinished one of another box is returned, and that one is kept."""
     folder = s3.folder()
     write(archive, folder / "b.zarr")
-    ds = ld.open_human_liver_em(archive, labels=("er",), shape=(10, 300, 420))
-
-    def other() -> None:
-        ld.to_zarr(ds, folder / "a.zarr", bounding_box=OTHER_BOX, progress=False, **TINY)
-
-    killed_at(s3, put("/slabs/er/0-0"), True, other)
+    killed_at(s3, put("/slabs/er/0-0"), True, lambda: write_other(archive, folder / "a.zarr"))
     copied(folder / "b.zarr", folder / "a.zarr")
     slabs = {name for name in s3.objects(folder) if "/slabs/" in name}
     write(archive, folder / "a.zarr")
@@ -226,12 +227,7 @@ def test_cleaning_beside_a_store_that_was_copied_there(archive: Path, s3: Object
     """
     folder = s3.folder()
     write(archive, folder / "b.zarr")
-    ds = ld.open_human_liver_em(archive, labels=("er",), shape=(10, 300, 420))
-
-    def other() -> None:
-        ld.to_zarr(ds, folder / "a.zarr", bounding_box=OTHER_BOX, progress=False, **TINY)
-
-    killed_at(s3, put("/slabs/er/0-0"), True, other)
+    killed_at(s3, put("/slabs/er/0-0"), True, lambda: write_other(archive, folder / "a.zarr"))
     copied(folder / "b.zarr", folder / "a.zarr")
     complete = s3.objects(folder / "a.zarr")
     assert "is kept" in clean(folder / "a.zarr")
@@ -244,13 +240,7 @@ def test_cleaning_beside_a_store_that_was_copied_there(archive: Path, s3: Object
 def test_a_late_slab_of_another_call_is_not_used(archive: Path, s3: ObjectStorage) -> None:
     """A slab whose upload ends after its store was cleaned, and another one begun there, is in none of them."""
     folder = s3.folder()
-    late: dict[str, bytes] = {}
-    ds = ld.open_human_liver_em(archive, labels=("er",), shape=(10, 300, 420))
-
-    def other() -> None:
-        ld.to_zarr(ds, folder / "a.zarr", bounding_box=OTHER_BOX, progress=False, **TINY)
-
-    killed_at(s3, put("/shards/raw/0-0-0.npy"), True, other)
+    killed_at(s3, put("/shards/raw/0-0-0.npy"), True, lambda: write_other(archive, folder / "a.zarr"))
     late = {name: data for name, data in s3.objects(folder).items() if "/slabs/" in name}
     assert late
     clean(folder / "a.zarr", unfinished=True)

@@ -1,8 +1,8 @@
 """Stores in object storage, through fsspec: whole objects, conditional writes and a claim make them safe.
 
 There are no renames, so shards are written at their final place, and the record of the complete store comes last.
-Where the storage is S3, shards are joined from slabs without a byte of them passing through a process; elsewhere the
-slabs are read and written again.
+Where the storage is S3, shards are joined from slabs there, and only ranges that are too short for that pass through a
+process again; elsewhere all of them do.
 """
 
 import errno
