@@ -34,6 +34,9 @@ SECRET = re.compile("key|secret|token|pass|pwd|auth|credential|connection|sas", 
 CREDENTIALS = {"key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY", "token": "AWS_SESSION_TOKEN"}
 """Environment variables of S3, and the options that have the same meaning."""
 
+OF_CODE = {"PreconditionFailed": errno.EEXIST, "412": errno.EEXIST, "ConditionalRequestConflict": errno.EAGAIN}
+"""Codes of S3 and the numbers of the errors that they mean; the only condition that is ever set is: no such object."""
+
 SHORTEST_SECRET = 6
 """Characters. Shorter values are parts of many words."""
 
@@ -164,9 +167,10 @@ class ObjectPath:
         except LiverDaskError:
             raise
         except PermissionError as error:
-            fault = PermissionError(errno.EACCES, f"access is denied ({self.hidden(error)})", str(self))
+            fault = PermissionError(errno.EACCES, f"access is denied ({self._reason(error)})", str(self))
         except Exception as error:  # each package of fsspec has its own errors, and some are no OSError
-            fault = OSError(errno.EIO, self.hidden(error) or type(error).__name__, str(self))
+            number = OF_CODE.get(_code_in(error), errno.EIO)
+            fault = OSError(number, self._reason(error), str(self))  # EEXIST makes it a FileExistsError
         raise fault  # raised here, so that its context does not hold the package's error, which may show a secret
 
     def hidden(self, text: object) -> str:
@@ -175,6 +179,11 @@ class ObjectPath:
         for secret in sorted(_secrets_in(self.filesystem_options), key=len, reverse=True):
             shown = shown.replace(secret, "***")
         return shown.rstrip(".")
+
+    def _reason(self, error: Exception) -> str:
+        """Return the message of an error; or its code, because some servers of S3 send no message."""
+        said = self.hidden(error)
+        return said if said and not said.endswith("None") else _code_in(error) or type(error).__name__
 
     def stat(self) -> Stat:
         """Return what the address is.
@@ -263,6 +272,15 @@ def _of_environment(options: Mapping[str, Any]) -> dict[str, str]:
     variables = {} if options.keys() & {"key", "secret", "token", "anon", "profile", "session"} else CREDENTIALS
     variables = variables if "endpoint_url" in options else variables | {"endpoint_url": "AWS_ENDPOINT_URL"}
     return {option: os.environ[name] for option, name in variables.items() if os.environ.get(name)}
+
+
+def _code_in(error: Exception) -> str:
+    """Return the code that S3 gave for an error; empty if it gave none."""
+    for found in (error, error.__cause__):
+        response = getattr(found, "response", None)
+        if isinstance(response, Mapping):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
 
 
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:

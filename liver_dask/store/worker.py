@@ -6,9 +6,10 @@ failed. It raises no errors, so that a bad slice only affects its own regions.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Semaphore
 from typing import Any, NamedTuple, TypeVar
 
 import dask.threaded
@@ -34,6 +35,10 @@ from .writer import Store
 READERS = 8
 """Number of files of a region that are read concurrently, on any number of cores: with a distant archive, most of them
 wait."""
+
+IN_MEMORY = 2
+"""How many regions of a batch are in memory as voxels, and how many as encoded chunks: while one is read or encoded,
+the one before is encoded or written."""
 
 Encoded = dict[str, list[Chunk]]
 T = TypeVar("T")
@@ -106,30 +111,36 @@ class Task:
         return Outcome(tuple(written), tuple(failures))
 
     def _begin(self, stack: ExitStack, files: Mapping[str, FileVersion]) -> Iterator[tuple[Region, Future[int]]]:
-        """Begin one region after the other, with the voxels of at most two regions in memory."""
+        """Begin one region after the other, with the voxels and the chunks of at most two regions in memory."""
         readers, encoders = (stack.enter_context(ContextPool(n)) for n in (READERS, self.threads))
         reader, encoder, writer = (stack.enter_context(ContextPool(1)) for _ in range(3))
         rows = self.part.rows(self.batch, readers)
+        free_of_voxels, free_of_chunks = Semaphore(IN_MEMORY), Semaphore(IN_MEMORY)
 
-        def read(region: Region, after: Future[Encoded] | None) -> Arrays:
-            if after:
-                wait([after])
-            return rows.read(region)
+        def read(region: Region) -> Arrays:
+            with _taken(free_of_voxels):
+                return rows.read(region)
 
         def encode(reading: Future[Arrays]) -> Encoded:
             arrays = reading.result()
             try:
-                return {name: self._encode(name, voxels, encoders) for name, voxels in arrays.items()}
+                with _taken(free_of_chunks):  # object storage may take longer to write than a core to encode
+                    return {name: self._encode(name, voxels, encoders) for name, voxels in arrays.items()}
             finally:
                 rows.free(arrays)
+                free_of_voxels.release()
 
-        under_way: deque[Future[Encoded]] = deque(maxlen=2)
+        def keep(region: Region, encoding: Future[Encoded]) -> int:
+            encoded = encoding.result()
+            try:
+                return self._keep(region, encoded, files)
+            finally:
+                free_of_chunks.release()
+
         for region in self.batch.regions:
             if not self.store.is_current(self.run_name):
                 break
-            reading = reader.submit(read, region, under_way[0] if len(under_way) == 2 else None)
-            under_way.append(encoder.submit(encode, reading))
-            yield region, writer.submit(self._keep, region, under_way[-1], files)
+            yield region, writer.submit(keep, region, encoder.submit(encode, reader.submit(read, region)))
 
     def _encode(self, name: str, voxels: npt.NDArray[Any], encoders: ContextPool) -> list[Chunk]:
         _, height, width = chunk = self.store.layout.chunks
@@ -137,9 +148,8 @@ class Task:
         parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
         return list(encoders.map(lambda part: _encode(part, chunk, with_means), parts))
 
-    def _keep(self, region: Region, encoding: Future[Encoded], files: Mapping[str, FileVersion]) -> int:
+    def _keep(self, region: Region, encoded: Encoded, files: Mapping[str, FileVersion]) -> int:
         """Write the slabs of a region, and return its number of bytes of voxels."""
-        encoded = encoding.result()
         self.store.check_run(self.run_name)
         self.store.note_versions(files)
         for name, chunks in encoded.items():
@@ -191,6 +201,17 @@ def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
     except Exception as error:  # any kind: jobs return errors, and the driver raises them
         return picklable_error(error)
     return None
+
+
+@contextmanager
+def _taken(places: Semaphore) -> Iterator[None]:
+    """Take a place for what the block makes. It is given back here only if the block fails."""
+    places.acquire()
+    try:
+        yield
+    except BaseException:
+        places.release()
+        raise
 
 
 def _encode(voxels: npt.NDArray[Any], chunk: Shape, with_means: bool) -> Chunk:

@@ -1,4 +1,8 @@
-"""S3 on this machine (moto), with its requests counted and, if asked, disturbed."""
+"""S3 on this machine, with its requests counted and, if asked, disturbed.
+
+It is moto; or, if the environment variable LIVER_DASK_S3 has its address, any other server that accepts KEY and SECRET
+(for example Ceph's `radosgw`), so that all tests of stores in S3 can be run with it, too.
+"""
 
 import logging
 import multiprocessing
@@ -9,7 +13,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +25,14 @@ import liver_dask as ld
 from liver_dask.core.places import ObjectPath
 
 from .archive import SHAPE
+from .forwarding import Forwarding
 
 BUCKET = "tests"
 TINY = {"chunks": (2, 32, 32), "shards": (4, 64, 64)}
 TINY_BOX = (150, 230, 100, 140, 2, 6)
+OTHER = os.environ.get("LIVER_DASK_S3")
+"""Address of a server that is used in place of moto."""
+
 KEY, SECRET = "AKIAEXAMPLEKEY", "example-secret-that-nobody-may-see"
 
 
@@ -107,7 +115,7 @@ class KeepsConnections(MotoRequestHandler):
 def object_storage() -> Iterator[ObjectStorage]:
     """Run an S3 with an empty bucket on a free port."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    application = create_backend_app("s3")
+    application = Forwarding(OTHER) if OTHER else create_backend_app("s3")
     storage = ObjectStorage("")
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -127,7 +135,8 @@ def object_storage() -> Iterator[ObjectStorage]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        storage.client.create_bucket(Bucket=BUCKET)
+        with suppress(storage.client.exceptions.BucketAlreadyExists):
+            storage.client.create_bucket(Bucket=BUCKET)
         yield storage
     finally:
         server.shutdown()

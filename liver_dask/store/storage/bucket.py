@@ -18,7 +18,7 @@ from ...core.threads import ContextPool
 from .claims import Claims
 from .interface import Claim, Extent, Storage
 from .parts import Part, plan_parts
-from .s3 import abort_uploads, join_parts, remove_objects
+from .s3 import abort_uploads, join_parts, put_new, remove_objects
 from .s3 import content_of as content_of_pieces
 
 OBJECTS_AT_ONCE = 8
@@ -48,11 +48,7 @@ class Bucket(Storage[ObjectPath]):
 
     def write_new(self, place: ObjectPath, data: bytes) -> bool:
         """See Storage."""
-        try:
-            place.call("pipe_file", place.key, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        return put_new(place, data)
 
     def remove(self, place: ObjectPath) -> None:
         """See Storage."""

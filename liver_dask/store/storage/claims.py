@@ -22,6 +22,7 @@ from typing import Any
 from ...core.disk import content_of
 from ...core.errors import InvalidArgumentError, LiverDaskError, StoreExistsError
 from ...core.places import ObjectPath
+from .s3 import put_new
 
 SECONDS_OF_A_CLAIM = 60.0
 """How long a claim holds after it was renewed."""
@@ -63,7 +64,8 @@ class Claims:
         except OSError as error:
             if isinstance(error, LiverDaskError):
                 raise
-            raise InvalidArgumentError(f"Cannot write {self._target}: {error.strerror or error}.") from None
+            why = "there is no such bucket" if isinstance(error, FileNotFoundError) else error.strerror or error
+            raise InvalidArgumentError(f"Cannot write {self._target}: {why}.") from None
         with claim:
             yield claim
 
@@ -220,11 +222,7 @@ class HeldClaim:
 
 def _write_new(place: ObjectPath, token: str) -> bool:
     """Write a claim unless it exists; a repeated request may find the claim that its first try wrote."""
-    try:
-        place.call("pipe_file", place.key, _content(token), mode="create")
-    except FileExistsError:
-        return _parsed(content_of(place) or b"").get("token") == token
-    return True
+    return put_new(place, _content(token)) or _parsed(content_of(place) or b"").get("token") == token
 
 
 def _content(token: str, *, released: bool = False) -> bytes:

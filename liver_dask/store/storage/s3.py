@@ -1,8 +1,10 @@
-"""Multipart uploads of S3: objects of parts, of which those that lie in the storage are copied there."""
+"""What S3 can do beyond whole objects: conditions, removal of many, and objects joined from parts that lie there."""
 
 import errno
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 from ...core.places import ObjectPath, ranges_of_objects
@@ -13,8 +15,31 @@ from .parts import Part, Piece
 KEYS_AT_ONCE = 1000
 """How many objects one request may remove."""
 
-PARTS_AT_ONCE = 4
-"""How many parts of an object are made at the same time."""
+COPIES_AT_ONCE, UPLOADS_AT_ONCE = 8, 2
+"""How many parts of an object are made at the same time: copies cost this process nothing, uploads are in memory."""
+
+TRIES_OF_CONFLICTS, SECONDS_BETWEEN_TRIES = 10, 0.2
+"""How often an object is written that somebody else writes at the same time."""
+
+
+def put_new(place: ObjectPath, data: bytes) -> bool:
+    """Write an object unless there is one of this name; return whether it was written.
+
+    Raises:
+        OSError: The storage refuses it, or others write it again and again.
+    """
+    for tries_left in reversed(range(TRIES_OF_CONFLICTS)):
+        try:
+            place.call("pipe_file", place.key, data, mode="create")
+        except FileExistsError:
+            return False
+        except BlockingIOError:  # another request for the same name is under way, which may also remove it
+            if not tries_left:
+                raise
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        else:
+            break
+    return True
 
 
 def join_parts(place: ObjectPath, parts: Iterable[Part]) -> None:
@@ -25,9 +50,12 @@ def join_parts(place: ObjectPath, parts: Iterable[Part]) -> None:
     """
     upload = _call(place, "create_multipart_upload")["UploadId"]
     parts = list(parts)
+    copies, uploads = ([of for of in enumerate(parts, 1) if of[1].is_copy is kind] for kind in (True, False))
     try:
-        with ContextPool(PARTS_AT_ONCE) as pool:
-            made = list(pool.map(lambda of: _make(place, upload, *of), enumerate(parts, 1)))
+        with ContextPool(COPIES_AT_ONCE) as copying, ContextPool(UPLOADS_AT_ONCE) as uploading:
+            copied = copying.map(lambda of: _make(place, upload, *of), copies)
+            uploaded = uploading.map(lambda of: _make(place, upload, *of), uploads)
+            made = sorted([*copied, *uploaded], key=itemgetter("PartNumber"))
         _call(place, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": made})
     except BaseException:
         with suppress(OSError):
