@@ -186,6 +186,16 @@ def put(end: str) -> Callable[[Asked], bool]:
     return lambda asked: asked.method == "PUT" and re.search(f"{end}$", asked.path) is not None
 
 
+def answered(status: str, code: str) -> Any:
+    """Return an application that answers with an error of S3."""
+
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        start_response(status, [("Content-Type", "application/xml")])
+        return [f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>told {SECRET}</Message></Error>'.encode()]
+
+    return answer
+
+
 def _gone(start_response: Any) -> list[bytes]:
     start_response("500 Internal Server Error", [])
     return []

@@ -31,6 +31,7 @@ from helpers.object_storage import (
     TINY_BOX,
     Asked,
     ObjectStorage,
+    answered,
     killed_at,
     put,
     write,
@@ -350,16 +351,6 @@ def test_the_commands_take_addresses(
 
 
 FAULTS: dict[str, Callable[[Asked, Any], Any]] = {}
-
-
-def answered(status: str, code: str) -> Any:
-    """Return an application that answers with an error of S3."""
-
-    def answer(environ: Any, start_response: Any) -> list[bytes]:
-        start_response(status, [("Content-Type", "application/xml")])
-        return [f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>told {SECRET}</Message></Error>'.encode()]
-
-    return answer
 
 
 def halved(application: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import liver_dask as ld
-from helpers.object_storage import BUCKET, OTHER, TINY, ObjectStorage, killed_at, put, write
+from helpers.object_storage import BUCKET, OTHER, TINY, ObjectStorage, answered, killed_at, put, write
 from helpers.places import copied
 from helpers.waiting import wait_until
 from liver_dask.core.places import ObjectPath
@@ -153,6 +153,17 @@ def test_a_storage_without_conditional_writes_is_refused(archive: Path, s3: Obje
     with pytest.raises(ld.InvalidArgumentError, match="does not keep to If-None-Match"):
         write(archive, folder / "a.zarr")
     assert all("/lock/" in name for name in s3.objects(folder))
+
+
+def test_a_storage_that_does_not_read_the_end_of_an_object_is_refused(archive: Path, s3: ObjectStorage) -> None:
+    """Shards could be written there and never read: that is one sentence, and nothing is left."""
+    folder = s3.folder()
+    s3.disturb = lambda asked, application: (
+        answered("501 Not Implemented", "NotImplemented") if asked.range.startswith("bytes=-") else application
+    )
+    with pytest.raises(ld.InvalidArgumentError, match="does not read the end of an object"):
+        write(archive, folder / "a.zarr")
+    assert not s3.objects(folder)
 
 
 def test_a_storage_that_tells_codes_alone(archive: Path, s3: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ...core.disk import content_of
 from ...core.errors import InvalidArgumentError, LiverDaskError, StoreExistsError
-from ...core.places import ObjectPath
+from ...core.places import ObjectPath, tail_of
 from .s3 import put_new
 
 SECONDS_OF_A_CLAIM = 60.0
@@ -84,7 +84,20 @@ class Claims:
                         f"Cannot write {self._target}: this storage does not keep to If-None-Match, so that two "
                         "processes could write at once; use another one, or a folder."
                     )
+                self._check_ends_are_read(place)
                 return place, token
+
+    def _check_ends_are_read(self, claim: ObjectPath) -> None:
+        """Raise an error if nobody could read a shard there, as with Azure's package: its index is at the end."""
+        try:
+            tail_of(claim, 1)
+        except OSError as error:
+            claim.call("rm_file", claim.key)
+            raise InvalidArgumentError(
+                f"Cannot write {self._target}: this storage, or its package for fsspec, does not read the end of an "
+                f"object, where readers of Zarr look for the index of a shard ({error.strerror or error}); use another "
+                "one, or a folder."
+            ) from None
 
     def _numbers(self) -> list[int]:
         try:
