@@ -460,6 +460,7 @@ class Store:
             if not self._storage.is_begun(self._unfinished):
                 claim.check()
                 self._remove_new()
+                self._storage.remove_tree(self._unfinished)  # of a store that was being dropped, record first
                 self._storage.tidy(self.partial, self.target)
                 claim.remove()
         except OSError as error:

@@ -100,9 +100,11 @@ class ObjectStorage:
         keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
         return {key[len(prefix) :]: client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
 
-    def uploads(self) -> list[str]:
-        """Return the keys of the uploads that were begun and not completed."""
-        return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
+    def uploads(self, folder: ObjectPath) -> list[str]:
+        """Return the keys of the uploads below a folder that were begun and not completed."""
+        prefix = f"{folder.key.removeprefix(f'{BUCKET}/')}/"
+        found = self.client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix)
+        return [upload["Key"] for upload in found.get("Uploads", [])]
 
 
 class KeepsConnections(MotoRequestHandler):

@@ -76,7 +76,7 @@ def test_a_store_is_that_of_a_folder(archive: Path, s3: ObjectStorage, expected:
     assert address == str(folder / "a.zarr")
     found = s3.objects(folder)
     assert found == {f"a.zarr/{name}": content for name, content in expected.items()}
-    assert s3.uploads() == []
+    assert s3.uploads(folder) == []
     assert not any(SECRET.encode() in content or KEY.encode() in content for content in found.values())
     copied = [asked for asked in s3.asked if asked.is_copy]
     assert copied
@@ -137,7 +137,7 @@ def check_kill(
     finished = {name for name in there if "/slabs/" in name or ("/shards/" in name and name.endswith(".json"))}
     assert not finished & written, "what was finished was written again"
     assert s3.objects(folder) == {f"a.zarr/{name}": content for name, content in expected.items()}
-    assert s3.uploads() == []
+    assert s3.uploads(folder) == []
     return code
 
 
@@ -156,6 +156,10 @@ KILLS: dict[str, tuple[Callable[[Asked], bool], bool]] = {
     "before readers can see it": (put(r"a\.zarr/zarr\.json"), False),
     "before it is complete": (put(r"a\.zarr/liver_dask/zarr\.json"), False),
     "when it is complete": (put(r"a\.zarr/liver_dask/zarr\.json"), True),
+    "when its copy is no store any more": (
+        lambda asked: asked.method == "DELETE" and asked.path.endswith(".partial/store/liver_dask/zarr.json"),
+        True,
+    ),
     "while it tidies": (lambda asked: asked.method == "DELETE" and "/lock/" in asked.path, False),
 }
 
@@ -315,7 +319,7 @@ def test_what_is_left_is_cleaned(
     key = f"{folder.key.removeprefix(f'{BUCKET}/')}/a.zarr/raw/c/0/0/0"
     s3.client.create_multipart_upload(Bucket=BUCKET, Key=key)
     told = runner.invoke(main, ["clean", str(folder / "a.zarr")])
-    assert (told.exit_code, s3.uploads()) == (0, [])
+    assert (told.exit_code, s3.uploads(folder)) == (0, [])
     assert "is an unfinished store with" in told.output
     assert any("/progress/" in name for name in s3.objects(folder))
     told = runner.invoke(main, ["clean", str(folder / "a.zarr"), "--unfinished"])
