@@ -1,5 +1,7 @@
 """The human-liver EM volume EMPIAR-13356, and other archives, as one lazy, labelled xarray Dataset with dask arrays."""
 
+from .analysis.measure import label_objects, measure
+from .analysis.scores import segmentation_scores
 from .archive.archives import EMPIAR_13356, archives
 from .archive.dataset import open_archive, open_human_liver_em
 from .archive.description import Archive, Variable
@@ -18,6 +20,8 @@ from .core.errors import (
     StoreExistsError,
 )
 from .core.metrics import Trace, trace
+from .prediction.predict import predict
+from .prediction.statistics import image_statistics
 from .serving.server import as_zarr, serve
 from .store.annotate import annotate
 from .store.pyramid import add_pyramid
@@ -62,8 +66,13 @@ __all__ = [
     "get_human_liver_em_loader",
     "get_human_liver_em_paths",
     "get_human_liver_em_tiles",
+    "image_statistics",
+    "label_objects",
+    "measure",
     "open_archive",
     "open_human_liver_em",
+    "predict",
+    "segmentation_scores",
     "serve",
     "show",
     "to_zarr",

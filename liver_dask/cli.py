@@ -21,6 +21,7 @@ from .archive.description import Archive
 from .archive.probe import probe
 from .archive.reader import Missing
 from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
+from .cli_analysis import measure_command, predict_command
 from .cli_errors import OneSentenceGroup
 from .cli_options import (
     LocalPath,
@@ -85,6 +86,10 @@ def check_some_file(archive: Archive, folder: str) -> None:
 def main() -> None:
     """View the human-liver EM volume EMPIAR-13356, or another archive, and download the parts that you need."""
     share_memory()
+
+
+main.add_command(measure_command)
+main.add_command(predict_command)
 
 
 @main.command()

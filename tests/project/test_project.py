@@ -37,7 +37,9 @@ PACKAGES_BELOW = {
     "training": {"core", "archive", "store"},
     "viewing": {"core", "archive", "store"},
     "serving": {"core", "archive", "store"},
-    "top": {"core", "archive", "store", "training", "viewing", "serving"},
+    "analysis": {"core", "archive", "store"},
+    "prediction": {"core", "archive", "store"},
+    "top": {"core", "archive", "store", "training", "viewing", "serving", "analysis", "prediction"},
 }
 """What each package may import besides itself. Modules at the top level, such as `cli`, are `top`."""
 

@@ -1,0 +1,1 @@
+"""Models run over a volume, block by block, as a lazy variable."""
