@@ -97,7 +97,8 @@ def measure(
 
     The volume is read in blocks, and memory is needed for some of these and for the table. The result does not depend
     on the blocks, nor on the workers: objects are numbered by their first voxel in the order of z, y, x, as
-    `skimage.measure.label` numbers those of a mask. (Only `mean_raw` of a floating-point image may differ in its last digits.)
+    `skimage.measure.label` numbers those of a mask. Only `mean_raw` of a floating-point image may differ in its last
+    digits.
 
     Args:
         labels: A mask or labels (z, y, x), such as `ds.mito`; 0 is the background. Integers or bool.

@@ -134,17 +134,27 @@ def _digest_of_module(module: Any) -> str:
 
 
 class _Loaded:
-    """The model that this process has loaded last."""
+    """The model that this process has loaded last.
+
+    Attributes:
+        loads: How often one was loaded.
+    """
 
     def __init__(self) -> None:
+        self.loads = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the memory of the model."""
         self._key: tuple[str, str] | None = None
         self._module: Callable[..., Any] | None = None
 
     def get(self, model: Model, device: str) -> Callable[..., Any]:
         """Return the model on a device. The caller holds `one_at_a_time`."""
         if self._module is None or self._key != (model.digest, device):
-            self._module = None  # its memory is free before the next one is loaded
+            self.forget()  # before the next one is loaded
             self._module = _load(model, device)
+            self.loads += 1
             self._key = model.digest, device
         return self._module
 

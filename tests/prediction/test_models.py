@@ -1,0 +1,143 @@
+"""Networks of torch, as they are given: in memory, as checkpoints, TorchScript and torch.export."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import liver_dask as ld
+from liver_dask.prediction import models
+from liver_dask.prediction.models import model_of
+
+torch = pytest.importorskip("torch")
+
+BLOCK, HALO = (2, 8, 8), (1, 2, 2)
+WHOLE = tuple(of + 2 * far for of, far in zip(BLOCK, HALO, strict=True))
+
+
+@pytest.fixture
+def network() -> Any:
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv3d(1, 4, 3, padding=1)
+    return torch.nn.Sequential(convolution, torch.nn.Dropout(0.5), torch.nn.Conv3d(4, 1, 1), torch.nn.Sigmoid())
+
+
+@pytest.fixture
+def raw() -> xr.DataArray:
+    voxels = np.random.default_rng(0).integers(1, 255, (5, 19, 27)).astype(np.uint8)
+    return xr.DataArray(voxels, dims=["z", "y", "x"])
+
+
+def predicted(model: Any, raw: xr.DataArray, **options: Any) -> np.ndarray:
+    options = {"block": BLOCK, "halo": HALO, "preprocess": (128, 64), "dtype": "float32", **options}
+    return ld.predict(model, raw, **options).compute(scheduler="threads").values
+
+
+def test_a_network_is_that_of_the_whole_volume(network: Any, raw: xr.DataArray) -> None:
+    """By blocks, alone or several at once, to the last digits of float32; as uint8, to the last bit."""
+    network.eval()
+    voxels = torch.from_numpy(np.pad(raw.values, 3, "reflect").astype(np.float32))
+    with torch.inference_mode():
+        expected = network((voxels[None, None] - 128) / 64)[0, 0, 3:-3, 3:-3, 3:-3].numpy()
+    for batch in (1, 3):
+        np.testing.assert_allclose(predicted(network, raw, batch=batch), expected, atol=3e-7)
+        np.testing.assert_array_equal(predicted(network, raw, batch=batch, dtype="uint8"), np.rint(expected * 255))
+
+
+def test_dropout_is_off_and_the_network_is_left_as_it_is(network: Any, raw: xr.DataArray) -> None:
+    """A network in training predicts as in evaluation, and trains on."""
+    network.train()
+    np.testing.assert_array_equal(predicted(network, raw), predicted(network, raw))
+    assert network.training
+
+
+def test_the_weights_of_now_are_used(network: Any, raw: xr.DataArray) -> None:
+    """What becomes of the network later does not change a prediction; and a changed network is another model."""
+    before = ld.predict(network, raw, block=BLOCK, halo=HALO, dtype="float32")
+    expected = before.compute().values
+    with torch.no_grad():
+        network[0].weight += 1
+    models._loaded.forget()
+    np.testing.assert_array_equal(before.compute(), expected)
+    after = ld.predict(network, raw, block=BLOCK, halo=HALO, dtype="float32")
+    assert after.attrs["model"] != before.attrs["model"]
+    assert after.data.name != before.data.name
+    assert not np.array_equal(after, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_files_give_the_same(network: Any, raw: xr.DataArray, tmp_path: Path) -> None:
+    """TorchScript and torch.export give what the network gives."""
+    expected = predicted(network, raw)
+    network.eval()
+    example = torch.zeros(1, 1, *WHOLE)
+    torch.jit.trace(network, example).save(tmp_path / "m.pt")
+    torch.export.save(torch.export.export(network, (example,)), tmp_path / "m.pt2")
+    for name in ("m.pt", "m.pt2"):
+        np.testing.assert_allclose(predicted(tmp_path / name, raw), expected, atol=1e-6)
+    (tmp_path / "broken.pt").write_bytes(b"no model")
+    with pytest.raises(ld.InvalidArgumentError, match=r"broken.pt cannot be loaded"):
+        predicted(tmp_path / "broken.pt", raw)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_checkpoint_of_torch_em(raw: xr.DataArray, tmp_path: Path) -> None:
+    """The folder that a trainer of torch_em writes; one without its file is refused at once."""
+    pytest.importorskip("torch_em")
+    from torch_em.loss import DiceLoss
+    from torch_em.model import AnisotropicUNet
+    from torch_em.trainer import DefaultTrainer
+
+    network = AnisotropicUNet(1, 1, scale_factors=[[1, 2, 2]], initial_features=2, final_activation="Sigmoid")
+    loader = torch.utils.data.DataLoader([(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8))])
+    loader.shuffle = True
+    trainer = DefaultTrainer(
+        name="m", train_loader=loader, val_loader=loader, model=network, loss=DiceLoss(),
+        optimizer=torch.optim.Adam(network.parameters()), metric=DiceLoss(), device="cpu", save_root=tmp_path,
+        mixed_precision=False, compile_model=False, logger=None,
+    )  # fmt: skip
+    trainer.fit(1)
+    options: dict[str, Any] = {"halo": (0, 4, 4)}
+    np.testing.assert_allclose(
+        predicted(tmp_path / "checkpoints" / "m", raw, **options), predicted(trainer.model, raw, **options), atol=1e-6
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ld.InvalidArgumentError, match=r"it has no best.pt"):
+        ld.predict(tmp_path / "empty", raw)
+
+
+def test_a_network_of_slices(raw: xr.DataArray) -> None:
+    """With ndim=2, a network gets slices, and gives what it gives slice by slice."""
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 2, 3, padding=1)
+    found = predicted(network, raw, ndim=2, halo=(0, 1, 1), channel=1, batch=2)
+    padded = torch.from_numpy(np.pad(raw.values, ((0, 0), (1, 1), (1, 1)), "reflect").astype(np.float32))
+    with torch.inference_mode():
+        expected = network((padded[:, None] - 128) / 64)[:, 1, 1:-1, 1:-1].numpy()
+    np.testing.assert_allclose(found, expected, atol=3e-6)
+
+
+def test_models_that_return_something_else(raw: xr.DataArray) -> None:
+    """Are told in one sentence when they are run."""
+
+    class Two(torch.nn.Module):
+        def forward(self, blocks: Any) -> Any:
+            return blocks, blocks
+
+    with pytest.raises(ld.InvalidArgumentError, match="returns a tuple"):
+        predicted(Two(), raw)
+    with pytest.raises(ld.InvalidArgumentError, match="as many voxels"):
+        predicted(torch.nn.Conv3d(1, 1, 3), raw)
+
+
+def test_a_digest_is_that_of_the_weights(network: Any) -> None:
+    """It is the same after a round trip through a file, and another one after any change of a weight."""
+    first = model_of(network).digest
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict(state)
+    assert model_of(network).digest == first
+    with torch.no_grad():
+        network[2].bias[0] = torch.nextafter(network[2].bias[0], torch.tensor(9.0))
+    assert model_of(network).digest != first

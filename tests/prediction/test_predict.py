@@ -1,0 +1,289 @@
+"""A prediction by blocks is that of the whole volume at once; what was kept is not predicted again."""
+
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from helpers.forked import forked_workers
+from helpers.waiting import wait_until
+
+FIELD = (1, 2, 2)
+"""How far away voxels matter to `summed`, (z, y, x)."""
+
+TINY: dict[str, Any] = {"chunks": (2, 64, 64), "shards": (4, 128, 128), "progress": False}
+
+
+def summed(voxels: np.ndarray) -> np.ndarray:
+    """Sum the neighbours of each voxel, in whole numbers; those of voxels at the ends of a block are others' too."""
+    total = np.zeros(voxels.shape, np.float64)
+    for axis, far in enumerate(FIELD):
+        for shift in range(-far, far + 1):
+            total += np.roll(voxels, shift, axis) * (1 + shift % 3)
+    return total
+
+
+def expected_of(voxels: np.ndarray) -> np.ndarray:
+    """Predict the whole volume at once, mirrored beyond its ends."""
+    whole = np.pad(voxels, [(far, far) for far in FIELD], "reflect").astype(np.float64)
+    inner = tuple(slice(far, far + length) for far, length in zip(FIELD, voxels.shape, strict=True))
+    return summed(whole)[inner]
+
+
+lengths = st.tuples(st.integers(2, 9), st.integers(3, 20), st.integers(3, 20))
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.tuples(*[st.integers(1, 12)] * 3), st.tuples(*[st.integers(0, 3)] * 3), st.integers(1, 4))
+def test_blocks_do_not_matter(shape, block, further, batch) -> None:
+    """The result is that of the whole volume, bit for bit, whatever the blocks, the batch and a larger halo."""
+    voxels = np.random.default_rng(1).integers(1, 60_000, shape).astype(np.uint16)
+    raw = xr.DataArray(da.from_array(voxels, chunks=(3, 7, 5)), {"y": np.arange(shape[1]) + 5}, ["z", "y", "x"])
+    halo = tuple(far + more for far, more in zip(FIELD, further, strict=True))
+    predicted = ld.predict(summed, raw, block=block, halo=halo, batch=batch, dtype="float64")
+    assert predicted.chunks is not None
+    np.testing.assert_array_equal(predicted, expected_of(voxels))
+    np.testing.assert_array_equal(predicted.y, raw.y)
+
+
+def test_every_block_has_the_same_shape_and_a_model_may_have_channels() -> None:
+    """At the volume's ends, too, so that any network takes them; one channel is chosen, or put together."""
+    shapes = Counter[tuple[int, ...]]()
+
+    def two(voxels: np.ndarray) -> np.ndarray:
+        shapes[voxels.shape] += 1
+        return np.stack([voxels / 255, 1 - voxels / 255])
+
+    voxels = np.random.default_rng(1).integers(1, 255, (5, 21, 33)).astype(np.uint8)
+    raw = xr.DataArray(voxels, dims=["z", "y", "x"])
+    options: dict[str, Any] = {"block": (2, 8, 10), "halo": (1, 2, 3), "batch": 2}
+    np.testing.assert_array_equal(ld.predict(two, raw, channel=0, **options), voxels)
+    np.testing.assert_array_equal(ld.predict(two, raw, channel=1, **options), 255 - voxels)
+    assert set(shapes) == {(4, 12, 16)}
+    either = ld.predict(two, raw, postprocess=lambda of: of.argmax(0).astype("i2"), dtype="i2", **options)
+    np.testing.assert_array_equal(either, voxels < 128)
+    large = ld.predict(two, raw, channel=0, dtype="uint16", **options)
+    np.testing.assert_array_equal(large, np.rint(voxels / 255 * 65535))
+    np.testing.assert_array_equal(ld.predict(lambda of: of * 2.0, raw, block=(5, 21, 33), halo=(0, 0, 0)), 255)
+
+
+def test_what_is_empty_is_not_predicted() -> None:
+    """Blocks with nothing but 0 stay 0 unless asked for, and the model does not see them."""
+    seen: list[float] = []
+
+    def one(voxels: np.ndarray) -> np.ndarray:
+        seen.append(float(voxels.max()))
+        return np.ones(voxels.shape)
+
+    voxels = np.zeros((2, 8, 40), np.uint8)
+    voxels[:, :, 15] = 7
+    raw = xr.DataArray(voxels, dims=["z", "y", "x"])
+    options: dict[str, Any] = {"block": (2, 8, 10), "halo": (0, 0, 2), "batch": 4}
+    predicted = ld.predict(one, raw, **options).compute(scheduler="sync")
+    assert (predicted.values[0, 0] > 0).tolist() == [False] * 10 + [True] * 10 + [False] * 20
+    assert seen == [7.0]
+    assert (ld.predict(one, raw, skip_empty=False, **options) == 255).all()
+
+
+def test_voxels_are_standardised() -> None:
+    """By a mean and a deviation, or by a function of a block with its halo."""
+    voxels = np.random.default_rng(1).integers(1, 255, (2, 8, 9)).astype(np.uint8)
+    raw = xr.DataArray(voxels, dims=["z", "y", "x"])
+    options: dict[str, Any] = {"block": (2, 8, 9), "halo": (0, 0, 0), "dtype": "float32"}
+    wanted = (voxels.astype(np.float32) - np.float32(100)) / np.float32(40)
+    np.testing.assert_array_equal(ld.predict(lambda of: of, raw, preprocess=(100, 40), **options), wanted)
+    np.testing.assert_array_equal(ld.predict(lambda of: of, raw, preprocess=lambda of: of / 2, **options), voxels / 2)
+
+
+def test_a_prediction_is_kept_beside_raw(archive: Path, voxels: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """A store of the archive's raw and a prediction has both; that of another model is refused."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",))
+
+    def store(model: Any) -> str:
+        predicted = ld.predict(model, ds.raw, block=(2, 64, 64), halo=(1, 2, 2), dtype="float64", skip_empty=False)
+        return ld.to_zarr(ds.assign(pred=predicted), tmp_path / "a.zarr", **TINY)
+
+    store(summed)
+    kept = xr.open_zarr(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(kept.raw, voxels["raw"])
+    np.testing.assert_array_equal(kept.pred, expected_of(voxels["raw"]))
+    assert kept.pred.attrs["model"].startswith("function ")
+    store(summed)
+    with pytest.raises(ld.StoreExistsError, match="pred"):
+        store(expected_of)
+    assert ld.verify(tmp_path / "a.zarr", progress=False).ok
+
+
+class Counted:
+    """A model that notes which blocks it gets, by the first voxel within the halo."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __dask_tokenize__(self) -> str:
+        return "Counted"
+
+    def __call__(self, voxels: np.ndarray) -> np.ndarray:
+        with self.log.open("a") as file:
+            file.write(f"{voxels[0, 0, 0]:.0f}\n")
+        return voxels / 4e9
+
+
+def indexed() -> xr.Dataset:
+    """Return a volume whose voxels are their own number."""
+    shape = (8, 256, 192)
+    numbers = da.arange(np.prod(shape), chunks=shape[2] * 64, dtype=np.uint32).reshape(shape)
+    return xr.DataArray(numbers, dims=["z", "y", "x"], name="raw").to_dataset()
+
+
+def write_counted(log: Path, path: Path, client: Client | None = None) -> None:
+    ds = indexed()
+    predicted = ld.predict(Counted(log), ds.raw, block=(2, 64, 64), halo=(0, 0, 0), dtype="float64", skip_empty=False)
+    ld.to_zarr(ds[[]].assign(pred=predicted), path, client=client, **TINY)
+
+
+def check_kill(tmp_path: Path, after: int) -> bool:
+    """Kill a process after so many predicted blocks, and go on: nothing that was finished is predicted again."""
+    log, path = tmp_path / "log", tmp_path / "a.zarr"
+    log.touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads: these are idle
+        process = multiprocessing.get_context("fork").Process(target=write_counted, args=(log, path))
+        process.start()
+    wait_until(lambda: len(log.read_text().split()) >= after or process.exitcode is not None, 60)
+    os.kill(process.pid, signal.SIGKILL) if process.exitcode is None else None
+    process.join(60)
+    slabs = {tuple(map(int, slab.name.split("-"))) for slab in (tmp_path / "a.zarr.partial").rglob("slabs/pred/*")}
+    finished = {(z * 256 + y) * 192 + x for z, y in slabs for x in range(0, 192, 64)}
+    log.write_text("")
+    write_counted(log, path)
+    again = set(map(int, log.read_text().split()))
+    assert not finished & again
+    np.testing.assert_allclose(xr.open_zarr(path).pred, indexed().raw / 4e9)
+    return bool(finished)
+
+
+@pytest.mark.slow
+def test_after_a_kill_nothing_finished_is_predicted_again(tmp_path: Path) -> None:
+    """The store is the same after some kills, and each block is predicted once, or was under way."""
+    had_finished = [check_kill(_new(tmp_path / str(after)), after) for after in (1, 17, 40)]
+    assert any(had_finished), "no kill left anything to keep"
+    log = _new(tmp_path / "once") / "log"
+    write_counted(log, log.with_name("a.zarr"))
+    assert set(Counter(log.read_text().split()).values()) == {1}
+
+
+@pytest.mark.real
+@pytest.mark.timeout(1800)
+def test_thirty_kills(tmp_path: Path) -> None:
+    """The same after thirty kills at any time."""
+    assert sum(check_kill(_new(tmp_path / str(after)), after) for after in range(1, 46, 3)[:15]) > 5
+    assert sum(check_kill(_new(tmp_path / f"b{after}"), after) for after in range(2, 46, 3)[:15]) > 5
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_wrong_arguments_are_one_sentence() -> None:
+    """What can be known is known at once; what depends on the model, when it is computed."""
+    raw = xr.DataArray(np.ones((2, 8, 9), np.uint8), dims=["z", "y", "x"])
+    calls: list[tuple[Any, Any, dict[str, Any], str]] = [
+        (summed, raw[0], {}, "dims"),
+        (summed, raw.values, {}, "ndarray"),
+        (5, raw, {}, "model is a int"),
+        ("no/such/model.pt", raw, {}, "There is no model at"),
+        (summed, raw, {"block": (1, 2)}, "block"),
+        (summed, raw, {"halo": (1, -2, 1)}, "halo"),
+        (summed, raw, {"ndim": 4}, "2 or 3"),
+        (summed, raw, {"ndim": 2, "halo": (1, 0, 0)}, "no halo along z"),
+        (summed, raw, {"batch": 0}, "batch"),
+        (summed, raw, {"preprocess": (1, 0)}, "above 0"),
+        (summed, raw, {"preprocess": 5}, "or a function"),
+    ]
+    for model, given_raw, options, said in calls:
+        with pytest.raises(ld.InvalidArgumentError, match=said):
+            ld.predict(model, given_raw, **options)
+    computed: list[tuple[Any, dict[str, Any], str]] = [
+        (lambda of: of[1:], {}, "as many voxels"),
+        (lambda of: np.stack([of, of]), {}, "2 channels; choose one"),
+        (lambda of: of, {"channel": 1}, "1 channels, counted from 0"),
+        (lambda of: of, {"postprocess": lambda of: of.astype("f4")}, "must return uint8"),
+    ]
+    for model, options, said in computed:
+        with pytest.raises(ld.InvalidArgumentError, match=said):
+            ld.predict(model, raw, block=(2, 4, 4), halo=(0, 0, 0), **options).compute()
+
+
+def test_statistics_are_those_of_the_voxels(archive: Path, voxels: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Mean and deviation come from the tables of a store, whose last chunks are cut."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",))
+    ld.to_zarr(ds, tmp_path / "a.zarr", chunks=(4, 64, 64), shards=(4, 128, 128), progress=False)
+    mean, deviation = ld.image_statistics(tmp_path / "a.zarr")
+    np.testing.assert_allclose((mean, deviation), (voxels["raw"].mean(), voxels["raw"].std()), rtol=1e-4)
+    with pytest.raises(ld.InvalidArgumentError, match="has no image 'mito'; it has raw"):
+        ld.image_statistics(tmp_path / "a.zarr", "mito")
+
+
+@pytest.mark.slow
+def test_workers_load_a_model_once_and_give_the_same(archive: Path, tmp_path: Path) -> None:
+    """On a cluster, a network gives what it gives here; its weights are loaded once by each worker."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 3, 3, padding=1), torch.nn.Conv3d(3, 1, 1), torch.nn.Sigmoid())
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",))
+
+    def predicted() -> xr.DataArray:
+        return ld.predict(network, ds.raw, block=(2, 64, 64), halo=(1, 1, 1), preprocess=(30_000, 9_000))
+
+    here = predicted().compute()
+    assert len(np.unique(here)) > 10
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0"}
+    with forked_workers(), LocalCluster(local_directory=tmp_path, **options) as cluster, Client(cluster) as client:
+        np.testing.assert_array_equal(predicted(), here)
+        ld.to_zarr(ds.assign(pred=predicted()), tmp_path / "a.zarr", client=client, **TINY)
+        loads = client.run(_loads)
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").pred, here)
+    assert max(loads.values()) == 1
+
+
+def _loads() -> int:
+    from liver_dask.prediction.models import _loaded
+
+    return _loaded.loads
+
+
+def test_rows_wait_for_nothing_while_the_model_runs() -> None:
+    """One thread runs the model at a time, and the others go on reading."""
+    running, most, reads_meanwhile = [0], [0], [0]
+
+    def slow(voxels: np.ndarray) -> np.ndarray:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        running[0] -= 1
+        return voxels
+
+    def read(block: np.ndarray) -> np.ndarray:
+        reads_meanwhile[0] += running[0]
+        return block
+
+    raw = xr.DataArray(da.ones((2, 64, 64), np.uint8, chunks=(2, 8, 64)).map_blocks(read), dims=["z", "y", "x"])
+    ld.predict(slow, raw, block=(2, 8, 64), halo=(0, 0, 0)).compute(scheduler="threads", num_workers=4)
+    assert most[0] == 1
+    assert reads_meanwhile[0] > 0
