@@ -84,7 +84,11 @@ def check_some_file(archive: Archive, folder: str) -> None:
 @click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="liver_dask")
 def main() -> None:
-    """View the human-liver EM volume EMPIAR-13356, or another archive, and download the parts that you need."""
+    """View the human-liver EM volume EMPIAR-13356, or another archive, and download the parts that you need.
+
+    A store is a folder, or lies in object storage: s3://bucket/crop.zarr, with the credentials and the address of
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or of the files that s3fs reads.
+    """
     share_memory()
 
 
@@ -341,7 +345,7 @@ def _serve(server: Server, client: str, z: int | None, browser: bool) -> None:
 @missing_option
 @voxel_size_option
 @click.option("--connections", type=int, help="The most requests at once, of all workers.  [default: 16]")
-@click.option("--cache-dir", type=click.Path(), help="Folder that keeps strip indexes and masks between runs.")
+@click.option("--cache-dir", type=LocalPath(), help="Folder that keeps strip indexes and masks between runs.")
 @cluster_options
 @click.option(
     "--on-error",
@@ -363,7 +367,7 @@ def download(
     missing: Missing,
     voxel_size_nm: tuple[float, float, float] | None,
     connections: int | None,
-    cache_dir: str | None,
+    cache_dir: Path | None,
     scheduler: str | None,
     workers: int | None,
     on_error: str,
@@ -383,7 +387,7 @@ def download(
         source,
         labels=labels or None,
         connections=connections,
-        cache_dir=cache_dir,
+        cache_dir=cache_dir and str(cache_dir),
         missing=missing,
         voxel_size_nm=voxel_size_nm,
     )
@@ -413,7 +417,8 @@ def pyramid(store: Place, scheduler: str | None, workers: int | None) -> None:
     """
     with cluster(scheduler, workers) as client:
         levels = add_pyramid(store, client=client)
-    click.echo(f"{store} has {len(levels)} level{'s' * (len(levels) != 1)}, {size_of(store)} on disk in all.")
+    more = f"{len(levels)} levels" if len(levels) > 1 else "1 level, because its slices are small enough"
+    click.echo(f"{store} has {more}, {size_of(store)} in all.")
 
 
 @main.command("clean")

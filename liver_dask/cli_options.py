@@ -15,7 +15,7 @@ import dask
 from click.core import ParameterSource
 
 from .archive.archives import EMPIAR_13356, archives
-from .core.places import place_of
+from .core.places import COLLAPSED, place_of
 from .store.record import has_record
 from .store.targets import stored_at
 
@@ -100,9 +100,7 @@ class StorePlace(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
         """Return the place; an invalid one is wrong usage."""
         if not str(value):
             self.fail("the path is empty; give a folder, or an address such as s3://bucket/crop.zarr.", param, ctx)
-        if isinstance(value, str) and "://" not in value:
-            if re.match(r"[a-z0-9+.-]{2,}:/", value):
-                self.fail(f"{value} is no path, and two slashes follow the colon of an address.", param, ctx)
+        if isinstance(value, str) and "://" not in value and not COLLAPSED.match(value):
             return Path(value)
         return place_of(value)
 

@@ -37,6 +37,9 @@ CREDENTIALS = {"key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY", "t
 OF_CODE = {"PreconditionFailed": errno.EEXIST, "412": errno.EEXIST, "ConditionalRequestConflict": errno.EAGAIN}
 """Codes of S3 and the numbers of the errors that they mean; the only condition that is ever set is: no such object."""
 
+COLLAPSED = re.compile(r"[a-z0-9+.-]{2,}:/(?!/)")
+"""An address of which pathlib has made one slash of two."""
+
 SHORTEST_SECRET = 6
 """Characters. Shorter values are parts of many words."""
 
@@ -166,6 +169,11 @@ class ObjectPath:
             fault = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
         except LiverDaskError:
             raise
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            option = self.hidden(error).rpartition(" ")[2]
+            raise InvalidArgumentError(f"storage_options: {self._protocol} has no option {option}.") from None
         except PermissionError as error:
             fault = PermissionError(errno.EACCES, f"access is denied ({self._reason(error)})", str(self))
         except Exception as error:  # each package of fsspec has its own errors, and some are no OSError
@@ -329,6 +337,10 @@ def place_of(target: Named, options: Mapping[str, Any] | None = None) -> Place:
     text = os.fspath(target)
     protocol, separator, path = text.partition("://")
     if not separator or protocol in ("file", "local"):
+        if COLLAPSED.match(text):
+            raise InvalidArgumentError(
+                f"{text} is no path, and two slashes follow the colon of an address; give it as text, not as a Path."
+            )
         if separator and not path.startswith("/"):
             raise InvalidArgumentError(f"{text} names no folder: three slashes follow the colon of file:///folder.")
         try:

@@ -62,11 +62,11 @@ def annotate(
     with storage_of(root).change(root / RECORD / BEGUN, BUSY.format(root)) as journal:
         begun = _read_size(journal)
         if begun:
-            _apply(root, begun)
+            _apply(root, begun, journal)
         if begun != size:
             _check(root, size)
             journal.write(json.dumps({"voxel_size_nm": size}).encode())
-            _apply(root, size)
+            _apply(root, size, journal)
         journal.clear()
 
 
@@ -104,12 +104,14 @@ def _check(root: Place, size: Sequence[float]) -> None:
         group_document(group, attributes)
 
 
-def _apply(root: Place, size: Sequence[float]) -> None:
-    """Write a size to everything that says it."""
+def _apply(root: Place, size: Sequence[float], journal: Journal) -> None:
+    """Write a size to everything that says it, as long as no other process has taken over."""
     levels = levels_of(root)
     for level in levels:
+        journal.check()
         _write_record(level, size)
     for group, attributes in _groups(levels, size).items():
+        journal.check()
         write_group(group, attributes)
 
 

@@ -25,7 +25,7 @@ def clean(target: Place, *, unfinished: bool = False) -> str:
     target = check_place(target)
     partial = target.with_name(f"{target.name}.partial")
     if not is_there(partial):
-        return f"Nothing is left beside {target}."
+        return f"Nothing is left beside {target}{'' if is_there(target) else ', and there is no store either'}."
     record = next(filter(None, map(read_record, (partial / "store", target))), None)
     if record is None or record_problem(record):
         raise StoreExistsError(f"{partial} is {what_is_at(partial)}; nothing was removed.")

@@ -60,7 +60,7 @@ def add_pyramid(
     After an interruption the same call resumes. If everything is complete, it does nothing.
 
     Args:
-        store: A complete store of `to_zarr`, on a file system that this process and all workers share.
+        store: A complete store of `to_zarr`: a folder that all workers see, or an address in object storage.
         storage_options: fsspec's options for an address in object storage, as in `to_zarr`.
         client: The cluster to work on. None has the same meaning as in `to_zarr`.
         progress: Whether to report on standard error.

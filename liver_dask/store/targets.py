@@ -9,7 +9,8 @@ import xarray as xr
 from ..archive.archives import EMPIAR_13356
 from ..archive.dataset import open_archive
 from ..archive.description import Archive
-from ..core.places import Place, place_of
+from ..core.errors import SliceNotFoundError
+from ..core.places import ObjectPath, Place, place_of
 from .record import check_finished, check_shards, has_record, open_record
 from .zarr_store import zarr_store
 
@@ -33,13 +34,23 @@ def open_target(
         NotDownloadedError: The store is not complete, or this version cannot read its format. (RuntimeError)
         DamagedError: A shard of the store is missing, and would be read as zeros. (OSError)
         InvalidArgumentError: The target is a Zarr store that this package did not write. (ValueError)
-        SliceNotFoundError: The folder does not exist. (FileNotFoundError)
+        SliceNotFoundError: The folder does not exist, or there is nothing at the address. (FileNotFoundError)
     """
     place = stored_at(target, storage_options)
     if place is not None and _has_record(place):
         check_shards(place, list(open_record(place)["variables"]))
         return xr.open_zarr(zarr_store(place))
+    if isinstance(place, ObjectPath) and not _may_be_there(place):
+        raise SliceNotFoundError(f"There is nothing at {place}: no store, no archive, or no such bucket.")
     return open_archive(archive, target, **options)
+
+
+def _may_be_there(place: ObjectPath) -> bool:
+    """Return whether there is an object below an address, as far as the storage says."""
+    try:
+        return place.exists()
+    except OSError:  # which reading slices tells better
+        return True
 
 
 def _has_record(place: Place) -> bool:

@@ -439,6 +439,7 @@ def _opened_again(
                 voxels = open_origin(origin, described(variable), address, missing)
             except SliceNotFoundError as error:
                 where = f"{store} was made of it; name where it is: source=..., or --source."
+                where = where if source is None else f"It was given as the source that {store} was made of."
                 raise SliceNotFoundError(f"{error} {where}") from error
             variables[name] = voxels.variable
     return xr.Dataset(variables)

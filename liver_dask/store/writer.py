@@ -299,12 +299,26 @@ class Store:
                 self._storage.remove(self._slab_path(row.name, region))
 
     def complete(self) -> None:
-        """Record that the store is complete, and put it at its final place."""
+        """Record that the store is complete, and put it at its final place.
+
+        Raises:
+            StoreExistsError: Another process has taken the store over, or its record is that of another call.
+        """
+        self._check_own()
         write_all_but_shards(
             self._unfinished, self._shards, self._progress / "shards", self.layout, self.names, self._sources
         )
-        check = self._claim.check if self._claim else lambda: None
-        self._storage.publish(self._unfinished, self.target, RECORD_FILE, check)
+        self._storage.publish(self._unfinished, self.target, RECORD_FILE, self._check_own)
+
+    def _check_own(self) -> None:
+        """Raise StoreExistsError if what is completed is not, or no longer, what this process writes."""
+        if self._claim:
+            self._claim.check()
+        if not self._is_of(read_record(self._unfinished)):
+            raise StoreExistsError(
+                f"{self._unfinished} has the record of another call, whose last request came late; remove it with "
+                f"`liver-dask clean --unfinished {self.target}`, and give the same call again."
+            )
 
     def tidy_beside(self) -> None:
         """Remove the leftovers of a run that was killed during its cleanup, unless another process holds the lock."""
@@ -333,7 +347,7 @@ class Store:
                 progress = [self._progress / kind for kind in reversed(PARTS)]
                 names = () if has_record(self.target) else self._shard_names()  # else these are another store's
                 shards = [self._shards / name for name in names]
-                self._storage.discard(self._unfinished, self._new, progress, shards)
+                self._storage.discard(self._unfinished, self.target, self._new, progress, shards)
             self._remove_leftovers(claim)
         return finished
 
@@ -432,7 +446,7 @@ class Store:
         if not self._is_of(record):
             raise StoreExistsError(
                 f"{self.partial} is the unfinished store of another call (another box, archive or layout); "
-                f"finish that call, remove the folder, or choose another path."
+                f"finish that call, remove it (`liver-dask clean --unfinished`), or choose another path."
                 f"{explain_difference(record, self.content)}"
             )
         self._sources = SourceVersions(self._sources.folder, record, moved_variables(self.content, record))

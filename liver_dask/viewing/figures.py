@@ -5,7 +5,7 @@ Drawing needs the extra `view`.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import dask.array as da
@@ -137,7 +137,9 @@ def check_looks(contrast: Sequence[float], opacity: float) -> None:
         )
 
 
-def dataset_of(target: "xr.Dataset | str | os.PathLike[str]") -> xr.Dataset:
+def dataset_of(
+    target: "xr.Dataset | str | os.PathLike[str]", storage_options: Mapping[str, Any] | None = None
+) -> xr.Dataset:
     """Return a Dataset, or open a store or an archive; anything else is an InvalidArgumentError."""
     if isinstance(target, xr.Dataset):
         return target
@@ -145,7 +147,7 @@ def dataset_of(target: "xr.Dataset | str | os.PathLike[str]") -> xr.Dataset:
         raise InvalidArgumentError(
             f"A {type(target).__name__} cannot be shown; give a Dataset, the path of a store, or an archive's address."
         )
-    return open_target(target)
+    return open_target(target, storage_options=storage_options)
 
 
 def fractions(ds: xr.Dataset) -> xr.Dataset:

@@ -30,6 +30,7 @@ def view(
     opacity: float = 0.4,
     contrast: tuple[float, float] = (0.5, 99.5),
     size: int = 620,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> "Slicer":
     """Show a volume slice by slice in a Jupyter widget, with its labels in colour.
 
@@ -46,6 +47,7 @@ def view(
         opacity: Opacity of the labels, 0 to 1.
         contrast: Percentiles of raw that are black and white; empty glass (0) is ignored.
         size: Width of the picture in pixels, at least 100. The height follows from the shape of a slice.
+        storage_options: fsspec's options for a store in object storage, as in `to_zarr`.
 
     Returns:
         The widget. A notebook shows it if it is the last line of a cell. `.go_to(z, y, x)` moves it, `.close()` closes
@@ -61,7 +63,7 @@ def view(
         raise MissingExtraError(
             f"The slicer needs matplotlib, ipywidgets and ipympl ({error}): {how_to_install('view')}."
         ) from error
-    ds = dataset_of(target)
+    ds = dataset_of(target, storage_options)
     check_looks(contrast, opacity)
     labels = [labels] if isinstance(labels, str) else labels
     missing = [name for name in (RAW, *(labels or ())) if name not in ds]

@@ -79,6 +79,10 @@ class FsspecTransport:
             return RemoteError(f"{url}: cannot be read ({self._secret.hidden(error)}).")
         except OSError as error:
             return TransientError(self._secret.hidden(error))
+        except Exception as error:  # packages of fsspec have errors of their own, such as missing credentials
+            if self._is_near:
+                raise
+            return RemoteError(f"{url}: cannot be read ({self._secret.hidden(error)}).")
         if len(data) != stop - start:
             return TransientError(f"sent {len(data)} of {stop - start} bytes")
         return _identity_of(info), data

@@ -28,6 +28,7 @@ SECONDS_OF_A_CLAIM = 60.0
 """How long a claim holds after it was renewed."""
 
 LATE = re.compile(
+    r"store/((\w+/)*(zarr|manifest|inventory)\.json|liver_dask/\w+/\w+/c(/\d+)*|[zyx]/c/\d+)|"
     r"progress/[0-9a-f]{16}/(run|slabs/\w+/\d+-\d+|shards/\w+/\d+-\d+-\d+\.(json|npy)|sources/[0-9a-f]{32}\.json)"
 )
 """What a job may still write after its run has ended, and another process has removed all."""
@@ -80,9 +81,11 @@ class Claims:
             place, token = self._place(numbers[-1] + 1 if numbers else 1), secrets.token_hex(8)
             if _write_new(place, token):
                 if _write_new(place, secrets.token_hex(8)):
+                    place.call("rm_file", place.key)
                     raise InvalidArgumentError(
-                        f"Cannot write {self._target}: this storage does not keep to If-None-Match, so that two "
-                        "processes could write at once; use another one, or a folder."
+                        f"Cannot write {self._target}: this storage does not keep to If-None-Match (Ceph's does not in "
+                        "a bucket with versions), so that two processes could write at once; use another one, or a "
+                        "folder."
                     )
                 self._check_ends_are_read(place)
                 return place, token
@@ -141,7 +144,7 @@ class Claims:
                 return
             if first is None:
                 log.warning(
-                    "%s may still be written by a process on %s; this is known in %.0f s at most",
+                    "%s was being written by a process on %s; waiting up to %.0f s to see whether it still is",
                     self._target, holder.get("host", "another machine"), left,
                 )  # fmt: skip
             first = modified

@@ -134,7 +134,9 @@ class Folder(Storage[Path]):
         """See Storage: in the unfinished store."""
         return unfinished
 
-    def discard(self, unfinished: Path, new: Path, progress: Iterable[Path], shards: Iterable[Path]) -> None:
+    def discard(
+        self, unfinished: Path, target: Path, new: Path, progress: Iterable[Path], shards: Iterable[Path]
+    ) -> None:
         """See Storage: one rename makes it a store that was never begun."""
         self.remove_tree(new)
         unfinished.replace(new)
@@ -224,6 +226,9 @@ class _FileJournal:
         self._file.write(content)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def check(self) -> None:
+        """See Journal: nobody takes over a lock."""
 
     def clear(self) -> None:
         """See Journal."""

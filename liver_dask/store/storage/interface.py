@@ -43,6 +43,9 @@ class Journal(Protocol):
     def write(self, content: bytes) -> None:
         """Replace the content; it is kept when this returns."""
 
+    def check(self) -> None:
+        """Raise StoreExistsError if another process has taken over, or may have."""
+
     def clear(self) -> None:
         """Make it empty, because the change is complete."""
 
@@ -61,7 +64,9 @@ class Storage(ABC, Generic[P]):
         Args:
             place: The file.
             pieces: Its bytes, one after the other.
-            part: Place from which the name of a temporary file follows, where one is needed.
+            part: Place from which the name of a temporary file follows, where one is needed. Given for files that
+                several calls may write one after another at the same place (shards), where a request of an earlier
+                one that is carried out late must not replace what was written since.
 
         Raises:
             DamagedError: An extent does not end with the checksum of its bytes, if it was read here.
@@ -154,11 +159,12 @@ class Storage(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def discard(self, unfinished: P, new: P, progress: Iterable[P], shards: Iterable[P]) -> None:
+    def discard(self, unfinished: P, target: P, new: P, progress: Iterable[P], shards: Iterable[P]) -> None:
         """Remove an unfinished store, so that a kill in between leaves one that can be resumed, or none.
 
         Args:
             unfinished: The store.
+            target: Place of the complete store, where `publish` may have begun.
             new: As for `begin`.
             progress: Folders of what is finished; what says so is first.
             shards: All shards, of which some exist.
