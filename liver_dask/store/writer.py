@@ -345,9 +345,10 @@ class Store:
                 self._drop_published()
             elif finished_too and self._storage.is_begun(self._unfinished):
                 progress = [self._progress / kind for kind in reversed(PARTS)]
-                names = () if has_record(self.target) else self._shard_names()  # else these are another store's
-                shards = [self._shards / name for name in names]
-                self._storage.discard(self._unfinished, self.target, self._new, progress, shards)
+                is_free = not has_record(self.target)  # else what is there is another store's
+                shards = [self._shards / name for name in self._shard_names() if is_free]
+                published = self.target if is_free else None
+                self._storage.discard(self._unfinished, published, self._new, progress, shards)
             self._remove_leftovers(claim)
         return finished
 

@@ -364,6 +364,38 @@ PROMISES = {
         "test_malloc::test_it_is_changed_where_that_is_configured",
         "test_malloc::test_the_command_and_dasks_workers_are_our_own",
     ],
+    # predict and measure
+    "gives a model blocks with a halo, mirrored at the ends": ["test_predict::test_blocks_do_not_matter"],
+    "the blocks do not matter": [
+        "test_predict::test_blocks_do_not_matter",
+        "test_models::test_a_network_is_that_of_the_whole_volume",
+    ],
+    "Probabilities are kept as 0 to 255": [
+        "test_predict::test_every_block_has_the_same_shape_and_a_model_may_have_channels",
+        "test_predict::test_what_is_empty_is_not_predicted",
+    ],
+    "Each process loads the model once": ["test_predict::test_workers_load_a_model_once_and_give_the_same"],
+    "A store names the model by a digest of its weights": [
+        "test_predict::test_a_prediction_is_kept_beside_raw",
+        "test_predict::test_after_a_kill_nothing_finished_is_predicted_again",
+        "test_models::test_a_digest_is_that_of_the_weights",
+    ],
+    "labels block by block and puts together what goes on": [
+        "test_measure::test_it_is_what_is_labelled_in_memory",
+        "test_measure::test_a_ring_that_closes_three_blocks_away",
+        "test_measure::test_workers_give_the_same",
+    ],
+    "predicted.zarr` do the same": [
+        "test_cli_analysis::test_a_mask_is_measured",
+        "test_cli_analysis::test_a_model_is_run",
+    ],
+    "a torch.nn.Module, a file, a function": [
+        "test_models::test_files_give_the_same",
+        "test_models::test_a_checkpoint_of_torch_em",
+    ],
+    "here, or on a cluster": ["test_predict::test_workers_load_a_model_once_and_give_the_same"],
+    "a pandas.DataFrame, one row an object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
+    "lazy: the number of each voxel's object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     # other archives
     "Other archives](#other-archives) of slices need only a": [
         "test_description::test_the_command_takes_a_file_that_describes_an_archive"

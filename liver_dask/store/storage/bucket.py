@@ -137,7 +137,7 @@ class Bucket(Storage[ObjectPath]):
     def discard(
         self,
         unfinished: ObjectPath,
-        target: ObjectPath,
+        target: ObjectPath | None,
         new: ObjectPath,
         progress: Iterable[ObjectPath],
         shards: Iterable[ObjectPath],
@@ -146,10 +146,11 @@ class Bucket(Storage[ObjectPath]):
 
         Without its shards, what `publish` has copied would be a store of zeros.
         """
-        names = [place.relative_to(unfinished).as_posix() for place in unfinished.rglob("*")]
-        for name in sorted(names, key=lambda name: name != "zarr.json"):
-            if content_of(target / name) == content_of(unfinished / name):
-                self.remove(target / name)
+        if target:
+            names = [place.relative_to(unfinished).as_posix() for place in unfinished.rglob("*")]
+            for name in sorted(names, key=lambda name: name != "zarr.json"):
+                if content_of(target / name) == content_of(unfinished / name):
+                    self.remove(target / name)
         for folder in progress:
             self.remove_tree(folder)
         with ContextPool(OBJECTS_AT_ONCE) as pool:

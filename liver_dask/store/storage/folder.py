@@ -135,7 +135,7 @@ class Folder(Storage[Path]):
         return unfinished
 
     def discard(
-        self, unfinished: Path, target: Path, new: Path, progress: Iterable[Path], shards: Iterable[Path]
+        self, unfinished: Path, target: Path | None, new: Path, progress: Iterable[Path], shards: Iterable[Path]
     ) -> None:
         """See Storage: one rename makes it a store that was never begun."""
         self.remove_tree(new)

@@ -159,12 +159,12 @@ class Storage(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def discard(self, unfinished: P, target: P, new: P, progress: Iterable[P], shards: Iterable[P]) -> None:
+    def discard(self, unfinished: P, target: P | None, new: P, progress: Iterable[P], shards: Iterable[P]) -> None:
         """Remove an unfinished store, so that a kill in between leaves one that can be resumed, or none.
 
         Args:
             unfinished: The store.
-            target: Place of the complete store, where `publish` may have begun.
+            target: Place of the complete store, where `publish` may have begun; None if another store is there.
             new: As for `begin`.
             progress: Folders of what is finished; what says so is first.
             shards: All shards, of which some exist.

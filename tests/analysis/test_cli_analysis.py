@@ -1,0 +1,74 @@
+"""The commands `measure` and `predict`."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+import liver_dask as ld
+from helpers.archive import SHAPE
+from liver_dask.cli import main
+
+OF_ARCHIVE = ["--shape", *map(str, SHAPE)]
+
+
+def test_a_mask_is_measured(archive: Path, tmp_path: Path) -> None:
+    """The table is that of `measure`, of an archive or of a box of it; wrong usage is one sentence, and exit code 2."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    out, runner = tmp_path / "t.csv", CliRunner()
+    options = ["--label", "mito", "--contact", "er", "--raw", "--voxel-size", "50", "8", "8", "--connectivity", "6"]
+    told = runner.invoke(main, ["measure", str(archive), str(out), *options, *OF_ARCHIVE])
+    assert told.exit_code == 0, told.output
+    table = ld.measure(
+        ds.mito, ds.raw, contacts={"er": ds.er}, voxel_size_nm=(50, 8, 8), connectivity=6, progress=False
+    )
+    pd.testing.assert_frame_equal(pd.read_csv(out), table, check_dtype=False)
+    assert f"{len(table)} objects of mito" in told.output
+    box = ["--bbox", "100", "300", "50", "250", "2", "8"]
+    told = runner.invoke(main, ["measure", str(archive), str(tmp_path / "b.csv"), "--label", "er", *box, *OF_ARCHIVE])
+    assert told.exit_code == 0, told.output
+    assert pd.read_csv(tmp_path / "b.csv").x_min.min() >= 100
+    for wrong, said in (
+        (["--label", "mitos"], "has no 'mitos'; it has mito"),
+        (["--label", "mito", "--connectivity", "8"], "8"),
+        (["--label", "mito"], "exists already"),
+        ([], "--label"),
+    ):
+        told = runner.invoke(main, ["measure", str(archive), str(out), *wrong, *OF_ARCHIVE])
+        assert told.exit_code == 2, told.output
+        assert said in told.output
+
+
+def test_a_model_is_run(archive: Path, tmp_path: Path) -> None:
+    """The store holds what `predict` gives; the same command again returns it, and another model is refused."""
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 3, padding=1), torch.nn.Sigmoid())
+    for name in ("a", "b"):
+        torch.nn.init.normal_(network[0].weight)
+        exported = torch.export.export(network, (torch.zeros(1, 1, 4, 68, 68),))
+        torch.export.save(exported, tmp_path / f"{name}.pt2")
+    ds = ld.open_human_liver_em(archive, shape=SHAPE)
+    out, runner = tmp_path / "p.zarr", CliRunner()
+    options = ["--block", "2", "64", "64", "--halo", "1", "2", "2", "--standardize", "30000", "9000", "--with-raw"]
+    command = ["predict", str(archive), str(tmp_path / "a.pt2"), str(out), *options, *OF_ARCHIVE]
+    for _ in range(2):
+        told = runner.invoke(main, command)
+        assert told.exit_code == 0, told.output
+    predicted = ld.predict(
+        tmp_path / "a.pt2", ds.raw, block=(2, 64, 64), halo=(1, 2, 2), preprocess=(30_000, 9_000)
+    ).compute()
+    kept = xr.open_zarr(out)
+    np.testing.assert_array_equal(kept.prediction, predicted)
+    assert set(kept.data_vars) == {"raw", "prediction"}
+    for wrong, said in (
+        (["predict", str(archive), str(tmp_path / "b.pt2"), str(out), *options, *OF_ARCHIVE], "prediction"),
+        (["predict", str(archive), str(tmp_path / "none.pt2"), str(tmp_path / "q.zarr"), *OF_ARCHIVE], "no model at"),
+    ):
+        told = runner.invoke(main, wrong)
+        assert told.exit_code in (1, 2)
+        assert told.output.startswith("Error: ")
+        assert said in told.output
+    assert not (tmp_path / "q.zarr").exists()
