@@ -1,9 +1,9 @@
 """Measuring and predicting: `python analysis.py [SCRATCH]`.
 
 Measuring: a mask of balls of 128, 256, 512 and 1024 slices of 512 x 512, in a store, by `ld.measure` and by what one
-does on one machine (read all of it, `skimage.measure.label`, `regionprops_table`); seconds and peak memory of a process each.
-Predicting: a U-Net of torch_em over 16 x 512 x 512 of raw on the processor, against the bare network on the same blocks,
-which lie in memory.
+does on one machine (read all of it, `skimage.measure.label`, `regionprops_table`); seconds and peak memory of a
+process each. Predicting: a U-Net of torch_em over 16 x 512 x 512 of raw on the processor, against the bare network on
+the same blocks, which lie in memory.
 """
 
 import json
