@@ -100,7 +100,7 @@ def volume_of(variables: Mapping[str, xr.DataArray]) -> Volume:
 
 
 def _dask_array(variable: xr.DataArray) -> da.Array:
-    return variable.data if variable.chunks is not None else variable.chunk().data
+    return variable.data if variable.chunks is not None else variable.chunk("auto").data
 
 
 def _culled(array: da.Array) -> da.Array:

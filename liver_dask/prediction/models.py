@@ -23,6 +23,9 @@ from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_instal
 Batch = npt.NDArray[Any]
 """Blocks with their halo: (block, z, y, x)."""
 
+CHECKPOINT = "best.pt"
+"""The file in a folder of torch_em that has the weights."""
+
 BYTES_AT_ONCE = 8 << 20
 """Bytes of a file that are in memory while its digest is made."""
 
@@ -103,9 +106,9 @@ def model_of(model: Any) -> Model:
 
 def _of_path(path: Path) -> Model:
     if path.is_dir():
-        checkpoint = path / "best.pt"
+        checkpoint = path / CHECKPOINT
         if not checkpoint.is_file():
-            raise InvalidArgumentError(f"{path} is no checkpoint of torch_em: it has no best.pt.")
+            raise InvalidArgumentError(f"{path} is no checkpoint of torch_em: it has no {CHECKPOINT}.")
         return Model("checkpoint", str(path), _digest_of_file(checkpoint))
     if not path.is_file():
         raise InvalidArgumentError(f"There is no model at {path}.")
@@ -164,6 +167,7 @@ _loaded = _Loaded()
 
 def _load(model: Model, device: str) -> Callable[..., Any]:
     torch = _torch()
+    _check_unchanged(model)
     try:
         if model.kind == "module":
             module = cloudpickle.loads(model.content)
@@ -181,6 +185,16 @@ def _load(model: Model, device: str) -> Callable[..., Any]:
     if model.kind != "export":  # which has no modes any more
         module = module.eval()
     return module.to(device)
+
+
+def _check_unchanged(model: Model) -> None:
+    """Raise InvalidArgumentError if the file of a model is not the one whose digest the prediction is named by."""
+    if model.kind in ("module", "function"):
+        return
+    path = Path(model.content)
+    path = path / CHECKPOINT if model.kind == "checkpoint" else path
+    if not path.is_file() or _digest_of_file(path) != model.digest:
+        raise InvalidArgumentError(f"{path} is not the model that it was, or not on this machine; predict anew.")
 
 
 def _of_torch(module: Callable[..., Any], batch: Batch, ndim: int, device: str) -> npt.NDArray[Any]:

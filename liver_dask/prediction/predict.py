@@ -130,7 +130,7 @@ def predict(
         np.dtype(dtype), skip_empty,
     )  # fmt: skip
     known = model_of(model)
-    array = raw.data if raw.chunks is not None else raw.chunk().data
+    array = raw.data if raw.chunks is not None else raw.chunk("auto").data
     predicted = _array(known, array, settings, device, batch)
     attributes = {
         "long_name": "prediction",

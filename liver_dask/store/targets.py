@@ -10,7 +10,7 @@ from ..archive.archives import EMPIAR_13356
 from ..archive.dataset import open_archive
 from ..archive.description import Archive
 from ..core.errors import SliceNotFoundError
-from ..core.places import ObjectPath, Place, place_of
+from ..core.places import S3, ObjectPath, Place, place_of
 from .record import check_finished, check_shards, has_record, open_record
 from .zarr_store import zarr_store
 
@@ -40,8 +40,9 @@ def open_target(
     if place is not None and _has_record(place):
         check_shards(place, list(open_record(place)["variables"]))
         return xr.open_zarr(zarr_store(place))
-    if isinstance(place, ObjectPath) and not _may_be_there(place):
-        raise SliceNotFoundError(f"There is nothing at {place}: no store, no archive, or no such bucket.")
+    if isinstance(place, ObjectPath) and place.protocol in S3 and not _may_be_there(place):
+        shown = str(place).partition("?")[0]  # what follows may be a secret
+        raise SliceNotFoundError(f"There is nothing at {shown}: no store, no archive, or no such bucket.")
     return open_archive(archive, target, **options)
 
 

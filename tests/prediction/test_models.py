@@ -108,6 +108,18 @@ def test_a_checkpoint_of_torch_em(raw: xr.DataArray, tmp_path: Path) -> None:
         ld.predict(tmp_path / "empty", raw)
 
 
+def test_a_file_that_was_replaced_is_another_model(network: Any, raw: xr.DataArray, tmp_path: Path) -> None:
+    """A prediction is named by the file that there was, so another one in its place is told, and not used."""
+    example = (torch.zeros(1, 1, *WHOLE),)
+    torch.export.save(torch.export.export(network.eval(), example), tmp_path / "m.pt2")
+    pending = ld.predict(tmp_path / "m.pt2", raw, block=BLOCK, halo=HALO)
+    with torch.no_grad():
+        network[0].weight += 1
+    torch.export.save(torch.export.export(network, example), tmp_path / "m.pt2")
+    with pytest.raises(ld.InvalidArgumentError, match="is not the model that it was"):
+        pending.compute(scheduler="threads")
+
+
 def test_a_network_of_slices(raw: xr.DataArray) -> None:
     """With ndim=2, a network gets slices, and gives what it gives slice by slice."""
     torch.manual_seed(0)
