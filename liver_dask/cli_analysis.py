@@ -1,5 +1,6 @@
 """The commands that measure objects, and that run a model over a volume."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ box_option = click.option(
 )
 
 
+def volume_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which box of which volume, and where the work is done."""
+    for add in (cluster_options, voxel_size_option, missing_option, shape_option, archive_option, box_option):
+        command = add(command)
+    return command
+
+
 @click.command("measure")
 @target_argument
 @click.argument("out", type=LocalPath())
@@ -52,12 +60,7 @@ box_option = click.option(
     help="Neighbours that belong together: faces, and edges, and corners.",
 )
 @click.option("--raw/--no-raw", "with_raw", default=False, help="Whether to take the mean of raw, which must be read.")
-@box_option
-@archive_option
-@shape_option
-@missing_option
-@voxel_size_option
-@cluster_options
+@volume_options
 def measure_command(
     target: str,
     out: Path,
@@ -109,12 +112,7 @@ def measure_command(
 @click.option("--device", help="Of torch.  [default: a GPU if there is one]")
 @click.option("--name", default="prediction", show_default=True, help="Name of the variable that is written.")
 @click.option("--with-raw", is_flag=True, help="Keep raw in the store, too.")
-@box_option
-@archive_option
-@shape_option
-@missing_option
-@voxel_size_option
-@cluster_options
+@volume_options
 def predict_command(
     target: str,
     model: Path,

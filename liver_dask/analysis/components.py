@@ -58,6 +58,8 @@ def label(voxels: npt.NDArray[Any], connectivity: int) -> tuple[Labels, int]:
         return np.zeros(voxels.shape, np.uint32), 0
     if voxels.dtype == bool:  # cc3d 4.1 writes past its table for these, with 8 neighbours in a plane
         voxels = voxels.view(np.uint8)
+    if voxels.dtype == np.uint64:  # it takes no number above those of int64, and only equality counts
+        voxels = voxels.view(np.int64)
     options: dict[str, Any] = {"connectivity": connectivity, "out_dtype": np.uint32, "return_N": True}
     found, number = cc3d.connected_components(np.ascontiguousarray(voxels), **options)
     return found, int(number)

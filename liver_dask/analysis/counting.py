@@ -57,7 +57,7 @@ def count(
     return counts[1:], sums[1:]
 
 
-def _count(labels, raw, has_raw, others, core, start, whole, counts, sums):  # type: ignore[no-untyped-def]
+def _count(labels, raw, has_raw, others, core, start, whole, counts, sums):  # type: ignore[no-untyped-def]  # numba infers
     depth, height, width = labels.shape
     for z in range(core[0]):
         for y in range(core[1]):

@@ -206,10 +206,11 @@ class Work:
 
         traffic.take()  # discard the counts from before
         total = prod(self.volume.shape) * self.volume.bytes_of_voxel
-        with show_progress("Measuring", total, progress and total > 0) as advance:
-            report: Callable[[Report], None] = lambda of: advance(of.voxel_bytes, "")  # noqa: E731
-            with open_runner(client, report) as runner:
-                runner.run_all(self.volume.connections, next_job, take)
+        with (
+            show_progress("Measuring", total, progress) as advance,
+            open_runner(client, lambda report: advance(report.voxel_bytes, "")) as runner,
+        ):
+            runner.run_all(self.volume.connections, next_job, take)
         objects = [of for number in sorted(found) for of in found[number]]
         return join(objects) if self.connected else join_by_value(objects)
 
@@ -240,6 +241,8 @@ def _plan(
             raise InvalidArgumentError(
                 f"{name} is of {variable.dtype}, and objects need a mask or integer labels: for example, ds.pred > 0.5."
             )
+    if isinstance(raw, xr.DataArray) and raw.dtype.kind not in "biuf":
+        raise InvalidArgumentError(f"raw is of {raw.dtype}; a mean is taken of real numbers.")
     for name in contacts:
         if not isinstance(name, str) or not name.isidentifier():
             raise InvalidArgumentError(f"A contact is named {name!r}; give a word, which becomes part of a column.")

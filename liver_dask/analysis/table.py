@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,8 @@ def check_table_path(path: str | os.PathLike[str]) -> Path:
         raise InvalidArgumentError(f"{target} exists already; choose another name, or remove it.")
     if not target.parent.is_dir():
         raise InvalidArgumentError(f"Cannot write {target}: there is no folder {target.parent}.")
-    if target.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError:
-            raise MissingExtraError(f"A Parquet file needs the package pyarrow: {how_to_install('measure')}.") from None
+    if target.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise MissingExtraError(f"A Parquet file needs the package pyarrow: {how_to_install('measure')}.")
     return target
 
 

@@ -73,7 +73,8 @@ class Volume(NamedTuple):
         arrays = list(self.arrays.values())
         is_one = all(array.npartitions == 1 for array in arrays)
         options: dict[str, Any] = {"scheduler": "sync"} if is_one else {"scheduler": "threads", "pool": readers}
-        return {name: np.asarray(of) for name, of in zip(self.arrays, compute(*arrays, **options), strict=True)}
+        found = zip(self.arrays, map(np.asarray, compute(*arrays, **options)), strict=True)
+        return {name: of.astype(of.dtype.newbyteorder("="), copy=False) for name, of in found}
 
 
 def volume_of(variables: Mapping[str, xr.DataArray]) -> Volume:
@@ -87,6 +88,8 @@ def volume_of(variables: Mapping[str, xr.DataArray]) -> Volume:
         if not isinstance(variable, xr.DataArray) or variable.dims != DIMS:
             what = f"dims {variable.dims}" if isinstance(variable, xr.DataArray) else f"a {type(variable).__name__}"
             raise InvalidArgumentError(f"{name} is {what}; give a DataArray with dims {DIMS}, such as ds.mito.")
+        if not variable.size:
+            raise InvalidArgumentError(f"{name} holds no voxels: {_text(variable)}.")
         if variable.shape != first.shape or not _same_places(variable, first):
             raise InvalidArgumentError(
                 f"{name} has other voxels than {first_name}: {_text(variable)} and {_text(first)}; "

@@ -66,6 +66,8 @@ class Settings:
             raise InvalidArgumentError(
                 f"channel={self.channel}, but the model returns {len(prediction)} channels, counted from 0."
             ) from None
+        if self.dtype.kind != "f" and np.isnan(one).any():
+            raise InvalidArgumentError("The model returns NaN, which is no probability; is the input as in training?")
         largest = LARGEST.get(self.dtype.name)
         return (np.rint(np.clip(one, 0, 1) * largest) if largest else one).astype(self.dtype)
 
@@ -230,6 +232,8 @@ def _check(raw: xr.DataArray, ndim: int, batch: int, preprocess: Any) -> None:
     if not isinstance(raw, xr.DataArray) or raw.dims != DIMS:
         what = f"has dims {raw.dims}" if isinstance(raw, xr.DataArray) else f"is a {type(raw).__name__}"
         raise InvalidArgumentError(f"raw {what}; give a DataArray with dims {DIMS}, such as ds.raw.")
+    if not raw.size:
+        raise InvalidArgumentError(f"raw holds no voxels: its shape is {raw.shape}.")
     if ndim not in (2, 3):
         raise InvalidArgumentError(f"ndim={ndim!r} must be 2 or 3: whether the model takes slices or blocks.")
     if not isinstance(batch, int) or batch < 1:

@@ -115,6 +115,19 @@ def test_labels_of_several_values(shape, block, chunks, dtype, connected, seed) 
     assert table.num_faces.tolist() == faces_of(numbers.astype(np.int64)).sum(1)[values.astype(int) - 1].tolist()
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">i4", "u8", "i8"])
+def test_numbers_of_any_kind(dtype: str) -> None:
+    """Of either byte order, negative, or too large for a signed number; and an image of the other byte order."""
+    largest = np.iinfo(dtype).max
+    of = np.array([0, largest, largest - 1, np.iinfo(dtype).min], dtype)
+    numbers = of[np.random.default_rng(0).integers(0, 4, (4, 9, 9))]
+    raw = np.random.default_rng(1).integers(0, 99, numbers.shape).astype(">u2")
+    table = ld.measure(volume(numbers, kind="instances"), volume(raw), block=(2, 4, 4), progress=False)
+    values, sizes = np.unique(numbers[numbers != 0], return_counts=True)
+    assert (table.label.tolist(), table.num_voxels.tolist()) == (values.tolist(), sizes.tolist())
+    np.testing.assert_allclose(table.mean_raw, [raw[numbers == value].mean() for value in values])
+
+
 def test_a_ring_that_closes_three_blocks_away() -> None:
     """Two arms of a ring that meet far from where they begin are one object."""
     mask = np.zeros((3, 40, 40), bool)
@@ -221,6 +234,8 @@ def test_wrong_arguments_are_one_sentence() -> None:
     moved = mask.assign_coords(z=range(4)), volume(np.zeros((4, 4, 4), np.uint8)).assign_coords(z=range(1, 5))
     calls: list[tuple[Any, dict[str, Any], str]] = [
         (mask, {"connectivity": 8}, "6, 18, 26"),
+        (mask[:0], {}, "holds no voxels"),
+        (mask, {"raw": mask.astype("c8")}, "real numbers"),
         (mask.astype(float), {}, "need a mask or integer labels"),
         (mask[0], {}, "dims"),
         (mask.data, {}, "DataArray"),

@@ -83,9 +83,10 @@ def test_files_give_the_same(network: Any, raw: xr.DataArray, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_a_checkpoint_of_torch_em(raw: xr.DataArray, tmp_path: Path) -> None:
+def test_a_checkpoint_of_torch_em(raw: xr.DataArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder that a trainer of torch_em writes; one without its file is refused at once."""
     pytest.importorskip("torch_em")
+    monkeypatch.chdir(tmp_path)  # where the trainer writes its logs
     from torch_em.loss import DiceLoss
     from torch_em.model import AnisotropicUNet
     from torch_em.trainer import DefaultTrainer

@@ -205,6 +205,7 @@ def test_wrong_arguments_are_one_sentence() -> None:
     raw = xr.DataArray(np.ones((2, 8, 9), np.uint8), dims=["z", "y", "x"])
     calls: list[tuple[Any, Any, dict[str, Any], str]] = [
         (summed, raw[0], {}, "dims"),
+        (summed, raw[:0], {}, "holds no voxels"),
         (summed, raw.values, {}, "ndarray"),
         (5, raw, {}, "model is a int"),
         ("no/such/model.pt", raw, {}, "There is no model at"),
@@ -221,6 +222,7 @@ def test_wrong_arguments_are_one_sentence() -> None:
             ld.predict(model, given_raw, **options)
     computed: list[tuple[Any, dict[str, Any], str]] = [
         (lambda of: of[1:], {}, "as many voxels"),
+        (lambda of: of * np.nan, {}, "returns NaN"),
         (lambda of: np.stack([of, of]), {}, "2 channels; choose one"),
         (lambda of: of, {"channel": 1}, "1 channels, counted from 0"),
         (lambda of: of, {"postprocess": lambda of: of.astype("f4")}, "must return uint8"),
