@@ -6,7 +6,6 @@ The exit code is 0 (success), 1 (failure) or 2 (wrong usage). Errors are printed
 import sys
 import time
 import webbrowser
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from .archive.dataset import open_archive
 from .archive.description import Archive
 from .archive.probe import probe
 from .archive.reader import Missing
-from .archive.remote.cache import WHAT_IS_KEPT, FolderCache
 from .cli_analysis import measure_command, predict_command
+from .cli_cache import cache
 from .cli_errors import OneSentenceGroup
 from .cli_options import (
     LocalPath,
@@ -37,7 +36,6 @@ from .cli_options import (
     voxel_size_option,
 )
 from .cli_texts import plan_text, size_of
-from .core.config import setting
 from .core.documents import reason_of
 from .core.interrupts import forget_interrupt
 from .core.malloc import share_memory
@@ -94,6 +92,7 @@ def main() -> None:
 
 main.add_command(measure_command)
 main.add_command(predict_command)
+main.add_command(cache)
 
 
 @main.command()
@@ -466,47 +465,3 @@ def verify(store: Place, full: bool, seed: int, source: str | None, scheduler: s
         click.echo(f"{store}: {lacking}")
     if not report.ok:
         sys.exit(1)
-
-
-@main.group(cls=OneSentenceGroup)
-def cache() -> None:
-    """Inspect or clear a cache folder (`cache_dir`)."""
-
-
-def folder_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the argument FOLDER of the cache commands, and check it."""
-
-    def checked(_context: click.Context, _parameter: click.Parameter, given: Path | None) -> Path:
-        folder = given or setting("cache-dir")
-        if not folder:
-            raise click.UsageError("Give the folder, or set `liver-dask.cache-dir` in dask's configuration.")
-        if not Path(folder).expanduser().is_dir():
-            raise click.BadParameter(f"There is no folder {folder}.")
-        return Path(folder).expanduser()
-
-    return click.argument("folder", type=click.Path(path_type=Path), required=False, callback=checked)(command)
-
-
-@cache.command("info")
-@folder_argument
-def cache_info(folder: Path) -> None:
-    """Show what is cached in FOLDER.
-
-    The default is `liver-dask.cache-dir` in dask's configuration.
-    """
-    for kind, what in WHAT_IS_KEPT.items():
-        sizes = [size for _, size, _ in FolderCache(str(folder)).entries(kind)]
-        click.echo(f"{decimal(sum(sizes)):>10}  {what} ({len(sizes)} files)")
-
-
-@cache.command("clear")
-@folder_argument
-def cache_clear(folder: Path) -> None:
-    """Remove this package's cached files from FOLDER, and nothing else.
-
-    The default is `liver-dask.cache-dir` in dask's configuration.
-    """
-    cached = FolderCache(str(folder))
-    sizes = [size for kind in WHAT_IS_KEPT for _, size, _ in cached.entries(kind)]
-    cached.clear()
-    click.echo(f"{folder}: {decimal(sum(sizes))} in {len(sizes)} files removed.")
