@@ -18,6 +18,7 @@ from .description import Variable
 from .formats.registry import FORMATS
 from .formats.slices import Prepared, PreparedRows, SliceReader
 from .lazy.arrays import VolumeArray
+from .lazy.derived import readers_below
 from .lazy.leaves import leaves_in
 from .lazy.window import Selection
 from .remote.address import zarr_message
@@ -375,7 +376,8 @@ def readers_of(array: Any) -> set[VolumeReader]:
     The origin of voxels that are already computed (`persist`, `compute`) is not known.
     """
     leaves = [array.lazy] if isinstance(array, VolumeArray) and array.lazy else leaves_in(array)
-    return {leaf.read for leaf in leaves if isinstance(leaf.read, VolumeReader)}
+    below = (reader for leaf in leaves for reader in readers_below(leaf.read))
+    return {reader for reader in below if isinstance(reader, VolumeReader)}
 
 
 def _is_run(selection: Selection) -> bool:

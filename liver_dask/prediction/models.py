@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dask.base import tokenize
 
 from ..core.errors import InvalidArgumentError, MissingExtraError, how_to_install
+from ..store.broadcast import Sent, of_jobs
 
 Batch = npt.NDArray[Any]
 """Blocks with their halo: (block, z, y, x)."""
@@ -40,7 +41,7 @@ class Model:
     Attributes:
         kind: `module` (a pickled torch.nn.Module), `checkpoint` (a folder of torch_em), `script` (TorchScript),
             `export` (torch.export) or `function` (of arrays).
-        content: The pickle, the path, or the function.
+        content: The pickle, the path, or the function; in a job of a cluster, where its pickle is.
         digest: 64 hexadecimal digits that are those of the same weights.
     """
 
@@ -48,8 +49,22 @@ class Model:
     content: Any
     digest: str
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.digest}"
+
     def __dask_tokenize__(self) -> tuple[str, str]:
         return self.kind, self.digest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the model; to jobs of a cluster, weights are sent once, and not with each job."""
+        broadcast, content = of_jobs.get(), self.content
+        if broadcast and self.kind in ("module", "function") and not isinstance(content, Sent):
+            content = broadcast.send(self.digest, self._pickled)
+        return Model, (self.kind, content, self.digest)
+
+    def _pickled(self) -> bytes:
+        content: bytes = self.content if self.kind == "module" else cloudpickle.dumps(self.content)
+        return content
 
     def predict(self, batch: Batch, ndim: int, device: str | None) -> npt.NDArray[Any]:
         """Run the model on some blocks, on one thread of this process at a time.
@@ -67,7 +82,8 @@ class Model:
         """
         with one_at_a_time:
             if self.kind == "function":
-                found = [np.asarray(self.content(block)) for block in batch]
+                call = _loaded.get(self, "") if isinstance(self.content, Sent) else self.content
+                found = [np.asarray(call(block)) for block in batch]
                 result = np.stack([of[None] if of.ndim == 3 else of for of in found])
             else:
                 result = _of_torch(_loaded.get(self, _device(device)), batch, ndim, _device(device))
@@ -166,11 +182,15 @@ _loaded = _Loaded()
 
 
 def _load(model: Model, device: str) -> Callable[..., Any]:
+    content = model.content.get() if isinstance(model.content, Sent) else model.content
+    if model.kind == "function":
+        function: Callable[..., Any] = cloudpickle.loads(content)
+        return function
     torch = _torch()
     _check_unchanged(model)
     try:
         if model.kind == "module":
-            module = cloudpickle.loads(model.content)
+            module = cloudpickle.loads(content)
         elif model.kind == "checkpoint":
             from torch_em.util import load_model
 

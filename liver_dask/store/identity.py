@@ -12,9 +12,12 @@ from typing import Any
 
 from ..archive.archives import EMPIAR_13356, archives
 from ..archive.description import Variable
-from ..core.documents import as_object
+from ..core.documents import as_object, short
 from ..core.geometry import DIMS
 from ..core.kinds import RAW
+
+PREDICTION = "prediction "
+"""How the text begins that identifies a prediction; JSON follows, then the box."""
 
 OF_OLD_STORES = EMPIAR_13356
 """The archive of older stores, whose records do not name an archive."""
@@ -86,10 +89,24 @@ def made_of(variable: Mapping[str, Any]) -> str:
         variable: The entry of the variable in the store's record, which was checked.
     """
     voxels = variable["voxels"]
+    prediction = prediction_in(voxels)
+    if prediction:
+        return f"prediction by {short(prediction.get('model'))} of {short(prediction.get('raw'))}"
     if not isinstance(voxels, dict):
         return str(voxels)
     box = ", ".join(f"{dim} {indexes_text(*voxels[dim])}" for dim in DIMS)
     return f"{voxels['variable']} of {voxels.get('archive', OF_OLD_STORES.name)} ({box}), read from {voxels['source']}"
+
+
+def prediction_in(voxels: Any) -> dict[str, Any] | None:
+    """Return what a record says about the model, the settings and the input of a prediction; None of other voxels."""
+    if not isinstance(voxels, str) or not voxels.startswith(PREDICTION):
+        return None
+    try:
+        found, end = json.JSONDecoder().raw_decode(voxels, len(PREDICTION))
+    except (ValueError, RecursionError):
+        return None
+    return {**as_object(found), "box": voxels[end:].strip()}
 
 
 def is_file_of(pattern: str, url: str) -> bool:

@@ -1,6 +1,7 @@
 """The input of an export: its variables, in groups that are read together, and what each job needs of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -9,14 +10,16 @@ import numpy as np
 import xarray as xr
 
 from ..archive.lazy.arrays import VolumeArray
-from ..archive.lazy.lazy_window import LazyWindow
-from ..archive.lazy.leaves import leaves_in
+from ..archive.lazy.derived import DerivedReader, readers_below, reads_of_archive
+from ..archive.lazy.lazy_window import LazyWindow, Reader
+from ..archive.lazy.leaves import Read, leaves_in
 from ..archive.reader import VolumeReader, readers_of
 from ..core.geometry import DIMS
 from .computed import Work
 from .estimate import FilesRead
 from .layout import Group, Layout, RegionBatch
 from .rows import Part, WindowPart
+from .shared_rows import SharedRows
 from .tally import Tally
 
 
@@ -64,14 +67,19 @@ class Source:
                 return work.part(batch)
         z = slice(batch.regions[0].z_start, batch.regions[0].z_stop), slice(None), slice(None)
         lazies = {name: self._blocks[name].data.lazy for name in batch.group.names}
-        return WindowPart({name: LazyWindow(one.read, one.window[z], one.dtype) for name, one in lazies.items()})
+        return WindowPart(
+            _sharing({name: LazyWindow(one.read, one.window[z], one.dtype) for name, one in lazies.items()})
+        )
 
     def files_read(self) -> dict[Group, list[FilesRead]]:
         """Return the files that each group is made from."""
         return {
             group: _tallied(tally, [reader for name in group.names for reader in self.readers[name]])
             if tally
-            else [self._read_whole(reader) for reader in {r for name in group.names for r in self.readers[name]}]
+            else [
+                self._read_whole(reader, self._times(reader, group))
+                for reader in {r for name in group.names for r in self.readers[name]}
+            ]
             for group, _, tally in self._planned
         }
 
@@ -80,14 +88,21 @@ class Source:
         planned: list[tuple[Group, Work | None, Tally | None]] = []
         for group in _groups_of(self._blocks, self.readers):
             if group.cuts is None:
-                planned.append((group, None, None))
+                planned.append((group._replace(held=self._held(group)), None, None))
                 continue
             work = Work({name: self._blocks[name].data for name in group.names})
             group, tally = work.plan(self.layout, group)
             planned.append((group, work, tally))
         return planned
 
-    def _read_whole(self, reader: VolumeReader) -> FilesRead:
+    def _held(self, group: Group) -> int:
+        """Return the bytes of rows that a job holds of the files that derived variables are read from."""
+        region = slice(self.layout.chunks[0]), slice(self.layout.row_block)
+        lazies = [self._blocks[name].data.lazy for name in group.names]
+        parts = [Read(of, of.window[*region, :]) for of in lazies if isinstance(of.read, DerivedReader)]
+        return sum(2 * of.nbytes for part in parts for of in reads_of_archive(part))  # as kept, and as given to a model
+
+    def _read_whole(self, reader: VolumeReader, times: float) -> FilesRead:
         """Return what is read of the files of a variable that is not computed.
 
         These are the slices and rows of the store. Integer coordinates say up to which row and column a file is read.
@@ -95,7 +110,44 @@ class Source:
         depth, store_rows, _ = self.layout.shape
         _, height, width = reader.shape
         last_row, last_column = _last(self.ds, "y", height), _last(self.ds, "x", width)
-        return FilesRead(reader, depth, min(store_rows, height), last_row, last_column)
+        return FilesRead(reader, depth, min(store_rows, height), last_row, last_column, times)
+
+    def _times(self, reader: VolumeReader, group: Group) -> float:
+        """Return how often the files of a variable are read, because what is derived needs slices of other jobs."""
+        lazies = [self._blocks[name].data.lazy for name in group.names]
+        derived = [lazy for lazy in lazies if isinstance(lazy.read, DerivedReader)]
+        if not derived or not lazies[0].nbytes:
+            return 1
+        wanted: set[int] = set()
+        count, depth = 0, self.layout.chunks[0]
+        for z in range(0, self.layout.shape[0], depth):
+            parts = [Read(lazy, lazy.window[slice(z, z + depth), :1, :1]) for lazy in lazies]
+            found = [of for part in parts for of in reads_of_archive(part) if of.lazy.read == reader]
+            slices = {int(number) for of in found for number in of.window.selections[0]}
+            wanted |= slices
+            count += len(slices)
+        return count / max(len(wanted), 1)
+
+
+def _sharing(windows: dict[str, LazyWindow]) -> dict[str, LazyWindow]:
+    """Let what is derived, which comes first, share the rows that it reads with the other variables of a job."""
+    derived = {name: of for name, of in windows.items() if isinstance(of.read, DerivedReader)}
+    derived = dict(sorted(derived.items(), key=lambda item: -_rows_of_last(item[1])))
+    below = {reader for of in derived.values() for reader in readers_below(of.read)}
+    shared: dict[Reader, Reader] = {reader: SharedRows(reader) for reader in below}
+    found = {}
+    for name, of in derived.items():
+        assert isinstance(of.read, DerivedReader)
+        found[name] = replace(of, read=of.read.part(of.window.selections[0]).reading(shared))
+    for name, of in windows.items():
+        found.setdefault(name, replace(of, read=shared.get(of.read, of.read)))
+    return found
+
+
+def _rows_of_last(lazy: LazyWindow) -> int:
+    """Return how many rows of files the last row of a window needs."""
+    last = Read(lazy, lazy.window[:1, -1:, :1])
+    return max((len(of.window.selections[1]) for of in reads_of_archive(last)), default=0)
 
 
 def _tallied(tally: Tally, readers: list[VolumeReader]) -> list[FilesRead]:

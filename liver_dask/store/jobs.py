@@ -26,6 +26,7 @@ from ..core.errors import ExportError
 from ..core.interrupts import check_interrupted, interrupts_noted
 from ..core.malloc import keep_memory_of_worker, share_memory
 from ..core.threads import ContextPool, is_in_task
+from .broadcast import Broadcast, of_jobs
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -215,12 +216,12 @@ def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) 
                 threads=os.cpu_count() or 1,
             )
         return
-    topic = f"liver_dask-{os.urandom(8).hex()}"
+    topic, broadcast = f"liver_dask-{os.urandom(8).hex()}", Broadcast(client)
     client.subscribe_topic(topic, lambda event: on_progress(Report(*event[1])))
     try:
         with _place_given_up():
             yield JobRunner(
-                partial(_submit, client.get_executor(pure=False)),
+                partial(_submit, broadcast, client.get_executor(pure=False)),
                 partial(_places, client),
                 partial(_why_cancelled, client),
                 partial(_send, topic),
@@ -230,16 +231,21 @@ def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) 
                 threads=1,
             )
     finally:
+        broadcast.clear()
         if client.status == "running":
             client.unsubscribe_topic(topic)
 
 
-def _submit(executor: Executor, job: Job, options: dict[str, Any]) -> Future[Any]:
+def _submit(broadcast: Broadcast, executor: Executor, job: Job, options: dict[str, Any]) -> Future[Any]:
     """Submit a job to a cluster. Jobs that fetch nothing have priority, because they free disk space."""
     name = f"liver_dask-{job.call.__name__}-{uuid4()}"  # dask estimates the duration of a job by the first part
-    return executor.submit(
-        _start_on_worker, job.call, *job.arguments, **options, key=name, priority=0 if job.fetches else 1
-    )
+    token = of_jobs.set(broadcast)
+    try:
+        return executor.submit(
+            _start_on_worker, job.call, *job.arguments, **options, key=name, priority=0 if job.fetches else 1
+        )
+    finally:
+        of_jobs.reset(token)
 
 
 def _places(client: "Client") -> int:

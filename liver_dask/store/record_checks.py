@@ -15,7 +15,7 @@ from ..core.documents import as_object, short
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, LONGEST_AXIS
 from ..core.kinds import KINDS, RESERVED_NAMES
-from .identity import described, identity_of, indexes_text
+from .identity import described, identity_of, indexes_text, prediction_in
 from .layout import plan_layout
 
 LONGEST_NAME = 240
@@ -113,7 +113,10 @@ def _attributes_of(record: Mapping[str, Any]) -> dict[str, str]:
             attributes[f"kind of {name}"] = str(voxels["kind"])
             attributes[f"source of {name}"] = str(voxels["variable"])
         else:
-            attributes[f"computation of {name}"] = short(voxels)
+            told = prediction_in(voxels) or {"computation": voxels}
+            if isinstance(told.get("raw"), dict):
+                told |= {f"raw's {key}": of for key, of in told.pop("raw").items()}
+            attributes |= {f"{key} of {name}": short(of) for key, of in told.items()}
     return attributes | {key: short(of) for key, of in identity.items()}
 
 

@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..archive.lazy.derived import reads_of_archive
 from ..archive.lazy.leaves import Read
 from ..archive.lazy.window import Selection
 
@@ -33,7 +35,7 @@ def extents_of(reads: Iterable[Read]) -> dict[str, Extent]:
     """Return the extent of all reads, by variable of the archive."""
     rows: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
     last: dict[str, tuple[int, int]] = {}
-    for read in reads:
+    for read in chain.from_iterable(map(reads_of_archive, reads)):
         reader, (z, y, _) = _reader(read), read.window.selections
         if not read.nbytes:
             continue
@@ -89,7 +91,8 @@ class Tally:
             jobs: Number of similar jobs.
         """
         prefixes: dict[tuple[Any, int], int] = {}
-        for read, times in reads:
+        of_files = ((one, times) for read, times in reads for one in reads_of_archive(read))
+        for read, times in of_files:
             reader, (z, y, _) = _reader(read), read.window.selections
             if not reader.is_from_the_top:
                 self._read[reader.name] += jobs * times * len(z) * len(y)

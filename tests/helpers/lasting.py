@@ -58,6 +58,7 @@ LEFT: dict[str, str] = {
     "liver_dask.core.threads._is_wanted": _GIVEN_BACK,
     "liver_dask.core.threads._process": "ends with the process",
     "liver_dask.serving.dataset_store._zstd": _ALWAYS_THE_SAME,
+    "liver_dask.store.broadcast.of_jobs": _GIVEN_BACK,
     "liver_dask.training.dataset._draw": _GIVEN_BACK,
     "liver_dask.training.randomness._is_on_threads": "is set in contexts of their own",
     "liver_dask.training.transforms._standardize": _ALWAYS_THE_SAME,

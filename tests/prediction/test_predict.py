@@ -1,11 +1,14 @@
 """A prediction by blocks is that of the whole volume at once; what was kept is not predicted again."""
 
+import json
 import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.forked import forked_workers
 from helpers.waiting import wait_until
+from liver_dask.archive import reader
+from liver_dask.demo import ArchiveServer
+from liver_dask.store.plan import Export
 
 FIELD = (1, 2, 2)
 """How far away voxels matter to `summed`, (z, y, x)."""
@@ -58,6 +64,79 @@ def test_blocks_do_not_matter(shape, block, further, batch) -> None:
     assert predicted.chunks is not None
     np.testing.assert_array_equal(predicted, expected_of(voxels))
     np.testing.assert_array_equal(predicted.y, raw.y)
+
+
+NEEDED: tuple[Any, ...] = (
+    (slice(2, 5), slice(None), slice(3, 20)),
+    (4, slice(None, None, -3), slice(1, None, 2)),
+    ([5, 0, 0], slice(9, 10), slice(None)),
+    (slice(None), [8, 2, 19], 7),
+)
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_any_part_is_that_of_the_whole(key: tuple[Any, ...]) -> None:
+    """Whatever is selected of a prediction, forwards or backwards, once or twice."""
+    voxels = np.random.default_rng(1).integers(1, 60_000, (7, 21, 33)).astype(np.uint16)
+    raw = xr.DataArray(da.from_array(voxels, chunks=(3, 7, 5)), dims=["z", "y", "x"])
+    predicted = ld.predict(summed, raw, block=(2, 8, 10), halo=FIELD, dtype="float64").data
+    expected = expected_of(voxels)
+    for axis, one in reversed(list(enumerate(key))):  # from the last axis on, as numbers remove axes
+        index = (*[slice(None)] * axis, one)
+        predicted, expected = predicted[index], expected[index]
+    np.testing.assert_array_equal(predicted, expected)
+
+
+def test_only_what_is_needed_is_predicted() -> None:
+    """A window needs the blocks that it touches, each once, and a prediction that nobody reads needs none."""
+    seen: list[int] = []
+
+    def one(voxels: np.ndarray) -> np.ndarray:
+        seen.append(int(voxels[0, 0, 0]))
+        return voxels
+
+    numbers = np.arange(1, 4 * 16 * 30 + 1, dtype=np.uint32).reshape(4, 16, 30)
+    raw = xr.DataArray(numbers, dims=["z", "y", "x"])
+    predicted = ld.predict(one, raw, block=(2, 8, 10), halo=(0, 0, 0), dtype="uint32")
+    assert not seen
+    np.testing.assert_array_equal(predicted[3, 7:10, 9:11], numbers[3, 7:10, 9:11])
+    assert sorted(seen) == sorted(numbers[2, ::8, :20:10].ravel())
+
+
+def test_a_prediction_of_the_whole_liver_costs_nothing() -> None:
+    """Neither itself, nor the plan of a store of it, needs memory, time for each block, or a request."""
+    ds = ld.open_human_liver_em()
+    tracemalloc.start()
+    try:
+        predicted = ld.predict(summed, ds.raw, halo=(4, 32, 32), preprocess=(100.0, 20.0))
+        both = Export.plan(ds[["raw"]].assign(pred=predicted), "none.zarr").estimate()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 16e6
+    alone = Export.plan(ds[["raw"]], "none.zarr").estimate()
+    assert 1.9 < both.times["raw"] < 2.1, "a job of 8 slices reads 4 more on either side"
+    assert both.fetched / alone.fetched == pytest.approx(both.times["raw"], rel=0.01)
+    assert both.memory > alone.memory
+
+
+def test_raw_is_fetched_once_for_itself_and_the_model(server: ArchiveServer, tmp_path: Path) -> None:
+    """Rows of files that a model gets, and that are written, too, are fetched once for each job."""
+    ds = ld.open_human_liver_em(server.url, shape=SHAPE, labels=("mito",))
+
+    def fetched(name: str, ds: xr.Dataset) -> int:
+        reader._memory._clear()
+        with ld.trace() as trace:
+            ld.to_zarr(ds, tmp_path / name, chunks=(10, 64, 64), shards=(10, 64, 128), progress=False)
+        return trace.bytes
+
+    alone = fetched("alone.zarr", ds[["raw"]])
+    predicted = ld.predict(summed, ds.raw, block=(5, 64, 64), halo=FIELD, dtype="float64", skip_empty=False)
+    both = fetched("both.zarr", ds[["raw"]].assign(pred=predicted))
+    assert both == pytest.approx(alone, rel=0.05)
+    kept = xr.open_zarr(tmp_path / "both.zarr")
+    np.testing.assert_array_equal(kept.pred, expected_of(ds.raw.values))
+    np.testing.assert_array_equal(kept.raw, ds.raw)
 
 
 def test_every_block_has_the_same_shape_and_a_model_may_have_channels() -> None:
@@ -123,9 +202,65 @@ def test_a_prediction_is_kept_beside_raw(archive: Path, voxels: dict[str, np.nda
     np.testing.assert_array_equal(kept.pred, expected_of(voxels["raw"]))
     assert kept.pred.attrs["model"].startswith("function ")
     store(summed)
-    with pytest.raises(ld.StoreExistsError, match="pred"):
+    with pytest.raises(ld.StoreExistsError, match=r"holds model of pred .function .*; this call asks for model of"):
         store(expected_of)
     assert ld.verify(tmp_path / "a.zarr", progress=False).ok
+
+
+def test_how_a_model_is_run_is_part_of_a_store_but_not_where(archive: Path, tmp_path: Path) -> None:
+    """Another batch or device, or a copy of raw in a store, gives the same store; another halo is refused."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",)).isel(y=slice(40, 200))
+    ld.to_zarr(ds, tmp_path / "raw.zarr", **TINY)
+    copy = tmp_path / "copy"
+    copy.symlink_to(archive)
+    elsewhere = ld.open_human_liver_em(copy, shape=SHAPE, labels=("mito",)).isel(y=slice(40, 200))
+
+    def store(raw: xr.DataArray, halo: tuple[int, int, int] = (1, 2, 2), **options: Any) -> str:
+        predicted = ld.predict(summed, raw[2:], block=(2, 64, 64), halo=halo, dtype="float64", **options)
+        return ld.to_zarr(xr.Dataset({"pred": predicted}), tmp_path / "a.zarr", **TINY)
+
+    store(ds.raw)
+    record = json.loads((tmp_path / "a.zarr" / "liver_dask" / "zarr.json").read_text())
+    for raw, options in (
+        (ds.raw, {"batch": 3, "device": "cpu"}),
+        (elsewhere.raw, {}),
+        (xr.open_zarr(tmp_path / "raw.zarr").raw, {}),
+    ):
+        store(raw, **options)
+    assert json.loads((tmp_path / "a.zarr" / "liver_dask" / "zarr.json").read_text()) == record
+    with pytest.raises(ld.StoreExistsError, match=r"It holds halo of pred \[1, 2, 2\]; .* asks for halo .*\[1, 2, 3\]"):
+        store(ds.raw, (1, 2, 3))
+    with pytest.raises(ld.StoreExistsError, match=r"raw's y of pred \[40, 200, 1\]"):
+        store(ds.raw[:, ::-1])
+    attributes = xr.open_zarr(tmp_path / "a.zarr").pred.attrs
+    assert (attributes["model_halo"], attributes["model_dtype"]) == ([1, 2, 2], "<f8")
+
+
+def test_a_threshold_makes_a_mask(archive: Path, tmp_path: Path) -> None:
+    """Of 0 and 255, which a pyramid and viewers take for a label; it may be computed from a prediction, too."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",))
+    options: dict[str, Any] = {"block": (5, 64, 64), "halo": (0, 0, 0)}
+    mask = ld.predict(_share, ds.raw, threshold=0.5, **options)
+    later = ld.predict(_share, ds.raw, dtype="float64", **options) >= 0.5
+    ld.to_zarr(ds.assign(mask=mask, later=later), tmp_path / "a.zarr", pyramid=True, **TINY)
+    kept = xr.open_zarr(tmp_path / "a.zarr")
+    expected = ds.raw.values >= 32_768
+    assert 0.1 < expected.mean() < 0.9
+    np.testing.assert_array_equal(kept.mask, np.where(expected, 255, 0))
+    np.testing.assert_array_equal(kept.later, expected)
+    np.testing.assert_array_equal(kept.raw, ds.raw)
+    assert (tmp_path / "a.zarr" / "labels" / "mask").is_dir()
+    assert kept.mask.attrs["kind"] == "mask"
+    for wrong in ({"threshold": 0.5, "dtype": "f4"}, {"threshold": 0.5, "postprocess": _share}):
+        with pytest.raises(ld.InvalidArgumentError, match="threshold makes a mask"):
+            ld.predict(_share, ds.raw, **wrong)
+    for wrong in ({"kind": "masks"}, {"kind": "instances", "dtype": "f4"}):
+        with pytest.raises(ld.InvalidArgumentError, match="must be one of image, mask, instances"):
+            ld.predict(_share, ds.raw, **wrong)
+
+
+def _share(voxels: np.ndarray) -> np.ndarray:
+    return voxels / 65_536
 
 
 class Counted:
@@ -262,6 +397,37 @@ def test_workers_load_a_model_once_and_give_the_same(archive: Path, tmp_path: Pa
         loads = client.run(_loads)
     np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").pred, here)
     assert max(loads.values()) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_had_the_model_may_be_lost(tmp_path: Path) -> None:
+    """Whoever comes or is left gets the weights, which are kept until the call ends."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 3, padding=1), torch.nn.Sigmoid())
+    voxels = np.random.default_rng(0).integers(1, 60_000, (16, 128, 64)).astype(np.uint16)
+    ld.to_zarr(xr.DataArray(voxels, dims=["z", "y", "x"], name="raw").to_dataset(), tmp_path / "raw.zarr", **TINY)
+    raw = xr.open_zarr(tmp_path / "raw.zarr").raw
+    predicted = ld.predict(network, raw, block=(2, 64, 64), halo=(1, 1, 1), preprocess=(30_000, 9_000))
+    expected = predicted.values
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with (
+        forked_workers(),
+        LocalCluster(local_directory=tmp_path, **options) as cluster,
+        Client(cluster) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        writing = pool.submit(ld.to_zarr, predicted.to_dataset(), tmp_path / "a.zarr", client=client, **TINY)
+        wait_until(lambda: max(client.run(_loads).values()) > 0, 60)
+        worker = max(client.run(_loads).items(), key=lambda item: item[1])[0]
+        os.kill(client.run(os.getpid)[worker], signal.SIGKILL)
+        writing.result(100)
+        assert client.run_on_scheduler(_kept) is None, "the model stays on the scheduler"
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").prediction, expected)
+
+
+def _kept(dask_scheduler: Any) -> Any:
+    return next((of for run in dask_scheduler.task_metadata["liver_dask"].values() for of in run.values() if of), None)
 
 
 def _loads() -> int:
