@@ -23,6 +23,7 @@ from .core.metrics import Trace, trace
 from .prediction.predict import predict
 from .prediction.statistics import image_statistics
 from .serving.server import as_zarr, serve
+from .store.add_variables import add_variables
 from .store.annotate import annotate
 from .store.pyramid import add_pyramid
 from .store.to_zarr import to_zarr
@@ -57,6 +58,7 @@ __all__ = [
     "Variable",
     "VerifyReport",
     "add_pyramid",
+    "add_variables",
     "annotate",
     "archives",
     "as_zarr",

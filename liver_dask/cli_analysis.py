@@ -26,6 +26,7 @@ from .core.geometry import crop, voxel_size_in
 from .core.kinds import RAW, labels_of
 from .core.places import Place
 from .prediction.predict import predict
+from .store.add_variables import add_variables
 from .store.targets import open_target
 from .store.to_zarr import to_zarr
 
@@ -100,7 +101,7 @@ def measure_command(
 @click.command("predict")
 @target_argument
 @click.argument("model", type=LocalPath())
-@click.argument("out", type=StorePlace())
+@click.argument("out", type=StorePlace(), required=False)
 @click.option("--block", type=int, nargs=3, metavar="Z Y X", default=(8, 256, 256), show_default=True)
 @click.option(
     "--halo", type=int, nargs=3, metavar="Z Y X", default=(0, 32, 32), show_default=True, help="Voxels around a block."
@@ -108,6 +109,7 @@ def measure_command(
 @click.option("--ndim", type=click.Choice(["2", "3"]), default="3", show_default=True, help="2: it takes slices.")
 @click.option("--channel", type=click.IntRange(0), help="The channel to keep, from 0.  [default: the only one]")
 @click.option("--standardize", type=float, nargs=2, metavar="MEAN STD", help="By which voxels are standardised.")
+@click.option("--threshold", type=float, help="Write a mask of what is at least as probable.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Blocks at once.")
 @click.option("--device", help="Of torch.  [default: a GPU if there is one]")
 @click.option("--name", default="prediction", show_default=True, help="Name of the variable that is written.")
@@ -116,12 +118,13 @@ def measure_command(
 def predict_command(
     target: str,
     model: Path,
-    out: Place,
+    out: Place | None,
     block: tuple[int, int, int],
     halo: tuple[int, int, int],
     ndim: str,
     channel: int | None,
     standardize: tuple[float, float] | None,
+    threshold: float | None,
     batch: int,
     device: str | None,
     name: str,
@@ -137,16 +140,23 @@ def predict_command(
     """Run a model over a volume, and keep what it predicts as a store.
 
     TARGET is a store or an archive, MODEL a checkpoint folder of torch_em, a TorchScript file or one of torch.export,
-    OUT the store to write: probabilities of 0 to 1 as 0 to 255. After an interruption, the same command resumes.
+    OUT the store to write: probabilities of 0 to 1 as 0 to 255. Without OUT, the prediction is added to TARGET, a
+    store. After an interruption, the same command resumes.
     """
+    if out is None and (bbox or with_raw):
+        raise click.UsageError(f"What is added to {target} is all of it; give OUT to write a box, or raw with it.")
     ds = _opened(target, archive, shape, missing, voxel_size_nm, bbox)
     if RAW not in ds:
         raise click.UsageError(f"{target} has no {RAW!r} to predict from.")
     with cluster(scheduler, workers) as client:
         predicted = predict(
             model, ds[RAW], block=block, halo=halo, ndim=int(ndim), channel=channel, preprocess=standardize,
-            device=device, batch=batch,
+            threshold=threshold, device=device, batch=batch,
         )  # fmt: skip
+        if out is None:
+            add_variables(target, {name: predicted}, client=client)
+            click.echo(f"{name} was added to {target}.")
+            return
         to_zarr(ds[[RAW] if with_raw else []].assign({name: predicted}), out, client=client)
     click.echo(f"{out} is complete: {size_of(out)} on disk.")
 

@@ -15,6 +15,8 @@ from ..core.documents import as_object, is_same, read_document
 from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 from ..core.geometry import check_voxel_size
 from ..core.places import Named, Place, place_of
+from .adoption import finish_adoption, finish_changes
+from .changes import changing
 from .durable import TORN
 from .group_metadata import is_consolidated, read_group
 from .inventory import FILE as INVENTORY
@@ -22,7 +24,7 @@ from .inventory import METADATA, VOXEL_SIZE, Metadata, checksum_of, checksum_of_
 from .label_group import LABELS
 from .levels import FACTORS, FOLDER, Level, levels_of
 from .ome_zarr import rescaled
-from .record import BEGUN, BUSY, RECORD, layout_of, open_record
+from .record import RECORD, layout_of, open_record
 from .storage.access import storage_of, write_json
 from .storage.interface import Journal
 from .zarr_group import group_document, write_group
@@ -59,7 +61,10 @@ def annotate(
     open_record(root)
     if FACTORS in (read_group(root) or {}):
         raise InvalidArgumentError(f"{root} is a level of the pyramid of another store; annotate that store.")
-    with storage_of(root).change(root / RECORD / BEGUN, BUSY.format(root)) as journal:
+    with changing(root) as journal:
+        finish_adoption(root, journal)
+        for level in levels_of(root)[1:]:
+            finish_changes(level.path)
         begun = _read_size(journal)
         if begun:
             _apply(root, begun, journal)

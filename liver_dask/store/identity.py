@@ -19,15 +19,22 @@ from ..core.kinds import RAW
 PREDICTION = "prediction "
 """How the text begins that identifies a prediction; JSON follows, then the box."""
 
+ADDED = "added"
+"""Key of the entry of a variable that was added to a complete store."""
+
 OF_OLD_STORES = EMPIAR_13356
 """The archive of older stores, whose records do not name an archive."""
 
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that is the same in all calls for one store; the record may be damaged."""
+    """Return the part of a record that is the same in all calls for one store; the record may be damaged.
+
+    Variables that were added later are no part of it.
+    """
     grids = {key: record.get(key) for key in ("shape", "chunks", "shards")}
-    variables = {name: _of_variable(as_object(of)) for name, of in as_object(record.get("variables")).items()}
-    return {**grids, "variables": variables}
+    variables = {name: as_object(of) for name, of in as_object(record.get("variables")).items()}
+    own = {name: identity_of_variable(of) for name, of in variables.items() if not of.get(ADDED)}
+    return {**grids, "variables": own}
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
@@ -35,7 +42,8 @@ def digest_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity_of(record), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _of_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of the entry of a variable that is the same in all calls for it."""
     voxels = variable.get("voxels")
     if isinstance(voxels, dict):
         kind = as_object(variable.get("description")).get("kind", "mask")

@@ -21,12 +21,16 @@ from ..core.errors import StoreExistsError
 from ..core.geometry import DIMS
 from ..core.kinds import kind_of
 from ..core.places import Named, ObjectPath, Place, place_of
+from .additions import add_missing
+from .adoption import finish_adoption, finish_changes
+from .changes import changing
 from .group_metadata import read_group
+from .identity import ADDED
 from .inventory import check_structure
 from .levels import Level, open_variables
 from .ome_zarr import check_names, is_described, write_ome_metadata
 from .plan import Export
-from .record import BEGUN, BUSY, RECORD, check_annotated, layout_of, open_record, read_record
+from .record import check_annotated, is_changing, layout_of, open_record, read_record
 from .storage.access import storage_of
 from .zarr_group import write_group
 
@@ -79,8 +83,10 @@ def add_pyramid(
     known = open_record(root)
     check_structure(root, known, layout_of(known))
     levels = _planned(root)
-    is_done = all(level_exists(level.path) for level in levels) and is_described(levels)
-    with nullcontext() if is_done else storage_of(root).change(root / RECORD / BEGUN, BUSY.format(root)):
+    is_done = not is_changing(root) and all(_is_whole(of, known) for of in levels) and is_described(levels)
+    with nullcontext() if is_done else changing(root) as journal:
+        if journal:
+            finish_adoption(root, journal)
         check_annotated(root)
         levels = _planned(root)
         if not is_done:
@@ -89,12 +95,27 @@ def add_pyramid(
             storage_of(root).make_folders([root / FOLDER])
             write_group(root / FOLDER, {})
         for below, level in pairwise(levels):
-            record = open_record(below.path)
-            ds = downsampled(below, level, root)
-            Export.plan(ds, level.path, chunks=record["chunks"], shards=record["shards"]).run(client, "raise", progress)
+            _write_level(downsampled(below, level, root), below, level, client, progress)
         if not is_done:
             write_ome_metadata(levels, voxel_size_of(root))
     return [str(level.path) for level in levels]
+
+
+def _is_whole(level: Level, known: Mapping[str, Any]) -> bool:
+    """Return whether a level exists, with all variables of the store, whose record is known."""
+    record = read_record(level.path) if level_exists(level.path) else None
+    return record is not None and known["variables"].keys() <= record["variables"].keys()
+
+
+def _write_level(ds: xr.Dataset, below: Level, level: Level, client: "Client | None", progress: bool) -> None:
+    """Write a level, or what it lacks since variables were added to the store."""
+    finish_changes(level.path)
+    record = open_record(below.path)
+    begun = read_record(level.path) or read_record(level.path.with_name(f"{level.path.name}.partial") / "store")
+    own = [name for name, of in begun["variables"].items() if not of.get(ADDED)] if begun else list(ds.data_vars)
+    export = Export.plan(ds[own], level.path, chunks=record["chunks"], shards=record["shards"])
+    export.run(client, "raise", progress)
+    add_missing(level.path, ds.drop_vars(own), client, progress=progress)
 
 
 def _planned(root: Place) -> list[Level]:

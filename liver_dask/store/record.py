@@ -38,9 +38,12 @@ MANIFEST = "manifest.json"
 """File in an array's folder: size and CRC-32C of each shard, and size and ETag of each source file of the array."""
 
 BEGUN = "annotation.json"
-"""File in the group of the record: locked while a complete store is changed; it has the voxel size being written."""
+"""File in the group of the record: locked while a complete store is changed; it says what is being written."""
 
-BUSY = "Another process is annotating {}, or adding levels to it; wait for it to end."
+ADOPTED = "adopted"
+"""Key in that file: the name of the store beside, whose variables are being moved into the store."""
+
+BUSY = "Another process is annotating {}, or adding levels or variables to it; wait for it to end."
 """Message if this file is locked."""
 
 MISSING_FILES = "missing_files"
@@ -113,12 +116,32 @@ def check_finished(path: Place) -> None:
 
 
 def check_annotated(store: Place) -> None:
-    """Raise StoreExistsError if `annotate` is changing a store, or was interrupted then."""
+    """Raise StoreExistsError if a store is being changed, or this was interrupted."""
     path = store / RECORD / BEGUN
-    if is_there(path) and path.is_file() and size_of(path):
+    if is_changing(store):
+        if adopted_of(path.read_bytes()):
+            raise StoreExistsError(
+                f"Variables are being added to {store}, or this was interrupted; `liver-dask pyramid` or `annotate` "
+                "finishes it, or the same call of `add_variables`."
+            )
         raise StoreExistsError(
             f"The voxel size of {store} is being changed, or this was interrupted; `liver-dask annotate` finishes it."
         )
+
+
+def is_changing(store: Place) -> bool:
+    """Return whether a store is being changed, or this was interrupted."""
+    path = store / RECORD / BEGUN
+    return is_there(path) and path.is_file() and bool(size_of(path))
+
+
+def adopted_of(journal: bytes) -> str | None:
+    """Return the name of the store whose variables are being moved into another; None if none are."""
+    try:
+        name = json.loads(journal)[ADOPTED]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) and "/" not in name else None
 
 
 def what_it_lacks(record: Mapping[str, Any]) -> list[str]:

@@ -77,7 +77,8 @@ def explain_difference(found: Mapping[str, Any], content: Mapping[str, Any]) -> 
     return (
         f" Only how {', '.join(differing)} is computed has another name in dask. If you know of no change: a lambda or "
         "a function of a notebook or script may have another name after each edit and in each process; put it into a "
-        "module that is imported, or give dask a name (`da.map_blocks(..., name=...)`)."
+        "module that is imported, or give dask a name (`da.map_blocks(..., name=...)`). If it is computed from a store "
+        "that was being changed, open that again."
     )
 
 

@@ -19,7 +19,7 @@ from ..core.config import setting
 from ..core.documents import reason_of
 from ..core.errors import DamagedError, InvalidArgumentError, SliceNotFoundError, StoreExistsError
 from ..core.places import Named, Place, path_below, place_of
-from .identity import described, has_means, identity_of
+from .identity import described, has_means, identity_of_variable
 from .inputs import Source
 from .inventory import Metadata
 from .jobs import Job, Report, client_in_force, open_runner
@@ -374,8 +374,11 @@ class _Plan:
     ) -> None:
         layout, variables = self._layout, self._record["variables"]
         export = Export.plan(ds, self.store, chunks=self._record["chunks"], shards=self._record["shards"])
-        known = {name: variables.get(name) for name in export.store.names}
-        is_same = identity_of({"variables": known}) == identity_of({"variables": export.store.content["variables"]})
+        wanted = export.store.content["variables"]
+        is_same = all(
+            name in variables and identity_of_variable(variables[name]) == identity_of_variable(of)
+            for name, of in wanted.items()
+        )
         if is_given and (export.store.layout.shape != layout.shape or not is_same):
             raise InvalidArgumentError(
                 f"The Dataset is not what {self.store} was made of: another box, archive or computation."

@@ -42,6 +42,7 @@ from ..archive.remote.versions import FileVersion
 from ..core.disk import content_of, files_in, is_empty_folder, is_file, is_there
 from ..core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
 from ..core.places import Place
+from .changes import set_time
 from .completion import write_all_but_shards
 from .durable import TORN
 from .identity import digest_of, identity_of
@@ -309,6 +310,7 @@ class Store:
             self._unfinished, self._shards, self._progress / "shards", self.layout, self.names, self._sources
         )
         self._storage.publish(self._unfinished, self.target, RECORD_FILE, self._check_own)
+        set_time(self.target)
 
     def _check_own(self) -> None:
         """Raise StoreExistsError if what is completed is not, or no longer, what this process writes."""

@@ -24,9 +24,10 @@ from liver_dask.cli import main
 from liver_dask.core.places import Place
 from liver_dask.store import levels as store_levels
 from liver_dask.store import pyramid
-from liver_dask.store.annotate import BEGUN, annotate
+from liver_dask.store.annotate import annotate
 from liver_dask.store.locks import open_locked
 from liver_dask.store.ome_zarr import write_ome_metadata
+from liver_dask.store.record import BEGUN
 from liver_dask.store.storage import claims
 from liver_dask.store.zarr_store import zarr_store
 from liver_dask.viewing.levels import Levels
@@ -386,7 +387,7 @@ def test_while_levels_are_added_it_waits(archive: Path, place: Place, monkeypatc
     said = []
 
     def attempt(*arguments: Any) -> Any:
-        with pytest.raises(ld.StoreExistsError, match=r"annotating .* or adding levels to it") as error:
+        with pytest.raises(ld.StoreExistsError, match=r"annotating .* or adding levels or variables to it") as error:
             annotate(store, voxel_size_nm=SIZE)
         said.append(error)
         return write_ome_metadata(*arguments)
