@@ -45,7 +45,9 @@ def predict(
     `ld.to_zarr(ds.assign(mito_pred=pred), path)`, on this machine or a cluster, where an interrupted call goes on.
     There, choose blocks that divide the chunks of the store, (8, 256, 256) by default. A process loads the model once,
     and runs it on one thread; the others read meanwhile. Nothing is read or computed but the blocks that hold the
-    voxels that are asked for, and there is no graph: also a prediction of the whole liver costs nothing.
+    voxels that are asked for, and there is no graph: also a prediction of the whole liver costs nothing. From an
+    archive, each job of 8 slices reads those of the halo, too, twice as many with a halo of 4: if its bytes are slow,
+    keep raw in a store first.
 
     Args:
         model: A torch.nn.Module, whose weights of now are used, whatever becomes of it; the path of a checkpoint folder

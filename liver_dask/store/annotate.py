@@ -52,7 +52,7 @@ def annotate(
         NotDownloadedError: There is no complete store. (RuntimeError)
         InvalidArgumentError: The size is not three positive numbers, the store is a level of a pyramid, or a folder of
             the store cannot be written. (ValueError)
-        StoreExistsError: Another process is annotating the store or adding levels to it, or a level is not finished.
+        StoreExistsError: Another process is annotating the store or adding to it, or a level is not finished.
             (FileExistsError)
         DamagedError: The metadata of the store are not what was written; nothing was changed. (OSError)
     """

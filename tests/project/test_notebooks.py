@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from click.testing import CliRunner
@@ -132,7 +133,9 @@ def test_what_it_will_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "24 x 650 x 800 voxels" in planned.output
 
 
-@pytest.mark.parametrize("name", ["01_open_and_look", "02_download_on_a_cluster", "03_measure"])
+@pytest.mark.parametrize(
+    "name", ["01_open_and_look", "02_download_on_a_cluster", "03_measure", "04_predict_and_measure"]
+)
 def test_one_line_is_replaced_for_the_liver(name: str) -> None:
     """The line for the liver sets the same names as the line that it replaces, and a box inside the tissue."""
     told, code = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[:2]
@@ -161,6 +164,33 @@ def test_measuring(tmp_path: Path) -> None:
     expected = 100 * (touching.sum((1, 2)) / edge.sum((1, 2))).mean()
     assert f"All slices: {expected:.1f} %" in printed(cells)
     assert shown(cells) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_predicting(tmp_path: Path) -> None:
+    """A network that has learned for a moment finds more than a guess; its store is verified, its objects measured."""
+    pytest.importorskip("torch_em", reason="the extra `train` is not installed")
+    environ = {"LIVER_DASK_ITERATIONS": "24", "OMP_WAIT_POLICY": "PASSIVE"}
+    smaller = {
+        "(24, 512, 512), (0, 512, 0, 512, 0, 24)": "(12, 320, 320), (0, 320, 0, 320, 0, 12)",
+        "PATCH = 256": "PATCH = 128",
+        "initial_features=16": "initial_features=8",
+    }
+    cells = executed("04_predict_and_measure.ipynb", environ, tmp_path, changes=smaller)
+    told = printed(cells)
+    reached, guessed = (
+        float(part.split()[-1]) for part in told.split("held-out slices: ")[1].split("\n")[0].split(",")
+    )
+    assert reached > guessed > 0
+    assert shown(cells) == 3
+    (store,) = (tmp_path / "stores").glob("*.zarr")
+    assert f"{store.name}: all right" in told
+    ds = xr.open_zarr(store)
+    mask = (ds.mito_pred.values > 127) & (ds.raw.values > 0)
+    assert len(pd.read_parquet(tmp_path / "mito_pred.parquet")) == ds.mito_objects.max() > 0
+    np.testing.assert_array_equal(ds.mito_objects.values > 0, mask)
+    assert (store / "labels" / "mito_objects").is_dir()
 
 
 def test_notebooks_are_kept_without_what_a_run_left() -> None:

@@ -375,11 +375,30 @@ PROMISES = {
         "test_predict::test_what_is_empty_is_not_predicted",
     ],
     "Each process loads the model once": ["test_predict::test_workers_load_a_model_once_and_give_the_same"],
-    "A store names the model by a digest of its weights": [
+    "threshold=0.5` makes a mask of them": ["test_predict::test_a_threshold_makes_a_mask"],
+    "a prediction of the whole liver is there at": [
+        "test_predict::test_a_prediction_of_the_whole_liver_costs_nothing",
+        "test_predict::test_only_what_is_needed_is_predicted",
+    ],
+    "A store says by which weights, settings and voxels": [
         "test_predict::test_a_prediction_is_kept_beside_raw",
+        "test_predict::test_how_a_model_is_run_is_part_of_a_store_but_not_where",
         "test_predict::test_after_a_kill_nothing_finished_is_predicted_again",
         "test_models::test_a_digest_is_that_of_the_weights",
+        "test_add_variables::test_the_record_says_by_what_it_was_made",
     ],
+    "is fetched once for both": ["test_predict::test_raw_is_fetched_once_for_itself_and_the_model"],
+    "writes as `to_zarr` does, beside the store until": [
+        "test_add_variables::test_they_are_as_if_the_store_had_been_written_with_them",
+        "test_add_variables::test_killed_at_any_step_the_next_call_finishes",
+    ],
+    "the same call does nothing the next time": [
+        "test_add_variables::test_the_same_call_does_nothing_and_so_does_that_of_the_store"
+    ],
+    "compares computed variables with their checksums": ["test_add_variables::test_verify_says_what_it_can_check"],
+    "trains for a moment, predicts, scores": ["test_notebooks::test_predicting"],
+    "or into a store that is there": ["test_add_variables::test_they_are_as_if_the_store_had_been_written_with_them"],
+    "without the last path, the prediction is added": ["test_add_variables::test_from_the_shell"],
     "labels block by block and puts together what goes on": [
         "test_measure::test_it_is_what_is_labelled_in_memory",
         "test_measure::test_a_ring_that_closes_three_blocks_away",
