@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from ..core.geometry import Shape
+from ..store.layout import CHUNKS
 
 MOST_VOXELS = 16 << 20
 """A block has at most this many voxels, if chunks are not larger. It needs about eight bytes of memory for each."""
@@ -83,6 +84,23 @@ def size_of_blocks(shape: Shape, chunks: Shape, *, full_width: bool) -> Shape:
             return _triple(size)
         _, axis = min(longer)
         size[axis] = min(size[axis] + chunks[axis], shape[axis])
+
+
+def size_of_flat_blocks(shape: Shape, chunks: Shape, *, full_width: bool) -> Shape:
+    """Choose the size of blocks that lie within the regions of a store: one chunk along z and y, long along x.
+
+    A region is written at once, and a block that several regions share would be labelled for each of them.
+
+    Args:
+        shape: Voxels (z, y, x) of the volume.
+        chunks: Voxels (z, y, x) of a chunk.
+        full_width: As in `size_of_blocks`.
+    """
+    if full_width:
+        depth = min(CHUNKS[0], shape[0])
+        return depth, max(1, min(shape[1], MOST_VOXELS // (depth * shape[2]))), shape[2]
+    z, y, x = (min(of, length) for of, length in zip(chunks, shape, strict=True))
+    return z, y, min(shape[2], max(1, MOST_VOXELS // (z * y * x)) * x)
 
 
 def _triple(numbers: Sequence[int]) -> Shape:

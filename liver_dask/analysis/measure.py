@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,16 @@ from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape, check_lengths, check_voxel_size
 from ..core.kinds import kind_of
 from ..core.metrics import traffic
-from ..core.threads import ContextPool
 from ..store.jobs import Job, Report, client_in_force, open_runner
 from ..store.preflight import check_call
 from ..store.progress import show_progress
+from ..store.voxels import Box
 from ..store.worker import picklable_error, report_of
-from .blocks import Block, blocks_of, size_of_blocks
+from .blocks import Block, blocks_of, size_of_blocks, size_of_flat_blocks
 from .components import IN_PLANE, Joined, Objects, join, join_by_value, objects_of
 from .labelled import labelled
 from .table import check_table_path, table_of, write_table
-from .volume import READERS, Volume, volume_of
+from .volume import Volume, volume_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -41,7 +41,6 @@ class Task:
 
     Attributes:
         volume: What is read of them.
-        corner: First voxel (z, y, x) of `volume` in the whole volume.
         blocks: The blocks.
         shape: Voxels (z, y, x) of the whole volume.
         connectivity: Which neighbours are connected: 6, 18 or 26.
@@ -49,7 +48,6 @@ class Task:
     """
 
     volume: Volume
-    corner: Shape
     blocks: tuple[Block, ...]
     shape: Shape
     connectivity: int
@@ -59,18 +57,15 @@ class Task:
         """Return the objects of each block, or the error."""
         found = []
         try:
-            with ContextPool(READERS) as readers:
-                for block in self.blocks:
-                    found.append(self._measured(block, readers))
-                    report(report_of(prod(block.core) * self.volume.bytes_of_voxel))
+            for block in self.blocks:
+                found.append(self._measured(block))
+                report(report_of(prod(block.core) * self.volume.bytes_of_voxel))
         except Exception as error:  # any kind: jobs return errors, and the driver raises them
             return picklable_error(error)
         return found
 
-    def _measured(self, block: Block, readers: ContextPool) -> Objects:
-        voxels = self.volume.part(
-            *(slice(of.start - at, of.stop - at) for of, at in zip(block.voxels, self.corner, strict=True))
-        ).read(readers)
+    def _measured(self, block: Block) -> Objects:
+        voxels = self.volume.read(block.voxels)
         objects, raw = voxels.pop(OBJECTS), voxels.pop(RAW, None)
         others = np.zeros((len(voxels), *block.read), np.uint8)
         for out, other in zip(others, voxels.values(), strict=True):
@@ -166,8 +161,9 @@ def label_objects(
         MissingExtraError: The extra `measure` is not installed. (ImportError)
         LiverDaskError: The archive cannot be read.
     """
-    work = _plan(labels, None, connectivity, True, {}, block)
-    return labelled(labels, work.volume.arrays[OBJECTS], work.run(client, progress), connectivity, is_mask=work.is_mask)
+    work = _plan(labels, None, connectivity, True, {}, block, size_of_flat_blocks)
+    joined = work.run(client, progress)
+    return labelled(labels, work.volume.variables[OBJECTS], joined, connectivity, is_mask=work.is_mask)
 
 
 @dataclass(frozen=True)
@@ -216,13 +212,20 @@ class Work:
 
     def _tasks(self) -> Iterator[tuple[int, Task]]:
         """Yield the tasks: single blocks, or all blocks of the same slices where files are read from the top."""
-        by_slices = self.volume.is_from_the_top
-        groups = groupby(self.blocks, lambda block: block.index[:1] if by_slices else block.index)
-        for number, blocks in enumerate(tuple(group) for _, group in groups):
-            first, last = blocks[0].voxels, blocks[-1].voxels
-            box = [slice(one.start, other.stop) for one, other in zip(first, last, strict=True)]
-            part = self.volume.part(*box)
-            yield number, Task(part, blocks[0].start, blocks, self.volume.shape, self.connectivity, self.is_mask)
+        by_slices, number = self.volume.is_from_the_top, count()
+        for _, of_slices in groupby(self.blocks, lambda block: block.index[0]):
+            same = tuple(of_slices)
+            layer = self.volume.part(_box_of(same))  # in which dask finds the tasks of a block faster
+            for blocks in [same] if by_slices else [(block,) for block in same]:
+                part = layer.part(_box_of(blocks))
+                yield next(number), Task(part, blocks, self.volume.shape, self.connectivity, self.is_mask)
+
+
+def _box_of(blocks: Sequence[Block]) -> Box:
+    """Return the box from the first of some blocks to the last."""
+    pairs = zip(blocks[0].voxels, blocks[-1].voxels, strict=True)
+    z, y, x = (slice(first.start, last.stop) for first, last in pairs)
+    return z, y, x
 
 
 def _plan(
@@ -232,6 +235,7 @@ def _plan(
     connected: bool | None,
     contacts: Mapping[str, xr.DataArray],
     block: Sequence[int] | None,
+    choose: Callable[..., Shape] = size_of_blocks,
 ) -> Work:
     """Check the arguments of `measure`, and plan the blocks."""
     if connectivity not in IN_PLANE:
@@ -249,7 +253,7 @@ def _plan(
     further = {f"contact {name}": mask for name, mask in contacts.items()}  # no other variable has such a name
     volume = volume_of({OBJECTS: labels, **({} if raw is None else {RAW: raw}), **further})
     if block is None:
-        size = size_of_blocks(volume.shape, volume.chunks, full_width=volume.is_read_by_rows)
+        size = choose(volume.shape, volume.chunks, full_width=volume.is_read_by_rows)
     else:
         size = check_lengths("block", block)
     is_one_each = kind_of(labels) == "instances"

@@ -3,78 +3,67 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import compute, optimize
 
-from ..archive.lazy.arrays import VolumeArray
-from ..archive.lazy.futures import held_by_a_cluster
-from ..archive.reader import readers_of
+from ..archive.reader import VolumeReader
 from ..core.config import setting
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, Shape
-from ..core.threads import ContextPool
-
-READERS = 8
-"""Number of slices that are read concurrently, on any number of cores: with a distant archive, most of them wait."""
+from ..store.voxels import Box, Voxels, files_below, voxels_of
 
 
 class Volume(NamedTuple):
     """Variables of the same voxels.
 
     Attributes:
-        arrays: Their dask arrays, by the names under which they are read.
+        variables: How they are read, by the names under which they are.
+        dtypes: Their data types.
+        chunks: The largest chunk of dask (z, y, x) of any variable.
     """
 
-    arrays: Mapping[str, da.Array]
+    variables: Mapping[str, Voxels]
+    dtypes: Mapping[str, np.dtype[Any]]
+    chunks: Shape
 
     @property
     def shape(self) -> Shape:
         """Voxels (z, y, x)."""
-        z, y, x = next(iter(self.arrays.values())).shape
-        return int(z), int(y), int(x)
-
-    @property
-    def chunks(self) -> Shape:
-        """The largest block of dask (z, y, x) of any variable."""
-        z, y, x = (max(max(array.chunks[axis]) for array in self.arrays.values()) for axis in range(3))
-        return z, y, x
+        return next(iter(self.variables.values())).shape
 
     @property
     def is_read_by_rows(self) -> bool:
         """Whether rows are read over the full width, because the files of an archive are."""
-        return any(readers_of(array) for array in self.arrays.values())
+        return bool(self._readers)
 
     @property
     def is_from_the_top(self) -> bool:
         """Whether a file must be read from its first row, so that the rows of a slice are best read in order."""
-        return any(reader.is_from_the_top for array in self.arrays.values() for reader in readers_of(array))
+        return any(reader.is_from_the_top for reader in self._readers)
 
     @property
     def bytes_of_voxel(self) -> int:
         """Bytes of a voxel of all variables."""
-        return sum(array.dtype.itemsize for array in self.arrays.values())
+        return sum(dtype.itemsize for dtype in self.dtypes.values())
 
     @property
     def connections(self) -> int:
         """Maximum number of concurrent requests."""
-        every = [reader.source.connections for array in self.arrays.values() for reader in readers_of(array)]
-        return max(every, default=setting("connections"))
+        return max((reader.source.connections for reader in self._readers), default=setting("connections"))
 
-    def part(self, z: slice, y: slice, x: slice) -> "Volume":
-        """Return a part, as small as it can be sent to another process."""
-        parts = {name: array[z, y, x] for name, array in self.arrays.items()}
-        return Volume({name: part if _is_small(part) else _culled(part) for name, part in parts.items()})
+    @property
+    def _readers(self) -> set[VolumeReader]:
+        return set().union(*map(files_below, self.variables.values()))
 
-    def read(self, readers: ContextPool) -> dict[str, npt.NDArray[Any]]:
-        """Read all voxels, on several threads if there is more than one chunk."""
-        arrays = list(self.arrays.values())
-        is_one = all(array.npartitions == 1 for array in arrays)
-        options: dict[str, Any] = {"scheduler": "sync"} if is_one else {"scheduler": "threads", "pool": readers}
-        found = zip(self.arrays, map(np.asarray, compute(*arrays, **options)), strict=True)
-        return {name: of.astype(of.dtype.newbyteorder("="), copy=False) for name, of in found}
+    def part(self, box: Box) -> "Volume":
+        """Return what is needed to read a box, as small as it can be sent to another process."""
+        return self._replace(variables={name: of.part(box) for name, of in self.variables.items()})
+
+    def read(self, box: Box) -> dict[str, npt.NDArray[Any]]:
+        """Return the voxels of a box of all variables."""
+        found = {name: of.read(box) for name, of in self.variables.items()}
+        return {name: of.astype(of.dtype.newbyteorder("="), copy=False) for name, of in found.items()}
 
 
 def volume_of(variables: Mapping[str, xr.DataArray]) -> Volume:
@@ -95,26 +84,16 @@ def volume_of(variables: Mapping[str, xr.DataArray]) -> Volume:
                 f"{name} has other voxels than {first_name}: {_text(variable)} and {_text(first)}; "
                 "select the same of both."
             )
-    volume = Volume({name: _dask_array(variable) for name, variable in variables.items()})
-    for name, array in volume.arrays.items():
-        if any(True for _ in held_by_a_cluster(array)):
-            raise InvalidArgumentError(f"A cluster holds {name} (persist); give the variable as it was before.")
-    return volume
+    z, y, x = (max(max(_chunks(of)[axis]) for of in variables.values()) for axis in range(3))
+    return Volume(
+        {name: voxels_of(name, of) for name, of in variables.items()},
+        {name: of.dtype for name, of in variables.items()},
+        (z, y, x),
+    )
 
 
-def _dask_array(variable: xr.DataArray) -> da.Array:
-    return variable.data if variable.chunks is not None else variable.chunk("auto").data
-
-
-def _culled(array: da.Array) -> da.Array:
-    """Return the array with no tasks but those that it needs."""
-    culled: da.Array = optimize(array)[0]
-    return culled
-
-
-def _is_small(array: da.Array) -> bool:
-    """Return whether an array is pickled without a graph."""
-    return isinstance(array, VolumeArray) and array.lazy is not None
+def _chunks(variable: xr.DataArray) -> tuple[tuple[int, ...], ...]:
+    return variable.chunks or variable.chunk("auto").chunks or ()
 
 
 def _same_places(one: xr.DataArray, other: xr.DataArray) -> bool:

@@ -12,8 +12,8 @@ from ..archive.lazy.window import Window
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, Shape, check_lengths
 from ..core.kinds import KINDS, Kind
+from ..store.voxels import files_below, voxels_of
 from .models import model_of
-from .raw import Raw, raw_of
 from .reader import PredictionReader
 from .settings import LARGEST, Process, Settings
 
@@ -89,20 +89,20 @@ def predict(
         check_lengths("block", block), _halo(halo, ndim), ndim, channel, _pair(preprocess), postprocess,
         threshold, dtype, skip_empty,
     )  # fmt: skip
-    known, source = model_of(model), raw_of(raw)
-    reader = PredictionReader(known, source, settings, batch, device)
+    known, source = model_of(model), voxels_of("raw", raw)
+    reader = PredictionReader(known, source, settings, batch, device, by_rows=bool(files_below(source)))
     window = LazyWindow(reader, Window.whole(raw.shape), dtype)
-    predicted = VolumeArray.of(window, _chunks(source, settings, batch))
+    predicted = VolumeArray.of(window, _chunks(reader))
     attributes: dict[str, Any] = {"long_name": "prediction", "kind": _kind(kind, threshold, dtype), "model": str(known)}
     attributes |= {f"model_{key}": of for key, of in settings.described().items()}
     return xr.DataArray(predicted, raw.coords, raw.dims, "prediction", attributes)
 
 
-def _chunks(raw: Raw, settings: Settings, batch: int) -> tuple[tuple[int, ...], ...]:
+def _chunks(reader: PredictionReader) -> tuple[tuple[int, ...], ...]:
     """Return the chunks of a prediction: some blocks along x; all if they are of the same rows of files anyway."""
-    z, y, x = settings.block
-    sizes = z, y, raw.shape[2] if raw.is_read_by_rows else x * batch
-    lengths = zip(sizes, raw.shape, strict=True)
+    z, y, x = reader.settings.block
+    sizes = z, y, reader.raw.shape[2] if reader.by_rows else x * reader.batch
+    lengths = zip(sizes, reader.raw.shape, strict=True)
     return tuple(tuple(min(size, length - at) for at in range(0, length, size)) for size, length in lengths)
 
 

@@ -19,8 +19,8 @@ from ..archive.lazy.leaves import Read
 from ..archive.lazy.window import Selection, Window
 from ..core.geometry import Shape
 from ..store.identity import PREDICTION
+from ..store.voxels import Box, Voxels
 from .models import Model
-from .raw import Box, Raw
 from .settings import Settings
 
 T = TypeVar("T")
@@ -36,13 +36,15 @@ class PredictionReader:
         settings: How it is run.
         batch: Number of blocks that it gets at once.
         device: Name of torch's device; None for the first GPU, or the processor.
+        by_rows: Whether rows are read over the full width for all blocks along x, as those of an archive's files.
     """
 
     model: Model
-    raw: Raw
+    raw: Voxels
     settings: Settings
     batch: int
     device: str | None
+    by_rows: bool
 
     @property
     def slices_at_once(self) -> int:
@@ -52,8 +54,7 @@ class PredictionReader:
     def __call__(self, z: Selection, y: Selection, x: Selection, out: npt.NDArray[Any]) -> None:
         """See Reader."""
         along = [list(_blocks(of, size)) for of, size in zip((z, y, x), self.settings.block, strict=True)]
-        # files of an archive are read over the full width: once for all blocks along x
-        width = max(len(along[2]), 1) if self.raw.is_read_by_rows else self.batch
+        width = max(len(along[2]), 1) if self.by_rows else self.batch
         for of_z, of_y in product(*along[:2]):
             for columns in _batches(along[2], width):
                 self._predict(of_z, of_y, columns, out)
@@ -96,7 +97,8 @@ class PredictionReader:
     def part(self, z: Selection) -> "PredictionReader":
         """See DerivedReader."""
         of_z, _, _ = self._needed(Window((z, range(1), range(1))))
-        return replace(self, raw=self.raw.part(of_z))
+        _, height, width = self.raw.shape
+        return replace(self, raw=self.raw.part((of_z, slice(0, height), slice(0, width))))
 
     def _needed(self, window: Window) -> Box:
         """Return the box that the model gets of raw for a window."""

@@ -1,4 +1,8 @@
-"""Where the voxels come from that a model gets: an archive, a store, or any other array of dask."""
+"""The voxels of a variable as jobs read them, box by box: from an archive, a store, or any other array of dask.
+
+A variable that was opened from an archive or a store is read without a graph: of a large volume, dask would need longer
+to find the tasks of a box than it takes to read it.
+"""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,37 +16,37 @@ import xarray as xr
 from dask.base import optimize, tokenize
 
 from ..archive.lazy.arrays import VolumeArray
+from ..archive.lazy.derived import DerivedReader, readers_below
 from ..archive.lazy.futures import held_by_a_cluster
 from ..archive.lazy.lazy_window import LazyWindow, Reader
 from ..archive.lazy.leaves import Read, leaves_in
+from ..archive.reader import VolumeReader
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, Shape
+from ..core.places import Place
 from ..core.threads import ContextPool
-from ..store.array import StoredArray
-from ..store.placement import placement_of
-from ..store.record import open_record
+from .array import StoredArray
+from .placement import placement_of
+from .record import open_record, read_record
 
 READERS = 8
-"""Number of blocks of dask that are read at the same time."""
+"""Number of dask's blocks of a box that are read concurrently, on any number of cores: with a distant archive, most of
+them wait."""
 
 Box = tuple[slice, slice, slice]
 """Voxels (z, y, x) from the first to the last, exclusive, both within the volume."""
 
 
-class Raw(Protocol):
-    """The volume that a model gets; it is picklable."""
+class Voxels(Protocol):
+    """The voxels of a variable; picklable."""
 
     @property
     def shape(self) -> Shape:
         """Voxels (z, y, x)."""
 
     @property
-    def is_read_by_rows(self) -> bool:
-        """Whether rows are read over the full width, because the files of an archive are."""
-
-    @property
     def inputs(self) -> Iterable[LazyWindow]:
-        """The windows of an archive that it is read from, as far as they are known."""
+        """The windows of an archive that they are read from, as far as they are known."""
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return the voxels of a box (z, y, x)."""
@@ -50,11 +54,11 @@ class Raw(Protocol):
     def reads(self, box: Box) -> Iterable[Read]:
         """Return what is read of an archive for a box."""
 
-    def reading(self, others: Mapping[Reader, Reader]) -> "Raw":
-        """Return the same volume, read by other readers of the same voxels where there are any."""
+    def reading(self, others: Mapping[Reader, Reader]) -> "Voxels":
+        """Return the same voxels, read by other readers of the same files where there are any."""
 
-    def part(self, z: slice) -> "Raw":
-        """Return what is needed to read some slices, with the same numbers, as small as it can be sent."""
+    def part(self, box: Box) -> "Voxels":
+        """Return what is needed to read a box, at the same indexes, as small as it can be sent."""
 
     def read_ahead(self, z: slice, y: slice) -> AbstractContextManager[None]:
         """Announce that all these rows will be read within the context, one part after the other."""
@@ -70,8 +74,12 @@ class Raw(Protocol):
         """See `Reader.variant`."""
 
 
-def raw_of(variable: xr.DataArray) -> Raw:
-    """Return the volume that a variable (z, y, x) holds.
+def voxels_of(name: str, variable: xr.DataArray) -> Voxels:
+    """Return how the voxels of a variable (z, y, x) are read.
+
+    Args:
+        name: What it is called in messages.
+        variable: The variable.
 
     Raises:
         InvalidArgumentError: A cluster holds its voxels. (ValueError)
@@ -80,14 +88,20 @@ def raw_of(variable: xr.DataArray) -> Raw:
     if isinstance(data, VolumeArray) and data.lazy:
         return OfArchive(data.lazy)
     placed = placement_of(variable.variable)
-    if placed is not None:
-        folder, name = placed.array.parent, placed.array.name
-        return OfStore(StoredArray(folder, name), placed.corner, _shape(variable), _voxels_of(folder, name))
+    if placed is not None and _is_stored(placed.array):
+        folder, array = placed.array.parent, placed.array.name
+        return OfStore(StoredArray(folder, array), placed.corner, _shape(variable), _origin_of(folder, array))
     array = variable.data if variable.chunks is not None else variable.chunk("auto").data
     if any(True for _ in held_by_a_cluster(array)):
-        raise InvalidArgumentError("A cluster holds raw (persist); give the variable as it was before.")
+        raise InvalidArgumentError(f"A cluster holds {name} (persist); give the variable as it was before.")
     inputs = tuple(leaf for leaf in leaves_in(array) if isinstance(leaf, LazyWindow))
     return OfArray(array, f"computed {tokenize(array)}", _shape(variable), inputs)
+
+
+def files_below(voxels: Voxels) -> set[VolumeReader]:
+    """Return the readers of the archive's files that voxels are made of."""
+    found = (reader for lazy in voxels.inputs for reader in readers_below(lazy.read))
+    return {reader for reader in found if isinstance(reader, VolumeReader)}
 
 
 @dataclass(frozen=True)
@@ -96,46 +110,46 @@ class OfArchive:
 
     lazy: LazyWindow
 
-    is_read_by_rows = True
-
     @property
     def shape(self) -> Shape:
-        """See Raw."""
+        """See Voxels."""
         z, y, x = self.lazy.shape
         return z, y, x
 
     @property
     def inputs(self) -> Iterable[LazyWindow]:
-        """See Raw."""
+        """See Voxels."""
         return (self.lazy,)
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """See Raw."""
+        """See Voxels."""
         return self.lazy.read_side_by_side(box)
 
     def reads(self, box: Box) -> Iterable[Read]:
-        """See Raw."""
+        """See Voxels."""
         return (Read(self.lazy, self.lazy.window[box]),)
 
     def reading(self, others: Mapping[Reader, Reader]) -> "OfArchive":
-        """See Raw."""
+        """See Voxels."""
         return OfArchive(replace(self.lazy, read=others.get(self.lazy.read, self.lazy.read)))
 
-    def part(self, z: slice) -> "OfArchive":
-        """See Raw."""
-        return self
+    def part(self, box: Box) -> "OfArchive":
+        """See Voxels."""
+        if not isinstance(self.lazy.read, DerivedReader):
+            return self
+        return OfArchive(replace(self.lazy, read=self.lazy.read.part(self.lazy.window.selections[0][box[0]])))
 
     def read_ahead(self, z: slice, y: slice) -> AbstractContextManager[None]:
-        """See Raw."""
+        """See Voxels."""
         of_z, of_y, _ = self.lazy.window.selections
         return self.lazy.read.read_ahead(of_z[z], of_y[y])
 
     def probe(self, z: int) -> None:
-        """See Raw."""
+        """See Voxels."""
         self.lazy.read.probe(int(self.lazy.window.selections[0][z]))
 
     def described(self) -> Any:
-        """See Raw."""
+        """See Voxels."""
         origin = self.lazy.origin()
         if origin is None:
             return self.lazy.describe()
@@ -143,7 +157,7 @@ class OfArchive:
 
     @property
     def variant(self) -> str:
-        """See Raw."""
+        """See Voxels."""
         return self.lazy.read.variant
 
 
@@ -163,36 +177,35 @@ class OfStore:
     shape: Shape
     voxels: Any
 
-    is_read_by_rows = False
     inputs = ()
     variant = ""
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """See Raw."""
+        """See Voxels."""
         z, y, x = (slice(of.start + at, of.stop + at) for of, at in zip(box, self.corner, strict=True))
         return self.array[z, y, x]
 
     def reads(self, box: Box) -> Iterable[Read]:
-        """See Raw: nothing."""
+        """See Voxels: nothing."""
         return ()
 
     def reading(self, others: Mapping[Reader, Reader]) -> "OfStore":
-        """See Raw."""
+        """See Voxels."""
         return self
 
-    def part(self, z: slice) -> "OfStore":
-        """See Raw."""
+    def part(self, box: Box) -> "OfStore":
+        """See Voxels."""
         return self
 
     def read_ahead(self, z: slice, y: slice) -> AbstractContextManager[None]:
-        """See Raw: nothing is fetched from an archive."""
+        """See Voxels: nothing is fetched from an archive."""
         return nullcontext()
 
     def probe(self, z: int) -> None:
-        """See Raw: the store was opened."""
+        """See Voxels: the store was opened."""
 
     def described(self) -> Any:
-        """See Raw: what an archive's box is in a store is the same as that box of the archive."""
+        """See Voxels: what an archive's box is in a store is the same as that box of the archive."""
         if not isinstance(self.voxels, dict):
             return [self.voxels, [[at, at + of] for at, of in zip(self.corner, self.shape, strict=True)]]
         box = {
@@ -208,63 +221,59 @@ class OfArray:
     """Any array of dask.
 
     Attributes:
-        array: The array, or some slices of it.
+        array: The array, or a box of it.
         name: What identifies the whole array.
         shape: Voxels (z, y, x) of the whole array.
         inputs: The windows of an archive that the whole array is computed from.
-        first: The first slice of `array`.
+        corner: The first voxel (z, y, x) of `array`.
     """
 
     array: da.Array
     name: str
     shape: Shape
     inputs: tuple[LazyWindow, ...]
-    first: int = 0
+    corner: Shape = (0, 0, 0)
 
     variant = ""
 
-    @property
-    def is_read_by_rows(self) -> bool:
-        """See Raw."""
-        return bool(self.inputs)
-
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """See Raw."""
-        part = self.array[self._slices(box[0]), box[1], box[2]]
+        """See Voxels."""
+        part = self._cut(box)
         if part.npartitions == 1:
             return np.asarray(part.compute(scheduler="sync"))
         with ContextPool(READERS) as pool:
             return np.asarray(part.compute(scheduler="threads", pool=pool))
 
     def reads(self, box: Box) -> Iterable[Read]:
-        """See Raw: known where each voxel is computed from that of the same place."""
+        """See Voxels: known where each voxel is computed from that of the same place."""
         return [Read(lazy, lazy.window[box]) for lazy in self.inputs if lazy.shape == self.shape]
 
     def reading(self, others: Mapping[Reader, Reader]) -> "OfArray":
-        """See Raw: the readers are within the graph."""
+        """See Voxels: the readers are within the graph."""
         return self
 
-    def part(self, z: slice) -> "OfArray":
-        """See Raw."""
-        (culled,) = optimize(self.array[self._slices(z)])
-        return replace(self, array=culled, first=z.start)
+    def part(self, box: Box) -> "OfArray":
+        """See Voxels."""
+        (culled,) = optimize(self._cut(box))
+        z, y, x = (of.start for of in box)
+        return replace(self, array=culled, corner=(z, y, x))
 
     def read_ahead(self, z: slice, y: slice) -> AbstractContextManager[None]:
-        """See Raw: what the graph reads is not known."""
+        """See Voxels: what the graph reads is not known."""
         return nullcontext()
 
     def probe(self, z: int) -> None:
-        """See Raw: the first slice of each window stands for all."""
+        """See Voxels: the first slice of each window stands for all."""
         for lazy in self.inputs:
             if lazy.nbytes:
                 lazy.read.probe(int(lazy.window.selections[0][0]))
 
     def described(self) -> Any:
-        """See Raw."""
+        """See Voxels."""
         return self.name
 
-    def _slices(self, z: slice) -> slice:
-        return slice(z.start - self.first, z.stop - self.first)
+    def _cut(self, box: Box) -> da.Array:
+        return self.array[tuple(slice(of.start - at, of.stop - at) for of, at in zip(box, self.corner, strict=True))]
 
 
 def _shape(variable: xr.DataArray) -> Shape:
@@ -272,5 +281,11 @@ def _shape(variable: xr.DataArray) -> Shape:
     return z, y, x
 
 
-def _voxels_of(store: Any, name: str) -> Any:
+def _origin_of(store: Place, name: str) -> Any:
     return open_record(store)["variables"][name]["voxels"]
+
+
+def _is_stored(array: Place) -> bool:
+    """Return whether an array is a variable of a complete store."""
+    record = read_record(array.parent)
+    return bool(record and record.get("complete") and array.name in record["variables"])
