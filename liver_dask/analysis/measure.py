@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import count, groupby
+from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -212,13 +212,11 @@ class Work:
 
     def _tasks(self) -> Iterator[tuple[int, Task]]:
         """Yield the tasks: single blocks, or all blocks of the same slices where files are read from the top."""
-        by_slices, number = self.volume.is_from_the_top, count()
-        for _, of_slices in groupby(self.blocks, lambda block: block.index[0]):
-            same = tuple(of_slices)
-            layer = self.volume.part(_box_of(same))  # in which dask finds the tasks of a block faster
-            for blocks in [same] if by_slices else [(block,) for block in same]:
-                part = layer.part(_box_of(blocks))
-                yield next(number), Task(part, blocks, self.volume.shape, self.connectivity, self.is_mask)
+        by_slices = self.volume.is_from_the_top
+        groups = groupby(self.blocks, lambda block: block.index[:1] if by_slices else block.index)
+        for number, blocks in enumerate(tuple(group) for _, group in groups):
+            part = self.volume.part(_box_of(blocks))
+            yield number, Task(part, blocks, self.volume.shape, self.connectivity, self.is_mask)
 
 
 def _box_of(blocks: Sequence[Block]) -> Box:

@@ -1,5 +1,6 @@
 """Measuring by blocks gives what labels and measures the whole volume in memory: scikit-image and numpy."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.forked import forked_workers
 from liver_dask.analysis import blocks, components
+from liver_dask.analysis import measure as measuring
 from liver_dask.analysis.blocks import blocks_of, size_of_blocks
 from liver_dask.demo import ArchiveServer
 
@@ -295,3 +297,13 @@ def test_labelling_small_planes_and_blocks() -> None:
             expected = label(mask, connectivity={4: 1, 8: 2, **RANK}[connectivity])
             assert number == expected.max()
             np.testing.assert_array_equal(found, expected)
+
+
+def test_the_plan_for_the_whole_liver_is_small() -> None:
+    """Each block is sent as its place alone, without a search of the tasks of dask in the whole volume."""
+    ds = ld.open_human_liver_em()
+    work = measuring._plan(ds.mito, ds.raw, 26, None, {"er": ds.er}, None)
+    sizes = [len(pickle.dumps(task)) / len(task.blocks) for _, task in work._tasks()]
+    assert len(sizes) > 30
+    assert max(sizes) < 5000
+    assert sum(len(task.blocks) for _, task in work._tasks()) == len(work.blocks) > 2000
