@@ -27,7 +27,8 @@ from .core.kinds import RAW, labels_of
 from .core.places import Place
 from .prediction.predict import predict
 from .store.add_variables import add_variables
-from .store.targets import open_target
+from .store.record import has_record
+from .store.targets import open_target, stored_at
 from .store.to_zarr import to_zarr
 
 target_argument = click.argument("target")
@@ -144,7 +145,12 @@ def predict_command(
     store. After an interruption, the same command resumes.
     """
     if out is None and (bbox or with_raw):
-        raise click.UsageError(f"What is added to {target} is all of it; give OUT to write a box, or raw with it.")
+        raise click.UsageError("Give OUT, a new store, to write a box, or raw with the prediction.")
+    place = stored_at(target)
+    if out is None and (place is None or not has_record(place)):
+        raise click.UsageError(f"{target} is no store of liver_dask, to which a prediction can be added; give OUT.")
+    if with_raw and name == RAW:
+        raise click.UsageError(f"{RAW} is the name of the image; give the prediction another --name.")
     ds = _opened(target, archive, shape, missing, voxel_size_nm, bbox)
     if RAW not in ds:
         raise click.UsageError(f"{target} has no {RAW!r} to predict from.")

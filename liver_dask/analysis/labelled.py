@@ -122,6 +122,12 @@ class ObjectsReader:
         """See DerivedReader."""
         return self.voxels.reads(self._needed(window))
 
+    @property
+    def times(self) -> float:
+        """See DerivedReader."""
+        of_z, of_y, _ = ((of + 1) / of for of in self.core)
+        return 0 if self.voxels.is_shared else of_z * of_y
+
     def reading(self, others: Mapping[Reader, Reader]) -> "ObjectsReader":
         """See DerivedReader."""
         return replace(self, voxels=self.voxels.reading(others))

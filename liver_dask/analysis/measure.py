@@ -18,8 +18,11 @@ from ..core.geometry import Shape, check_lengths, check_voxel_size
 from ..core.kinds import kind_of
 from ..core.metrics import traffic
 from ..store.jobs import Job, Report, client_in_force, open_runner
+from ..store.levels import voxel_size_of
+from ..store.placement import placement_of
 from ..store.preflight import check_call
 from ..store.progress import show_progress
+from ..store.record import read_record
 from ..store.voxels import Box
 from ..store.worker import picklable_error, report_of
 from .blocks import Block, blocks_of, size_of_blocks, size_of_flat_blocks
@@ -102,7 +105,8 @@ def measure(
         connected: Whether an object is what is connected and has one value; otherwise it is all voxels of one value.
             None: connected for a mask; for labels (the attribute `kind` is `instances`) one value is one object.
         contacts: Further masks by name. For each, the area is measured at which an object touches it.
-        voxel_size_nm: Size (z, y, x) of a voxel in nm. None: the attribute `voxel_size_nm` of `labels`, if it has it.
+        voxel_size_nm: Size (z, y, x) of a voxel in nm. None: what the store says that `labels` was opened from, or
+            the attribute `voxel_size_nm` of `labels`, if it has it.
         block: Voxels (z, y, x) of a block. None chooses it from the chunks of `labels`.
         client: The cluster to work on. None selects the client that dask would use, or threads of this process.
         path: A new file for the table, `.parquet` or `.csv`.
@@ -124,7 +128,7 @@ def measure(
     """
     contacts = dict(contacts or {})
     work = _plan(labels, raw, connectivity, connected, contacts, block)
-    size = labels.attrs.get("voxel_size_nm") if voxel_size_nm is None else voxel_size_nm
+    size = _voxel_size_in(labels) if voxel_size_nm is None else voxel_size_nm
     voxel_size = None if size is None else check_voxel_size(size)
     target = None if path is None else check_table_path(path)
     objects = work.run(client, progress)
@@ -132,6 +136,13 @@ def measure(
     if target is not None:
         write_table(table, target)
     return table
+
+
+def _voxel_size_in(labels: xr.DataArray) -> Any:
+    """Return the voxel size that a variable has, or the store that it was opened from; None if neither has one."""
+    placed = placement_of(labels.variable)
+    is_stored = placed is not None and read_record(placed.array.parent) is not None
+    return labels.attrs.get("voxel_size_nm") or (voxel_size_of(placed.array.parent) if placed and is_stored else None)
 
 
 def label_objects(
@@ -239,6 +250,11 @@ def _plan(
     if connectivity not in IN_PLANE:
         raise InvalidArgumentError(f"connectivity={connectivity!r} must be one of {', '.join(map(str, IN_PLANE))}.")
     for name, variable in {"labels": labels, **contacts}.items():
+        if isinstance(variable, xr.DataArray) and variable.attrs.get("kind") == "image":
+            raise InvalidArgumentError(
+                f"{name} is an image (its attribute `kind`), and objects need a mask or labels: for example, "
+                "ds.pred > 127."
+            )
         if isinstance(variable, xr.DataArray) and variable.dtype.kind not in "biu":
             raise InvalidArgumentError(
                 f"{name} is of {variable.dtype}, and objects need a mask or integer labels: for example, ds.pred > 0.5."

@@ -29,6 +29,8 @@ def segmentation_scores(prediction: xr.DataArray, mask: xr.DataArray, *, thresho
         raise InvalidArgumentError(
             f"The prediction is of {prediction.dtype}; say above which threshold it is labelled."
         )
+    if threshold is None and prediction.attrs.get("kind") == "image":
+        raise InvalidArgumentError("The prediction is an image; say above which threshold it is labelled, such as 127.")
     predicted = prediction != 0 if threshold is None else prediction > threshold
     right = (mask != 0).assign_coords(predicted.coords)
     both = (predicted & right).sum(["y", "x"], dtype=np.int64)

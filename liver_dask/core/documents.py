@@ -69,6 +69,11 @@ def as_object(value: Any) -> Document:
     return value if isinstance(value, dict) else {}
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return the value if it is a JSON array, otherwise an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def short(value: Any) -> str:
     """Format a value for a message, with a limited length."""
     return _short.repr(value)

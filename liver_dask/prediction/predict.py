@@ -1,6 +1,9 @@
 """`predict`: a model run over a volume in blocks that overlap, as a lazy variable of the same voxels."""
 
 from collections.abc import Sequence
+from math import isfinite, prod
+from numbers import Real
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,12 @@ from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, Shape, check_lengths
 from ..core.kinds import KINDS, Kind
 from ..store.voxels import files_below, voxels_of
-from .models import model_of
+from .models import check_device, model_of
 from .reader import PredictionReader
 from .settings import LARGEST, Process, Settings
+
+MOST_VOXELS = 2**30
+"""Maximum number of voxels that a model gets at once: 4 GB as float32."""
 
 
 def predict(
@@ -39,7 +45,8 @@ def predict(
 
     The model gets blocks with a halo, and each voxel is taken from the block that holds it. If the halo covers the
     model's receptive field, the result does not depend on the blocks (but for the last digits of floating-point
-    numbers). All blocks that the model gets have the same shape: beyond the ends of the volume, it is mirrored.
+    numbers). All blocks that the model gets have the same shape: beyond the ends of the volume, it is mirrored, without
+    its last voxel twice (`reflect` of numpy).
 
     The result is a variable like any other: slice it, compute it, view it, or keep it beside the image by
     `ld.to_zarr(ds.assign(mito_pred=pred), path)`, on this machine or a cluster, where an interrupted call goes on.
@@ -63,12 +70,13 @@ def predict(
             voxels as they are, as float32.
         postprocess: A function of the prediction of a block, (z, y, x) or (channel, z, y, x), that returns (z, y, x) in
             `dtype`; for example, a threshold. None: see `dtype`.
-        threshold: Probability from which on a voxel is labelled: the result is a mask of 0 and 255.
+        threshold: What the model returns of a voxel from which on it is labelled, such as a probability of 0.5: the
+            result is a mask of 0 and 255.
         dtype: Data type of the result. As uint8 or uint16, probabilities of 0 to 1 become 0 to 255 or 65535, and
             what is beyond is cut off; other types keep the values.
         kind: What the result is, `image`, `mask` or `instances`. A mask or instances become a label of the OME-Zarr
             image that a store is, and its pyramid keeps numbers and shares. None: `mask` if there is a threshold, or
-            if the result is bool, else `image`.
+            if `dtype` is bool, else `image`.
         device: Name of torch's device. None: on each process a GPU if there is one, else the processor.
         batch: Number of blocks that the model gets at once. As the device, it does not change the result.
         skip_empty: Whether blocks with nothing but 0, also in their halo, are not predicted, and stay 0.
@@ -81,14 +89,16 @@ def predict(
             the result is computed. (ValueError)
         MissingExtraError: The model needs a package that is not installed. (ImportError)
     """
-    _check(raw, ndim, batch)
-    dtype = np.dtype(dtype)
+    _check(raw, ndim, batch, channel, threshold, postprocess)
+    dtype = _dtype(dtype)
     if threshold is not None and (postprocess is not None or dtype.name not in LARGEST):
         raise InvalidArgumentError("threshold makes a mask of its own: give neither postprocess nor another dtype.")
+    blocks = check_lengths("block", block)
     settings = Settings(
-        check_lengths("block", block), _halo(halo, ndim), ndim, channel, _pair(preprocess), postprocess,
-        threshold, dtype, skip_empty,
+        blocks, _halo(halo, blocks, ndim, batch), ndim, channel, _pair(preprocess), postprocess,
+        None if threshold is None else float(threshold), dtype, bool(skip_empty),
     )  # fmt: skip
+    check_device(device)
     known, source = model_of(model), voxels_of("raw", raw)
     reader = PredictionReader(known, source, settings, batch, device, by_rows=bool(files_below(source)))
     window = LazyWindow(reader, Window.whole(raw.shape), dtype)
@@ -106,22 +116,54 @@ def _chunks(reader: PredictionReader) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(min(size, length - at) for at in range(0, length, size)) for size, length in lengths)
 
 
-def _check(raw: xr.DataArray, ndim: int, batch: int) -> None:
+def _check(
+    raw: xr.DataArray, ndim: int, batch: int, channel: int | None, threshold: float | None, postprocess: Any
+) -> None:
     if not isinstance(raw, xr.DataArray) or raw.dims != DIMS:
         what = f"has dims {raw.dims}" if isinstance(raw, xr.DataArray) else f"is a {type(raw).__name__}"
         raise InvalidArgumentError(f"raw {what}; give a DataArray with dims {DIMS}, such as ds.raw.")
-    if not raw.size:
-        raise InvalidArgumentError(f"raw holds no voxels: its shape is {raw.shape}.")
+    if raw.dtype.kind not in "biuf":
+        raise InvalidArgumentError(f"raw is of {raw.dtype}; a model gets real numbers.")
+    if not raw.size > 0:  # also of an array of dask whose shape is not known
+        raise InvalidArgumentError(f"raw holds no voxels, or it is not known how many: its shape is {raw.shape}.")
     if ndim not in (2, 3):
         raise InvalidArgumentError(f"ndim={ndim!r} must be 2 or 3: whether the model takes slices or blocks.")
-    if not isinstance(batch, int) or batch < 1:
+    if type(batch) is not int or batch < 1:
         raise InvalidArgumentError(f"batch={batch!r} must be a number of blocks, at least 1.")
+    if channel is not None and (type(channel) is not int or channel < 0):
+        raise InvalidArgumentError(f"channel={channel!r} must be the number of a channel, from 0.")
+    if threshold is not None and not (isinstance(threshold, Real) and isfinite(threshold)):
+        raise InvalidArgumentError(f"threshold={threshold!r} must be a number.")
+    if postprocess is not None and not callable(postprocess):
+        raise InvalidArgumentError(f"postprocess={postprocess!r} must be a function.")
 
 
-def _halo(halo: Sequence[int], ndim: int) -> Shape:
-    z, y, x = (length - 1 for length in check_lengths("halo", [length + 1 for length in halo]))
+def _dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = np.dtype(object)
+    if found.kind not in "biuf":
+        raise InvalidArgumentError(f"dtype={dtype!r} must be a type of real numbers, such as uint8 or float32.")
+    return found
+
+
+def _halo(halo: Sequence[int], block: Shape, ndim: int, batch: int) -> Shape:
+    """Return a halo that is not too large; a block with its halo is in memory as it is and as float32."""
+    try:
+        z, y, x = numbers = tuple(map(index, halo))
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"halo={halo!r} must be 3 whole numbers (z, y, x), each from 0.") from None
+    if min(numbers) < 0:
+        raise InvalidArgumentError(f"halo={numbers} must be 3 whole numbers (z, y, x), each from 0.")
     if ndim == 2 and z:
-        raise InvalidArgumentError(f"halo={tuple(halo)}: a model of slices (ndim=2) needs no halo along z; give 0.")
+        raise InvalidArgumentError(f"halo={numbers}: a model of slices (ndim=2) needs no halo along z; give 0.")
+    size = batch * prod(of + 2 * around for of, around in zip(block, numbers, strict=True))
+    if size > MOST_VOXELS:
+        raise InvalidArgumentError(
+            f"batch={batch} blocks of {block} with a halo of {numbers} are {size:,} voxels at once; at most "
+            f"{MOST_VOXELS:,} can be, so choose smaller blocks."
+        )
     return z, y, x
 
 
@@ -136,11 +178,12 @@ def _kind(kind: Kind | None, threshold: float | None, dtype: np.dtype[Any]) -> K
 def _pair(preprocess: Any) -> Process | tuple[float, float] | None:
     if preprocess is None or callable(preprocess):
         return preprocess
+    mean = 0.0
     try:
         mean, deviation = map(float, preprocess)
     except (TypeError, ValueError):
         deviation = 0.0
-    if not deviation > 0:
+    if not (deviation > 0 and isfinite(mean) and isfinite(deviation)):
         raise InvalidArgumentError(
             f"preprocess={preprocess!r} must be a mean and a standard deviation above 0, or a function."
         )

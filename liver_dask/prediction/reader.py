@@ -17,7 +17,10 @@ import numpy.typing as npt
 from ..archive.lazy.lazy_window import LazyWindow, Reader
 from ..archive.lazy.leaves import Read
 from ..archive.lazy.window import Selection, Window
-from ..core.geometry import Shape
+from ..core.documents import reason_of
+from ..core.errors import ExportError, LiverDaskError
+from ..core.geometry import DIMS, Shape
+from ..core.threads import check_cancelled
 from ..store.identity import PREDICTION
 from ..store.voxels import Box, Voxels
 from .models import Model
@@ -90,6 +93,12 @@ class PredictionReader:
         """See DerivedReader."""
         return self.raw.reads(self._needed(window))
 
+    @property
+    def times(self) -> float:
+        """See DerivedReader."""
+        of_z, of_y, _ = ((of + 2 * more) / of for of, more in zip(self.settings.block, self.settings.halo, strict=True))
+        return 0 if self.raw.is_shared else of_z * of_y
+
     def reading(self, others: Mapping[Reader, Reader]) -> "PredictionReader":
         """See DerivedReader."""
         return replace(self, raw=self.raw.reading(others))
@@ -117,14 +126,23 @@ class PredictionReader:
         starts = [number * size for number, size in zip((z.number, y.number, first), self.settings.block, strict=True)]
         voxels = self._with_halo(starts, (1, 1, last + 1 - first))
         for some in _batches(self._filled(voxels, columns, first, (z, y), out), self.batch):
-            blocks = np.stack([self.settings.prepared(block) for _, block in some])
-            predictions = self.model.predict(blocks, self.settings.ndim, self.device)
-            inner = tuple(
-                slice(halo, halo + of) for halo, of in zip(self.settings.halo, self.settings.block, strict=True)
-            )
-            for (x, _), prediction in zip(some, predictions, strict=True):
-                finished = self.settings.finished(prediction[:, *inner])
-                _place(out, (z, y, x), finished)
+            check_cancelled("A prediction")
+            try:
+                finished = self._finished([block for _, block in some])
+            except LiverDaskError:
+                raise
+            except Exception as error:  # of the user's model or functions
+                at = ", ".join(f"{dim} {start}" for dim, start in zip(DIMS, starts, strict=True))
+                raise ExportError(f"The model failed at the block from {at} on: {reason_of(error)}.") from error
+            for (x, _), prediction in zip(some, finished, strict=True):
+                _place(out, (z, y, x), prediction)
+
+    def _finished(self, blocks: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Return what is kept of the predictions of some blocks with their halo."""
+        prepared = np.stack([self.settings.prepared(block) for block in blocks])
+        predictions = self.model.predict(prepared, self.settings.ndim, self.device)
+        inner = tuple(slice(halo, halo + of) for halo, of in zip(self.settings.halo, self.settings.block, strict=True))
+        return [self.settings.finished(prediction[:, *inner]) for prediction in predictions]
 
     def _filled(
         self,

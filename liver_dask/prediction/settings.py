@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dask.base import tokenize
 
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import Shape
 from ..core.kinds import FOREGROUND
+from .digests import digest_of_function
 
 Process = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
@@ -39,7 +39,7 @@ class Settings:
         if isinstance(self.preprocess, tuple):
             mean, deviation = self.preprocess
             return (voxels.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
-        return np.asarray(self.preprocess(voxels))
+        return np.asarray(self.preprocess(voxels.copy()))  # others need the same voxels for their halo
 
     def finished(self, prediction: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what is kept of a prediction (channel, z, y, x) of a block without its halo."""
@@ -80,5 +80,5 @@ class Settings:
 
 def _named(process: Process | tuple[float, float] | None) -> Any:
     if callable(process):
-        return f"{getattr(process, '__name__', type(process).__name__)} {tokenize(process)[:16]}"
+        return f"{getattr(process, '__name__', type(process).__name__)} {digest_of_function(process)[:16]}"
     return None if process is None else list(process)

@@ -13,6 +13,8 @@ from .group_metadata import read_group
 from .inventory import FILE as INVENTORY
 from .levels import FACTORS, FOLDER, open_variables
 from .ome_zarr import has_description
+from .placement import placement_of
+from .plan import check_variables
 from .pyramid import add_pyramid
 from .record import FORMAT, RECORD, open_record
 
@@ -33,16 +35,17 @@ def add_variables(
 
     They are written as `to_zarr` writes a store: in the chunks and shards of the store, on threads or on a cluster,
     with memory that is bounded, and the same call goes on after an interruption. Until they are complete, they are
-    beside the store, in `NAME.zarr.VARIABLE.partial`; then they become part of it in a moment, with checksums, for
-    `verify`, like all others. Nothing that is in the store changes. If it has a pyramid or labels, those of the new
-    variables are added, too. The call by which the store was written accepts it as before.
+    beside the store, in `NAME.zarr.adding-VARIABLE.partial`; then they become part of it in a moment, with checksums,
+    for `verify`, like all others. Nothing that is in the store changes. If it has a pyramid or labels, those of the new
+    variables are added, too. The call by which the store was written accepts it as before. A Dataset that was opened
+    before does not show them: open the store again.
 
     If the store has the same variables already, nothing is done.
 
     Args:
         store: A complete store of `to_zarr`: a folder that all workers see, or an address in object storage.
         variables: DataArrays (z, y, x) by name, of the shape of the store, and of the same coordinates if they have
-            any; or a Dataset.
+            any; or a Dataset, whose variables that are the store's own are left out.
         storage_options: fsspec's options for an address in object storage, as in `to_zarr`.
         client: The cluster to work on. None has the same meaning as in `to_zarr`.
         on_error: As in `to_zarr`.
@@ -98,10 +101,22 @@ def _dataset_of(root: Place, variables: Mapping[Hashable, xr.DataArray]) -> xr.D
         if variable.dims != DIMS:
             raise InvalidArgumentError(f"{name!r} has dims {variable.dims}; give a DataArray with dims {DIMS}.")
         if variable.shape != shape:
-            raise InvalidArgumentError(f"{name!r} has the shape {variable.shape} (z, y, x), and {root} has {shape}.")
+            raise InvalidArgumentError(
+                f"{name!r} has the shape {variable.shape} (z, y, x), and {root} has {shape}; make it of the variables "
+                "of the store, or of the same box."
+            )
         _check_places(root, str(name), variable, there)
-    found = {name: variable.variable for name, variable in variables.items()}
-    return xr.Dataset(found, {dim: there[dim] for dim in DIMS if dim in there.indexes})
+    found = {name: of.variable for name, of in variables.items() if not _is_own(root, str(name), of)}
+    ds = xr.Dataset(found, {dim: there[dim] for dim in DIMS if dim in there.indexes})
+    if found:
+        check_variables(ds)
+    return ds
+
+
+def _is_own(root: Place, name: str, variable: xr.DataArray) -> bool:
+    """Return whether a variable is that of the store itself, as in a Dataset that was opened from it."""
+    placed = placement_of(variable.variable)
+    return placed is not None and placed.array == root / name and name in open_record(root)["variables"]
 
 
 def _check_places(root: Place, name: str, variable: xr.DataArray, there: xr.Dataset) -> None:

@@ -1,17 +1,23 @@
 """Write variables that a complete store lacks: beside it, then into it."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..core.disk import is_listed
+from ..core.disk import is_link, is_listed
 from ..core.errors import StoreExistsError
+from ..core.kinds import Kind, kind_of
 from ..core.places import Place
 from .adoption import adopt, check_free, finish_adoption, finish_changes
 from .changes import changing
+from .group_metadata import read_group
 from .identity import ADDED, identity_of_variable
+from .label_group import LABELS
+from .levels import FACTORS, Level, levels_of
 from .plan import Export
-from .record import open_record
+from .record import ADDITION, open_record, read_record
 from .record_checks import explain_difference
 
 if TYPE_CHECKING:
@@ -33,11 +39,15 @@ def add_missing(
     missing = [name for name in map(str, ds.data_vars) if not _has(root, name, ds)]
     if not missing:
         return
-    for name in missing:
-        check_free(root, name)
+    check_names(root, {name: kind_of(ds[name]) for name in missing})
     record = open_record(root)
-    beside = root.with_name(f"{root.name}.{'-'.join(missing)[:LONGEST_NAME]}")
+    beside = root.with_name(f"{root.name}.adding-{'-'.join(missing)[:LONGEST_NAME]}")
+    for place in (beside, beside.with_name(f"{beside.name}.partial") / "store"):
+        is_ours = (read_record(place) or {}).get(ADDITION) and not (isinstance(place, Path) and is_link(place))
+        if is_listed(place) and not is_ours:
+            raise StoreExistsError(f"{place} is in the way, and was not made to be added to {root}; rename it.")
     export = Export.plan(ds[missing], beside, chunks=record["chunks"], shards=record["shards"])
+    export.store.content[ADDITION] = True
     export.run(client, on_error, progress)
     try:
         with changing(root) as journal:
@@ -47,6 +57,20 @@ def add_missing(
     except StoreExistsError as error:
         error.add_note(f"What is added is complete in {beside}; the same call moves it into the store.")
         raise
+
+
+def check_names(root: Place, kinds: Mapping[str, Kind]) -> None:
+    """Check that the names of new variables are free, also in the levels and labels that they will get.
+
+    Raises:
+        StoreExistsError: Something else has one of the names.
+    """
+    for name, kind in kinds.items():
+        for level in levels_of(root) if FACTORS not in (read_group(root) or {}) else [Level(root, (1, 1, 1))]:
+            check_free(level.path, name)
+        label = root / LABELS / name
+        if kind != "image" and is_listed(label):
+            raise StoreExistsError(f"{label} is there already; choose another name for {name}, or remove it.")
 
 
 def _has(root: Place, name: str, ds: xr.Dataset) -> bool:

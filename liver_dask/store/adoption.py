@@ -1,8 +1,9 @@
 """Move the variables of one complete store into another, in which they are found all at once.
 
 The arrays and their tables get their place first; then the record and the inventory name them, and the metadata of the
-root, from which readers open a store, are last. A file of the store says what is being moved, so that a call which was
-killed is finished by the next one that changes the store.
+root, from which readers open a store, are last. A file of the store, the journal, says what is being moved, with all
+that is needed to finish: a call that was killed is finished by the next one that changes the store, or taken back if
+what it had not moved yet is gone.
 """
 
 import json
@@ -12,13 +13,14 @@ from typing import Any
 from ..core.disk import files_below, is_listed
 from ..core.documents import as_object, is_same, read_document
 from ..core.errors import DamagedError, StoreExistsError
+from ..core.geometry import DIMS
 from ..core.places import Place, path_below
 from .changes import changing, set_time
 from .group_metadata import read_group
 from .identity import ADDED
 from .inventory import FILE as INVENTORY
 from .inventory import METADATA, checksum_of, checksum_of_record
-from .record import ADOPTED, BEGUN, MISSING_FILES, RECORD, adopted_of, is_changing, open_record
+from .record import ADDITION, ADOPTED, MISSING_FILES, RECORD, adoption_in, is_changing, open_record, read_record
 from .storage.access import storage_of, write_json
 from .storage.interface import Journal
 from .zarr_group import write_group
@@ -32,17 +34,22 @@ def adopt(root: Place, other: Place, journal: Journal) -> None:
 
     Args:
         root: The store that gets them.
-        other: The complete store that has them, next to it.
+        other: The complete store that has them, next to it, which was written for that.
         journal: The journal of the change, which is empty.
 
     Raises:
         StoreExistsError: Something else has the name of a variable; nothing was changed. (FileExistsError)
         DamagedError: The metadata of a store are not what was written; nothing was changed. (OSError)
     """
-    for name in open_record(other)["variables"]:
+    variables = open_record(other)["variables"]
+    for name in variables:
         check_free(root, name)
-    _merged(root, other)
-    journal.write(json.dumps({ADOPTED: other.name}).encode())
+    added, document = _read(other)
+    _check(other, document["attributes"], [_checksum_in(other)])
+    entries = {part: dict(_of_variables(as_object(added.get(part)), list(variables))) for part in ("metadata", "files")}
+    adoption = {"variables": variables, "missing": _missing_in(added), **entries}
+    _merged(root, adoption)
+    _write(journal, other, adoption, is_moved=False)
     finish_adoption(root, journal)
 
 
@@ -68,24 +75,26 @@ def finish_changes(root: Place) -> None:
 
 
 def finish_adoption(root: Place, journal: Journal) -> None:
-    """Finish moving variables into a store, if a call has begun to. The journal is empty then."""
-    name = adopted_of(journal.read())
-    if name is None:
+    """Finish moving variables into a store, if a call has begun to, or take it back. The journal is empty then."""
+    adoption = adoption_in(journal.read())
+    if adoption is None:
         return
-    other = root.with_name(name)
-    if not name.startswith(f"{root.name}."):
-        raise DamagedError(f"{root / RECORD / BEGUN} says that {name} is being moved into {root}, which cannot be.")
-    variables = open_record(other)["variables"]
-    storage, stage = storage_of(root), root / RECORD / STAGE
-    for folder in [place for name in variables for place in (name, f"{RECORD}/{name}")]:
-        journal.check()
-        files = sorted(path_below(path, other / folder) for path in files_below(other / folder))
-        files.sort(key=lambda where: where != METADATA)  # they come first
-        storage.remove_tree(stage)
-        storage.put_folder(root / folder, stage, {where: other / folder / where for where in files})
-        set_time(root)
-    storage.remove_tree(stage)
-    inventory, document, attributes = _merged(root, other)
+    other, storage = root.with_name(adoption[ADOPTED]), storage_of(root)
+    folders = [place for name in adoption["variables"] for place in (name, f"{RECORD}/{name}")]
+    if not adoption["is_moved"]:
+        if not (read_record(other) or {}).get("complete"):  # somebody has removed or renamed it
+            for folder in folders:
+                journal.check()
+                storage.remove_tree(root / folder)
+            set_time(root)
+            journal.clear()
+            return
+        for folder in folders:
+            journal.check()
+            _put(root, other, folder)
+        storage.remove_tree(root / RECORD / STAGE)
+        _write(journal, other, adoption, is_moved=True)
+    inventory, document, attributes = _merged(root, adoption)
     journal.check()
     write_json(root / RECORD / METADATA, document)
     storage.write(root / RECORD / INVENTORY, [inventory])
@@ -93,39 +102,59 @@ def finish_adoption(root: Place, journal: Journal) -> None:
     write_group(root, attributes, consolidate=True)
     set_time(root)
     journal.clear()
-    storage.remove_tree(other)  # from here on, nothing needs it
+    _remove(other)  # from here on, nothing needs it
 
 
-def _merged(root: Place, other: Place) -> tuple[bytes, Mapping[str, Any], Mapping[str, Any]]:
-    """Return the inventory, the document of the record, and the attributes of a store with the variables of another.
+def _put(root: Place, other: Place, folder: str) -> None:
+    """Give the files of a folder of another store their place."""
+    storage, stage = storage_of(root), root / RECORD / STAGE
+    files = sorted(path_below(path, other / folder) for path in files_below(other / folder))
+    files.sort(key=lambda where: where != METADATA)  # they come first
+    storage.remove_tree(stage)
+    storage.put_folder(root / folder, stage, {where: other / folder / where for where in files})
+    set_time(root)
+
+
+def _remove(other: Place) -> None:
+    """Remove a store whose variables were moved, unless there is something of somebody else in it."""
+    record = read_record(other)
+    known = {*(record or {}).get("variables", ()), *DIMS, RECORD, METADATA}
+    if record and record.get(ADDITION) and {path.name for path in other.iterdir()} <= known:
+        storage_of(other).remove_tree(other)
+
+
+def _write(journal: Journal, other: Place, adoption: Mapping[str, Any], *, is_moved: bool) -> None:
+    journal.write(json.dumps({**adoption, ADOPTED: other.name, "is_moved": is_moved}).encode())
+
+
+def _merged(root: Place, adoption: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any], Mapping[str, Any]]:
+    """Return the inventory, the document of the record, and the attributes of a store with more variables.
 
     Raises:
         DamagedError: They are not what was written. A record that was already changed for this inventory is accepted.
     """
-    new = open_record(other)["variables"]
     inventory, document = _read(root)
-    added, added_document = _read(other)
-    missing = {*_missing_in(inventory), *_missing_in(added)}
-    attributes = {**as_object(inventory.get("attributes")), **({MISSING_FILES: sorted(missing)} if missing else {})}
-    merged = {**inventory, "attributes": attributes}
+    missing = {*_missing_in(inventory), *adoption["missing"]}
+    lacking = {MISSING_FILES: sorted(missing)} if missing else {}
+    merged = {**inventory, "attributes": {**as_object(inventory.get("attributes")), **lacking}}
     for part in ("metadata", "files"):
-        found = {**as_object(inventory.get(part)), **dict(_of_variables(as_object(added.get(part)), list(new)))}
-        merged[part] = dict(sorted(found.items()))
+        merged[part] = dict(sorted({**as_object(inventory.get(part)), **adoption[part]}.items()))
     content = json.dumps(merged, indent=1).encode()
     record = document["attributes"]
-    for of, at, known in (
-        (record, root, (_checksum_in(root), list(checksum_of(content)))),
-        (added_document["attributes"], other, (_checksum_in(other),)),
-    ):
-        if of.get("checksum") != checksum_of_record(of) or not any(is_same(of.get("inventory"), one) for one in known):
-            raise DamagedError(
-                f"{at} is not as it was written, so no variable was added; `liver-dask verify {at}` says more."
-            )
-    variables = record["variables"] | {name: of | {ADDED: True} for name, of in new.items()}
-    changed = record | {"variables": variables, "inventory": list(checksum_of(content))}
-    document = {**document, "attributes": changed | {"checksum": checksum_of_record(changed)}}
-    of_root = read_group(root) or {}
-    return content, document, of_root | {key: attributes[key] for key in (MISSING_FILES,) if key in attributes}
+    _check(root, record, [_checksum_in(root), list(checksum_of(content))])
+    added = {name: {**of, ADDED: True} for name, of in adoption["variables"].items()}
+    changed = {**record, "variables": {**record["variables"], **added}, "inventory": list(checksum_of(content))}
+    document = {**document, "attributes": {**changed, "checksum": checksum_of_record(changed)}}
+    return content, document, {**(read_group(root) or {}), **lacking}
+
+
+def _check(store: Place, record: Mapping[str, Any], inventories: Sequence[list[int]]) -> None:
+    """Raise DamagedError if a record is not what was written, or for another inventory than these."""
+    is_own = record.get("checksum") == checksum_of_record(record)
+    if not is_own or not any(is_same(record.get("inventory"), of) for of in inventories):
+        raise DamagedError(
+            f"{store} is not as it was written, so no variable was added; `liver-dask verify {store}` says more."
+        )
 
 
 def _read(store: Place) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -1,6 +1,6 @@
 """Remove what interrupted exports left beside a store."""
 
-from ..core.disk import is_there
+from ..core.disk import files_in, is_there
 from ..core.errors import StoreExistsError
 from ..core.places import Place
 from .plan import check_place
@@ -23,6 +23,22 @@ def clean(target: Place, *, unfinished: bool = False) -> str:
         InvalidArgumentError: The folder cannot be written. (ValueError)
     """
     target = check_place(target)
+    added = [_cleaned(of, unfinished=unfinished) for of in _beside(target)]
+    partial = target.with_name(f"{target.name}.partial")
+    return " ".join(added if added and not is_there(partial) else [*added, _cleaned(target, unfinished=unfinished)])
+
+
+def _beside(target: Place) -> list[Place]:
+    """Return the places of unfinished stores of variables that were to be added to a store."""
+    if not is_there(target) or not is_there(target.parent):
+        return []
+    names = [path.name for path in files_in(target.parent, ".partial") if path.name.startswith(f"{target.name}.")]
+    places = [target.with_name(name.removesuffix(".partial")) for name in names]
+    return [of for of in places if of != target and is_there(of.with_name(f"{of.name}.partial") / "store")]
+
+
+def _cleaned(target: Place, *, unfinished: bool) -> str:
+    """Remove what is left beside one store, see `clean`."""
     partial = target.with_name(f"{target.name}.partial")
     if not is_there(partial):
         return f"Nothing is left beside {target}{'' if is_there(target) else ', and there is no store either'}."

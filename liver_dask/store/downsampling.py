@@ -1,7 +1,5 @@
 """Downsampling by 2: the mean for images, the share of masks, the most frequent number for instances."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from ..core.kinds import Kind
 from ..core.places import Place
 from .array import StoredArray
 from .mask_shares import CELL, keep_share
-from .record import open_record, read_checksums
+from .record import checksums_digest, open_record
 
 Method = Literal["mean", "kept share", "most frequent", "majority"]
 """Name of a downsampling method, also in `DownsamplingReader.describe`. Earlier versions made masks by majority."""
@@ -78,8 +76,7 @@ class DownsamplingReader:
 
         The text does not change if the store is moved.
         """
-        known = json.dumps(sorted(read_checksums(self.below, self.variable).items()))
-        voxels = hashlib.sha256(known.encode()).hexdigest()[:32]
+        voxels = checksums_digest(self.below, self.variable)
         what = f"{self.method} of {self.step} voxels of the {self.variable}"
         return f"{what} whose shards' checksums have the SHA-256 {voxels}"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..archive.archives import EMPIAR_13356, archives
 from ..archive.description import Variable
-from ..core.documents import as_object, short
+from ..core.documents import as_list, as_object
 from ..core.geometry import DIMS
 from ..core.kinds import RAW
 
@@ -99,11 +99,20 @@ def made_of(variable: Mapping[str, Any]) -> str:
     voxels = variable["voxels"]
     prediction = prediction_in(voxels)
     if prediction:
-        return f"prediction by {short(prediction.get('model'))} of {short(prediction.get('raw'))}"
+        return prediction_text(prediction)
     if not isinstance(voxels, dict):
         return str(voxels)
     box = ", ".join(f"{dim} {indexes_text(*voxels[dim])}" for dim in DIMS)
     return f"{voxels['variable']} of {voxels.get('archive', OF_OLD_STORES.name)} ({box}), read from {voxels['source']}"
+
+
+def prediction_text(prediction: Mapping[str, Any]) -> str:
+    """Return a text of what `prediction_in` returns."""
+    raw = prediction.get("raw")
+    of = "voxels of a store" if isinstance(raw, dict) else str(raw)[:80]
+    blocks = (f"{key} {' x '.join(map(str, as_list(prediction.get(key))))}" for key in ("block", "halo"))
+    threshold = f", threshold {prediction['threshold']}" if "threshold" in prediction else ""
+    return f"prediction by {str(prediction.get('model'))[:24]} of {of} ({', '.join(blocks)}{threshold})"
 
 
 def prediction_in(voxels: Any) -> dict[str, Any] | None:

@@ -118,15 +118,17 @@ class Source:
         derived = [lazy for lazy in lazies if isinstance(lazy.read, DerivedReader)]
         if not derived or not lazies[0].nbytes:
             return 1
+        alone = [of.read.times for of in derived if reader in readers_below(of.read)]
+        sharing = [of for of in lazies if not isinstance(of.read, DerivedReader) or not of.read.times]
         wanted: set[int] = set()
         count, depth = 0, self.layout.chunks[0]
         for z in range(0, self.layout.shape[0], depth):
-            parts = [Read(lazy, lazy.window[slice(z, z + depth), :1, :1]) for lazy in lazies]
+            parts = [Read(lazy, lazy.window[slice(z, z + depth), :1, :1]) for lazy in sharing]
             found = [of for part in parts for of in reads_of_archive(part) if of.lazy.read == reader]
             slices = {int(number) for of in found for number in of.window.selections[0]}
             wanted |= slices
             count += len(slices)
-        return count / max(len(wanted), 1)
+        return count / max(len(wanted), 1) + sum(alone)
 
 
 def _sharing(windows: dict[str, LazyWindow]) -> dict[str, LazyWindow]:

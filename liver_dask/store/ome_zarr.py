@@ -20,7 +20,7 @@ from ..core.places import Place, path_below
 from . import label_group
 from .array import StoredArray
 from .downsampling import Method
-from .group_metadata import is_consolidated, read_group
+from .group_metadata import read_group, read_metadata
 from .label_group import LABELS, add_labels, check_labels, labels_are_there
 from .levels import Level, method_of, open_variables
 from .ome_metadata import VERSION, Scale, grey_channel, image_label, multiscale
@@ -44,9 +44,16 @@ def is_described(levels: Sequence[Level]) -> bool:
     scales = _scales_of((read_group(store) or {}).get("ome"))
     return (
         described.paths in map(_paths_of, scales)
-        and is_consolidated(store)
+        and _consolidated_in(store) >= described.nodes
+        and (len(levels) < 2 or _consolidated_in(levels[1].path.parent) >= described.nodes_of_levels)
         and labels_are_there(store, described.labels)
     )
+
+
+def _consolidated_in(group: Place) -> set[str]:
+    """Return the nodes of a group whose metadata it has a copy of."""
+    consolidated = as_object((read_metadata(group) or {}).get("consolidated_metadata"))
+    return set(as_object(consolidated.get("metadata")))
 
 
 def check_names(levels: Sequence[Level]) -> None:
@@ -197,6 +204,16 @@ class _Describer:
         self.arrays = {name: [level.path / name for level in levels] for name in self.labels}
         self.name = RAW if RAW in self._ds else min(map(str, self._ds))
         self.paths = [path_below(level.path / self.name, store) for level in levels]
+
+    @property
+    def nodes(self) -> set[str]:
+        """The paths of the arrays of all levels in the store."""
+        return {path_below(level.path / name, self.levels[0].path) for level in self.levels for name in self._kinds}
+
+    @property
+    def nodes_of_levels(self) -> set[str]:
+        """The paths of the arrays of the levels above it in their group."""
+        return {f"{level.path.name}/{name}" for level in self.levels[1:] for name in self._kinds}
 
     def image(self, known: Mapping[str, Any]) -> dict[str, Any]:
         """Return the OME-Zarr attributes of the root.

@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 LONGEST_NAME = 240
 """Maximum bytes of a store's name. File systems allow 255, and the names next to the store are longer than its own."""
 
+LONGEST_VARIABLE = 200
+"""Maximum bytes of the name of a variable, which is that of a folder."""
+
 LARGEST_VOXEL = 8
 """Bytes per voxel. Numpy has longer floats, Zarr does not."""
 
@@ -94,7 +97,7 @@ class Export:
             InvalidArgumentError: An argument cannot be used. (ValueError)
         """
         target = check_place(path, storage_options)
-        _check_variables(ds)
+        check_variables(ds)
         if ds.attrs.get("voxel_size_nm") is not None:
             check_voxel_size(ds.attrs["voxel_size_nm"])
         part = crop(ds, bounding_box)
@@ -243,7 +246,7 @@ def check_place(path: Named, options: Mapping[str, Any] | None = None) -> Place:
     return target
 
 
-def _check_variables(ds: xr.Dataset) -> None:
+def check_variables(ds: xr.Dataset) -> None:
     """Raise InvalidArgumentError for variables or coordinates that a store cannot return unchanged."""
     if not isinstance(ds, xr.Dataset):
         advice = f"ds[[{ds.name!r}]]" if isinstance(ds, xr.DataArray) and ds.name else "array.to_dataset(name='raw')"
@@ -261,9 +264,11 @@ def _check_variables(ds: xr.Dataset) -> None:
 
 
 def _check_variable(name: Hashable, variable: xr.DataArray) -> None:
-    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
+    is_word = isinstance(name, str) and name.isidentifier() and len(name.encode()) <= LONGEST_VARIABLE
+    if not is_word or name in RESERVED_NAMES:
         raise InvalidArgumentError(
-            f"A variable named {name!r} cannot be kept; rename it to a word other than {', '.join(RESERVED_NAMES)}."
+            f"A variable named {name!r} cannot be kept; rename it to a word of letters, digits and _, other than "
+            f"{', '.join(RESERVED_NAMES)}."
         )
     if variable.dims != DIMS and set(variable.dims) == set(DIMS):
         raise InvalidArgumentError(

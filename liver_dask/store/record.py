@@ -4,6 +4,7 @@
 """
 
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -42,6 +43,12 @@ BEGUN = "annotation.json"
 
 ADOPTED = "adopted"
 """Key in that file: the name of the store beside, whose variables are being moved into the store."""
+
+ADOPTION = {"variables": dict, "metadata": dict, "files": dict, "missing": list, "is_moved": bool}
+"""The other keys then: the entries of the record and of the inventory, and whether all files have their place."""
+
+ADDITION = "is_addition"
+"""Key of the record of a store whose variables are to be moved into another one."""
 
 BUSY = "Another process is annotating {}, or adding levels or variables to it; wait for it to end."
 """Message if this file is locked."""
@@ -119,7 +126,7 @@ def check_annotated(store: Place) -> None:
     """Raise StoreExistsError if a store is being changed, or this was interrupted."""
     path = store / RECORD / BEGUN
     if is_changing(store):
-        if adopted_of(path.read_bytes()):
+        if adoption_in(path.read_bytes()):
             raise StoreExistsError(
                 f"Variables are being added to {store}, or this was interrupted; `liver-dask pyramid` or `annotate` "
                 "finishes it, or the same call of `add_variables`."
@@ -135,13 +142,16 @@ def is_changing(store: Place) -> bool:
     return is_there(path) and path.is_file() and bool(size_of(path))
 
 
-def adopted_of(journal: bytes) -> str | None:
-    """Return the name of the store whose variables are being moved into another; None if none are."""
+def adoption_in(journal: bytes) -> dict[str, Any] | None:
+    """Return what a journal says about variables that are being moved into a store; None if none are."""
     try:
-        name = json.loads(journal)[ADOPTED]
+        found = json.loads(journal)
+        name, variables = found[ADOPTED], found["variables"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return name if isinstance(name, str) and "/" not in name else None
+    names = [name, *variables] if isinstance(variables, dict) else [None]
+    is_whole = all(isinstance(found.get(key), of) for key, of in ADOPTION.items())
+    return found if is_whole and all(isinstance(of, str) and "/" not in of and of != ".." for of in names) else None
 
 
 def what_it_lacks(record: Mapping[str, Any]) -> list[str]:
@@ -218,6 +228,16 @@ def read_checksums(store: Place, name: str) -> dict[Shard, Checksum]:
         raise DamagedError(
             f"{path}, which has the checksums of the shards of {name}, cannot be read ({error})."
         ) from error
+
+
+def checksums_digest(store: Place, name: str) -> str:
+    """Return a digest of the checksums of all shards of a variable: of its voxels, wherever the store is.
+
+    Raises:
+        DamagedError: The manifest is missing or cannot be read.
+    """
+    known = json.dumps(sorted(read_checksums(store, name).items()))
+    return hashlib.sha256(known.encode()).hexdigest()[:32]
 
 
 def read_statistics(store: Place, name: str, statistic: str) -> npt.NDArray[Any]:

@@ -28,6 +28,9 @@ MOST_CHUNKS = 2**24
 MOST_BLOCKS = 2**20
 """Maximum number of blocks of the volume that a store was cut from. The full volume has 12,000."""
 
+MOST_SHOWN = 8
+"""Maximum number of attributes in a message about two stores that differ."""
+
 DTYPE = re.compile(r"\|[biu]1|[<>][iuf][248]")
 
 
@@ -86,16 +89,39 @@ def _differing_attributes(found: Mapping[str, Any], content: Mapping[str, Any]) 
     """Return a sentence with the attributes of two records that differ, and their values; "" if that is not known."""
     try:
         one, other = _attributes_of(found), _attributes_of(content)
+        names = _variables_in_words(identity_of(found)["variables"], identity_of(content)["variables"])
     except (KeyError, TypeError, ValueError, AttributeError):  # a damaged record
         return ""
+    if names:
+        return names
     keys = [key for key in one | other if one.get(key) != other.get(key)]
     if any(key in keys for key in DIMS):  # the grids follow from the box
         keys = [key for key in keys if key not in ("shape", "shards")]
     if not keys:
         return ""
-    held, asked = (", ".join(f"{key} {of.get(key, 'none')}" for key in keys) for of in (one, other))
     shape = " The argument `shape` says how large the volume is." if "volume" in keys else ""
-    return f" It holds {held}; this call asks for {asked}.{shape}"
+    more = ", ..." if len(keys) > MOST_SHOWN else ""
+    held, asked = (", ".join(f"{key} {of.get(key, 'none')}" for key in keys[:MOST_SHOWN]) for of in (one, other))
+    return f" It holds {held}{more}; this call asks for {asked}{more}.{shape}"
+
+
+def _variables_in_words(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return a sentence about variables made of other things, or that the store lacks; "" if there are none."""
+    for name in [name for name in wanted if name in there]:
+        held, asked = (_how(of[name]) for of in (there, wanted))
+        if held != asked:
+            return f" It holds {name} {held}; this call asks for {name} {asked}."
+    if there.keys() < wanted.keys() and all(there[name] == wanted[name] for name in there):
+        more = ", ".join(name for name in wanted if name not in there)
+        return f" It lacks {more}, which `add_variables` adds to it."
+    return ""
+
+
+def _how(variable: Mapping[str, Any]) -> str:
+    """Return how a variable was made, in some words."""
+    if isinstance(variable["voxels"], dict):
+        return "of an archive"
+    return "predicted by a model" if prediction_in(variable["voxels"]) else "that was computed"
 
 
 def _attributes_of(record: Mapping[str, Any]) -> dict[str, str]:

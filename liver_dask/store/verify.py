@@ -234,6 +234,11 @@ def _plans_of_levels(store: Place, seed: int, full: bool, report: VerifyReport) 
         where, ds = f"{path_below(level.path, store)}/", None
         try:
             ds = downsampled(below, level, store)
+            lacking = [name for name in ds if name not in open_record(level.path)["variables"]]
+            if lacking:
+                more = ", ".join(map(str, lacking))
+                report.notes.append(f"{level.path} lacks {more}; `liver-dask pyramid {store}` adds that")
+                ds = ds.drop_vars(lacking)
         except Exception as error:  # zarr raises arbitrary errors for damaged metadata
             report.problems.append(_cannot_compare(level.path, below.path, error))
         try:
@@ -375,13 +380,12 @@ class _Plan:
         layout, variables = self._layout, self._record["variables"]
         export = Export.plan(ds, self.store, chunks=self._record["chunks"], shards=self._record["shards"])
         wanted = export.store.content["variables"]
-        is_same = all(
-            name in variables and identity_of_variable(variables[name]) == identity_of_variable(of)
-            for name, of in wanted.items()
-        )
+        is_same = all(_is_of(variables.get(name), of) for name, of in wanted.items())
         if is_given and (export.store.layout.shape != layout.shape or not is_same):
+            others = [name for name, of in wanted.items() if not _is_of(variables.get(name), of)]
             raise InvalidArgumentError(
-                f"The Dataset is not what {self.store} was made of: another box, archive or computation."
+                f"The Dataset is not what {self.store} was made of: another box, archive or computation"
+                f"{f' of {others[0]}' if others else ''}; give what was given to `to_zarr` or `add_variables`."
             )
         groups = export.source.groups
         groups = [group._replace(names=tuple(name for name in group.names if name in readable)) for group in groups]
@@ -425,6 +429,11 @@ class _Plan:
             if str(error) not in self.report.problems:
                 self._report([str(error)])
             return []
+
+
+def _is_of(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    """Return whether the entry of a variable in a record is that of what a call would write."""
+    return found is not None and identity_of_variable(found) == identity_of_variable(wanted)
 
 
 def _opened_again(

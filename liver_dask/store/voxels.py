@@ -22,12 +22,12 @@ from ..archive.lazy.lazy_window import LazyWindow, Reader
 from ..archive.lazy.leaves import Read, leaves_in
 from ..archive.reader import VolumeReader
 from ..core.errors import InvalidArgumentError
-from ..core.geometry import DIMS, Shape
+from ..core.geometry import Shape
 from ..core.places import Place
 from ..core.threads import ContextPool
 from .array import StoredArray
 from .placement import placement_of
-from .record import open_record, read_record
+from .record import checksums_digest, read_record
 
 READERS = 8
 """Number of dask's blocks of a box that are read concurrently, on any number of cores: with a distant archive, most of
@@ -54,6 +54,10 @@ class Voxels(Protocol):
     def reads(self, box: Box) -> Iterable[Read]:
         """Return what is read of an archive for a box."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether `reading` replaces the readers, so that several can share what is read."""
+
     def reading(self, others: Mapping[Reader, Reader]) -> "Voxels":
         """Return the same voxels, read by other readers of the same files where there are any."""
 
@@ -67,7 +71,7 @@ class Voxels(Protocol):
         """Check that a slice exists and is as expected, without reading it."""
 
     def described(self) -> Any:
-        """Return JSON that identifies the voxels, equal in every process and for every copy of an archive."""
+        """Return JSON that identifies the voxels, equal in every process; of an archive, with its address."""
 
     @property
     def variant(self) -> str:
@@ -90,7 +94,7 @@ def voxels_of(name: str, variable: xr.DataArray) -> Voxels:
     placed = placement_of(variable.variable)
     if placed is not None and _is_stored(placed.array):
         folder, array = placed.array.parent, placed.array.name
-        return OfStore(StoredArray(folder, array), placed.corner, _shape(variable), _origin_of(folder, array))
+        return OfStore(StoredArray(folder, array), placed.corner, _shape(variable), checksums_digest(folder, array))
     array = variable.data if variable.chunks is not None else variable.chunk("auto").data
     if any(True for _ in held_by_a_cluster(array)):
         raise InvalidArgumentError(f"A cluster holds {name} (persist); give the variable as it was before.")
@@ -109,6 +113,8 @@ class OfArchive:
     """A window of a variable of an archive, or of anything that is read the same way."""
 
     lazy: LazyWindow
+
+    is_shared = True
 
     @property
     def shape(self) -> Shape:
@@ -150,10 +156,7 @@ class OfArchive:
 
     def described(self) -> Any:
         """See Voxels."""
-        origin = self.lazy.origin()
-        if origin is None:
-            return self.lazy.describe()
-        return {key: value for key, value in origin.items() if key != "source"}
+        return self.lazy.describe()
 
     @property
     def variant(self) -> str:
@@ -169,16 +172,17 @@ class OfStore:
         array: The variable.
         corner: The first voxel (z, y, x) of the box.
         shape: Voxels (z, y, x) of the box.
-        voxels: What the record of the store says about the voxels of the variable.
+        checksums: A digest of the checksums of all shards of the variable.
     """
 
     array: StoredArray
     corner: Shape
     shape: Shape
-    voxels: Any
+    checksums: str
 
     inputs = ()
     variant = ""
+    is_shared = True
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """See Voxels."""
@@ -205,15 +209,9 @@ class OfStore:
         """See Voxels: the store was opened."""
 
     def described(self) -> Any:
-        """See Voxels: what an archive's box is in a store is the same as that box of the archive."""
-        if not isinstance(self.voxels, dict):
-            return [self.voxels, [[at, at + of] for at, of in zip(self.corner, self.shape, strict=True)]]
-        box = {
-            dim: range(*self.voxels[dim])[at : at + length]
-            for dim, at, length in zip(DIMS, self.corner, self.shape, strict=True)
-        }
-        origin = {key: value for key, value in self.voxels.items() if key != "source"}
-        return origin | {dim: [of.start, of.stop, of.step] for dim, of in box.items()}
+        """See Voxels: by what was written; the place of the store does not matter."""
+        box = [[at, at + length] for at, length in zip(self.corner, self.shape, strict=True)]
+        return {"checksums": self.checksums, "box": box}
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +233,7 @@ class OfArray:
     corner: Shape = (0, 0, 0)
 
     variant = ""
+    is_shared = False
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """See Voxels."""
@@ -279,10 +278,6 @@ class OfArray:
 def _shape(variable: xr.DataArray) -> Shape:
     z, y, x = variable.shape
     return z, y, x
-
-
-def _origin_of(store: Place, name: str) -> Any:
-    return open_record(store)["variables"][name]["voxels"]
 
 
 def _is_stored(array: Place) -> bool:

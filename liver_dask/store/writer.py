@@ -448,8 +448,8 @@ class Store:
             )
         if not self._is_of(record):
             raise StoreExistsError(
-                f"{self.partial} is the unfinished store of another call (another box, archive or layout); "
-                f"finish that call, remove it (`liver-dask clean --unfinished`), or choose another path."
+                f"{self.partial} is the unfinished store of another call; finish that call, remove it "
+                f"(`liver-dask clean --unfinished {self.target}`), or choose another path."
                 f"{explain_difference(record, self.content)}"
             )
         self._sources = SourceVersions(self._sources.folder, record, moved_variables(self.content, record))

@@ -1,5 +1,9 @@
 """Networks of torch, as they are given: in memory, as checkpoints, TorchScript and torch.export."""
 
+import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import pytest
 import xarray as xr
 
 import liver_dask as ld
+from helpers.paths import ROOT
 from liver_dask.prediction import models
 from liver_dask.prediction.models import model_of
 
@@ -77,9 +82,21 @@ def test_files_give_the_same(network: Any, raw: xr.DataArray, tmp_path: Path) ->
     torch.export.save(torch.export.export(network, (example,)), tmp_path / "m.pt2")
     for name in ("m.pt", "m.pt2"):
         np.testing.assert_allclose(predicted(tmp_path / name, raw), expected, atol=1e-6)
-    (tmp_path / "broken.pt").write_bytes(b"no model")
-    with pytest.raises(ld.InvalidArgumentError, match=r"broken.pt cannot be loaded"):
-        predicted(tmp_path / "broken.pt", raw)
+    torch.save(network.state_dict(), tmp_path / "state.pt")
+    for name, content in (("broken.pt", b"no model"), ("broken.pt2", b""), ("state.pt", None)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ld.InvalidArgumentError, match=rf"{name} cannot be loaded \(.*\): give TorchScript") as told:
+            predicted(tmp_path / name, raw)
+        assert "\n" not in str(told.value)
+    (tmp_path / "model.py").write_text("1")
+    with pytest.raises(ld.InvalidArgumentError, match=r"model.py is no file of a model: give TorchScript"):
+        ld.predict(tmp_path / "model.py", raw)
+    with pytest.raises(ld.InvalidArgumentError, match=r"fails for an array of shape \(1, 1, 4, 14, 12\)") as told:
+        predicted(tmp_path / "m.pt2", raw, block=(2, 10, 8))
+    assert "\n" not in str(told.value)
+    with pytest.raises(ld.InvalidArgumentError, match="device='gpu' is no device"):
+        ld.predict(tmp_path / "m.pt", raw, device="gpu")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -154,3 +171,92 @@ def test_a_digest_is_that_of_the_weights(network: Any) -> None:
     with torch.no_grad():
         network[2].bias[0] = torch.nextafter(network[2].bias[0], torch.tensor(9.0))
     assert model_of(network).digest != first
+
+
+class Scaled(torch.nn.Module):
+    """Multiplies by a number that is no weight."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("hidden", torch.ones(1), persistent=False)
+
+    def forward(self, blocks: Any) -> Any:
+        return blocks * self.factor * self.hidden
+
+
+def test_what_is_no_weight_counts_too(raw: xr.DataArray) -> None:
+    """Attributes, buffers that are not saved, and the code of a class."""
+    one, other, hidden = Scaled(1.0), Scaled(0.5), Scaled(1.0)
+    hidden.hidden[0] = 0.25
+
+    class Changed(Scaled):
+        def forward(self, blocks: Any) -> Any:
+            return blocks / 4
+
+    Changed.__qualname__, Changed.__module__ = Scaled.__qualname__, Scaled.__module__
+    results = [predicted(of, raw, preprocess=None) for of in (one, other, hidden, Changed(1.0))]
+    for result, factor in zip(results, (1, 0.5, 0.25, 0.25), strict=True):
+        np.testing.assert_array_equal(result, raw.values * np.float32(factor))
+    assert len({model_of(of).digest for of in (one, other, hidden, Changed(1.0))}) == 4
+    assert model_of(Scaled(1.0)).digest == model_of(one).digest
+
+
+def test_the_code_of_a_function_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that it calls, if they were edited since; and it is the same in another process."""
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = []
+    for factor in (2, 3):
+        text = f"def double(of):\n    return of * {factor}\n\n\ndef model(of):\n    return double(of) + 1\n"
+        (tmp_path / f"of_a_user{factor}.py").write_text(text)
+        module = importlib.import_module(f"of_a_user{factor}")
+        module.__name__ = "of_a_user"
+        module.model.__module__ = module.double.__module__ = "of_a_user"
+        monkeypatch.setitem(sys.modules, "of_a_user", module)
+        digests.append(model_of(module.model).digest)
+    assert digests[0] != digests[1]
+    code = (
+        "import of_a_user2; from liver_dask.prediction import models; print(models.model_of(of_a_user2.model).digest)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONHASHSEED": seed},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+def test_weights_of_other_types(network: Any, raw: xr.DataArray) -> None:
+    """A network of half or double precision gets its own type."""
+    expected = predicted(network, raw)
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 0.05)):
+        np.testing.assert_allclose(predicted(network.to(dtype), raw), expected, atol=tolerance)
+
+
+def test_two_models_in_one_computation_are_loaded_once_each(raw: xr.DataArray) -> None:
+    """Although their blocks come in turn."""
+    models._loaded.forget()
+    models._loaded.loads = 0
+    one, other = (ld.predict(Scaled(of), raw, block=BLOCK, halo=HALO, dtype="float32") for of in (1.0, 2.0))
+    np.testing.assert_array_equal((other - one).compute(scheduler="threads"), raw)
+    assert models._loaded.loads == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_checkpoint_without_the_code_of_its_training(network: Any, raw: xr.DataArray, tmp_path: Path) -> None:
+    """What torch_em saves of the loaders may be of a notebook; the weights are all that is needed."""
+
+    def of_a_notebook(of: Any) -> Any:
+        return of
+
+    of_a_notebook.__module__, of_a_notebook.__qualname__ = "__main__", "of_a_notebook"
+    sys.modules["__main__"].of_a_notebook = of_a_notebook  # type: ignore[attr-defined]
+    kwargs = {"in_channels": 1, "out_channels": 1, "kernel_size": 1}
+    layer = torch.nn.Conv3d(**kwargs)
+    init = {"model_class": "torch.nn.Conv3d", "model_kwargs": kwargs, "train_dataset": [of_a_notebook]}
+    (tmp_path / "m").mkdir()
+    torch.save({"model_state": layer.state_dict(), "init": init}, tmp_path / "m" / "best.pt")
+    del sys.modules["__main__"].of_a_notebook  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(predicted(tmp_path / "m", raw), predicted(layer, raw))

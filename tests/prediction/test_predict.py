@@ -1,9 +1,11 @@
 """A prediction by blocks is that of the whole volume at once; what was kept is not predicted again."""
 
-import json
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
@@ -25,6 +27,7 @@ from helpers.archive import SHAPE
 from helpers.forked import forked_workers
 from helpers.waiting import wait_until
 from liver_dask.archive import reader
+from liver_dask.demo import make_archive
 from liver_dask.store.plan import Export
 
 FIELD = (1, 2, 2)
@@ -215,32 +218,85 @@ def test_a_prediction_is_kept_beside_raw(archive: Path, voxels: dict[str, np.nda
 
 
 def test_how_a_model_is_run_is_part_of_a_store_but_not_where(archive: Path, tmp_path: Path) -> None:
-    """Another batch or device, or a copy of raw in a store, gives the same store; another halo is refused."""
+    """Another batch or device, or the same store of raw elsewhere, gives the same store; another halo is refused."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",)).isel(y=slice(40, 200))
     ld.to_zarr(ds, tmp_path / "raw.zarr", **TINY)
-    copy = tmp_path / "copy"
-    copy.symlink_to(archive)
-    elsewhere = ld.open_human_liver_em(copy, shape=SHAPE, labels=("mito",)).isel(y=slice(40, 200))
+    shutil.copytree(tmp_path / "raw.zarr", tmp_path / "copy.zarr")
+    kept = [xr.open_zarr(tmp_path / name).raw for name in ("raw.zarr", "copy.zarr")]
 
-    def store(raw: xr.DataArray, halo: tuple[int, int, int] = (1, 2, 2), **options: Any) -> str:
+    def store(raw: xr.DataArray, name: str, halo: tuple[int, int, int] = (1, 2, 2), **options: Any) -> str:
         predicted = ld.predict(summed, raw[2:], block=(2, 64, 64), halo=halo, dtype="float64", **options)
-        return ld.to_zarr(xr.Dataset({"pred": predicted}), tmp_path / "a.zarr", **TINY)
+        return ld.to_zarr(xr.Dataset({"pred": predicted}), tmp_path / name, **TINY)
 
-    store(ds.raw)
-    record = json.loads((tmp_path / "a.zarr" / "liver_dask" / "zarr.json").read_text())
-    for raw, options in (
-        (ds.raw, {"batch": 3, "device": "cpu"}),
-        (elsewhere.raw, {}),
-        (xr.open_zarr(tmp_path / "raw.zarr").raw, {}),
-    ):
-        store(raw, **options)
-    assert json.loads((tmp_path / "a.zarr" / "liver_dask" / "zarr.json").read_text()) == record
-    with pytest.raises(ld.StoreExistsError, match=r"It holds halo of pred \[1, 2, 2\]; .* asks for halo .*\[1, 2, 3\]"):
-        store(ds.raw, (1, 2, 3))
-    with pytest.raises(ld.StoreExistsError, match=r"raw's y of pred \[40, 200, 1\]"):
-        store(ds.raw[:, ::-1])
-    attributes = xr.open_zarr(tmp_path / "a.zarr").pred.attrs
+    for raws in ([ds.raw], kept):
+        name = f"{len(raws)}.zarr"
+        store(raws[0], name)
+        record = (tmp_path / name / "liver_dask" / "zarr.json").read_text()
+        for raw in raws:
+            store(raw, name, batch=3, device="cpu")
+        assert (tmp_path / name / "liver_dask" / "zarr.json").read_text() == record
+        told = r"It holds halo of pred \[1, 2, 2\]; .* asks for halo .*\[1, 2, 3\]"
+        with pytest.raises(ld.StoreExistsError, match=told):
+            store(raws[0], name, (1, 2, 3))
+        with pytest.raises(ld.StoreExistsError, match="It holds"):
+            store(raws[0][:, ::-1], name)
+    attributes = xr.open_zarr(tmp_path / "1.zarr").pred.attrs
     assert (attributes["model_halo"], attributes["model_dtype"]) == ([1, 2, 2], "<f8")
+
+
+def test_other_voxels_are_never_taken_for_the_same(tmp_path: Path) -> None:
+    """Two archives of one name, and stores of them, have other predictions: computed together, and kept."""
+    raws = []
+    for seed in (0, 5):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        make_archive(folder, (4, 64, 64), seed=seed)
+        raws.append(ld.open_human_liver_em(folder, shape=(4, 64, 64), labels=["er"]).raw)
+        ld.to_zarr(raws[-1].to_dataset(), tmp_path / f"{seed}.zarr", **TINY)
+    for pair in (raws, [xr.open_zarr(tmp_path / f"{seed}.zarr").raw for seed in (0, 5)]):
+        one, other = (ld.predict(_share, raw, block=(2, 64, 64), halo=(0, 0, 0)) for raw in pair)
+        assert np.abs(one.astype(int) - other).max() > 20
+        path = tmp_path / f"{type(pair[0].data).__name__}.zarr"
+        ld.to_zarr(one.to_dataset(), path, **TINY)
+        with pytest.raises(ld.StoreExistsError):
+            ld.to_zarr(other.to_dataset(), path, **TINY)
+
+
+def test_functions_may_change_what_they_get() -> None:
+    """A function that changes its argument in place does not change the halo of the next block."""
+    voxels = np.random.default_rng(1).integers(1, 255, (4, 32, 32)).astype(np.uint8)
+    raw = xr.DataArray(voxels, dims=["z", "y", "x"])
+
+    def halved(of: np.ndarray) -> np.ndarray:
+        of //= 2
+        return of
+
+    options: dict[str, Any] = {"block": (2, 8, 8), "halo": (1, 2, 2), "dtype": "float32"}
+    np.testing.assert_array_equal(ld.predict(lambda of: of, raw, preprocess=halved, **options), voxels // 2)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_after_the_block_that_is_predicted(tmp_path: Path) -> None:
+    """Not after the regions that are under way; and the same call goes on."""
+    script = f"""
+import time, numpy as np, xarray as xr, liver_dask as ld
+def slow(voxels):
+    time.sleep(0.5)
+    print("block", flush=True)
+    return voxels / 2
+raw = xr.DataArray(np.ones((8, 64, 16 * 60), np.uint8), dims=["z", "y", "x"])
+pred = ld.predict(slow, raw, block=(8, 64, 16), halo=(0, 0, 0))
+ld.to_zarr(pred.to_dataset(), {str(tmp_path / "a.zarr")!r}, chunks=(8, 64, 16), shards=(8, 64, 160), progress=False)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "block\n"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert len(out.splitlines()) < 10, "of sixty"
 
 
 def test_a_threshold_makes_a_mask(archive: Path, tmp_path: Path) -> None:
@@ -352,7 +408,21 @@ def test_wrong_arguments_are_one_sentence() -> None:
         (5, raw, {}, "model is a int"),
         ("no/such/model.pt", raw, {}, "There is no model at"),
         (summed, raw, {"block": (1, 2)}, "block"),
-        (summed, raw, {"halo": (1, -2, 1)}, "halo"),
+        (summed, raw, {"halo": (1, -2, 1)}, r"halo=\(1, -2, 1\) must be 3 whole numbers"),
+        (summed, raw, {"halo": (100, 2000, 2000)}, "at most 1,073,741,824 can be"),
+        (summed, raw, {"halo": 4}, "halo=4 must be 3 whole numbers"),
+        (summed, raw, {"halo": (0.5, 0, 0)}, "must be 3 whole numbers"),
+        (summed, raw, {"block": (2000, 2000, 2000)}, "at most 1,073,741,824 can be"),
+        (summed, raw, {"channel": -1}, "channel=-1"),
+        (summed, raw, {"channel": "a"}, "channel='a'"),
+        (summed, raw, {"threshold": "0.5"}, "must be a number"),
+        (summed, raw, {"threshold": float("nan")}, "must be a number"),
+        (summed, raw, {"dtype": "nonsense"}, "must be a type of real numbers"),
+        (summed, raw, {"dtype": complex}, "must be a type of real numbers"),
+        (summed, raw, {"postprocess": 5}, "must be a function"),
+        (summed, raw, {"preprocess": (float("nan"), 1)}, "above 0"),
+        (summed, raw.astype(complex), {}, "real numbers"),
+        (Counted, raw, {}, r"the class Counted; give an object of it: Counted\("),
         (summed, raw, {"ndim": 4}, "2 or 3"),
         (summed, raw, {"ndim": 2, "halo": (1, 0, 0)}, "no halo along z"),
         (summed, raw, {"batch": 0}, "batch"),

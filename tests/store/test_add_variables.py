@@ -12,15 +12,15 @@ import pytest
 import xarray as xr
 import zarr
 from click.testing import CliRunner
-from dask.base import normalize_token
 
 import liver_dask as ld
 from helpers import tiny
 from helpers.kills import killed_at
-from helpers.places import IN_A_FOLDER, contents, copied, files_of, flip, put, read
+from helpers.places import IN_A_FOLDER, contents, copied, files_of, flip, put, read, remove
 from liver_dask.cli import main
 from liver_dask.core.places import Place
-from liver_dask.store import adoption, levels
+from liver_dask.store import adoption, levels, pyramid
+from liver_dask.store.clean import clean
 from liver_dask.store.locks import open_locked
 from liver_dask.store.record import check_annotated
 from liver_dask.store.zarr_store import zarr_store
@@ -90,26 +90,26 @@ def check(store: Place, source: Path) -> None:
     assert not [name for name in files_of(store) if "adopt" in name or "annotation" in name]
 
 
-@pytest.mark.parametrize("pyramid", [False, True])
-def test_they_are_as_if_the_store_had_been_written_with_them(plain: Path, store: Place, pyramid: bool) -> None:
+@pytest.mark.parametrize("has_levels", [False, True])
+def test_they_are_as_if_the_store_had_been_written_with_them(plain: Path, store: Place, has_levels: bool) -> None:
     """Voxels, tables, levels, labels and metadata are those of a store that had them from the beginning."""
-    if pyramid:
+    if has_levels:
         ld.add_pyramid(store, progress=False)
     add(store)
     check(store, plain)
     whole = store.with_name("whole.zarr")
     ds = opened(plain)
     at_once = xr.Dataset(new_of(plain) | {name: ds[name] for name in ("raw", "er")}, ds.coords, ds.attrs)
-    ld.to_zarr(at_once, whole, pyramid=pyramid, progress=False, **tiny.LAYOUT)
+    ld.to_zarr(at_once, whole, pyramid=has_levels, progress=False, **tiny.LAYOUT)
     found, expected = ({name for name in files_of(of) if "/c/" not in name} for of in (store, whole))
     assert found == expected
-    for of in ("", *(["pyramid/s1", "pyramid/s2"] if pyramid else [])):
+    for of in ("", *(["pyramid/s1", "pyramid/s2"] if has_levels else [])):
         one, two = (opened(store / of) if of else opened(store) for store in (store, whole))
         xr.testing.assert_equal(one, two)
         assert zarr.open_group(zarr_store(store / of), mode="r").attrs.get("ome") == zarr.open_group(
             zarr_store(whole / of), mode="r"
         ).attrs.get("ome")
-    if pyramid:
+    if has_levels:
         listed = zarr.open_group(zarr_store(store / "labels"), mode="r").attrs["ome"]["labels"]
         assert sorted(listed) == ["er", "mask"], "a bool array is no label of OME-Zarr"
         assert [len(Levels(opened(store)[[name]])._levels) for name in ("pred", "mask", "raw")] == [3, 3, 3]
@@ -247,19 +247,24 @@ def test_in_object_storage_a_kill_while_they_are_moved_is_finished(
 def test_while_another_process_changes_the_store_they_wait_beside_it(plain: Path, store: Path) -> None:
     """The call is refused, and says so; the next one moves what is complete, and computes nothing again."""
     before = contents(store)
+
+    def first(voxels: np.ndarray) -> np.ndarray:
+        return smooth(voxels)
+
+    first.__dask_tokenize__ = lambda: "the same"
     with (
         open_file_locked(store / "liver_dask" / "annotation.json"),
         pytest.raises(ld.StoreExistsError, match="or adding levels or variables to it; wait") as told,
     ):
-        add(store)
+        add(store, first)
     (store / "liver_dask" / "annotation.json").unlink()
-    assert "a.zarr.pred-mask-bright; the same call moves it" in told.value.__notes__[0]
+    assert "a.zarr.adding-pred-mask-bright; the same call moves it" in told.value.__notes__[0]
     assert contents(store) == before
 
     def gone(_: np.ndarray) -> np.ndarray:
         raise AssertionError("it was predicted before")
 
-    gone.__dask_tokenize__ = lambda: normalize_token(smooth)
+    gone.__dask_tokenize__ = lambda: "the same"
     add(store, gone)
     check(store, plain)
 
@@ -281,10 +286,14 @@ def test_wrong_arguments_are_one_sentence_and_nothing_is_written(store: Path, pl
         ({"a": right[0]}, "has dims"),
         ({"a": right[1:]}, r"has the shape \(3, 40, 50\) \(z, y, x\), and .* has \(4, 40, 50\)"),
         ({"a": right.assign_coords(y=right.y + 1)}, r"its y is 1\.\.40, that of the store 0\.\.39"),
-        ({"a b": right}, "a word"),
+        ({"a b": right}, "a word of letters"),
         ({"labels": right}, "rename it"),
         ({"z": right}, "z"),
         ({"a": right.astype(complex)}, "only numbers and bool"),
+        ({"a/b": right}, "a word of letters"),
+        ({"": right}, "a word of letters"),
+        ({3: right}, "a word of letters"),
+        ({"a" * 201: right}, "a word of letters"),
     ]
     for variables, said in calls:
         with pytest.raises(ld.LiverDaskError, match=said) as told:
@@ -348,7 +357,7 @@ def test_from_the_shell(store: Path, tmp_path: Path) -> None:
     assert "has another mito_pred" in refused.output
     box = run("--bbox", "0", "20", "0", "20", "0", "2")
     assert box.exit_code == 2
-    assert "give OUT" in box.output
+    assert "Give OUT, a new store" in box.output
     archive = CliRunner().invoke(main, ["predict", str(store.parent / "none"), str(tmp_path / "m.pt2")])
     assert archive.exit_code != 0
 
@@ -361,5 +370,121 @@ def test_the_record_says_by_what_it_was_made(store: Place) -> None:
     said = json.loads(record["pred"]["voxels"].removeprefix("prediction ").rpartition(" [")[0])
     assert said["model"].startswith("function ")
     assert (said["block"], said["halo"]) == ([2, 16, 16], [1, 3, 3])
-    assert said["raw"]["archive"] == "EMPIAR-13356"
-    assert said["raw"]["variable"] == "raw"
+    assert said["raw"]["box"] == [[0, 4], [0, 40], [0, 50]]
+    assert len(said["raw"]["checksums"]) == 32
+
+
+@IN_A_FOLDER
+def test_what_is_not_ours_beside_the_store_is_left(store: Path, plain: Path) -> None:
+    """A store that somebody wrote there, a folder and a link are refused, before anything is predicted."""
+    beside = store.with_name("a.zarr.adding-pred")
+    pred = new_of(store)["pred"]
+    ld.to_zarr(xr.Dataset({"pred": pred}), beside, progress=False, **tiny.LAYOUT)
+    (beside / "notes.txt").write_text("mine")
+    before = contents(store.parent)
+    with pytest.raises(ld.StoreExistsError, match="is in the way, and was not made to be added"):
+        ld.add_variables(store, {"pred": pred}, progress=False)
+    assert contents(store.parent) == before
+    beside.rename(store.with_name("other.zarr"))
+    for make in (beside.mkdir, lambda: beside.symlink_to(store.with_name("other.zarr"))):
+        make()
+        with pytest.raises(ld.StoreExistsError, match="is in the way"):
+            ld.add_variables(store, {"pred": pred}, progress=False)
+        beside.rmdir() if not beside.is_symlink() else beside.unlink()
+    assert contents(store.parent) == {
+        name.replace("a.zarr.adding-pred/", "other.zarr/"): of for name, of in before.items()
+    }
+
+
+@IN_A_FOLDER
+def test_names_in_the_levels_and_labels_are_found_before_anything_is_predicted(store: Path) -> None:
+    """What a user has put there stays, and the store gets no variable that its levels cannot have."""
+    ld.add_pyramid(store, progress=False)
+
+    def never(_: np.ndarray) -> np.ndarray:
+        raise AssertionError("it was predicted")
+
+    for place in ("labels/mask", "pyramid/s1/mask"):
+        put(store / place / "mine.txt", "mine")
+        before = contents(store)
+        with pytest.raises(ld.StoreExistsError, match="is there already"):
+            add(store, never)
+        assert contents(store) == before
+        remove(store / place)
+
+
+@IN_A_FOLDER
+def test_levels_without_a_variable_are_told_and_mended(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a kill between the levels and the metadata of the root, also of an image, which is no label."""
+    ld.add_pyramid(store, progress=False)
+    pred = new_of(store)["pred"]
+
+    def die(*_: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    for part in ("write_ome_metadata", "add_missing"):
+        name = f"pred_{part}"
+        with monkeypatch.context() as patched:
+            patched.setattr(pyramid, part, die)
+            with pytest.raises(KeyboardInterrupt):
+                ld.add_variables(store, {name: pred}, progress=False)
+        report = ld.verify(store, progress=False)
+        assert part == "write_ome_metadata" or any("adds that" in note for note in report.notes)
+        ld.add_variables(store, {name: pred}, progress=False)
+        assert ld.verify(store, full=True, progress=False).problems == []
+        levels = xr.open_datatree(store, group="pyramid", engine="zarr")
+        assert all(name in level for level in levels.children.values())
+
+
+@IN_A_FOLDER
+@pytest.mark.parametrize("at", ["_put", "write_group"])
+def test_a_store_that_was_renamed_or_lost_what_was_beside_is_mended(
+    store: Path, plain: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """While variables were being moved: they are moved, or it is as if they had never been there."""
+
+    def die(*_: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = set(files_of(store))
+    for lost in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(adoption, at, die)
+            with pytest.raises(KeyboardInterrupt):
+                add(store)
+        if lost:
+            remove(store.with_name("a.zarr.adding-pred-mask-bright"))
+            ld.annotate(store, voxel_size_nm=(30, 8, 8))
+            moved = at == "write_group"
+            assert ("pred" in opened(store)) == moved
+            assert (set(files_of(store)) == before) != moved
+            assert ld.verify(store, full=True, progress=False).problems == []
+            return
+        store.rename(store.with_name("b.zarr"))
+        ld.annotate(store.with_name("b.zarr"), voxel_size_nm=(30, 8, 8))
+        assert "pred" in opened(store.with_name("b.zarr"))
+        remove(store.with_name("b.zarr"))
+        copied(plain, store)
+
+
+@IN_A_FOLDER
+def test_what_an_interrupted_call_left_is_cleaned(store: Path) -> None:
+    """`clean` of the store finds what was to be added, and removes it when asked."""
+
+    def fails(voxels: np.ndarray) -> np.ndarray:
+        if fails.count > 20:
+            raise RuntimeError("too hot")
+        fails.count += 1
+        return voxels / 65_536
+
+    fails.count = 0
+    fails.__dask_tokenize__ = lambda: "fails"
+    with pytest.raises(ld.ExportError, match=r"The model failed at the block from z .*too hot"):
+        ld.add_variables(store, {"pred": ld.predict(fails, opened(store).raw, **BLOCKS)}, progress=False)
+    partial = store.with_name("a.zarr.adding-pred.partial")
+    assert partial.is_dir()
+    said = clean(store)
+    assert "a.zarr.adding-pred.partial is an unfinished store" in said
+    assert "is removed" in clean(store, unfinished=True)
+    assert not partial.exists()
+    assert ld.verify(store, progress=False).ok

@@ -19,6 +19,10 @@ class DerivedReader(Reader, Protocol):
     def reads(self, window: Window) -> Iterable[Read]:
         """Return what is read of an archive for the voxels of a window."""
 
+    @property
+    def times(self) -> float:
+        """How often the rows of the inputs are read by it alone, if it cannot share them with others; else 0."""
+
     def reading(self, others: Mapping[Reader, Reader]) -> "DerivedReader":
         """Return the same reader, which reads by other readers of the same voxels where there are any."""
 
