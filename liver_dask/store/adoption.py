@@ -7,7 +7,8 @@ what it had not moved yet is gone.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..core.disk import files_below, is_listed
@@ -20,7 +21,7 @@ from .group_metadata import read_group
 from .identity import ADDED
 from .inventory import FILE as INVENTORY
 from .inventory import METADATA, checksum_of, checksum_of_record
-from .record import ADDITION, ADOPTED, MISSING_FILES, RECORD, adoption_in, is_changing, open_record, read_record
+from .record import ADOPTED, MISSING_FILES, RECORD, adoption_in, is_changing, open_record, read_record
 from .storage.access import storage_of, write_json
 from .storage.interface import Journal
 from .zarr_group import write_group
@@ -101,8 +102,8 @@ def finish_adoption(root: Place, journal: Journal) -> None:
     journal.check()
     write_group(root, attributes, consolidate=True)
     set_time(root)
+    _remove(other, adoption["variables"])  # from here on, nothing needs it
     journal.clear()
-    _remove(other)  # from here on, nothing needs it
 
 
 def _put(root: Place, other: Place, folder: str) -> None:
@@ -115,12 +116,15 @@ def _put(root: Place, other: Place, folder: str) -> None:
     set_time(root)
 
 
-def _remove(other: Place) -> None:
-    """Remove a store whose variables were moved, unless there is something of somebody else in it."""
-    record = read_record(other)
-    known = {*(record or {}).get("variables", ()), *DIMS, RECORD, METADATA}
-    if record and record.get(ADDITION) and {path.name for path in other.iterdir()} <= known:
-        storage_of(other).remove_tree(other)
+def _remove(other: Place, variables: Iterable[str]) -> None:
+    """Remove a store whose variables were moved; what somebody else has put into it stays."""
+    storage = storage_of(other)
+    for name in (*variables, *DIMS, RECORD):
+        storage.remove_tree(other / name)
+    if is_listed(other):
+        storage.remove(other / METADATA)
+        with suppress(OSError):  # if there is something else
+            storage.remove_folder(other)
 
 
 def _write(journal: Journal, other: Place, adoption: Mapping[str, Any], *, is_moved: bool) -> None:
