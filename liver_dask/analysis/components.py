@@ -8,6 +8,7 @@ and two blocks are put together without their voxels.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,16 +45,20 @@ class Objects(NamedTuple):
     last: tuple[Labels | None, ...]
 
 
-def label(voxels: npt.NDArray[Any], connectivity: int) -> tuple[Labels, int]:
-    """Number the connected voxels of equal value of a block, or of a plane, from 1.
+def check_extra() -> None:
+    """Raise MissingExtraError if a package is not installed that is needed in the end."""
+    for package in ("cc3d", "scipy.sparse"):
+        try:
+            import_module(package)
+        except ImportError:
+            name = package.partition(".")[0]
+            raise MissingExtraError(f"Measuring needs the package {name}: {how_to_install('measure')}.") from None
 
-    Raises:
-        MissingExtraError: cc3d is not installed. (ImportError)
-    """
-    try:
-        import cc3d
-    except ImportError:
-        raise MissingExtraError(f"Measuring needs the package cc3d: {how_to_install('measure')}.") from None
+
+def label(voxels: npt.NDArray[Any], connectivity: int) -> tuple[Labels, int]:
+    """Number the connected voxels of equal value of a block, or of a plane, from 1."""
+    import cc3d
+
     if not voxels.any():  # cc3d takes longer to find that out
         return np.zeros(voxels.shape, np.uint32), 0
     if voxels.dtype == bool:  # cc3d 4.1 writes past its table for these, with 8 neighbours in a plane

@@ -26,7 +26,7 @@ from ..store.record import read_record
 from ..store.voxels import Box
 from ..store.worker import picklable_error, report_of
 from .blocks import Block, blocks_of, size_of_blocks, size_of_flat_blocks
-from .components import IN_PLANE, Joined, Objects, join, join_by_value, objects_of
+from .components import IN_PLANE, Joined, Objects, check_extra, join, join_by_value, objects_of
 from .labelled import labelled
 from .table import check_table_path, table_of, write_table
 from .volume import Volume, volume_of
@@ -230,6 +230,11 @@ class Work:
             yield number, Task(part, blocks, self.volume.shape, self.connectivity, self.is_mask)
 
 
+def _is_image(variable: xr.DataArray) -> bool:
+    """Return whether a variable is certainly no label: integers without a word may be labels of a user."""
+    return kind_of(variable) == "image" and (variable.name == RAW or "kind" in variable.attrs)
+
+
 def _box_of(blocks: Sequence[Block]) -> Box:
     """Return the box from the first of some blocks to the last."""
     pairs = zip(blocks[0].voxels, blocks[-1].voxels, strict=True)
@@ -247,13 +252,13 @@ def _plan(
     choose: Callable[..., Shape] = size_of_blocks,
 ) -> Work:
     """Check the arguments of `measure`, and plan the blocks."""
+    check_extra()
     if connectivity not in IN_PLANE:
         raise InvalidArgumentError(f"connectivity={connectivity!r} must be one of {', '.join(map(str, IN_PLANE))}.")
     for name, variable in {"labels": labels, **contacts}.items():
-        if isinstance(variable, xr.DataArray) and variable.attrs.get("kind") == "image":
+        if isinstance(variable, xr.DataArray) and _is_image(variable):
             raise InvalidArgumentError(
-                f"{name} is an image (its attribute `kind`), and objects need a mask or labels: for example, "
-                "ds.pred > 127."
+                f"{name} is an image, and objects need a mask or labels: for example, ds.pred > 127."
             )
         if isinstance(variable, xr.DataArray) and variable.dtype.kind not in "biu":
             raise InvalidArgumentError(

@@ -1,6 +1,7 @@
 """Measuring by blocks gives what labels and measures the whole volume in memory: scikit-image and numpy."""
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,24 @@ def test_the_plan_for_the_whole_liver_is_small() -> None:
     assert len(sizes) > 30
     assert max(sizes) < 5000
     assert sum(len(task.blocks) for _, task in work._tasks()) == len(work.blocks) > 2000
+
+
+def test_the_voxel_size_of_a_store_is_used(archive: Path, tmp_path: Path) -> None:
+    """A variable of a store is measured in um, as the store says."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",), voxel_size_nm=(50, 8, 8))
+    ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
+    kept = xr.open_zarr(tmp_path / "a.zarr")
+    table = ld.measure(kept.mito[:, 10:200], progress=False)
+    np.testing.assert_allclose(table.volume_um3, table.num_voxels * 50 * 8 * 8 * 1e-9)
+    assert "volume_um3" not in ld.measure(kept.mito > 0, progress=False)
+    with pytest.raises(ld.InvalidArgumentError, match="labels is an image"):
+        ld.measure(kept.raw)
+
+
+@pytest.mark.parametrize("package", ["cc3d", "scipy.sparse"])
+def test_a_package_that_is_missing_is_named_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ld.MissingExtraError, match=rf"Measuring needs the package {package[:5].strip('.')}.*measure"):
+        ld.measure(ld.open_human_liver_em().mito)

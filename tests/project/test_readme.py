@@ -380,7 +380,10 @@ PROMISES = {
         "test_predict::test_a_prediction_of_the_whole_liver_costs_nothing",
         "test_predict::test_only_what_is_needed_is_predicted",
     ],
-    "A store says by which weights, settings and voxels": [
+    "A store says by which model (weights, attributes and": [
+        "test_models::test_what_is_no_weight_counts_too",
+        "test_models::test_the_code_of_a_function_counts",
+        "test_predict::test_other_voxels_are_never_taken_for_the_same",
         "test_predict::test_a_prediction_is_kept_beside_raw",
         "test_predict::test_how_a_model_is_run_is_part_of_a_store_but_not_where",
         "test_predict::test_after_a_kill_nothing_finished_is_predicted_again",
@@ -397,7 +400,13 @@ PROMISES = {
     ],
     "compares computed variables with their checksums": ["test_add_variables::test_verify_says_what_it_can_check"],
     "trains for a moment, predicts, scores": ["test_notebooks::test_predicting"],
-    "or into a store that is there": ["test_add_variables::test_they_are_as_if_the_store_had_been_written_with_them"],
+    "Ctrl-C ends after the block": ["test_predict::test_ctrl_c_ends_after_the_block_that_is_predicted"],
+    "into the store; here, or on a cluster": [
+        "test_add_variables::test_they_are_as_if_the_store_had_been_written_with_them",
+        "test_predict::test_workers_load_a_model_once_and_give_the_same",
+    ],
+    "or of the archive, as above": ["test_predict::test_a_prediction_is_kept_beside_raw"],
+    "or into a new one": ["test_predict::test_a_prediction_is_kept_beside_raw"],
     "without the last path, the prediction is added": ["test_add_variables::test_from_the_shell"],
     "labels block by block and puts together what goes on": [
         "test_measure::test_it_is_what_is_labelled_in_memory",
@@ -412,7 +421,6 @@ PROMISES = {
         "test_models::test_files_give_the_same",
         "test_models::test_a_checkpoint_of_torch_em",
     ],
-    "here, or on a cluster": ["test_predict::test_workers_load_a_model_once_and_give_the_same"],
     "a pandas.DataFrame, one row an object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     "lazy: the number of each voxel's object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     # other archives
