@@ -126,6 +126,8 @@ def measure(
         MissingExtraError: The extra `measure` is not installed. (ImportError)
         LiverDaskError: The archive cannot be read.
     """
+    if contacts is not None and not isinstance(contacts, Mapping):
+        raise InvalidArgumentError(f'contacts is a {type(contacts).__name__}; give masks by name: {{"er": ds.er}}.')
     contacts = dict(contacts or {})
     work = _plan(labels, raw, connectivity, connected, contacts, block)
     size = _voxel_size_in(labels) if voxel_size_nm is None else voxel_size_nm
@@ -253,7 +255,7 @@ def _plan(
 ) -> Work:
     """Check the arguments of `measure`, and plan the blocks."""
     check_extra()
-    if connectivity not in IN_PLANE:
+    if not isinstance(connectivity, int) or connectivity not in IN_PLANE:
         raise InvalidArgumentError(f"connectivity={connectivity!r} must be one of {', '.join(map(str, IN_PLANE))}.")
     for name, variable in {"labels": labels, **contacts}.items():
         if isinstance(variable, xr.DataArray) and _is_image(variable):

@@ -153,6 +153,7 @@ def serve(
         log_level="warning",
         access_log=False,
         lifespan="off",
+        ws="none",  # else it imports a package for websockets, of whatever version there is
         timeout_graceful_shutdown=SECONDS_TO_STOP,
     )
     server = QuietServer(config)

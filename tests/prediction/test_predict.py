@@ -36,6 +36,9 @@ FIELD = (1, 2, 2)
 TINY: dict[str, Any] = {"chunks": (2, 64, 64), "shards": (4, 128, 128), "progress": False}
 
 
+TINY_LAYOUT = TINY["chunks"], TINY["shards"]
+
+
 def summed(voxels: np.ndarray) -> np.ndarray:
     """Sum the neighbours of each voxel, in whole numbers; those of voxels at the ends of a block are others' too."""
     total = np.zeros(voxels.shape, np.float64)
@@ -147,6 +150,17 @@ def test_raw_is_fetched_once_for_itself_and_the_model(
     kept = xr.open_zarr(tmp_path / "both.zarr")
     np.testing.assert_array_equal(kept.pred, expected_of(ds.raw.values))
     np.testing.assert_array_equal(kept.raw, ds.raw)
+
+
+def test_what_is_read_again_is_told_before(archive: Path, tmp_path: Path) -> None:
+    """Rows that a computed image is made of cannot be shared; if they would be read often, this is refused."""
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",))
+    few = ld.predict(summed, ds.raw * 2, block=(10, 64, 64), halo=(0, 32, 0), dtype="float64")
+    estimate = Export.plan(ds[["raw"]].assign(pred=few), tmp_path / "a.zarr", None, *TINY_LAYOUT).estimate()
+    assert estimate.times["raw"] == pytest.approx(3, abs=0.1)
+    many = ld.predict(summed, ds.raw * 2, block=(2, 16, 64), halo=(2, 16, 0), dtype="float64")
+    with pytest.raises(ld.InvalidArgumentError, match="raw"):
+        ld.to_zarr(ds[["raw"]].assign(pred=many), tmp_path / "a.zarr", **TINY)
 
 
 def test_every_block_has_the_same_shape_and_a_model_may_have_channels() -> None:

@@ -33,6 +33,12 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
     return subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=cwd)
 
 
+def test_it_is_run_as_a_module() -> None:
+    """`python -m liver_dask` is the command, too."""
+    done = subprocess.run([sys.executable, "-m", "liver_dask", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == ld.__version__
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # its archive alone takes a minute on a busy machine
 def test_the_demo_shows_and_checks(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import liver_dask as ld
 from helpers import tiny
 from helpers.kills import killed_at
-from helpers.places import IN_A_FOLDER, contents, copied, files_of, flip, put, read, remove
+from helpers.places import IN_A_FOLDER, REAL_IN_S3, contents, copied, files_of, flip, in_both, put, read, remove
 from liver_dask.cli import main
 from liver_dask.core.places import Place
 from liver_dask.store import adoption, levels, pyramid
@@ -90,7 +90,7 @@ def check(store: Place, source: Path) -> None:
     assert not [name for name in files_of(store) if "adopt" in name or "annotation" in name]
 
 
-@pytest.mark.parametrize("has_levels", [False, True])
+@in_both("has_levels", [False, True], [False], [True])
 def test_they_are_as_if_the_store_had_been_written_with_them(plain: Path, store: Place, has_levels: bool) -> None:
     """Voxels, tables, levels, labels and metadata are those of a store that had them from the beginning."""
     if has_levels:
@@ -115,6 +115,7 @@ def test_they_are_as_if_the_store_had_been_written_with_them(plain: Path, store:
         assert [len(Levels(opened(store)[[name]])._levels) for name in ("pred", "mask", "raw")] == [3, 3, 3]
 
 
+@REAL_IN_S3
 def test_the_same_call_does_nothing_and_so_does_that_of_the_store(plain: Path, store: Place) -> None:
     """Also from a Dataset that was opened anew; another model, and what is not a variable, are refused."""
     ld.add_pyramid(store, progress=False)
@@ -151,6 +152,7 @@ def test_more_are_added_later_one_after_the_other(plain: Path, store: Path) -> N
     assert set(report.unchecked) == {"pred", "mask", "bright", "objects", "twin"}
 
 
+@REAL_IN_S3
 def test_verify_says_what_it_can_check(plain: Path, store: Place) -> None:
     """Checksums always; the model is run again if the variable is given, and finds what it finds."""
     add(store)
@@ -195,7 +197,7 @@ def test_killed_at_any_step_the_next_call_finishes(plain: Path, place: Path, wit
         ld.add_pyramid(begun, progress=False)
     expected = None
     refused = 0
-    steps = count(3, 61) if with_levels else count(1, 11)
+    steps = count(3, 151) if with_levels else count(1, 23)
     for step in steps:
         folder = place / str(step)
         store = copied(begun, folder / "a.zarr")

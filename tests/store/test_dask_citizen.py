@@ -279,7 +279,7 @@ def test_a_function_that_changed_its_name_is_reported_as_such(
     with pytest.raises(ld.StoreExistsError, match=sentence):
         ld.to_zarr(changed(lambda block: block // 2 + 0), path, **options)
     for other in (changed(lambda block: block // 2 + 0).drop_vars("mito"), ds.assign(mito=ds.raw // 2)):
-        with pytest.raises(ld.StoreExistsError, match="another box, archive or layout") as told:
+        with pytest.raises(ld.StoreExistsError, match="is the unfinished store of another call") as told:
             ld.to_zarr(other, path, **options)
         assert "Only how" not in str(told.value)
 
