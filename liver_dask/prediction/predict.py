@@ -98,8 +98,9 @@ def predict(
         blocks, _halo(halo, blocks, ndim, batch), ndim, channel, _pair(preprocess), postprocess,
         None if threshold is None else float(threshold), dtype, bool(skip_empty),
     )  # fmt: skip
-    check_device(device)
     known, source = model_of(model), voxels_of("raw", raw)
+    if known.kind != "function":
+        check_device(device)
     reader = PredictionReader(known, source, settings, batch, device, by_rows=bool(files_below(source)))
     window = LazyWindow(reader, Window.whole(raw.shape), dtype)
     predicted = VolumeArray.of(window, _chunks(reader))

@@ -90,8 +90,8 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_ci_runs_the_readmes_own_test_command(tmp_path: Path) -> None:
-    """CI runs the test command as the README has it, then with the newest and with the oldest versions of packages
-    without `train`, slow tests and what needs none of them; a failure of any is one of CI.
+    """CI runs the test command as the README has it, then on Python 3.13 without `train`, slow tests and what
+    needs no other package's newest version; a failure of either is one of CI.
     """
     command = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].strip()
     (tmp_path / ".ci").mkdir()
@@ -116,23 +116,13 @@ def test_ci_runs_the_readmes_own_test_command(tmp_path: Path) -> None:
     for word, other in changes.items():
         newer = [part.replace(word, other) for part in newer]
     assert any(".[train," in part for part in as_it_is)
-    oldest = [
-        "bin/python3 -m venv .venvold",
-        ".venvold/bin/pip install --quiet uv",
-        ".venvold/bin/python -m uv pip install --quiet --python .venvold/bin/python --resolution lowest-direct "
-        "--editable .[view,measure,serve,test]",
-        f".venvold/bin/python -m {chosen} -n auto tests/store tests/analysis tests/prediction tests/serving",
-    ]
-    assert run("nothing fails") == (0, as_it_is + newer + oldest)
+    assert run("nothing fails") == (0, as_it_is + newer)
     code, calls = run("-m pytest -n")
     assert code != 0
     assert calls == as_it_is
     code, calls = run("tests/archive/remote")
     assert code != 0
     assert calls == as_it_is + newer
-    code, calls = run("tests/serving")
-    assert code != 0
-    assert calls == as_it_is + newer + oldest
 
 
 def test_all_that_is_public_is_documented() -> None:
