@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
+import numpy as np
 import xarray as xr
+import zarr
 from dask.base import tokenize
 
 from ..archive.lazy.arrays import VolumeArray
@@ -29,7 +31,7 @@ from .driver import Driver
 from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, estimate
 from .inputs import Source, in_blocks, with_shared_blocks
 from .jobs import client_in_force, open_runner
-from .layout import CHUNKS, SHARDS, plan_layout
+from .layout import CHUNKS, SHARDS, Layout, plan_layout
 from .preflight import check_call, check_disk, check_held, check_memory, check_times, check_workers
 from .progress import show_progress
 from .record import read_record
@@ -217,6 +219,20 @@ class Export:
         coordinates = self.source.ds.coords.to_dataset().compute().drop_encoding().coords
         template = xr.Dataset(variables, coordinates, self.source.ds.attrs)
         template.to_zarr(store, compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+        for name, variable in variables.items():
+            if variable[1].dtype == bool:
+                _write_as_bool(zarr.open_group(store, mode="a", zarr_format=3), name, layout)
+
+
+def _write_as_bool(group: zarr.Group, name: str, layout: Layout) -> None:
+    """Make an array one of bool, as which versions of xarray before 2026.9 did not write it, but as int8."""
+    array = group[name]
+    if isinstance(array, zarr.Array) and array.dtype != bool:
+        attributes = {key: of for key, of in array.attrs.items() if key != "dtype"}
+        group.create_array(
+            name, shape=layout.shape, dtype=bool, chunks=layout.chunks, shards=layout.shards, fill_value=False,
+            compressors=codecs_of(np.dtype(bool)), dimension_names=DIMS, attributes=attributes, overwrite=True,
+        )  # fmt: skip
 
 
 def check_place(path: Named, options: Mapping[str, Any] | None = None) -> Place:
