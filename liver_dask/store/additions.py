@@ -1,5 +1,6 @@
 """Write variables that a complete store lacks: beside it, then into it."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 LONGEST_NAME = 100
-"""Characters of the names of variables in the name of the store beside, in which they are written."""
+"""Bytes of the names of variables in the name of the store beside, in which they are written; else a digest of them."""
 
 
 def add_missing(
@@ -41,7 +42,10 @@ def add_missing(
         return
     check_names(root, {name: kind_of(ds[name]) for name in missing})
     record = open_record(root)
-    beside = root.with_name(f"{root.name}.adding-{'-'.join(missing)[:LONGEST_NAME]}")
+    names = "-".join(missing)
+    if len(names.encode()) > LONGEST_NAME:
+        names = hashlib.sha256(names.encode()).hexdigest()[:16]
+    beside = root.with_name(f"{root.name}.adding-{names}")
     for place in (beside, beside.with_name(f"{beside.name}.partial") / "store"):
         is_ours = (read_record(place) or {}).get(ADDITION) and not (isinstance(place, Path) and is_link(place))
         if is_listed(place) and not is_ours:

@@ -490,3 +490,14 @@ def test_what_an_interrupted_call_left_is_cleaned(store: Path) -> None:
     assert "is removed" in clean(store, unfinished=True)
     assert not partial.exists()
     assert ld.verify(store, progress=False).ok
+
+
+@IN_A_FOLDER
+def test_names_may_be_long(store: Path) -> None:
+    """Several names, of several bytes a letter, are too long for the name of one folder."""
+    pred = new_of(store)["pred"]
+    names = ["\u6f22" * 60, "\u5b57" * 60]
+    ld.add_variables(store, dict.fromkeys(names, pred), progress=False)
+    assert set(names) < set(opened(store))
+    assert [path.name for path in store.parent.iterdir()] == ["a.zarr"]
+    assert ld.verify(store, full=True, progress=False).problems == []
