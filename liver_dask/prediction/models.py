@@ -1,7 +1,7 @@
 """Models as they are sent to other processes, where each is loaded once.
 
-A model is known by a digest of its weights, so that a store says by which model it was made, and is not gone on with by
-another one.
+A model is known by a digest of all that it computes with, so that a store says by which model it was made, and is not
+gone on with by another one.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ class Model:
         kind: `module` (a pickled torch.nn.Module), `checkpoint` (a folder of torch_em), `script` (TorchScript),
             `export` (torch.export) or `function` (of arrays).
         content: The pickle, the path, or the function; in a job of a cluster, where its pickle is.
-        digest: 64 hexadecimal digits that are those of the same weights.
+        digest: 64 hexadecimal digits, equal for the same file, or the same weights, attributes and code.
     """
 
     kind: Literal["module", "checkpoint", "script", "export", "function"]

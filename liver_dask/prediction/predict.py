@@ -82,7 +82,7 @@ def predict(
         skip_empty: Whether blocks with nothing but 0, also in their halo, are not predicted, and stay 0.
 
     Returns:
-        A lazy DataArray of the same voxels and coordinates. Its attributes name the model by a digest of its weights.
+        A lazy DataArray of the same voxels and coordinates. Its attributes are a digest of the model and the settings.
 
     Raises:
         InvalidArgumentError: An argument cannot be used. Where it depends on what the model returns, this is found when

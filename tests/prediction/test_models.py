@@ -245,18 +245,20 @@ def test_two_models_in_one_computation_are_loaded_once_each(raw: xr.DataArray) -
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_checkpoint_without_the_code_of_its_training(network: Any, raw: xr.DataArray, tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_code_of_its_training(
+    raw: xr.DataArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What torch_em saves of the loaders may be of a notebook; the weights are all that is needed."""
 
     def of_a_notebook(of: Any) -> Any:
         return of
 
     of_a_notebook.__module__, of_a_notebook.__qualname__ = "__main__", "of_a_notebook"
-    sys.modules["__main__"].of_a_notebook = of_a_notebook  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys.modules["__main__"], "of_a_notebook", of_a_notebook, raising=False)
     kwargs = {"in_channels": 1, "out_channels": 1, "kernel_size": 1}
     layer = torch.nn.Conv3d(**kwargs)
     init = {"model_class": "torch.nn.Conv3d", "model_kwargs": kwargs, "train_dataset": [of_a_notebook]}
     (tmp_path / "m").mkdir()
     torch.save({"model_state": layer.state_dict(), "init": init}, tmp_path / "m" / "best.pt")
-    del sys.modules["__main__"].of_a_notebook  # type: ignore[attr-defined]
+    monkeypatch.undo()
     np.testing.assert_array_equal(predicted(tmp_path / "m", raw), predicted(layer, raw))
