@@ -11,23 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import click
-import xarray as xr
 from rich.filesize import decimal
 
 from .archive.archives import find_archive
 from .archive.dataset import open_archive
-from .archive.description import Archive
-from .archive.probe import probe
 from .archive.reader import Missing
 from .cli_analysis import measure_command, predict_command
 from .cli_cache import cache
 from .cli_errors import OneSentenceGroup
+from .cli_info import info
 from .cli_options import (
     LocalPath,
     StorePlace,
     archive_option,
     cluster,
     cluster_options,
+    label_option,
     missing_option,
     refuse_options_for_store,
     shape_option,
@@ -36,47 +35,24 @@ from .cli_options import (
     voxel_size_option,
 )
 from .cli_texts import plan_text, size_of
-from .core.documents import reason_of
 from .core.interrupts import forget_interrupt
 from .core.malloc import share_memory
-from .core.places import Place, path_below
+from .core.places import Place
 from .demo import run_demo
 from .serving.neuroglancer import HOSTED
 from .serving.server import Server, serve
 from .store.annotate import annotate
 from .store.clean import clean
-from .store.identity import made_of
-from .store.inventory import check_structure
-from .store.levels import levels_of
 from .store.plan import Export
 from .store.pyramid import add_pyramid
-from .store.record import check_finished, has_record, layout_of, open_record, read_record, what_it_lacks
-from .store.record_checks import record_problem
-from .store.targets import open_target, stored_at
+from .store.record import open_record, what_it_lacks
+from .store.targets import open_target
 from .store.verify import verify as verify_store
-from .store.zarr_store import zarr_store
 from .viewing.figures import INCHES, show
 from .viewing.levels import PIXELS
 from .viewing.view import serve_slicer, view
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
-
-
-def check_some_file(archive: Archive, folder: str) -> None:
-    """Raise an error if a folder on this machine has no file of any variable; of other sources, nothing is asked."""
-    if "://" in folder:
-        return
-    for variable in archive.variables:
-        with suppress(OSError):
-            if any(
-                variable.slice_of(f"{variable.folder}/{path.name}") is not None
-                for path in Path(folder, variable.folder).iterdir()
-            ):
-                return
-    raise click.ClickException(
-        f"{folder} has no file of {archive.name}, such as {archive.variables[0].path(0)}; give another folder, or the "
-        "archive that it is (--archive)."
-    )
 
 
 @click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -93,6 +69,7 @@ def main() -> None:
 main.add_command(measure_command)
 main.add_command(predict_command)
 main.add_command(cache)
+main.add_command(info)
 
 
 @main.command()
@@ -112,79 +89,10 @@ def demo(out: Path) -> None:
 @target_argument
 @archive_option
 @shape_option
-@click.option("--offline", is_flag=True, help="Say what the archive's description says, and ask nothing.")
-def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, offline: bool) -> None:
-    """Show what a source or a store contains.
-
-    TARGET is a store or the address of the archive. The default is the address in the archive's description. Of an
-    archive, the headers of one slice of each variable are fetched, to see whether it is there and as described.
-    """
-    refuse_options_for_store(target)
-    described = find_archive(archive).of_shape(shape)
-    target = described.url if target is None else target
-    store = stored_at(target)
-    record = read_record(store) if store is not None else None
-    if store is not None and not record and has_record(store):
-        open_record(store)  # it raises an error that explains what is wrong
-    if store is not None and record:
-        problem = record_problem(record)
-        if problem:
-            raise click.ClickException(f"{store} is damaged: its record says that {problem}.")
-        check_structure(store, record, layout_of(record))
-        try:
-            ds = xr.open_zarr(zarr_store(store), chunks=None, consolidated=False)
-            others = [name for name in ds.data_vars if name not in record["variables"]]
-            click.echo(ds[[*record["variables"], *others]])
-        except Exception as error:  # zarr raises many kinds for a damaged store
-            reason = reason_of(error)
-            raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
-        click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {size_of(store)} on disk,")
-        click.echo(f"chunks of {tuple(record['chunks'])} in shards of {tuple(record['shards'])}, made of")
-        width = max(map(len, record["variables"]))
-        for name, variable in record["variables"].items():
-            click.echo(f"  {name:{width}}  {made_of(variable)}")
-        levels = levels_of(store) if record.get("complete") else []
-        for level in levels[1:]:
-            click.echo(f"{path_below(level.path, store)}: voxels of {' x '.join(map(str, level.factors))} (z, y, x)")
-        for lacking in what_it_lacks(record):
-            click.echo(f"{store}: {lacking}")
-        return
-    if store is not None:
-        check_finished(store)
-    ds = open_archive(described, target)
-    check_some_file(described, ds.attrs["source"])
-    click.echo(ds)
-    if not offline:
-        _tell_what_is_there(ds)
-    size = ds.attrs.get("voxel_size_nm")
-    click.echo(f"\nVoxel size (z, y, x): {f'{size} nm, ' if size else ''}{ds.attrs['voxel_size_source']}.")
-    if described.tissue_box:
-        x_min, x_max, y_min, y_max, z_min, z_max = described.tissue_box
-        click.echo(
-            f"\nTissue: --bbox {x_min} {x_max} {y_min} {y_max} {z_min} {z_max}; outside it the slices are empty."
-        )
-
-
-def _tell_what_is_there(ds: xr.Dataset) -> None:
-    """Ask for the middle slice of each variable; what is not as described ends the command."""
-    z = ds.sizes["z"] // 2
-    found = probe(ds, z)
-    right = [name for name, error in found.items() if error is None]
-    if right:
-        click.echo(f"\nSlice {z} is there, and as described: {', '.join(right)}.")
-    wrong = [str(error) for error in found.values() if error]
-    if wrong:
-        raise click.ClickException("\n".join(wrong))
-
-
-@main.command()
-@target_argument
-@archive_option
-@shape_option
 @click.option("--z", type=int, required=True, help="The slice, counted in the whole volume.")
 @click.option("--y", type=int, nargs=2, metavar="Y0 Y1", help="Rows, the second exclusive.  [default: all]")
 @click.option("--x", type=int, nargs=2, metavar="X0 X1", help="Columns, the second exclusive.  [default: all]")
-@click.option("--label", "labels", multiple=True, help="A mask to show; may be repeated.  [default: all]")
+@label_option("show", "all")
 @missing_option
 @voxel_size_option
 @click.option(
@@ -204,7 +112,7 @@ def snapshot(
     z: int,
     y: tuple[int, int] | None,
     x: tuple[int, int] | None,
-    labels: tuple[str, ...],
+    labels: tuple[str, ...] | None,
     missing: Missing,
     voxel_size_nm: tuple[float, float, float] | None,
     pixels: int,
@@ -227,7 +135,7 @@ def snapshot(
         missing=missing,
         voxel_size_nm=voxel_size_nm,
     )
-    figure = show(ds, z, y, x, labels=labels or None, pixels=pixels)
+    figure = show(ds, z, y, x, labels=labels, pixels=pixels)
     figure.savefig(out, dpi=pixels / INCHES, bbox_inches="tight")
     click.echo(out)
 
@@ -239,7 +147,7 @@ def snapshot(
 @missing_option
 @voxel_size_option
 @click.option("--z", type=int, help="The slice to begin with.  [default: the middle one]")
-@click.option("--label", "labels", multiple=True, help="A mask to show at first; may be repeated.  [default: all]")
+@label_option("show at first", "all")
 @click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Of this machine; 0: any.")
 @click.option("--neuroglancer", is_flag=True, help="Use neuroglancer; see `liver-dask serve`, which has more options.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Whether to open one.")
@@ -250,7 +158,7 @@ def view_command(
     missing: Missing,
     voxel_size_nm: tuple[float, float, float] | None,
     z: int | None,
-    labels: tuple[str, ...],
+    labels: tuple[str, ...] | None,
     port: int,
     neuroglancer: bool,
     browser: bool,
@@ -268,9 +176,9 @@ def view_command(
     if neuroglancer:
         _serve(serve(target, port, **options), HOSTED, z, browser)
         return
-    view(open_target(target, **options), z=z, labels=labels or None).close()  # raises errors here, not in the browser
+    view(open_target(target, **options), z=z, labels=labels).close()  # raises errors here, not in the browser
     with suppress(KeyboardInterrupt):  # the normal way to stop it
-        serve_slicer(target, options, z, labels or None, port, browser)
+        serve_slicer(target, options, z, labels, port, browser)
     forget_interrupt()
 
 
@@ -335,12 +243,7 @@ def _serve(server: Server, client: str, z: int | None, browser: bool) -> None:
 @archive_option
 @source_option
 @shape_option
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    help="A label to keep; may be repeated.  [default: as the archive's description says]",
-)
+@label_option("keep", "as the archive's description says")
 @missing_option
 @voxel_size_option
 @click.option("--connections", type=int, help="The most requests at once, of all workers.  [default: 16]")
@@ -362,7 +265,7 @@ def download(
     archive: str,
     source: str | None,
     shape: tuple[int, int, int] | None,
-    labels: tuple[str, ...],
+    labels: tuple[str, ...] | None,
     missing: Missing,
     voxel_size_nm: tuple[float, float, float] | None,
     connections: int | None,
@@ -384,7 +287,7 @@ def download(
     ds = open_archive(
         described,
         source,
-        labels=labels or None,
+        labels=labels,
         connections=connections,
         cache_dir=cache_dir and str(cache_dir),
         missing=missing,

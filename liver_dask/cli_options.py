@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 CONNECT_SECONDS = 5
+NO_LABEL = "none"
 IS_STORED_AS = {"voxel-size": "voxel_size_nm"}
 """Names of parameters whose options are called otherwise."""
 
@@ -66,6 +67,24 @@ voxel_size_option = click.option(
 )
 
 target_argument = click.argument("target", required=False)
+
+
+def label_option(does: str, default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option `--label`, which gives the command the chosen `labels`, or None if it is not given.
+
+    Args:
+        does: What a chosen label is for.
+        default: Which labels are chosen without the option.
+    """
+    told = f"A label to {does}; may be repeated. none: raw alone.  [default: {default}]"
+    return click.option("--label", "labels", multiple=True, callback=_labels, metavar="NAME|none", help=told)
+
+
+def _labels(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...] | None:
+    if NO_LABEL in given and len(set(given)) > 1:
+        raise click.BadParameter(f"{NO_LABEL} means no label at all; leave the others out, or {NO_LABEL}.")
+    return tuple(name for name in given if name != NO_LABEL) if given else None
+
 
 missing_option = click.option(
     "--missing",

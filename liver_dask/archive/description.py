@@ -310,7 +310,7 @@ class Archive:
         return tuple(variable.name for variable in self.variables if variable.name != RAW and variable.default)
 
     def check_labels(self, labels: str | Iterable[str] | None) -> tuple[str, ...]:
-        """Return labels as a tuple without duplicates; None gives the default labels.
+        """Return labels as a tuple in the order of the description; None gives the default labels.
 
         Raises:
             InvalidArgumentError: A label does not exist; the message lists those that exist. (ValueError)
@@ -319,7 +319,7 @@ class Archive:
             return self.labels
         known = [variable.name for variable in self.variables if variable.name != RAW]
         try:
-            names = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels))
+            names = {labels} if isinstance(labels, str) else dict.fromkeys(labels)
         except TypeError:
             raise InvalidArgumentError(f"labels={labels!r} must be names of {', '.join(known)}.") from None
         unknown = [name for name in names if name not in known]
@@ -327,7 +327,7 @@ class Archive:
             raise InvalidArgumentError(
                 f"Unknown label {short(unknown[0])}; the classes of {self.name} are {', '.join(known)}."
             )
-        return names
+        return tuple(name for name in known if name in names)
 
     def of_shape(self, shape: Sequence[int] | None) -> "Archive":
         """Return the same archive with another shape; where its tissue lies is then unknown."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..core.disk import is_link, is_listed
+from ..core.disk import files_in, is_link, is_listed, is_there
 from ..core.errors import StoreExistsError
 from ..core.kinds import Kind, kind_of
 from ..core.places import Place
@@ -23,6 +23,9 @@ from .record_checks import explain_difference
 
 if TYPE_CHECKING:
     from distributed import Client
+
+ADDING = ".adding-"
+"""After the name of a store, the beginning of the names of stores beside it that are to become part of it."""
 
 LONGEST_NAME = 100
 """Bytes of the names of variables in the name of the store beside, in which they are written; else a digest of them."""
@@ -45,7 +48,7 @@ def add_missing(
     names = "-".join(missing)
     if len(names.encode()) > LONGEST_NAME:
         names = hashlib.sha256(names.encode()).hexdigest()[:16]
-    beside = root.with_name(f"{root.name}.adding-{names}")
+    beside = root.with_name(f"{root.name}{ADDING}{names}")
     for place in (beside, beside.with_name(f"{beside.name}.partial") / "store"):
         is_ours = (read_record(place) or {}).get(ADDITION) and not (isinstance(place, Path) and is_link(place))
         if is_listed(place) and not is_ours:
@@ -61,6 +64,19 @@ def add_missing(
     except StoreExistsError as error:
         error.add_note(f"What is added is complete in {beside}; the same call moves it into the store.")
         raise
+
+
+def additions_beside(target: Place) -> list[Place]:
+    """Return the places of unfinished stores of variables that were to be added to a store."""
+    if not is_there(target) or not is_there(target.parent):
+        return []
+    names = [path.name for path in files_in(target.parent, ".partial")]
+    places = [target.with_name(name.removesuffix(".partial")) for name in names if _is_addition(name, target)]
+    return [of for of in places if is_there(of.with_name(f"{of.name}.partial") / "store")]
+
+
+def _is_addition(name: str, target: Place) -> bool:
+    return name.startswith(f"{target.name}{ADDING}")
 
 
 def check_names(root: Place, kinds: Mapping[str, Kind]) -> None:

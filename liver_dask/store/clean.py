@@ -1,8 +1,9 @@
 """Remove what interrupted exports left beside a store."""
 
-from ..core.disk import files_in, is_there
+from ..core.disk import is_there
 from ..core.errors import StoreExistsError
 from ..core.places import Place
+from .additions import additions_beside
 from .plan import check_place
 from .record import layout_of, read_record, what_is_at
 from .record_checks import record_problem
@@ -23,18 +24,9 @@ def clean(target: Place, *, unfinished: bool = False) -> str:
         InvalidArgumentError: The folder cannot be written. (ValueError)
     """
     target = check_place(target)
-    added = [_cleaned(of, unfinished=unfinished) for of in _beside(target)]
+    added = [_cleaned(of, unfinished=unfinished) for of in additions_beside(target)]
     partial = target.with_name(f"{target.name}.partial")
     return " ".join(added if added and not is_there(partial) else [*added, _cleaned(target, unfinished=unfinished)])
-
-
-def _beside(target: Place) -> list[Place]:
-    """Return the places of unfinished stores of variables that were to be added to a store."""
-    if not is_there(target) or not is_there(target.parent):
-        return []
-    names = [path.name for path in files_in(target.parent, ".partial") if path.name.startswith(f"{target.name}.")]
-    places = [target.with_name(name.removesuffix(".partial")) for name in names]
-    return [of for of in places if of != target and is_there(of.with_name(f"{of.name}.partial") / "store")]
 
 
 def _cleaned(target: Place, *, unfinished: bool) -> str:

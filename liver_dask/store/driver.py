@@ -1,5 +1,6 @@
 """The driver of an export: it creates the jobs, takes their results, and retries failed regions."""
 
+import logging
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future
@@ -10,17 +11,21 @@ from rich.filesize import decimal
 
 from ..core.errors import ExportError, LiverDaskError
 from .computed import Work
+from .finished import Finished
 from .inputs import Source
 from .jobs import Job, JobRunner, Report
 from .layout import Group, Region, RegionBatch, Shard, ShardRow, plan_batches
 from .preflight import check_small
 from .progress import Advance
+from .status import StatusFile
 from .worker import Failure, Outcome, Share, Task, merge, probe
-from .writer import Store
 
 TRIES = 2
 """How often a region is tried if it fails for a transient reason. Each try already repeats a request up to `attempts`
 times."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Driver:
@@ -28,11 +33,12 @@ class Driver:
 
     Args:
         source: All variables to write.
-        store: The store to write to.
+        finished: What is finished of the store to write to.
         run_name: The store's name for this run.
         connections: Maximum number of concurrent requests of all processes together.
         continue_on_error: Whether to continue after a region that could not be written.
         advance: Called with each report: the bytes of voxels that are done, and a remark to show.
+        status: Where the run says how far it came.
 
     Attributes:
         failures: Regions that could not be written.
@@ -43,14 +49,15 @@ class Driver:
     def __init__(
         self,
         source: Source,
-        store: Store,
+        finished: Finished,
         run_name: str,
         connections: int,
         continue_on_error: bool,
         advance: Advance,
+        status: StatusFile,
     ) -> None:
         self._source = source
-        self._store = store
+        self._finished = finished
         self._run_name = run_name
         self._connections = connections
         self._continue_on_error = continue_on_error
@@ -58,6 +65,8 @@ class Driver:
         self._again: deque[RegionBatch] = deque()
         self._tries: dict[tuple[tuple[str, ...], Region], int] = {}
         self._advance = advance
+        self._status = status
+        self._waits = False
         self.failures: list[Failure] = []
         self.fetched = self.requests = 0
 
@@ -65,7 +74,29 @@ class Driver:
         """Add the report of a task to the totals, and show it; may be called on any thread."""
         self.fetched += done.fetched
         self.requests += done.requests
+        self._status.meter.add(done.voxel_bytes)
         self._advance(done.voxel_bytes, self._remark())
+
+    def heartbeat(self, places: int) -> None:
+        """Show that the run goes on, and whether it waits for workers; called each second.
+
+        Args:
+            places: Number of jobs that can run.
+        """
+        self._waits = not places
+        self._advance(0, self._remark())
+        if self._status.is_due():
+            self.tell_status(places)
+
+    def tell_status(self, places: int | None = None, *, ended: bool = False) -> None:
+        """Write how far the run came to the file that `liver-dask info` reads.
+
+        Args:
+            places: Number of jobs that can run; None if it is as before.
+            ended: Whether the run has ended.
+        """
+        texts = self._failure_texts()
+        self._status.write(self.fetched, self.requests, texts, workers=places, ended=ended)
 
     def write(self, written: Collection[tuple[str, Region]], runner: JobRunner) -> None:
         """Write all regions that are not written yet, and merge their slabs into shards.
@@ -79,28 +110,35 @@ class Driver:
             ExportError: The cluster is gone; or `continue_on_error` is True and some regions could not be written.
         """
         self._missing = self._find_missing(written)
-        for row in [row for row, left in self._missing.items() if not left and not self._store.is_merged(row)]:
+        for row in [row for row, left in self._missing.items() if not left and not self._finished.is_merged(row)]:
             self._add_merges(row)
-        self._batches = plan_batches(self._store.layout, self._source.groups, written)
+        self._batches = plan_batches(self._finished.layout, self._source.groups, written)
         self._threads = runner.threads
         if not written:  # report a wrong address, shape or label before anything is written
             first = iter([Job("The first slice", probe, (self._source.windows,))])
             runner.run_all(self._connections, lambda: next(first, None), self._take)
         try:
             for group, work in self._source.works:
-                if next(plan_batches(self._store.layout, [group], written), None):
+                if next(plan_batches(self._finished.layout, [group], written), None):
                     self._compute_statistics(work, runner)
-            runner.run_all(self._connections, self._next_job, self._take)
+            runner.run_all(self._connections, self._next_job, self._take, self._stop)
         except BaseException:
-            self._store.end_run()  # running jobs then stop after their current region
+            self._finished.end_run()  # running jobs then stop after their current region
             raise
         if self.failures:
             raise self._failures_as_error()
 
+    def _stop(self, under_way: int) -> None:
+        """Let running jobs end after their current region."""
+        self._finished.end_run()
+        log.warning("Stopping: %s under way; press Ctrl-C again to stop now.", _regions(under_way))
+
     def _compute_statistics(self, work: Work, runner: JobRunner) -> None:
         """Compute once what all jobs need: shares of it in jobs, and the rest in this process."""
         for keys in work.statistics:
-            jobs = [Job("What all regions need", Share(self._store, *share).compute) for share in work.partials(keys)]
+            jobs = [
+                Job("What all regions need", Share(self._finished, *share).compute) for share in work.partials(keys)
+            ]
             ends: dict[Any, Any] = {}
             runner.run_all(self._connections, partial(next, iter(jobs), None), partial(self._take_share, ends))
             work.settle(keys, ends)
@@ -117,24 +155,26 @@ class Driver:
 
     def _find_missing(self, written: Collection[tuple[str, Region]]) -> dict[ShardRow, set[Region]]:
         """Return, for each row of shards, the regions whose slabs are not written yet."""
-        layout = self._store.layout
+        layout = self._finished.layout
         return {
             row: {region for region in layout.regions_of(row) if (row.name, region) not in written}
-            for row in layout.shard_rows(self._store.names)
+            for row in layout.shard_rows(self._finished.variables)
         }
 
     def _add_merges(self, row: ShardRow) -> None:
-        self._merges.extend((row, shard) for shard in self._store.layout.shards_of(row))
+        self._merges.extend((row, shard) for shard in self._finished.layout.shards_of(row))
 
     def _next_job(self) -> Job | None:
         if self._merges:
             row, shard = self._merges.popleft()
-            return Job(row, merge, (self._store, row, shard), fetches=False)
+            return Job(row, merge, (self._finished, row, shard), fetches=False)
         batch = self._again.popleft() if self._again else next(self._batches, None)
         if batch is None:
             return None
         part = self._source.part(batch)
-        return Job(batch, Task(self._store, self._run_name, part, batch, self._threads, self._continue_on_error).write)
+        return Job(
+            batch, Task(self._finished, self._run_name, part, batch, self._threads, self._continue_on_error).write
+        )
 
     def _take(self, what: RegionBatch | ShardRow | str, future: Future[Any]) -> None:
         """Process the result of a job."""
@@ -148,7 +188,7 @@ class Driver:
             return
         for region in result.written:
             for name in what.group.names:
-                row = self._store.layout.row_of(name, region)
+                row = self._finished.layout.row_of(name, region)
                 self._missing[row].discard(region)
                 if not self._missing[row]:
                     self._add_merges(row)
@@ -173,7 +213,7 @@ class Driver:
         """Return the outcome of a job that returned no result: its regions as failures, or an error."""
         error = ExportError(
             f"{_name_of(what)} was given up: {error} Workers may lack memory, the package liver_dask of this version, "
-            f"or the folder {self._store.partial}; look at their logs."
+            f"or the folder {self._finished.folder}; look at their logs."
         )
         if not isinstance(what, RegionBatch):
             return error
@@ -181,10 +221,14 @@ class Driver:
 
     def _remark(self) -> str:
         failed = f", {_regions(len(self.failures))} failed" if self.failures else ""
-        return f"{decimal(self.fetched)} fetched{failed}"
+        waits = ", waiting for workers" if self._waits else ""
+        return f"{decimal(self.fetched)} fetched{failed}{waits}"
+
+    def _failure_texts(self) -> list[str]:
+        return [f"{_name_of(RegionBatch(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
 
     def _failures_as_error(self) -> LiverDaskError:
-        texts = [f"{_name_of(RegionBatch(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
+        texts = self._failure_texts()
         shown = "\n".join(["", *texts[:20], *(["..."] if len(texts) > 20 else [])])
         return ExportError(f"{_regions(len(texts))} could not be written; all others are.{shown}", texts)
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -22,8 +22,8 @@ import dask
 
 from ..core.concurrency import cores
 from ..core.config import setting
-from ..core.errors import ExportError
-from ..core.interrupts import check_interrupted, interrupts_noted
+from ..core.errors import ExportError, LiverDaskError
+from ..core.interrupts import check_interrupted, forget_interrupt, interrupts_noted
 from ..core.malloc import keep_memory_of_worker, share_memory
 from ..core.threads import ContextPool, is_in_task
 from .broadcast import Broadcast, of_jobs
@@ -87,7 +87,7 @@ class JobRunner:
             ExportError if the cluster is gone.
         why_cancelled: Returns the error that explains why a job was cancelled.
         report: The function that each job that fetches gets as `report`.
-        on_progress: Called in this process with the reports of the jobs, and regularly with an empty report.
+        on_heartbeat: Called in this process each second, on the thread that runs the jobs, with what `places` returned.
         shares: Whether the jobs run in several processes, which share the allowed number of concurrent requests. Then
             at most one job per allowed request fetches at a time.
         ahead: How many more jobs are submitted than can run now.
@@ -98,56 +98,89 @@ class JobRunner:
     places: Callable[[], int]
     why_cancelled: Callable[[], ExportError]
     report: Callable[[Report], None]
-    on_progress: Callable[[Report], None]
+    on_heartbeat: Callable[[int], None]
     shares: bool
     ahead: int
     threads: int
 
     def run_all(
-        self, connections: int, next_job: Callable[[], Job | None], take: Callable[[Any, Future[Any]], None]
+        self,
+        connections: int,
+        next_job: Callable[[], Job | None],
+        take: Callable[[Any, Future[Any]], None],
+        on_stop: Callable[[int], None] | None = None,
     ) -> None:
         """Run jobs until none is left.
+
+        The first Ctrl-C waits for the jobs that run, if `on_stop` is given; the second stops at once.
 
         Args:
             connections: Maximum number of concurrent requests of all processes together.
             next_job: Returns a job, or None if there is none now. It may return one again after `take` was called.
             take: Called with `what` of a finished job and its future.
+            on_stop: Called at the first Ctrl-C with the number of jobs that run; it makes them end soon.
 
         Raises:
             ExportError: The cluster is gone, or the jobs were cancelled.
         """
         with interrupts_noted():
-            self._work_off(connections, next_job, take)
+            submitted: dict[Future[Any], Job] = {}
+            try:
+                self._work_off(submitted, connections, next_job, take)
+            except KeyboardInterrupt:
+                if on_stop and submitted:
+                    self._finish(submitted, take, on_stop)
+                raise
+            finally:
+                for future in submitted:
+                    future.cancel()
 
     def _work_off(
-        self, connections: int, next_job: Callable[[], Job | None], take: Callable[[Any, Future[Any]], None]
+        self,
+        submitted: dict[Future[Any], Job],
+        connections: int,
+        next_job: Callable[[], Job | None],
+        take: Callable[[Any, Future[Any]], None],
     ) -> None:
-        submitted: dict[Future[Any], Job] = {}
         fetching, most_fetching = 0, connections if self.shares else inf  # each job that fetches needs one request
         alone = _Alone()
         job = next_job()
-        try:
-            while job or submitted:
-                check_interrupted()
-                places = self.places()
-                alone.note(places)
-                while job and len(submitted) < places + self.ahead and not (job.fetches and fetching >= most_fetching):
-                    submitted[self.submit(job, {"report": self.report} if job.fetches else {})] = job
-                    fetching += job.fetches
-                    job = next_job()
-                if not submitted:
-                    sleep(SECONDS_BETWEEN_CHECKS)
+        while job or submitted:
+            check_interrupted()
+            places = self.places()
+            alone.note(places)
+            while job and len(submitted) < places + self.ahead and not (job.fetches and fetching >= most_fetching):
+                submitted[self.submit(job, {"report": self.report} if job.fetches else {})] = job
+                fetching += job.fetches
+                job = next_job()
+            if not submitted:
+                sleep(SECONDS_BETWEEN_CHECKS)
+            for future in wait(submitted, SECONDS_BETWEEN_CHECKS, FIRST_COMPLETED).done:
+                done = submitted.pop(future)
+                fetching -= done.fetches
+                if future.cancelled():
+                    raise self.why_cancelled()
+                take(done.what, future)
+            job = job or next_job()
+            self.on_heartbeat(places)
+
+    def _finish(
+        self,
+        submitted: dict[Future[Any], Job],
+        take: Callable[[Any, Future[Any]], None],
+        on_stop: Callable[[int], None],
+    ) -> None:
+        """Wait for the jobs that run, as long as there are workers and no further Ctrl-C comes."""
+        forget_interrupt()
+        with suppress(LiverDaskError, OSError):  # the interrupt is what ends the run; errors are told by the next one
+            on_stop(min(len(submitted), self.places()))
+            while submitted and (places := self.places()):
                 for future in wait(submitted, SECONDS_BETWEEN_CHECKS, FIRST_COMPLETED).done:
                     done = submitted.pop(future)
-                    fetching -= done.fetches
-                    if future.cancelled():
-                        raise self.why_cancelled()
-                    take(done.what, future)
-                job = job or next_job()
-                self.on_progress(Report(0, 0, 0))
-        finally:
-            for future in submitted:
-                future.cancel()
+                    if not future.cancelled():
+                        take(done.what, future)
+                self.on_heartbeat(places)
+                check_interrupted()
 
 
 class _Alone:
@@ -191,16 +224,23 @@ def client_in_force() -> "Client | None":
 
 
 @contextmanager
-def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) -> Iterator[JobRunner]:
+def open_runner(
+    client: "Client | None",
+    on_progress: Callable[[Report], None],
+    on_heartbeat: Callable[[int], None] | None = None,
+) -> Iterator[JobRunner]:
     """Open a runner on the workers of a cluster, or on threads of this process.
 
     Args:
         client: The client of the cluster; None for threads.
         on_progress: Called with the reports of the jobs, on any thread.
+        on_heartbeat: Called each second with the number of jobs that can run, on the thread that runs the jobs. None
+            calls `on_progress` with an empty report.
 
     Yields:
         The runner.
     """
+    on_heartbeat = on_heartbeat or (lambda places: on_progress(Report(0, 0, 0)))
     if client is None:
         if setting("tune-malloc"):
             share_memory()
@@ -210,7 +250,7 @@ def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) 
                 lambda: LOCAL_JOBS,
                 lambda: ExportError("A job was cancelled."),
                 on_progress,
-                on_progress,
+                on_heartbeat,
                 shares=False,
                 ahead=0,
                 threads=os.cpu_count() or 1,
@@ -225,7 +265,7 @@ def open_runner(client: "Client | None", on_progress: Callable[[Report], None]) 
                 partial(_places, client),
                 partial(_why_cancelled, client),
                 partial(_send, topic),
-                on_progress,
+                on_heartbeat,
                 shares=True,
                 ahead=JOBS_AHEAD,
                 threads=1,

@@ -33,11 +33,12 @@ from .inputs import Source, in_blocks, with_shared_blocks
 from .jobs import client_in_force, open_runner
 from .layout import CHUNKS, SHARDS, Layout, plan_layout
 from .preflight import check_call, check_disk, check_held, check_memory, check_times, check_workers
-from .progress import show_progress
+from .progress import Meter, show_progress
 from .record import read_record
 from .shards import codecs_of
 from .source_checks import check_same_archive, read_sources
 from .spot_check import check_same_voxels
+from .status import StatusFile
 from .writer import Store
 
 if TYPE_CHECKING:
@@ -183,19 +184,19 @@ class Export:
 
     def _write(self, client: "Client | None", run_name: str, continue_on_error: bool, progress: bool) -> None:
         traffic.take()  # discard the counts from before this run
-        written = self.store.written()
-        total = sum(
-            self.store.layout.voxels_of(region) * self.source.ds[name].dtype.itemsize
-            for name in self.store.names
-            for region in self.store.layout.regions()
-            if (name, region) not in written
-        )
-        with show_progress(f"Writing {self.store.target.name}", total, progress and total > 0) as advance:
-            driver = Driver(self.source, self.store, run_name, self.connections, continue_on_error, advance)
+        written, finished = self.store.written(), self.store.finished
+        total, done = finished.nbytes(), finished.nbytes(written)
+        title = f"{'Resuming' if done else 'Writing'} {self.store.target.name}"
+        status = StatusFile(finished.folder, Meter(total, done))
+        with show_progress(title, total, progress and done < total, done) as advance:
+            driver = Driver(self.source, finished, run_name, self.connections, continue_on_error, advance, status)
             try:
-                with open_runner(client, driver.report) as runner:
+                with open_runner(client, driver.report, driver.heartbeat) as runner:
                     wait_for(self._held)
                     driver.write(written, runner)
+            except BaseException:
+                driver.tell_status(ended=True)
+                raise
             finally:
                 self.fetched, self.requests = driver.fetched, driver.requests
 

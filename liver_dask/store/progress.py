@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,20 +13,70 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = (60.0, 600.0)
+"""Least and most time between two lines. In between, a line comes each time that 5 % more time has passed."""
+
+SHARE_BETWEEN_LINES = 0.05
+
+SECONDS_OF_RATE = 600.0
+"""The rate is that of the last ten minutes: workers come and go, and a server is slow at times."""
+
+SECONDS_BETWEEN_MARKS = 5.0
 
 Advance = Callable[[int, str], None]
 """Called with the number of further bytes that are done, and a remark to show."""
 
 
+class Meter:
+    """Counts what is done, and how fast.
+
+    Args:
+        total: Bytes of the whole work.
+        done: Bytes that were done before.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done = total, done
+        self.began = time.monotonic()
+        self._marks = deque([(self.began, done)])
+        self._lock = threading.Lock()  # several threads report
+
+    def add(self, count: int) -> None:
+        """Add bytes that are done."""
+        with self._lock:
+            self.done += count
+            now = time.monotonic()
+            if now - self._marks[-1][0] >= SECONDS_BETWEEN_MARKS:
+                self._marks.append((now, self.done))
+            while len(self._marks) > 1 and now - self._marks[1][0] >= SECONDS_OF_RATE:
+                self._marks.popleft()
+
+    @property
+    def share(self) -> float:
+        """The share of the work that is done, 0 to 1."""
+        return self.done / self.total if self.total else 1.0
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second, of the last ten minutes."""
+        since, done = self._marks[0]
+        return (self.done - done) / max(time.monotonic() - since, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the rest takes at this rate; None if nothing was done lately."""
+        return (self.total - self.done) / self.rate if self.rate else None
+
+
 @contextmanager
-def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
+def show_progress(title: str, total: int, shown: bool, done: int = 0) -> Iterator[Advance]:
     """Report the progress of `total` bytes of work on standard error.
 
     Args:
         title: Text before the progress.
         total: Bytes of the whole work.
         shown: Whether to report at all.
+        done: Bytes of it that were done before.
 
     Yields:
         A function that adds to the bytes that are done.
@@ -42,10 +93,10 @@ def show_progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
             TextColumn("{task.fields[remark]}"),
         )
         with Progress(TextColumn(title), *columns, console=console) as progress:
-            task = progress.add_task(title, total=total, remark="")
+            task = progress.add_task(title, total=total, completed=done, remark="")
             yield lambda count, remark: progress.update(task, advance=count, remark=remark)
     else:
-        yield _Lines(title, total).advance
+        yield _Lines(title, total, done).advance
 
 
 def say(line: str, shown: bool) -> None:
@@ -54,27 +105,35 @@ def say(line: str, shown: bool) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-class _Lines:
-    """Prints a line every 10 seconds, and one at the end."""
+def duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
 
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._done = title, total, 0
-        self._began = self._printed = time.monotonic()
+
+class _Lines:
+    """Prints a line with the clock: one a minute at first, then fewer, and one at the end."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self._title, self._meter = title, Meter(total, done)
+        self._printed = self._meter.began
         self._lock = threading.Lock()
+        self._print(f"{self._meter.share:.0%} of {decimal(total)} is there" if done else f"{decimal(total)} of voxels")
 
     def advance(self, count: int, remark: str) -> None:
-        with self._lock:  # several threads report
-            self._done += count
+        meter = self._meter
+        meter.add(count)
+        with self._lock:
             now = time.monotonic()
-            if now - self._printed >= SECONDS_BETWEEN_LINES or (count and self._done == self._total):
+            least, most = SECONDS_BETWEEN_LINES
+            wait = min(max(SHARE_BETWEEN_LINES * (now - meter.began), least), most)
+            if count and meter.done == meter.total:
+                self._print(f"100 %, {decimal(meter.total)} in {duration(now - meter.began)}, {remark}")
+            elif now - self._printed >= wait:
                 self._printed = now
-                self._print(now, remark)
+                left = f"{duration(meter.seconds_left)} left, " if meter.seconds_left is not None else ""
+                amount = f"{decimal(meter.done)} of {decimal(meter.total)}"
+                self._print(f"{meter.share:.0%}, {amount}, {decimal(int(meter.rate))}/s, {left}{remark}")
 
-    def _print(self, now: float, remark: str) -> None:
-        rate = self._done / max(now - self._began, 1e-9)
-        left = f"{timedelta(seconds=round((self._total - self._done) / rate))} left, " if rate else ""
-        print(
-            f"{self._title}: {decimal(self._done)} of {decimal(self._total)}, {decimal(int(rate))}/s, {left}{remark}",
-            file=sys.stderr,
-            flush=True,
-        )
+    def _print(self, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {self._title}: {text}"
+        print(line.removesuffix(", "), file=sys.stderr, flush=True)

@@ -25,12 +25,12 @@ from ..core.errors import ExportError, LiverDaskError, RangeNotSupportedError, R
 from ..core.geometry import Shape
 from ..core.metrics import traffic
 from ..core.threads import ContextPool
+from .finished import Finished
 from .identity import has_means
 from .jobs import Report
 from .layout import Region, RegionBatch, Shard, ShardRow
 from .rows import Arrays, Key, Part, read_ahead
 from .shards import Chunk, encode_chunk
-from .writer import Store
 
 READERS = 8
 """Number of files of a region that are read concurrently, on any number of cores: with a distant archive, most of them
@@ -72,7 +72,7 @@ class Task:
     """One batch of regions, as it is sent to a worker.
 
     Attributes:
-        store: The store to write to.
+        finished: What is finished of the store to write to.
         run_name: Name of the run of the export that the task belongs to.
         part: What the batch needs in order to read the variables.
         batch: The batch to write.
@@ -80,7 +80,7 @@ class Task:
         continue_on_error: Whether to continue with the next region after a failed one.
     """
 
-    store: Store
+    finished: Finished
     run_name: str
     part: Part
     batch: RegionBatch
@@ -138,23 +138,23 @@ class Task:
                 free_of_chunks.release()
 
         for region in self.batch.regions:
-            if not self.store.is_current(self.run_name):
+            if not self.finished.is_current(self.run_name):
                 break
             yield region, writer.submit(keep, region, encoder.submit(encode, reader.submit(read, region)))
 
     def _encode(self, name: str, voxels: npt.NDArray[Any], encoders: ContextPool) -> list[Chunk]:
-        _, height, width = chunk = self.store.layout.chunks
-        with_means = has_means(self.store.content["variables"][name])
+        _, height, width = chunk = self.finished.layout.chunks
+        with_means = has_means(self.finished.variables[name])
         parts = [part for row in _cut(voxels, 1, height) for part in _cut(row, 2, width)]
         return list(encoders.map(lambda part: _encode(part, chunk, with_means), parts))
 
     def _keep(self, region: Region, encoded: Encoded, files: Mapping[str, FileVersion]) -> int:
         """Write the slabs of a region, and return its number of bytes of voxels."""
-        self.store.check_run(self.run_name)
-        self.store.note_versions(files)
+        self.finished.check_run(self.run_name)
+        self.finished.note_versions(files)
         for name, chunks in encoded.items():
-            self.store.write_slab(name, region, chunks)
-        return self.store.layout.voxels_of(region) * sum(self.part.dtypes[name].itemsize for name in encoded)
+            self.finished.write_slab(name, region, chunks)
+        return self.finished.layout.voxels_of(region) * sum(self.part.dtypes[name].itemsize for name in encoded)
 
 
 def probe(windows: Iterable[LazyWindow], report: Callable[[Report], None]) -> Exception | None:
@@ -173,12 +173,12 @@ class Share:
     """The part of a statistic that one job computes.
 
     Attributes:
-        store: The store that the statistic is needed for.
+        finished: What is finished of the store that the statistic is needed for.
         tasks: The tasks to compute.
         keys: The keys of the results to return.
     """
 
-    store: Store
+    finished: Finished
     tasks: Tasks
     keys: Sequence[Key]
 
@@ -187,17 +187,17 @@ class Share:
         try:
             with read_ahead(self.tasks), noting_files() as files, ContextPool(READERS) as pool:
                 results = dask.threaded.get(got(self.tasks), list(self.keys), pool=pool)
-            self.store.note_versions(files)
+            self.finished.note_versions(files)
         except Exception as error:  # any kind: jobs return errors, and the driver raises them
             return picklable_error(error)
         report(report_of(0))
         return dict(zip(self.keys, results, strict=True))
 
 
-def merge(store: Store, row: ShardRow, shard: Shard) -> Exception | None:
+def merge(finished: Finished, row: ShardRow, shard: Shard) -> Exception | None:
     """Merge the slabs of a shard; return the error, or None."""
     try:
-        store.merge(row, shard)
+        finished.merge(row, shard)
     except Exception as error:  # any kind: jobs return errors, and the driver raises them
         return picklable_error(error)
     return None

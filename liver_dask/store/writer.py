@@ -1,18 +1,13 @@
-"""Write a store: the unfinished store of a call, its slabs and shards, and the step that completes it.
+"""The life of a store: how it is begun, resumed, given up and completed.
 
 Until a store is complete, its files are in the folder `NAME.partial`:
 
-=====================================  =========================================================================
-`lock`                                 lock of the process that writes the store; in object storage, claims in `lock/`
-`store/`                               the store itself: metadata and finished shards; `store.new/` while it is created
-`progress/run`                         name of the current run of the export; tasks of earlier runs see it and stop
-`progress/slabs/VARIABLE/Z-Y`          encoded chunks of a region; if the file exists, the region is written
-`progress/shards/VARIABLE/Z-Y-X.npy`   statistics of the voxels of a shard's chunks
-`progress/shards/VARIABLE/Z-Y-X.json`  size and checksum of a shard; if the file exists, the shard is finished
-`progress/sources/...`                 size and ETag of a source file, written before the first slab made from it
-=====================================  =========================================================================
+===========  ==============================================================================================
+`lock`       lock of the process that writes the store; in object storage, claims in `lock/`
+`store/`     the store itself: metadata and finished shards; `store.new/` while it is created
+`progress/`  what is finished; see `finished`
+===========  ==============================================================================================
 
-Each file gets its name only when its bytes are on the disk. If the disk does not tell what exists, nothing is removed.
 At the end, `store/` is renamed to the store's own name in one step. In object storage, which has no renames, shards are
 at their final place from the start, and the rest of `store/` is copied there, the record last; `progress` has a folder
 for each call; see `storage`. A store contains, besides its arrays:
@@ -26,27 +21,22 @@ for each call; see `storage`. A store contains, besides its arrays:
 The levels that `pyramid` adds are stores of the same kind, in a folder of the store.
 """
 
-import json
 import logging
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import zarr
 
 from ..archive.remote.versions import FileVersion
-from ..core.disk import content_of, files_in, is_empty_folder, is_file, is_there
+from ..core.disk import is_empty_folder, is_there
 from ..core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
 from ..core.places import Place
 from .changes import set_time
 from .completion import write_all_but_shards
-from .durable import TORN
+from .finished import PARTS, Finished
 from .identity import digest_of, identity_of
-from .layout import Layout, Region, Shard, ShardRow
+from .layout import Layout, Region
 from .levels import voxel_size_of
 from .record import (
     FORMAT,
@@ -56,23 +46,16 @@ from .record import (
     missing_files,
     missing_of,
     read_record,
-    shard_path,
     what_is_at,
 )
 from .record_checks import explain_difference, record_problem
-from .shards import Chunk, read_row
-from .slabs import Slab, merge_slabs, read_first_row, write_slab
 from .source_versions import SourceVersions, moved_variables
 from .storage.access import storage_of
 from .storage.interface import Claim, Storage
-from .zarr_store import zarr_store
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = f"{RECORD}/zarr.json"
-
-PARTS = ("slabs", "shards")
-"""The folders of `progress` that contain finished work."""
 
 
 class Store:
@@ -92,13 +75,16 @@ class Store:
         self.allows_missing = allows_missing
         self.partial = target.with_name(target.name + ".partial")
         self._began = False  # whether this run created the unfinished store
-        self._run = ""
         self._claim: Claim | None = None
         self._unfinished = self.partial / "store"
         self._new = self.partial / "store.new"
-        self._shards = self._storage.shards_in(self._unfinished, target)
-        self._progress = self._storage.progress_in(self.partial, digest_of(content))
-        self._sources = SourceVersions(self._progress / "sources", content, [])
+        self.finished = Finished(
+            self._storage.progress_in(self.partial, digest_of(content)),
+            self._storage.shards_in(self._unfinished, target),
+            target,
+            layout,
+            content["variables"],
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_claim": None}  # it is held by this process alone
@@ -201,103 +187,24 @@ class Store:
             try:
                 yield run
             finally:
-                self.end_run()
+                self.finished.end_run()
                 self._remove_leftovers(claim)
 
-    def is_current(self, run: str) -> bool:
-        """Return whether `run` is the current run. Tasks of a stopped, killed or superseded run must end."""
-        try:
-            return (self._progress / "run").read_text() == run
-        except FileNotFoundError:
-            return False
-
-    def check_run(self, run: str) -> None:
-        """Raise StoreExistsError if another run has begun, so that a late task writes nothing into it."""
-        found = content_of(self._progress / "run")
-        if found is not None and found.decode() != run:
-            raise StoreExistsError(f"{self.target} is written by another run; this one has ended.")
-
-    def end_run(self) -> None:
-        """Mark this run as ended, so that its tasks stop. If the disk does not allow it, they continue."""
-        try:
-            if self._run and self.is_current(self._run):  # not that of a process which has taken over
-                self._storage.remove(self._progress / "run")
-        except OSError as error:
-            log.warning("%s: its tasks may not see that the run has ended (%s)", self.target, error)
-
     def written(self) -> set[tuple[str, Region]]:
-        """Return the written regions by variable: their slabs exist, or the shards that were merged from them."""
-        found: set[tuple[str, Region]] = set()
+        """Return the written regions by variable, if the unfinished store is of this call."""
         record = read_record(self._unfinished)
         if record is None or record["format"] != FORMAT or not self._is_of(record):
-            return found
-        for name in self.names:
-            slabs = self._names_in("slabs", name)
-            found |= {(name, region) for region in self.layout.regions() if _slab_name(region) in slabs}
-            records = self._names_in("shards", name)
-            for row in self.layout.shard_rows([name]):
-                if all(_record_name(shard) in records for shard in self.layout.shards_of(row)):
-                    found |= {(name, region) for region in self.layout.regions_of(row)}
-        return found
-
-    def note_versions(self, versions: Mapping[str, FileVersion]) -> None:
-        """Record which versions of files were read for the store.
-
-        Args:
-            versions: Versions by URL, only of files that the store is made from.
-
-        Raises:
-            SourceChangedError: This run or an earlier one has written parts of the store from another version.
-        """
-        for url, version in list(versions.items()):  # readers may add to it at the same time
-            self._sources.note(url, version)
+            return set()
+        return self.finished.regions()
 
     def moved(self, record: Mapping[str, Any] | None) -> list[str]:
         """Return variables whose address has changed since `record` or, if that is None, since the store was begun."""
-        found = self._sources.moved if record is None else moved_variables(self.content, record)
+        found = self.finished.sources.moved if record is None else moved_variables(self.content, record)
         return [moved.name for moved in found]
 
     def sources(self, name: str) -> list[tuple[str, FileVersion]]:
         """Return the URLs and versions of the files that a variable of the unfinished store is made from so far."""
-        return [(file["url"], FileVersion(file["size"], file["tag"])) for file in self._sources.of(name)]
-
-    def first_row(self, name: str, region: Region, *, complete: bool) -> npt.NDArray[Any]:
-        """Return the first row of a region that is written, of its first slice."""
-        z, y = region.z_start, region.y_start
-        if complete:
-            return np.asarray(zarr.open_array(zarr_store(self.target / name), mode="r", zarr_format=3)[z, y])
-        dtype, chunk = np.dtype(self.content["variables"][name]["dtype"]), self.layout.chunks
-        slab = self._slab_path(name, region)
-        if is_file(slab):
-            row = read_first_row(slab, self.layout.slab_grid(region), dtype, chunk)
-        else:
-            shards = [
-                shard_path(self._shards, name, of) for of in self.layout.shards_of(self.layout.row_of(name, region))
-            ]
-            row = np.concatenate([read_row(of, self.layout.chunks_per_shard, dtype, chunk, z, y) for of in shards])
-        return row[: self.layout.shape[2]]
-
-    def write_slab(self, name: str, region: Region, chunks: Sequence[Chunk]) -> None:
-        """Write the encoded chunks of a region of a variable, row by row."""
-        write_slab(
-            self._slab_path(name, region), chunks, self.layout.slab_grid(region), self.layout.chunks_per_shard[2]
-        )
-
-    def is_merged(self, row: ShardRow) -> bool:
-        """Return whether all shards of a row are finished."""
-        return all(is_file(self._checksum_path(row.name, shard)) for shard in self.layout.shards_of(row))
-
-    def merge(self, row: ShardRow, shard: Shard) -> None:
-        """Merge the slabs of one shard of a row. Remove the slabs when all shards of the row are finished."""
-        try:
-            self._merge(row, shard)
-        except FileNotFoundError:
-            # if the checksum exists, a job of an earlier run has just written the shard
-            if not is_file(self._checksum_path(row.name, shard)):
-                raise
-        if self.is_merged(row):
-            for region in self.layout.regions_of(row):
-                self._storage.remove(self._slab_path(row.name, region))
+        return [(file["url"], FileVersion(file["size"], file["tag"])) for file in self.finished.sources.of(name)]
 
     def complete(self) -> None:
         """Record that the store is complete, and put it at its final place.
@@ -306,9 +213,8 @@ class Store:
             StoreExistsError: Another process has taken the store over, or its record is that of another call.
         """
         self._check_own()
-        write_all_but_shards(
-            self._unfinished, self._shards, self._progress / "shards", self.layout, self.names, self._sources
-        )
+        of = self.finished
+        write_all_but_shards(self._unfinished, of.shards, of.folder / "shards", self.layout, self.names, of.sources)
         self._storage.publish(self._unfinished, self.target, RECORD_FILE, self._check_own)
         set_time(self.target)
 
@@ -346,9 +252,9 @@ class Store:
             if found and found.get("complete") and self._is_of(found):
                 self._drop_published()
             elif finished_too and self._storage.is_begun(self._unfinished):
-                progress = [self._progress / kind for kind in reversed(PARTS)]
+                progress = [self.finished.folder / kind for kind in reversed(PARTS)]
                 is_free = not has_record(self.target)  # else what is there is another store's
-                shards = [self._shards / name for name in self._shard_names() if is_free]
+                shards = [self.finished.shards / name for name in self._shard_names() if is_free]
                 published = self.target if is_free else None
                 self._storage.discard(self._unfinished, published, self._new, progress, shards)
             self._remove_leftovers(claim)
@@ -393,30 +299,24 @@ class Store:
 
     def _withdraw(self) -> bool:
         """Remove the store that this run began, unless a part of it is finished; return whether it was removed."""
-        folders = [self._progress / kind / name for kind in PARTS for name in self.names]
-        return self._storage.withdraw(self._unfinished, self._new, folders)
+        return self._storage.withdraw(self._unfinished, self._new, self.finished.parts)
 
     def _begin(self, write_metadata: Callable[[Any], None]) -> str:
         """Create the unfinished store without shards, or resume that of the same call; return the name of this run."""
-        progress = [
-            self._progress / folder for folder in ("sources", *(f"{of}/{n}" for of in PARTS for n in self.names))
-        ]
         is_new = not self._storage.is_begun(self._unfinished)
         self._storage.check_target(self.partial, self.target, is_new=is_new)
         if is_new:
             self._remove_new()
-            self._storage.make_folders(progress)
+            self.finished.make_folders()
             rows = self.layout.shard_rows(self.names)
             folders = {f"{row.name}/c/{row.z}/{row.y}" for row in rows}
             self._storage.begin(self._unfinished, self._new, self._metadata(write_metadata), sorted(folders))
             self._began = True
         else:
             self._check_unfinished()
-            self._check_missing(missing_of(self._sources.all()))
-            self._storage.make_folders(progress)
-        self._run = secrets.token_hex(8)
-        self._storage.write(self._progress / "run", [self._run.encode()])
-        return self._run
+            self._check_missing(missing_of(self.finished.sources.all()))
+            self.finished.make_folders()
+        return self.finished.begin_run()
 
     def _metadata(self, write_metadata: Callable[[Any], None]) -> dict[str, bytes]:
         """Return everything in the store except its shards, by path; the record is last."""
@@ -452,7 +352,9 @@ class Store:
                 f"(`liver-dask clean --unfinished {self.target}`), or choose another path."
                 f"{explain_difference(record, self.content)}"
             )
-        self._sources = SourceVersions(self._sources.folder, record, moved_variables(self.content, record))
+        self.finished.sources = SourceVersions(
+            self.finished.sources.folder, record, moved_variables(self.content, record)
+        )
         self.content = {key: record[key] for key in self.content}  # it may name an earlier address of the archive
 
     def _remove_new(self) -> None:
@@ -460,13 +362,8 @@ class Store:
 
         Do not call this if there is an unfinished store.
         """
-        for folder in (self._new, *(self._progress / name for name in ("sources", *PARTS))):
-            self._storage.remove_tree(folder)
-        if is_there(self._progress):
-            for path in files_in(self._progress):
-                if path.name == "run" or TORN.fullmatch(path.name):
-                    self._storage.remove(path)
-            self._storage.remove_folder(self._progress)  # fails if it contains files of somebody else
+        self._storage.remove_tree(self._new)
+        self.finished.remove()
 
     def _remove_leftovers(self, claim: Claim) -> None:
         """Remove the files around the unfinished store if it certainly does not exist.
@@ -486,31 +383,6 @@ class Store:
     def _is_of(self, record: dict[str, Any] | None) -> bool:
         return record is not None and identity_of(record) == identity_of(self.content)
 
-    def _merge(self, row: ShardRow, shard: Shard) -> None:
-        """Merge the slabs of one shard, unless the shard is finished."""
-        record = self._checksum_path(row.name, shard)
-        if is_file(record):
-            return
-        (_, rows, _), grid = self.layout.chunks, self.layout.chunks_per_shard
-        slabs = [
-            Slab(
-                self._slab_path(row.name, region),
-                z=region.z_start // self.layout.chunks[0] % grid[0],
-                y=region.y_start // rows % grid[1],
-                grid=self.layout.slab_grid(region),
-            )
-            for region in self.layout.regions_of(row)
-        ]
-        x_chunks = slice(shard.x * grid[2], (shard.x + 1) * grid[2])
-        checksum, known = merge_slabs(
-            shard_path(self._shards, row.name, shard), record.with_suffix(".shard"), grid, slabs, x_chunks
-        )
-        table = BytesIO()
-        np.save(table, known)
-        self._storage.write(record.with_suffix(".npy"), [table.getvalue()])
-        content = json.dumps({"/".join(map(str, shard)): checksum}, indent=1)
-        self._storage.write(record, [content.encode()])
-
     def _check_missing(self, missing: Sequence[str]) -> None:
         """Raise StoreExistsError if files were missing, and the caller does not accept zeros for them."""
         if missing and not self.allows_missing:
@@ -529,22 +401,3 @@ class Store:
         rows = self.layout.shard_rows(self.names)
         shards = [(row.name, shard) for row in rows for shard in self.layout.shards_of(row)]
         return {f"{name}/c/{'/'.join(map(str, shard))}" for name, shard in shards}
-
-    def _names_in(self, kind: str, name: str) -> set[str]:
-        """Return the names of the files of a kind of progress; after a kill their folder may be missing."""
-        folder = self._progress / kind / name
-        return {path.name for path in files_in(folder)} if is_there(folder) else set()
-
-    def _slab_path(self, name: str, region: Region) -> Place:
-        return self._progress / "slabs" / name / _slab_name(region)
-
-    def _checksum_path(self, name: str, shard: Shard) -> Place:
-        return self._progress / "shards" / name / _record_name(shard)
-
-
-def _slab_name(region: Region) -> str:
-    return f"{region.z_start}-{region.y_start}"
-
-
-def _record_name(shard: Shard) -> str:
-    return f"{'-'.join(map(str, shard))}.json"

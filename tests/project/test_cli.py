@@ -97,6 +97,24 @@ def test_download_and_info(server: ArchiveServer, tmp_path: Path) -> None:
     assert "--bbox 1195 18890 469 19570 0 597" in default.stdout
 
 
+def test_labels_are_chosen_in_one_way_and_kept_in_one_order(archive: Path, tmp_path: Path) -> None:
+    """`--label none` is raw alone; variables are in the order of the description, whatever that of the options."""
+    options = ["--bbox", "0", "9", "0", "9", "0", "1", "--source", str(archive), *SHAPE_OPTION, "--dry-run"]
+    for given, there in (
+        ([], "raw, mito, er, nucleus"),
+        (["none"], "raw"),
+        (["nucleus", "mito"], "raw, mito, nucleus"),
+        (["mito", "mito"], "raw, mito"),
+    ):
+        chosen = [part for name in given for part in ("--label", name)]
+        done = CliRunner().invoke(main, ["download", str(tmp_path / "a.zarr"), *options, *chosen])
+        assert done.output.startswith(f"{tmp_path}/a.zarr: {there} of 1 x 9 x 9"), done.output
+    both = CliRunner().invoke(main, ["download", "a.zarr", *options, "--label", "none", "--label", "mito"])
+    assert both.exit_code == 2
+    assert "none means no label at all" in both.output
+    assert list(ld.open_human_liver_em(archive, shape=SHAPE, labels=("er", "mito"))) == ["raw", "mito", "er"]
+
+
 def test_info_asks_the_source_for_one_slice(server: ArchiveServer, archive: Path, tmp_path: Path) -> None:
     """`info` fetches the headers of the middle slice of each variable, and says what is not as described."""
     there = run_here("info", server.url, *SHAPE_OPTION)
@@ -226,7 +244,7 @@ def test_what_a_store_has_no_use_for_is_refused(archive: Path, tmp_path: Path, a
 @pytest.mark.parametrize("end", ["", ".partial"])
 @pytest.mark.parametrize(
     "args",
-    ["info", "snapshot --z 2 -o a.png", "view --no-browser", "serve", "verify", "pyramid"],
+    ["snapshot --z 2 -o a.png", "view --no-browser", "serve", "verify", "pyramid"],
     ids=lambda a: a.split()[0],
 )
 def test_an_unfinished_store_is_called_so(archive: Path, tmp_path: Path, args: str, end: str) -> None:

@@ -19,9 +19,9 @@ from helpers.archive import SHAPE
 from helpers.stores import SMALL
 from liver_dask.store import array as stored
 from liver_dask.store import downsampling
+from liver_dask.store import finished as store
 from liver_dask.store import levels as store_levels
 from liver_dask.store import shards as slabs
-from liver_dask.store import writer as store
 from liver_dask.store.shards import decode_chunk, decode_planes, encode_chunk
 
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", ">u2", "int32", "uint64", "float16", "float32", ">f4", "float64")

@@ -41,8 +41,8 @@ from liver_dask.core import geometry
 from liver_dask.core.threads import ContextPool
 from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.store import computed
+from liver_dask.store import finished as store
 from liver_dask.store import layout as export_plan
-from liver_dask.store import writer as store
 from liver_dask.store.jobs import Report
 from liver_dask.store.layout import Group, Layout, plan_batches, plan_layout
 from liver_dask.store.plan import Export

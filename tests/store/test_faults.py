@@ -126,7 +126,7 @@ def cases(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
 def finished_in(folder: Path) -> dict[Path, bytes]:
     """Return what an earlier run has finished: slabs, shards and their records, and the files of stores."""
     found = [path for path in folder.rglob("*") if path.is_file()]
-    progress = [path for path in found if "progress" in path.parts and "run" not in path.parts]
+    progress = [path for path in found if "progress" in path.parts and path.name not in ("run", "status.json")]
     stores = [path for path in found if ".partial" not in str(path)]
     shards = [path for path in found if ".partial" in str(path) and "c" in path.parts]
     return {path.relative_to(folder): path.read_bytes() for path in (*progress, *stores, *shards)}

@@ -207,9 +207,9 @@ def test_a_late_job_of_an_ended_run_writes_nothing(archive: Path, tmp_path: Path
     ds = ld.open_human_liver_em(archive, shape=SHAPE)
     path = Path(ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL))
     late = store.Store(path, plan_layout((8, 269, 364), {"raw": 2}, **SMALL), {"variables": {"raw": {"files": []}}})
-    assert not late.is_current("whichever")
+    assert not late.finished.is_current("whichever")
     with pytest.raises(FileNotFoundError):
-        late.write_slab("raw", Region(0, 2, 0, 64), [encode_chunk(np.ones((2, 2, 2)), (2, 2, 2))])
+        late.finished.write_slab("raw", Region(0, 2, 0, 64), [encode_chunk(np.ones((2, 2, 2)), (2, 2, 2))])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.zarr"]
 
 

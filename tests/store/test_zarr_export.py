@@ -25,7 +25,7 @@ from liver_dask.archive.lazy.window import Selection
 from liver_dask.archive.reader import VolumeReader
 from liver_dask.core.places import Place
 from liver_dask.demo import ArchiveServer, serve
-from liver_dask.store import writer as store
+from liver_dask.store import finished as store
 from liver_dask.store.layout import plan_layout
 from liver_dask.store.storage import claims
 from liver_dask.store.zarr_store import zarr_store

@@ -1,0 +1,108 @@
+"""How far the last run of an export came, how fast it was and what failed: a file beside what is finished.
+
+Runs write it, `liver-dask info` reads it. Whether a region is finished does not depend on it.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..core.disk import content_of
+from ..core.places import Place
+from .progress import Meter
+from .storage.access import storage_of
+
+STATUS = "status.json"
+
+SECONDS_BETWEEN_STATUS = 60.0
+
+SILENT_SECONDS = 180.0
+"""A run that has reported nothing for so long has most likely ended."""
+
+MOST_FAILURES = 20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run said last.
+
+    Attributes:
+        began: When the run began, in seconds since 1970.
+        written: When this was written.
+        rate: Bytes of voxels per second, lately.
+        seconds_left: Time that the rest takes at this rate; None if nothing was done lately.
+        fetched: Bytes that the run has fetched.
+        requests: Number of requests for them.
+        workers: Number of jobs that could run at once: on a cluster, the threads of all workers.
+        ended: Whether the run has ended, with or without an error.
+        failures: Texts of up to 20 regions that could not be written.
+        failed: Number of all such regions.
+    """
+
+    began: float
+    written: float
+    rate: float
+    seconds_left: float | None
+    fetched: int
+    requests: int
+    workers: int
+    ended: bool
+    failures: tuple[str, ...]
+    failed: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the run seems to be going on; clocks of other machines may differ by a little."""
+        return not self.ended and abs(time.time() - self.written) < SILENT_SECONDS
+
+
+class StatusFile:
+    """Writes the status of a run, at most once a minute.
+
+    Args:
+        folder: Folder of what is finished.
+        meter: Counts the bytes of voxels that are done.
+    """
+
+    def __init__(self, folder: Place, meter: Meter) -> None:
+        self._place = folder / STATUS
+        self.meter = meter
+        self._began = time.time()
+        self._written = 0.0
+        self._workers = 0
+
+    def is_due(self) -> bool:
+        """Return whether the last status is a minute old, or there is none yet."""
+        return not self._written or time.monotonic() - self._written >= SECONDS_BETWEEN_STATUS
+
+    def write(
+        self, fetched: int, requests: int, failures: Sequence[str], *, workers: int | None = None, ended: bool = False
+    ) -> None:
+        """Write the status. It only informs, so a disk that cannot take it is no error."""
+        self._workers = self._workers if workers is None else workers
+        meter, left = self.meter, self.meter.seconds_left
+        shown = tuple(failures[:MOST_FAILURES])
+        now = time.time()
+        status = Status(
+            self._began, now, meter.rate, left, fetched, requests, self._workers, ended, shown, len(failures)
+        )
+        self._written = time.monotonic()
+        try:
+            storage_of(self._place).write(self._place, [json.dumps(asdict(status), indent=1).encode()])
+        except OSError as error:
+            log.info("%s could not be written (%s)", self._place, error)
+
+
+def read_status(folder: Place) -> Status | None:
+    """Return what the last run said; None if it said nothing, or the file cannot be understood."""
+    content = content_of(folder / STATUS)
+    try:
+        found: dict[str, Any] = json.loads(content or b"")
+        return Status(**found | {"failures": tuple(map(str, found["failures"]))})
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
