@@ -46,6 +46,7 @@ from .store.clean import clean
 from .store.plan import Export
 from .store.pyramid import add_pyramid
 from .store.record import open_record, what_it_lacks
+from .store.sample import sample
 from .store.targets import open_target
 from .store.verify import verify as verify_store
 from .viewing.figures import INCHES, show
@@ -258,6 +259,7 @@ def _serve(server: Server, client: str, z: int | None, browser: bool) -> None:
 )
 @click.option("--pyramid", "with_pyramid", is_flag=True, help="Add smaller copies, see `liver-dask pyramid`.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and fetch nothing.")
+@click.option("--ask", is_flag=True, help="With --dry-run: look at three slices first, so that less is guessed.")
 def download(
     out: Place,
     bbox: tuple[int, ...] | None,
@@ -275,6 +277,7 @@ def download(
     on_error: str,
     with_pyramid: bool,
     dry_run: bool,
+    ask: bool,
 ) -> None:
     """Download a box of the volume, or all of it, to a Zarr store.
 
@@ -296,10 +299,13 @@ def download(
     export = Export.plan(ds, out, bounding_box=described.full_box if full else bbox)
     if dry_run:
         is_there = export.store.check(voxel_size_nm)  # raises the same errors as without --dry-run
-        click.echo(f"{out} is complete already: nothing would be fetched." if is_there else plan_text(export))
+        done = f"{out} is complete already: nothing would be fetched."
+        click.echo(done if is_there else plan_text(export, with_pyramid, sample(export.source) if ask else None))
         return
+    if ask:
+        raise click.UsageError("--ask is for --dry-run: give both, or neither.")
     with cluster(scheduler, workers) as client:
-        export.run(client, on_error, voxel_size_nm=voxel_size_nm)
+        export.run(client, on_error, voxel_size_nm=voxel_size_nm, pyramid=with_pyramid)
         if with_pyramid:
             add_pyramid(out, client=client)
     click.echo(

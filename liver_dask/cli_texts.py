@@ -6,11 +6,21 @@ from .core.places import ObjectPath, Place
 from .store.estimate import PROCESS_BYTES
 from .store.plan import Export
 from .store.preflight import WORTH_TELLING
+from .store.sample import Sample
+
+GUESSED = "Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source."
+ASKED = "Sizes follow from a look at three slices; others may differ."
 
 
-def plan_text(export: Export) -> str:
-    """Describe what an export would do: regions, requests, bytes, disk, memory and time."""
-    layout, cost = export.store.layout, export.estimate()
+def plan_text(export: Export, pyramid: bool = False, known: Sample | None = None) -> str:
+    """Describe what an export would do: regions, requests, bytes, disk, memory and time.
+
+    Args:
+        export: The export.
+        pyramid: Whether the levels of a pyramid will be added.
+        known: What some slices have shown; None if nothing was asked.
+    """
+    layout, cost = export.store.layout, export.estimate(known or Sample())
     voxels = " x ".join(map(str, layout.shape))
     one = f"{layout.chunks[0]} slices x {layout.row_block} rows"
     lines = [
@@ -21,6 +31,11 @@ def plan_text(export: Export) -> str:
         f"  on disk     {decimal(cost.stored)}, and up to {decimal(cost.disk - cost.stored)} more on the way",
         f"  in memory   {decimal(PROCESS_BYTES)} a worker, and {decimal(cost.memory)} for each of its threads",
     ]
+    if not known and cost.fetched_one_range > WORTH_TELLING * cost.fetched:
+        one_range = f"{decimal(cost.fetched_one_range)} in {cost.requests_one_range} requests"
+        lines.insert(4, f"              {one_range}, if the source answers one range at a time")
+    if pyramid:
+        lines.append(f"  pyramid     {decimal(export.pyramid_bytes(known or Sample()))} more on disk")
     lines += [
         f"  {variable:11} is fetched about {times:.1f} times over, for what is computed of it"
         for variable, times in cost.times.items()
@@ -29,7 +44,7 @@ def plan_text(export: Export) -> str:
     for rate, hours in cost.hours.items():
         time_taken = f"{hours:9.1f} hours" if hours >= 1 else f"{60 * hours:9.1f} minutes"
         lines.append(f"  {time_taken} of fetching at {decimal(int(rate))}/s")
-    lines.append("Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source.")
+    lines.append(ASKED if known else GUESSED)
     return "\n".join(lines)
 
 

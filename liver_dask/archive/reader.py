@@ -16,7 +16,7 @@ from ..core.kinds import FOREGROUND
 from .archives import EMPIAR_13356
 from .description import Variable
 from .formats.registry import FORMATS
-from .formats.slices import Prepared, PreparedRows, SliceReader
+from .formats.slices import Measured, Prepared, PreparedRows, SliceReader
 from .lazy.arrays import VolumeArray
 from .lazy.derived import readers_below
 from .lazy.leaves import leaves_in
@@ -198,6 +198,10 @@ class VolumeReader:
         except LiverDaskError as error:
             if not self._is_missing(z, error):
                 raise self._located(error, z, np.arange(self.shape[1])) from error
+
+    def measure(self, z: int, rows: npt.NDArray[np.intp], last_column: int) -> Measured | None:
+        """Return how many bytes of the file of a slice hold some rows, see `SliceReader.measure`; None if not known."""
+        return self._use_slice(z, rows, lambda item: item.measure(rows, last_column), lambda: None)
 
     @contextmanager
     def read_ahead(self, z: Selection, y: Selection) -> Iterator[None]:

@@ -2,15 +2,17 @@
 
 It is computed from known facts, without access to files or the network. The size of raw files may be known from the
 archive's description. The sizes of mask files, and how well voxels compress, are not known before the export. They are
-guessed from real EM of another tissue.
+guessed from real EM of another tissue, or measured before on some slices; see `sample`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
+
 from ..archive.formats.registry import FORMATS
-from ..archive.formats.slices import Reading
+from ..archive.formats.slices import Measured, Reading
 from ..archive.reader import VolumeReader
 from ..core.kinds import Kind
 from .layout import Group, Layout, Region, plan_batches, rows_at_once
@@ -21,6 +23,9 @@ The archive's own voxels may well take less, but hardly more."""
 
 STORED_SHARE = 0.9
 """Stored bytes per byte of a variable of floats."""
+
+METADATA_BYTES, METADATA_BYTES_OF_A_VARIABLE = 9_000, 15_000
+"""What is in a store besides its shards: documents, coordinates, and tables of a small box."""
 
 PROCESS_BYTES = 600 << 20
 """Memory of a process before it does any work, and of its caches: strip indexes, checkpoints of masks."""
@@ -40,6 +45,7 @@ class FilesRead:
         last_row: Number of rows of a file from its top to the last row that is read.
         last_column: Number of columns of a file up to the last column that is read.
         times: How often all of this is read, because computed variables need it again.
+        measured: What a look at some of the files has shown; None if there was none.
     """
 
     reader: VolumeReader
@@ -48,9 +54,15 @@ class FilesRead:
     last_row: int
     last_column: int
     times: float = 1
+    measured: Measured | None = None
 
-    def traffic(self, row_blocks: int) -> tuple[int, int]:
-        """Estimate the number of requests and bytes, if the rows are read in this number of row blocks."""
+    def traffic(self, row_blocks: int, takes_several_ranges: bool = True) -> tuple[int, int]:
+        """Estimate the number of requests and bytes.
+
+        Args:
+            row_blocks: Number of row blocks in which the rows are read.
+            takes_several_ranges: Whether the source answers several ranges of a file at once, if that is not measured.
+        """
         described = self.reader.variable
         reads = FORMATS[described.format]
         _, height, width = self.reader.shape
@@ -62,6 +74,8 @@ class FilesRead:
             width=width,
             connections=self.reader.source.connections,
             bytes_per_pixel=described.bytes_per_pixel or reads.BYTES_PER_PIXEL,
+            takes_several_ranges=takes_several_ranges,
+            measured=self.measured,
         )
         requests, fetched = reads.traffic(reading, row_blocks)
         return ceil(self.times * self.slices * requests), int(self.times * int(self.slices * fetched))
@@ -76,6 +90,8 @@ class Estimate:
         tasks: Number of tasks that write the regions or merge slabs into shards.
         requests: Number of requests to the archive.
         fetched: Bytes of the responses.
+        requests_one_range: Number of requests if the source answers one range of a file at a time.
+        fetched_one_range: Bytes of the responses in that case.
         stored: Bytes of the complete store on disk.
         disk: Bytes of disk space needed during the export. A shard and its slabs exist together for a while.
         memory: Bytes of memory that one thread needs.
@@ -86,6 +102,8 @@ class Estimate:
     tasks: int
     requests: int
     fetched: int
+    requests_one_range: int
+    fetched_one_range: int
     stored: int
     disk: int
     memory: int
@@ -121,25 +139,26 @@ def estimate(
     row_blocks = ceil(layout.shape[1] / layout.row_block)
     left = {group: sum(len(batch.regions) for batch in batches if batch.group == group) for group in groups}
     total = row_blocks * ceil(layout.shape[0] / layout.chunks[0])
-    requests = fetched = stored = disk = 0.0
+    traffic, one_range, stored, disk = np.zeros(2), np.zeros(2), 0.0, 0.0
     for group in groups:
         share = left[group] / total
         for used in files[group]:
-            of_files = used.traffic(row_blocks)
-            requests, fetched = requests + share * of_files[0], fetched + share * of_files[1]
+            traffic += share * np.array(used.traffic(row_blocks))
+            one_range += share * np.array(used.traffic(row_blocks, takes_several_ranges=False))
         voxels = layout.shape[0] * layout.shape[1] * layout.shape[2]
         on_disk = sum(sizes[name][1] for name in group.names)
         stored += voxels * on_disk
         row = min(layout.shards[0], layout.shape[0]) * min(layout.shards[1], layout.shape[1]) * layout.shape[2]
         disk += share * voxels * on_disk + (row * on_disk if share else 0)
+    metadata = METADATA_BYTES + METADATA_BYTES_OF_A_VARIABLE * sum(len(group.names) for group in groups)
     merges = len(layout.shard_rows(name for group in groups for name in group.names)) * layout.shards_along[2]
     return Estimate(
         sum(left.values()),
         len(batches) + merges,
-        ceil(requests),
-        int(fetched),
-        int(stored),
-        int(disk),
+        *(ceil(traffic[0]), int(traffic[1])),
+        *(ceil(one_range[0]), int(one_range[1])),
+        int(stored) + metadata,
+        int(disk) + metadata,
         max(task_memory(layout, group, sizes) for group in groups),
         {used.reader.name: used.times for group in groups for used in files[group]},
     )

@@ -167,6 +167,15 @@ def plan_levels(store: Place) -> list[Shape]:
     return list(takewhile(lambda factors: 2 * longest > SMALL_ENOUGH * factors[1], factors_of_levels(store)))
 
 
+def levels_to_come(shape: Shape, voxel_size_nm: Sequence[float] | None) -> list[Shape]:
+    """Return what `plan_levels` will return for a store of this shape (z, y, x) that has no level yet."""
+    found, factors = [], (1, 1, 1)
+    while max(shape[1:]) > SMALL_ENOUGH * factors[1]:
+        factors = _next_factors(factors, voxel_size_nm)
+        found.append(factors)
+    return found
+
+
 def factors_of_levels(store: Place) -> Iterator[Shape]:
     """Yield the sizes of the voxels of a store's levels (z, y, x), in voxels of the store, without end.
 

@@ -7,6 +7,7 @@ export resumes after a kill.
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,11 @@ from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, estimate
 from .inputs import Source, in_blocks, with_shared_blocks
 from .jobs import client_in_force, open_runner
 from .layout import CHUNKS, SHARDS, Layout, plan_layout
+from .levels import levels_to_come
 from .preflight import check_call, check_disk, check_held, check_memory, check_times, check_workers
 from .progress import Meter, show_progress
 from .record import read_record
+from .sample import Sample
 from .shards import codecs_of
 from .source_checks import check_same_archive, read_sources
 from .spot_check import check_same_voxels
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger(__name__)
+
+NOTHING = Sample()
 
 LONGEST_NAME = 240
 """Maximum bytes of a store's name. File systems allow 255, and the names next to the store are longer than its own."""
@@ -114,11 +119,35 @@ class Export:
         every = [reader.source.connections for readers in self.source.readers.values() for reader in readers]
         return max(every, default=setting("connections"))
 
-    def estimate(self) -> Estimate:
-        """Estimate the cost of the export from known facts. For an unfinished store, estimate the remaining part."""
-        sizes = {str(name): _bytes_of_voxel(variable) for name, variable in self.source.ds.data_vars.items()}
-        groups, files = self.source.groups, self.source.files_read()
-        return estimate(self.store.layout, groups, sizes, files, frozenset(self.store.written()))
+    def estimate(self, known: Sample = NOTHING) -> Estimate:
+        """Estimate the cost of the export. For an unfinished store, estimate the remaining part.
+
+        Args:
+            known: What some slices have shown. Without it, sizes are known facts, or guesses.
+        """
+        variables = {str(name): variable for name, variable in self.source.ds.data_vars.items()}
+        sizes = {
+            name: (variable.dtype.itemsize, known.stored.get(name, _stored_bytes(variable)))
+            for name, variable in variables.items()
+        }
+        files = {
+            group: [replace(used, measured=known.measured.get(used.reader)) for used in of_group]
+            for group, of_group in self.source.files_read().items()
+        }
+        return estimate(self.store.layout, self.source.groups, sizes, files, frozenset(self.store.written()))
+
+    def pyramid_bytes(self, known: Sample = NOTHING) -> int:
+        """Estimate the bytes on disk of the levels of a pyramid.
+
+        Args:
+            known: As for `estimate`.
+        """
+        of_voxel = sum(
+            known.halved.get(str(name), _stored_bytes(variable)) for name, variable in self.source.ds.data_vars.items()
+        )
+        shape, size = self.store.layout.shape, self.source.ds.attrs.get("voxel_size_nm")
+        levels = np.array(levels_to_come(shape, size)).reshape(-1, 3)
+        return int(of_voxel * np.ceil(np.array(shape) / levels).prod(axis=1).sum())
 
     def run(
         self,
@@ -126,6 +155,8 @@ class Export:
         on_error: str = "raise",
         progress: bool = True,
         voxel_size_nm: Sequence[float] | None = None,
+        *,
+        pyramid: bool = False,
     ) -> None:
         """Write the missing regions, then complete the store.
 
@@ -135,6 +166,7 @@ class Export:
             progress: Whether to report the progress on standard error.
             voxel_size_nm: The size (z, y, x) that the caller says. A store that was begun with another one is refused.
                 None accepts any.
+            pyramid: Whether there must be room on the disk for the levels of a pyramid, too.
 
         Raises:
             StoreExistsError: The path holds something other than this call would write.
@@ -149,7 +181,7 @@ class Export:
         expected = self.estimate()
         check_times(expected)
         if setting("check-room"):
-            check_disk(self.store, expected)
+            check_disk(self.store, expected.disk + (self.pyramid_bytes() if pyramid else 0))
             check_memory(client, expected)
         check_held(self._held, client)
         with self.store.locked(self._write_metadata) as run_name:
@@ -309,11 +341,10 @@ def _check_attributes(what: str, variable: xr.DataArray) -> None:
         )
 
 
-def _bytes_of_voxel(variable: xr.DataArray) -> tuple[int, float]:
-    """Return the bytes per voxel in memory, and the approximate bytes per voxel on disk."""
-    size = variable.dtype.itemsize
+def _stored_bytes(variable: xr.DataArray) -> float:
+    """Return the approximate bytes per voxel on disk."""
     share = STORED_SHARE if variable.dtype.kind == "f" else STORED_BYTES_PER_BYTE[kind_of(variable)]
-    return size, share * size
+    return share * variable.dtype.itemsize
 
 
 def _content_of(blocks: xr.Dataset, source: Source) -> dict[str, Any]:

@@ -78,12 +78,12 @@ def check_small(statistics: Mapping[Any, Any]) -> None:
         )
 
 
-def check_disk(store: Store, expected: Estimate) -> None:
-    """Raise InvalidArgumentError if the estimate exceeds the free space on the disk."""
-    free, where = storage_of(store.partial).free_bytes(store.partial) or (expected.disk, "")
-    if free < expected.disk:
+def check_disk(store: Store, expected: int) -> None:
+    """Raise InvalidArgumentError if the disk has less free space than these bytes."""
+    free, where = storage_of(store.partial).free_bytes(store.partial) or (expected, "")
+    if free < expected:
         raise InvalidArgumentError(
-            f"{store.target} needs about {decimal(expected.disk)} of disk, and {where} has {decimal(free)} free. "
+            f"{store.target} needs about {decimal(expected)} of disk, and {where} has {decimal(free)} free. "
             f"Make room, or choose a smaller box; {HOW_TO_SKIP}"
         )
 

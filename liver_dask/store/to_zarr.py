@@ -78,7 +78,8 @@ def to_zarr(
     """
     export = Export.plan(ds, path, bounding_box, chunks, shards, storage_options)
     is_given = ds.attrs.get("voxel_size_source") == VOXEL_SIZE_GIVEN  # one of a description may be corrected later
-    export.run(client, on_error, progress, ds.attrs.get("voxel_size_nm") if is_given else None)
+    size = ds.attrs.get("voxel_size_nm") if is_given else None
+    export.run(client, on_error, progress, size, pyramid=pyramid)
     if pyramid:
         add_pyramid(export.store.target, client=client, progress=progress)
     return str(export.store.target)

@@ -308,6 +308,9 @@ ld.to_zarr(pred.to_dataset(), {str(tmp_path / "a.zarr")!r}, chunks=(8, 64, 16), 
     assert process.stdout is not None
     assert process.stdout.readline() == "block\n"
     process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert "press Ctrl-C again to stop now" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert len(out.splitlines()) < 10, "of sixty"

@@ -400,7 +400,10 @@ PROMISES = {
     ],
     "compares computed variables with their checksums": ["test_add_variables::test_verify_says_what_it_can_check"],
     "trains for a moment, predicts, scores": ["test_notebooks::test_predicting"],
-    "Ctrl-C ends after the block": ["test_predict::test_ctrl_c_ends_after_the_block_that_is_predicted"],
+    "Ctrl-C ends after the regions under way, a second one after the block": [
+        "test_progress::test_ctrl_c_finishes_the_regions_under_way",
+        "test_predict::test_ctrl_c_ends_after_the_block_that_is_predicted",
+    ],
     "into the store; here, or on a cluster": [
         "test_add_variables::test_they_are_as_if_the_store_had_been_written_with_them",
         "test_predict::test_workers_load_a_model_once_and_give_the_same",

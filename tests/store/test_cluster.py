@@ -261,7 +261,7 @@ def test_a_killed_scheduler_is_reported_and_another_cluster_goes_on(
 
 @pytest.mark.slow
 def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expected: Path) -> None:
-    """Ctrl-C ends the command with the folder of what is kept, not a traceback; the same command then succeeds."""
+    """A second Ctrl-C ends the command with the folder of what is kept, no traceback; the same command then works."""
     store = tmp_path / "a.zarr"
     box = [str(number) for number in BOX]
     command = [str(Path(sys.executable).with_name("liver-dask")), "download", str(store), "--bbox", *box]
@@ -273,6 +273,10 @@ def test_ctrl_c_stops_and_says_how_to_go_on(archive: Path, tmp_path: Path, expec
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
+        assert process.stderr is not None
+        while "under way; press Ctrl-C again to stop now" not in (line := process.stderr.readline()):
+            assert line, "it has ended, and said nothing"
+        os.killpg(process.pid, signal.SIGINT)
         _, told = process.communicate(timeout=60)
         assert process.returncode == 1, told
         assert "Traceback" not in told

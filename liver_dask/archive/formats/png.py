@@ -16,11 +16,11 @@ from ...core.concurrency import ConcurrencyLimit, cores
 from ..remote.cache import FolderCache
 from ..remote.files import RemoteFile
 from .mask_rows import BLOCK_ROWS, Bytes2D, MaskRows, compress
-from .png_file import SMALLEST_REQUEST, PngFile
+from .png_file import FIRST_REQUEST, SMALLEST_REQUEST, PngFile
 from .png_interlace import pass_shapes, weave
 from .png_rows import INFLATER_BYTES, RowDecoder
 from .png_stream import Layout
-from .slices import Reading, Rows, SliceReader
+from .slices import Measured, Reading, Rows, SliceReader
 
 MARGIN = 16 << 10
 MARGIN_LIMIT = 128 << 10
@@ -90,11 +90,20 @@ class PngSlice(SliceReader):
             below = [compress(self._below)] if last > len(self._blocks) else []
             return MaskRows(self._width, first, (*self._blocks[first:last], *below))
 
+    def measure(self, rows: Rows, last_column: int) -> Measured:
+        """Return how many bytes hold the rows from the top on, see `SliceReader.measure`; they are fetched."""
+        self.prepare(int(rows[-1]), int(rows[-1]) + 1)
+        size = float(len(self._png.chunks.prefix))
+        return Measured(size, size, self._file.takes_several_ranges)
+
     @classmethod
     def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
         """Estimate the traffic: the file's prefix down to the last row, fetched in one step."""
         prefix = reading.bytes_per_pixel * reading.width * reading.last_row
-        return 1 + min(math.ceil(prefix / SMALLEST_REQUEST), reading.connections), prefix
+        if reading.measured:
+            prefix = reading.measured.part
+        rest = max(prefix - FIRST_REQUEST, 0)
+        return 1 + min(math.ceil(rest / SMALLEST_REQUEST), reading.connections), prefix
 
     def _rows_decoded(self) -> int:
         return min(len(self._blocks) * BLOCK_ROWS + len(self._below), self._height)

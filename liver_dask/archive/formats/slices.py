@@ -132,6 +132,15 @@ class SliceReader(ABC):
         It is never PreparedRows, which are read without a SliceReader.
         """
 
+    def measure(self, rows: Rows, last_column: int) -> "Measured | None":
+        """Return how many bytes hold some rows up to a column, after a look at the file; None if that is not known.
+
+        Args:
+            rows: Row numbers, ascending and distinct.
+            last_column: Number of columns up to the last column that is needed.
+        """
+        return None
+
     @classmethod
     def traffic(cls, reading: "Reading", row_blocks: int) -> tuple[float, float]:
         """Estimate the requests and bytes that reading one file takes.
@@ -148,6 +157,22 @@ class SliceReader(ABC):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a look at one file has shown.
+
+    Attributes:
+        part: Bytes that hold the rows up to the last column; of formats that are read from the top, all bytes down to
+            the last row.
+        whole: Bytes that hold the rows in their whole width.
+        takes_several_ranges: Whether the source answers several ranges of a file at once.
+    """
+
+    part: float
+    whole: float
+    takes_several_ranges: bool
+
+
+@dataclass(frozen=True)
 class Reading:
     """The part of a file that is read, for estimates.
 
@@ -159,6 +184,8 @@ class Reading:
         width: Columns of the file.
         connections: Number of parallel requests.
         bytes_per_pixel: Bytes of the file per pixel.
+        takes_several_ranges: Whether the source is assumed to answer several ranges of a file at once.
+        measured: What a look at some files has shown, which replaces both assumptions; None if there was none.
     """
 
     rows: int
@@ -168,3 +195,5 @@ class Reading:
     width: int
     connections: int
     bytes_per_pixel: float
+    takes_several_ranges: bool = True
+    measured: Measured | None = None

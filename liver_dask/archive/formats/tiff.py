@@ -23,9 +23,9 @@ from ...core.errors import FormatError
 from ..lazy.breadth import slices_across
 from ..lazy.lazy_window import INTERACTIVE_BYTES
 from ..remote.cache import FolderCache, MemoryCache, RangeCache
-from ..remote.files import RemoteFile
+from ..remote.files import LARGEST_RANGE, WIDE_GAP, RemoteFile
 from ..remote.ranges import MOST_OF_A_REQUEST, ByteRange
-from .slices import Reading, Rows, SliceReader
+from .slices import Measured, Reading, Rows, SliceReader
 from .strip_codecs import DECODER_OF_COMPRESSION, StripError
 from .strip_prefix import WHOLE_FROM, PrefixShares, bytes_for
 from .tiff_directory import fetch_entries
@@ -56,6 +56,9 @@ ROWS_LIMIT = 96 << 20
 
 FEW_ROWS = 8
 
+
+MEASURED_ROWS = 16
+"""Rows of a slice that are read to learn which share of a strip holds the columns up to the last one."""
 
 LARGE_INDEX = 32 << 10
 """A strip index of at least LARGE_INDEX bytes is fetched only in part for at most FEW_ROWS rows of many slices."""
@@ -165,16 +168,34 @@ class TiffSlice(SliceReader):
     def _key(self, row: int) -> Hashable:
         return self._file.key, row, self._dtype.itemsize
 
+    def measure(self, rows: Rows, last_column: int) -> Measured:
+        """Return how many bytes hold some rows, see `SliceReader.measure`; a few of the rows are read."""
+        index = self._open(rows)
+        if not isinstance(index, StripIndex):
+            numbers = np.unique(
+                np.concatenate([index.touched(rows, slice(0, last_column), plane) for plane in range(index.planes)])
+            )
+            size = float(index.counts[numbers].sum())
+            return Measured(size, size, self._file.takes_several_ranges)
+        some = rows[np.unique(np.linspace(0, len(rows) - 1, MEASURED_ROWS).astype(np.intp))]
+        self.read(some, slice(0, last_column), np.empty((len(some), last_column), self._dtype))  # to learn the share
+        strips = np.unique(rows // index.rows_per_strip)
+        part = self._bytes_wanted(index, strips, np.full(len(strips), last_column))
+        return Measured(float(part.sum()), float(index.counts[strips].sum()), self._file.takes_several_ranges)
+
     @classmethod
     def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
         """Estimate the traffic: the strip index, and the strips of the rows up to the last column."""
-        is_whole = reading.last_column / reading.width >= WHOLE_FROM
-        strip = reading.bytes_per_pixel * (reading.width if is_whole else reading.last_column)
-        index = INDEX_BYTES_PER_ROW * reading.height
-        rows = reading.rows / row_blocks
-        least = 0 if is_whole else rows / MOST_OF_A_REQUEST
-        requests = row_blocks * math.ceil(max(rows * strip / request_bytes(int(rows * strip), 1), least))
-        return 1 + requests, reading.rows * strip + index
+        measured = reading.measured or _guessed(reading)
+        is_whole = measured.part >= WHOLE_FROM * measured.whole
+        part = measured.whole if is_whole else measured.part
+        fetched = part if measured.takes_several_ranges else measured.whole  # one range bridges the gaps
+        rows, block = reading.rows / row_blocks, part / row_blocks
+        pieces = math.ceil(block / request_bytes(int(block), 1))
+        if not is_whole:
+            pieces = max(pieces, math.ceil(rows / MOST_OF_A_REQUEST))
+        each = 1 if measured.takes_several_ranges else math.ceil(fetched / row_blocks / pieces / LARGEST_RANGE)
+        return 1 + row_blocks * pieces * each, fetched + INDEX_BYTES_PER_ROW * reading.height
 
     def _may_cache(self) -> bool:
         return bool(self._file.version and self._file.version.etag)
@@ -297,12 +318,18 @@ class TiffSlice(SliceReader):
     def _bytes_wanted(self, index: StripIndex, strips: Rows, stops: Rows) -> npt.NDArray[np.int64]:
         """Return how many bytes of each strip to fetch.
 
-        A strip with several rows is fetched whole, because the positions of its rows are not learned.
+        A strip with several rows is fetched whole, because the positions of its rows are not learned; and so is one
+        whose end is fetched anyway, because a single range reaches from it to the next strip.
         """
         counts = index.counts[strips]
         if index.rows_per_strip > 1:
             return counts
-        return prefix_shares.bytes_wanted(self._file.source.url, self._width, stops, counts)
+        wanted = prefix_shares.bytes_wanted(self._file.source.url, self._width, stops, counts)
+        if not self._file.takes_several_ranges:
+            ahead = np.diff(index.offsets[strips]) - counts[:-1]
+            is_bridged = (ahead >= 0) & (ahead + counts[:-1] - wanted[:-1] <= WIDE_GAP)
+            wanted[:-1] = np.where(is_bridged, counts[:-1], wanted[:-1])
+        return wanted
 
     def _decode(
         self, index: StripIndex, strips: Rows, parts: list[memoryview], stops: Rows, block: npt.NDArray[Any]
@@ -424,6 +451,12 @@ class TiffSlice(SliceReader):
         if self._folder and self._file.version and self._file.version.etag:
             self._folder.store("strips", self._file.url, self._file.version, index.to_bytes())
         return index
+
+
+def _guessed(reading: Reading) -> Measured:
+    """Return what is most likely the size of the strips of some rows, from the size of a pixel in the file."""
+    whole = reading.bytes_per_pixel * reading.width * reading.rows
+    return Measured(whole * reading.last_column / reading.width, whole, reading.takes_several_ranges)
 
 
 def _points_by(group: Rows) -> list[Rows]:

@@ -86,6 +86,11 @@ class RemoteFile:
         """Best number of parallel requests for a read; in a worker of a cluster, less than `source.connections`."""
         return _process.transport(self.source).connections
 
+    @property
+    def takes_several_ranges(self) -> bool:
+        """Whether the source answers several ranges of a file in one request, as far as it is known."""
+        return _process.transport(self.source).supports_multirange
+
     def fetch(self, start: int, stop: int) -> memoryview:
         """Return the bytes `start` to `stop`, fewer only at the end of the file; errors are those of `fetch_ranges`."""
         return self._fetch_ranges([ByteRange(start, stop)])[0]
