@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -261,7 +261,7 @@ def open_runner(
     try:
         with _place_given_up():
             yield JobRunner(
-                partial(_submit, broadcast, client.get_executor(pure=False)),
+                partial(_submit, broadcast, client),
                 partial(_places, client),
                 partial(_why_cancelled, client),
                 partial(_send, topic),
@@ -276,16 +276,43 @@ def open_runner(
             client.unsubscribe_topic(topic)
 
 
-def _submit(broadcast: Broadcast, executor: Executor, job: Job, options: dict[str, Any]) -> Future[Any]:
-    """Submit a job to a cluster. Jobs that fetch nothing have priority, because they free disk space."""
+def _submit(broadcast: Broadcast, client: "Client", job: Job, options: dict[str, Any]) -> Future[Any]:
+    """Submit a job to a cluster. Jobs that fetch nothing have priority, because they free disk space.
+
+    This is not left to `client.get_executor`, which takes a result for an error if the worker that had it is lost while
+    it is fetched.
+    """
     name = f"liver_dask-{job.call.__name__}-{uuid4()}"  # dask estimates the duration of a job by the first part
     token = of_jobs.set(broadcast)
     try:
-        return executor.submit(
-            _start_on_worker, job.call, *job.arguments, **options, key=name, priority=0 if job.fetches else 1
+        priority = 0 if job.fetches else 1
+        submitted = client.submit(
+            _start_on_worker, job.call, *job.arguments, **options, key=name, priority=priority, pure=False
         )
     finally:
         of_jobs.reset(token)
+    outcome: Future[Any] = Future()
+
+    def cancel(done: Future[Any]) -> None:
+        if done.cancelled() and submitted.status != "cancelled":
+            submitted.cancel()
+
+    outcome.add_done_callback(cancel)
+    assert client.loop, "a client that was closed cannot submit either"
+    client.loop.add_callback(_settle, client, submitted, outcome)
+    return outcome
+
+
+async def _settle(client: "Client", submitted: Any, outcome: Future[Any]) -> None:
+    """Give the result or the error of a dask future to one that threads can wait for."""
+    with suppress(InvalidStateError):  # it may be cancelled at any moment
+        try:
+            outcome.set_result(await client.gather(submitted, asynchronous=True))
+        except CancelledError:
+            if outcome.cancel():
+                outcome.set_running_or_notify_cancel()  # wakes up who waits
+        except Exception as error:  # of any kind: whoever takes the result handles it
+            outcome.set_exception(error)
 
 
 def _places(client: "Client") -> int:

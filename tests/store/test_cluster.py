@@ -1,5 +1,6 @@
 """Exports over a dask cluster: the same store as without one, killed processes, limits, and what is refused."""
 
+import asyncio
 import math
 import os
 import re
@@ -27,6 +28,7 @@ from helpers.waiting import free_port
 from liver_dask.demo import ArchiveServer, RangeRequestHandler, serve
 from liver_dask.store import levels as store_levels
 from liver_dask.store import preflight as export_checks
+from liver_dask.store.jobs import Job, open_runner
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +259,31 @@ def test_a_killed_scheduler_is_reported_and_another_cluster_goes_on(
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
     assert_same_chunks(tmp_path / "a.zarr", expected)
+
+
+def test_a_result_whose_worker_is_lost_while_it_is_fetched_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor of distributed takes it for an error, which would end the run."""
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        gather, lost = client._gather, []
+
+        async def gather_late(futures, *arguments, **named):
+            futures = futures if isinstance(futures, list) else [futures]
+            (found,) = await gather(futures, *arguments, **named)
+            if not lost:
+                lost.extend(cluster.scheduler.workers)
+                await cluster.scheduler.remove_worker(lost[0], stimulus_id="lost")
+                while any(future.status == "finished" for future in futures):
+                    await asyncio.sleep(0.01)
+            return found
+
+        monkeypatch.setattr(client, "_gather", gather_late)
+        found: list[object] = []
+        jobs = iter([Job("one", dict, (), fetches=False)])
+        with open_runner(client, lambda report: None) as runner:
+            runner.run_all(1, lambda: next(jobs, None), lambda what, future: found.append(future.result()))
+    assert lost
+    assert found == [{}]
 
 
 @pytest.mark.slow
