@@ -108,6 +108,13 @@ class Variable:
     def of(cls, name: str, described: Any) -> "Variable":
         """Return the variable that a TOML table or a JSON object describes.
 
+        Args:
+            name: Name in the Dataset.
+            described: The other attributes by name; `files` must be there.
+
+        Returns:
+            The variable.
+
         Raises:
             InvalidArgumentError: There are unknown keys, or values that are not valid. (ValueError)
         """
@@ -134,11 +141,25 @@ class Variable:
         return self.files.rpartition("/")[0]
 
     def path(self, z: int) -> str:
-        """Return the path of the file of a slice, below the archive's root."""
+        """Return the path of the file of a slice.
+
+        Args:
+            z: The slice.
+
+        Returns:
+            The path below the archive's root.
+        """
         return self.files.format(z=z + self.first)
 
     def slice_of(self, address: str) -> int | None:
-        """Return the slice that a file holds, from its path or URL; None if it is not a file of this variable."""
+        """Return the slice that a file holds.
+
+        Args:
+            address: Path or URL of the file.
+
+        Returns:
+            The slice (z); None if it is not a file of this variable.
+        """
         before, after = (re.escape(part) for part in re.split(r"\{z[^}]*\}", self.files))
         match = re.search(f"(?:^|/){before}([0-9]{{1,10}}){after}$", address)
         z = int(match[1]) - self.first if match else -1
@@ -146,7 +167,7 @@ class Variable:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """CF attributes, such as the meaning of a mask's two values; also the colour, and the kind of instances."""
+        """The CF attributes, such as the meaning of a mask's two values; also the colour, and the kind of instances."""
         meaning = self.meaning or self.name
         words = meaning.replace("_", " ")
         usual: dict[Kind, str] = {
@@ -266,6 +287,12 @@ class Archive:
 
         The file has the attributes by name, and a table `variables.NAME` for each variable.
 
+        Args:
+            path: The file.
+
+        Returns:
+            The archive.
+
         Raises:
             InvalidArgumentError: The file cannot be read, is not TOML, has an unknown key, or has a value that is not
                 valid. (ValueError)
@@ -310,7 +337,13 @@ class Archive:
         return tuple(variable.name for variable in self.variables if variable.name != RAW and variable.default)
 
     def check_labels(self, labels: str | Iterable[str] | None) -> tuple[str, ...]:
-        """Return labels as a tuple in the order of the description; None gives the default labels.
+        """Check names of labels.
+
+        Args:
+            labels: One name or several; the default labels if None.
+
+        Returns:
+            The names in the order of the description, without duplicates.
 
         Raises:
             InvalidArgumentError: A label does not exist; the message lists those that exist. (ValueError)
@@ -330,7 +363,17 @@ class Archive:
         return tuple(name for name in known if name in names)
 
     def of_shape(self, shape: Sequence[int] | None) -> "Archive":
-        """Return the same archive with another shape; where its tissue lies is then unknown."""
+        """Return the same archive with another shape.
+
+        Args:
+            shape: Voxels (z, y, x); the archive's own if None.
+
+        Returns:
+            The archive. If the shape is another one, it is not known where its tissue lies.
+
+        Raises:
+            InvalidArgumentError: The shape is not three positive whole numbers. (ValueError)
+        """
         checked = self.shape if shape is None else check_shape(shape)
         return self if checked == self.shape else replace(self, shape=checked, tissue_box=None)
 
@@ -345,7 +388,13 @@ class Archive:
         return BoundingBox(0, x, 0, y, 0, z)
 
     def check_bounding_box(self, bounding_box: Sequence[int]) -> BoundingBox:
-        """Return a box as a BoundingBox that is not empty and lies in the volume.
+        """Check that a box is not empty, and lies in the volume.
+
+        Args:
+            bounding_box: (x_min, x_max, y_min, y_max, z_min, z_max) in voxels, each max exclusive.
+
+        Returns:
+            The same box, as a named tuple with these names.
 
         Raises:
             InvalidArgumentError: The box is empty, or extends beyond the volume. (ValueError)
@@ -353,11 +402,33 @@ class Archive:
         return check_bounding_box(bounding_box, self._whole)
 
     def path(self, variable: str, z: int) -> str:
-        """Return the path of the file of a slice, below the archive's root."""
+        """Return the path of the file of a slice.
+
+        Args:
+            variable: Name of the variable.
+            z: The slice.
+
+        Returns:
+            The path below the archive's root.
+
+        Raises:
+            InvalidArgumentError: There is no such variable. (ValueError)
+        """
         return self[variable].path(z)
 
     def attributes(self, source: str, voxel_size_nm: Sequence[float] | None) -> dict[str, Any]:
-        """Return the attributes of the Dataset: title, source, licence, citation and voxel size. All are plain JSON."""
+        """Return the attributes of a Dataset of this archive.
+
+        Args:
+            source: Where the archive is.
+            voxel_size_nm: Size of a voxel (z, y, x) in nm, as the caller says; the archive's own if None.
+
+        Returns:
+            Title, source, licence, citation and voxel size, as plain JSON.
+
+        Raises:
+            InvalidArgumentError: A voxel size is not three numbers above 0. (ValueError)
+        """
         known: dict[str, Any] = {
             "title": self.title or self.name,
             "source": source,

@@ -43,6 +43,9 @@ def as_zarr(ds: xr.Dataset) -> DatasetStore:
     Args:
         ds: Any Dataset of this package, whole, cropped or changed, with variables of dims (z, y, x).
 
+    Returns:
+        The store, for this process; it is read, and never written.
+
     Raises:
         InvalidArgumentError: The Dataset cannot be served. (ValueError)
     """
@@ -68,6 +71,9 @@ class Server:
         Args:
             client: Address of neuroglancer: the hosted one, or one that is served elsewhere.
             z: The slice to show; the middle one if None.
+
+        Returns:
+            The link.
 
         Raises:
             InvalidArgumentError: The slice is not served, or nothing is that neuroglancer could show. (ValueError)

@@ -294,6 +294,7 @@ def get_human_liver_em_loader(
         A DataLoader like that of `torch_em.get_data_loader`, with `state_dict` and `load_state_dict`.
 
     Raises:
+        InvalidArgumentError: An argument is neither one of this function nor of the two above. (ValueError)
         LiverDaskError: The same errors as `get_human_liver_em_dataset`.
     """
     extra = import_extra()

@@ -68,10 +68,13 @@ class SplitGrid:
         return found
 
     def split_of(self, blocks: Positions) -> npt.NDArray[np.intp]:
-        """Return the split of blocks, as its number in SPLITS.
+        """Return the split of blocks.
 
         Args:
             blocks: Numbers (z, y, x) of the blocks in the grid, (..., 3).
+
+        Returns:
+            0 for training, 1 for validation, 2 for test; with the axes of `blocks` but the last.
         """
         return self._split_of_class[(blocks * np.array(STEPS)).sum(axis=-1) % CLASSES]
 
@@ -85,6 +88,9 @@ class SplitGrid:
             positions: Positions of the patches in the volume, (n, 3).
             patch: Voxels (z, y, x) of a patch.
             volume: Voxels (z, y, x) of the volume. Its borders need no margin.
+
+        Returns:
+            Whether it belongs to the split, for each position, (n,).
         """
         margin = np.zeros(3, np.int64) if split == "train" else np.array(self.margin)
         first = np.maximum(positions - margin, 0) // self.block
@@ -104,6 +110,9 @@ class SplitGrid:
             start: First position (z, y, x) in the volume.
             stop: Exclusive end of the positions.
             patch: Voxels (z, y, x) of a patch.
+
+        Returns:
+            The positions along z, along y and along x.
         """
         found = []
         for low, high, side, length, of in zip(start, stop, self.block, patch, self.margin, strict=True):
@@ -140,7 +149,16 @@ class SplitGrid:
         return found[(found[:, 0] < found[:, 1]).all(axis=1)]
 
     def voxels(self, split: SplitName, start: Shape, stop: Shape) -> int:
-        """Return how many voxels of a box belong to a split, margins included."""
+        """Return how many voxels of a box belong to a split, margins included.
+
+        Args:
+            split: The split.
+            start: First voxel (z, y, x) of the box, in the volume.
+            stop: Exclusive end of the box.
+
+        Returns:
+            The number of voxels.
+        """
         lengths, numbers = [], []
         for low, high, side in zip(start, stop, self.block, strict=True):
             of_axis = np.arange(low // side, (high - 1) // side + 1)

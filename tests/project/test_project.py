@@ -89,6 +89,29 @@ def test_the_version_is_that_of_the_package() -> None:
     assert liver_dask.__version__ == importlib.metadata.version("liver_dask")
 
 
+def test_the_versions_that_are_stated_are_those_of_pyproject() -> None:
+    """README and CONTRIBUTING state the oldest Python of pyproject.toml, and dependencies have a lower bound each."""
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    for path in ("README.md", ".github/CONTRIBUTING.md"):
+        stated = re.findall(r"Python (3\.\d+) (?:and|or) later", (ROOT / path).read_text())
+        assert set(stated) == {oldest}, path
+        assert "https://scientific-python.org/specs/spec-0000/" in (ROOT / path).read_text()
+    every = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    bare = [spec for specs in every for spec in specs if ">=" not in spec and not spec.startswith("liver_dask[")]
+    assert bare == []
+
+
+def test_nothing_else_is_at_the_top() -> None:
+    """The top of the repository has these files and folders only, but for hidden ones and what git ignores."""
+    known = "CHANGELOG.md CITATION.cff LICENSE README.md docs environment.yml liver_dask notebooks pyproject.toml tests"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    found = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in found if not name.startswith(".")} == set(known.split())
+    assert {name for name in found if name.startswith(".")} <= {".ci", ".github", ".gitignore"}
+
+
 def test_ci_runs_the_readmes_own_test_command(tmp_path: Path) -> None:
     """CI runs the test command as the README has it, then on Python 3.13 without `train`, slow tests and what
     needs no other package's newest version; a failure of either is one of CI.

@@ -1,9 +1,9 @@
-"""Each promise of the README has tests that check it, which are named here beside the promise.
+"""Each promise of the README and of docs has tests that check it, which are named here beside the promise.
 
-A sentence of the README counts as covered if it contains a fragment of PROMISES, whose tests check it; of MEASURED,
+A sentence of a page counts as covered if it contains a fragment of PROMISES, whose tests check it; of MEASURED,
 whose figures the named benchmark prints; or of NO_PROMISE: sentences that point elsewhere, or state a fact that does
-not depend on this package. UNTESTED are promises without a test, which are debts. Whoever changes a sentence changes
-its fragment here.
+not depend on this package. UNTESTED are promises without a test, which are debts. A table is one sentence, which its
+header covers. A fragment may occur on several pages. Whoever changes a sentence changes its fragment here.
 """
 
 import ast
@@ -103,7 +103,7 @@ PROMISES = {
         "test_pictures::test_the_overlay_is_on_the_voxels_that_it_marks"
     ],
     "the whole slice from every 20th row and column": ["test_pictures::test_a_far_view_costs_a_few_rows"],
-    "the same box as below, lazily": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
+    "the same box as to_zarr's, lazily": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
     "the labelled fraction of each slice": ["test_pictures::test_the_accessor_does_what_the_functions_do"],
     "saves such a picture": ["test_pictures::test_a_snapshot_from_the_shell"],
     "drag it, zoom with the wheel, type a place, measure": [
@@ -117,7 +117,7 @@ PROMISES = {
     "or ld.view(": ["test_slicer::test_the_window_shows_the_source"],
     "first coarse, then sharp": ["test_slicer::test_a_coarse_picture_comes_first_and_costs_little"],
     "cancels reads that are no longer needed": ["test_slicer::test_what_is_no_longer_looked_at_is_given_up"],
-    "and the slices before and after are read meanwhile": ["test_slicer::test_the_slices_beside_are_read_ahead"],
+    "The slices before and after are read meanwhile": ["test_slicer::test_the_slices_beside_are_read_ahead"],
     "each row that is shown has its columns averaged": [
         "test_columns::test_columns_of_images_are_averaged",
         "test_slicer::test_the_window_shows_the_source",
@@ -155,15 +155,14 @@ PROMISES = {
         "real/test_browser::test_without_a_notebook",
     ],
     "Pictures and the slicer need": ["test_bad_input::test_without_an_extra_one_sentence_says_what_to_install"],
-    "they run on made-up data": [
+    "run on made-up data, and each says what to change": [
         f"test_notebooks::test_{name}" for name in ("looking", "keeping", "measuring", "training_runs_and_learns")
     ],
-    "so there is no default": ["test_dataset::test_the_voxel_size_is_what_was_given_or_said_to_be_unknown"],
+    "So there is no default": ["test_dataset::test_the_voxel_size_is_what_was_given_or_said_to_be_unknown"],
     # keep
     "x, y, z: min, max": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
     "the same Dataset": ["test_zarr_export::test_open_zarr_gives_the_dataset_back"],
     "The same with the names of torch_em: `ld.get": ["test_zarr_export::test_a_second_call_makes_no_request"],
-    "The same from the shell": ["test_cli::test_download_and_info"],
     "until it is complete": ["test_resume::test_killed_in_any_order_at_any_step_the_store_is_the_same"],
     "the same call resumes from what was finished": [
         "test_resume::test_after_a_kill_only_what_was_in_flight_is_fetched_again",
@@ -208,14 +207,14 @@ PROMISES = {
         "test_untrusted::test_another_address_of_the_archive_can_be_named",
         "test_untrusted::test_the_command_takes_a_source",
     ],
-    "what nearly all regions need is computed once": ["test_computed::test_what_is_fetched_is_what_the_plan_says"],
+    "What nearly all regions need is computed once": ["test_computed::test_what_is_fetched_is_what_the_plan_says"],
     "follows from the graph": [
         "test_computed::test_what_is_fetched_is_what_the_plan_says",
         "test_computed::test_any_regions_of_any_graph_are_right_and_read_as_often_as_planned",
         "test_computed::test_what_would_be_fetched_too_often_is_refused_unless_allowed",
     ],
     # open it elsewhere
-    "- Python: `zarr.open_group(": [
+    "Python: `zarr.open_group(": [
         "test_server::test_every_voxel_comes_over_http",
         "real/test_viewers::test_napari_reads_what_is_served",
     ],
@@ -240,6 +239,7 @@ PROMISES = {
         "test_pyramid::test_a_label_that_a_user_made_or_changed_is_never_replaced",
         "test_pyramid::test_labels_take_no_room_and_copies_do_where_there_are_no_links",
     ],
+    "Otherwise a voxel has size 1": ["test_pyramid::test_an_unknown_voxel_size_is_not_guessed"],
     "scales are in nm and z is halved": [
         "test_pyramid::test_the_metadata_are_ome_zarr",
         "test_pyramid::test_an_unknown_voxel_size_is_not_guessed",
@@ -410,15 +410,17 @@ PROMISES = {
     ],
     "or of the archive, as above": ["test_predict::test_a_prediction_is_kept_beside_raw"],
     "or into a new one": ["test_predict::test_a_prediction_is_kept_beside_raw"],
-    "without the last path, the prediction is added": ["test_add_variables::test_from_the_shell"],
+    "Without the last path, the prediction is added": ["test_add_variables::test_from_the_shell"],
     "labels block by block and puts together what goes on": [
         "test_measure::test_it_is_what_is_labelled_in_memory",
         "test_measure::test_a_ring_that_closes_three_blocks_away",
         "test_measure::test_workers_give_the_same",
     ],
-    "predicted.zarr` do the same": [
+    "The same from the shell:": [
+        "test_cli::test_download_and_info",
         "test_cli_analysis::test_a_mask_is_measured",
         "test_cli_analysis::test_a_model_is_run",
+        "test_pictures::test_a_snapshot_from_the_shell",
     ],
     "a torch.nn.Module, a file, a function": [
         "test_models::test_files_give_the_same",
@@ -427,7 +429,7 @@ PROMISES = {
     "a pandas.DataFrame, one row an object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     "lazy: the number of each voxel's object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     # other archives
-    "Other archives](#other-archives) of slices need only a": [
+    "Other archives](docs/archives.md) of slices need only a": [
         "test_description::test_the_command_takes_a_file_that_describes_an_archive"
     ],
     "descriptions by name": ["test_description::test_the_built_in_archives_are_where_they_are"],
@@ -569,9 +571,176 @@ PROMISES = {
         "test_slice_graph::test_workers_together_fetch_each_strip_index_once",
     ],
     "Select rows first there": ["test_slice_graph::test_what_is_left_out_is_not_fetched"],
+    # the screens of the README
+    "| extra | for |": ["test_code_blocks::test_the_extras_are_those_that_are_installed"],
+    "This command installs it with the extra": ["test_code_blocks::test_the_extras_are_those_that_are_installed"],
+    "A box is always (x_min": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
+    "Arrays are always in the order z, y, x": [
+        "test_zarr_export::test_every_reader_gets_the_voxels_of_the_box",
+        "test_training::test_several_labels_are_channels",
+    ],
+    "Nothing is downloaded first": ["test_slicer::test_a_coarse_picture_comes_first_and_costs_little"],
+    "Chunks are made as they are asked for": ["test_dataset_store::test_opening_costs_nothing_and_a_chunk_its_rows"],
+    "With `--workers 4`": ["test_cli::test_a_full_volume_by_processes_of_this_machine"],
+    "With `--scheduler tcp://...`": ["test_code_blocks::test_a_scheduler_that_runs"],
+    "The whole volume is `--full`": ["test_cli::test_a_full_volume_by_processes_of_this_machine"],
+    "A store can lie in S3": ["test_object_storage::test_a_store_is_that_of_a_folder"],
+    "of this box, 7.4 GB are": ["test_code_blocks::test_the_box_of_the_training_example_costs_what_is_said"],
+    "Later calls use the store": ["test_zarr_export::test_a_second_call_makes_no_request"],
+    "tensors (batch, channel, z, y, x) of float32": ["test_code_blocks::test_the_code_of_a_page_runs"],
+    "is drawn with the same chance.": ["test_draws::test_every_position_that_qualifies_is_drawn_with_the_same_chance"],
+    "The number of workers does not matter": ["test_workers::test_threads_processes_and_none_give_the_same_stream"],
+    "Index it and calculate with it": [
+        "test_dataset::test_any_chain_of_indexes_fetches_only_what_is_left",
+        "test_dataset::test_opening_asks_the_server_nothing",
+    ],
+    "Voxels are fetched when you call": ["test_dataset::test_opening_asks_the_server_nothing"],
+    "no model is run but for the blocks": ["test_predict::test_only_what_is_needed_is_predicted"],
+    "Python 3.11 and later is supported": ["test_project::test_the_versions_that_are_stated_are_those_of_pyproject"],
+    "to build the reference of all functions": ["test_api::test_the_reference_is_built"],
+    # the pages of docs
+    "in the same way on a store": [
+        "test_slicer::test_the_window_shows_the_source",
+        "test_pictures::test_a_snapshot_from_the_shell",
+        "test_server::test_a_store_is_served_as_the_files_that_it_has",
+    ],
+    "a slice, and a window of it": ["test_code_blocks::test_the_code_of_a_page_runs"],
+    "a whole slice at a low resolution, as a lazy Dataset": [
+        "test_pictures::test_the_accessor_does_what_the_functions_do"
+    ],
+    "Masks keep their share of labelled voxels.": ["test_columns::test_masks_keep_their_share"],
+    "`liver-dask view --neuroglancer` opens it": ["test_server::test_from_the_shell"],
+    "Only this machine is answered": ["test_server::test_a_token_is_needed_where_others_can_ask"],
+    "When it rests, the next slice is read": ["test_server::test_the_next_slice_is_read_ahead"],
+    "It touches no voxel": ["test_annotate::test_an_annotated_store_is_as_if_the_size_had_been_known"],
+    "does all of this on made-up data": ["test_notebooks::test_looking"],
+    "does this on made-up data": ["test_notebooks::test_keeping"],
+    "computes fractions and contacts": ["test_notebooks::test_measuring"],
+    "A store is a sharded Zarr v3 group": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
+    "removes a store that nobody will finish": [
+        "test_object_storage::test_what_is_left_is_cleaned",
+        "test_add_variables::test_what_an_interrupted_call_left_is_cleaned",
+    ],
+    "that has changed since is reported as changed": ["test_damage::test_a_source_that_changed_is_reported_as_such"],
+    "So a bit that a disk has changed is an error": ["test_checksums::test_a_changed_bit_is_an_error_for_every_reader"],
+    "Variables that are computed lazily can be kept": [
+        "test_computed::test_any_regions_of_any_graph_are_right_and_read_as_often_as_planned"
+    ],
+    "In the environment these are": ["test_object_storage::test_the_commands_take_addresses"],
+    "Only what is shorter than the 5 MiB": ["test_storage::test_parts_are_what_s3_accepts"],
+    "is taken over after a minute": ["test_object_storage::test_a_stale_claim_is_taken_over"],
+    "Voxels have their true shape there": ["test_slicer::test_voxels_are_as_high_as_they_are_from_the_side"],
+    "They need `pip install": ["test_bad_input::test_without_an_extra_one_sentence_says_what_to_install"],
+    "This needs `pip install": ["test_bad_input::test_without_an_extra_one_sentence_says_what_to_install"],
+    "At least half of a patch is tissue": ["test_training::test_patches_are_of_tissue_and_of_what_is_labelled"],
+    "puts a label at the centre of three of four": ["test_centres::test_centres_have_their_shares_in_every_box"],
+    'or `"processes"` decides otherwise': [
+        "test_workers::test_own_transforms_are_on_processes_unless_threads_are_asked_for"
+    ],
+    "over a volume that does not fit into memory": ["test_predict::test_only_what_is_needed_is_predicted"],
+    "does the work block by block": ["test_zarr_export::test_memory_is_bounded_by_what_is_projected_not_by_the_box"],
+    "Another model or halo is refused": [
+        "test_predict::test_a_prediction_is_kept_beside_raw",
+        "test_predict::test_how_a_model_is_run_is_part_of_a_store_but_not_where",
+    ],
+    "no block that was finished is predicted again": [
+        "test_predict::test_after_a_kill_nothing_finished_is_predicted_again"
+    ],
+    "Then the variables are in it at once": [
+        "test_add_variables::test_they_are_as_if_the_store_had_been_written_with_them"
+    ],
+    "Objects are the connected voxels of a mask": ["test_measure::test_it_is_what_is_labelled_in_memory"],
+    # archives, formats
+    "Others are built in, and you can describe your own": [
+        "test_description::test_the_built_in_archives_are_where_they_are"
+    ],
+    "The folder is on a web server": ["test_dataset::test_the_same_voxels_from_any_file_system"],
+    "All slices have the same number of rows": [
+        "test_description::test_the_command_takes_a_file_that_describes_an_archive"
+    ],
+    "Its pixels are (y, x)": ["test_dataset::test_any_chain_of_indexes_fetches_only_what_is_left"],
+    "The path of a file follows from": ["test_description::test_the_slice_of_a_file_is_found_again"],
+    "The number is there once": ["test_description::test_a_wrong_variable_is_reported_when_it_is_described"],
+    "It counts from `first`": ["test_description::test_each_dtype_and_kind_is_read_right"],
+    "All variables have the same shape": ["test_cli::test_info_asks_the_source_for_one_slice"],
+    "There is a variable `raw` of the kind": ["test_description::test_a_wrong_file_is_one_sentence"],
+    "A mask has 0 for background": ["test_description::test_a_mask_of_any_value_is_255"],
+    "Instances have the number of an object": ["test_instances::test_a_store_and_its_pyramid_keep_every_number"],
+    "Values are whole numbers that fit": [
+        "test_description::test_files_of_another_dtype_are_reported_where_they_are_read"
+    ],
+    "Other values are an error, and never cut off": ["test_tiff_segments::test_a_value_that_no_voxel_can_hold"],
+    "The format of a file is TIFF": ["test_description::test_each_dtype_and_kind_is_read_right"],
+    "no list of files is needed": ["test_dataset::test_a_window_fetches_its_strips_and_the_index_and_nothing_else"],
+    "A file that is not there is an error that names it": [
+        "test_bad_input::test_a_missing_slice_names_file_slice_and_rows"
+    ],
+    "Zeros can be read in its place": ["test_missing::test_missing_slices_are_zeros_where_that_is_asked_for"],
+    "| variable | files |": ["test_code_blocks::test_tables_say_what_the_package_says"],
+    "| of the archive | what it is |": ["test_code_blocks::test_tables_say_what_the_package_says"],
+    "| of a variable | what it is |": ["test_code_blocks::test_tables_say_what_the_package_says"],
+    "of any shape, opens with": ["test_dataset::test_the_same_voxels_from_any_file_system"],
+    "The second argument is where the archive is": [
+        "test_description::test_the_command_takes_a_file_that_describes_an_archive"
+    ],
+    "| format | for | what is fetched": [
+        "test_byteranges::test_a_window_fetches_the_beginnings_of_its_strips",
+        "test_tiff_segments::test_only_the_touched_tiles_are_fetched_and_it_says_so_once",
+        "test_dataset::test_a_mask_is_fetched_no_further_than_its_last_row",
+        "test_png_suite::test_large_ones_are_decoded_once_and_fetched_once",
+        "test_hdf5::test_a_window_fetches_its_chunks_and_little_else",
+    ],
+    "A file with several images is an error": ["test_tiff_segments::test_a_stack_is_no_slice"],
+    "up to the end of the PNG chunk": ["test_dataset::test_a_mask_is_fetched_no_further_than_its_last_row"],
+    "The array is a dataset of two dimensions": ["test_hdf5::test_other_files_are_one_sentence"],
+    "It may be contiguous or in chunks": ["test_hdf5::test_every_layout_and_filter_is_read_right"],
+    "Neither h5py nor the HDF5 library is needed": ["test_hdf5::test_nothing_needs_h5py"],
+    "such as szip, is refused": ["test_hdf5_damaged::test_filters_that_are_not_supported"],
+    # network, limits
+    "There are six tries, with back-off": ["test_remote::test_tries_are_bounded_and_the_error_has_the_last_reason"],
+    "Redirects are followed five times": [
+        "test_answers::test_a_redirect_is_followed_five_times",
+        "test_proxies::test_tls_is_not_left_for_a_redirect",
+    ],
+    "work as in `requests`": [
+        "test_credentials::test_netrc_is_looked_at_as_requests_does",
+        "test_proxies::test_the_proxy_is_asked",
+        "test_proxies::test_some_hosts_are_asked_without_it",
+        "test_proxies::test_a_socks_proxy_is_asked",
+        "test_proxies::test_certificates_are_those_that_are_set_up",
+    ],
+    "`clear` empties them": ["test_network::test_the_shell_lists_and_empties_a_cache"],
+    "You can read zeros in their place": ["test_missing::test_missing_slices_are_zeros_where_that_is_asked_for"],
+    "--missing zeros on the command line": ["test_missing::test_the_shell_takes_it"],
+    "A warning is logged for each such file": ["test_missing::test_a_store_lists_what_is_missing_and_is_finished"],
+    "| error | is also | when |": ["test_code_blocks::test_tables_say_what_the_package_says"],
+    "All of them are in the namespace": ["test_code_blocks::test_tables_say_what_the_package_says"],
+    "| setting | default | what it is |": ["test_code_blocks::test_tables_say_what_the_package_says"],
+    "are read when a Dataset is opened, and travel": ["test_dataset::test_options_may_come_from_dask_config"],
+    "you get an error that lists the folders": [
+        "test_bad_input::test_a_missing_class_lists_the_folders_that_are_there"
+    ],
+    "keeps to the labelled part": ["test_training::test_patches_are_of_tissue_and_of_what_is_labelled"],
+    "at the beginning or at the end, both are read": ["test_dialects::test_tiffs_with_the_directory_first"],
+    "The package records sizes and ETags": [
+        "test_remote::test_a_file_that_changes_between_two_reads_is_an_error_not_a_mix"
+    ],
+    "several codings were tested": ["test_hdf5::test_every_layout_and_filter_is_read_right"],
+    "are not compared with the archive again": [
+        "test_computed::test_what_a_cluster_keeps_outlives_a_change_of_the_source"
+    ],
+    "A strip is read from its left edge": ["test_byteranges::test_a_window_fetches_the_beginnings_of_its_strips"],
+    "A cross-section along z reads one strip": [
+        "test_directory::test_a_cross_section_fetches_only_the_entries_that_it_needs"
+    ],
+    "A store has one writer at a time": ["test_zarr_export::test_of_two_writers_at_once_the_second_is_refused"],
+    "`add_variables` adds variables": ["test_add_variables::test_they_are_as_if_the_store_had_been_written_with_them"],
 }
 
 MEASURED = {
+    "the sharp picture of a whole slice appears after 5 s": "tests/bench/view.py",
+    "| what | first coarse picture | sharp picture |": "tests/bench/view.py",
+    "compares EMPIAR-12535 with": "tests/bench/mito_segem.py",
     "a whole slice of 880 MB costs 42 MB": "tests/bench/view.py",
     "neuroglancer shows a whole slice sharply": "tests/bench/gateway.py",
     "The pyramid takes a third more disk": "tests/bench/pyramid.py",
@@ -588,20 +757,115 @@ UNTESTED = [
     "A worker needs 0.6 GB",  # the projected memory is tested in one process only
     "dask reads as many as the machine has cores",
     "`to_zarr` has its own scheduling",
-    "otherwise a voxel has size 1",
 ]
 """Fragments of promises that no test checks."""
 
 NO_PROMISE = [
+    # ways to other pages, and what a page or a block of code is about
+    "[how to look](docs/look.md)",
+    "[how to keep a box or the full volume]",
+    "[how to train](docs/train.md)",
+    "[how to compute, predict and measure]",
+    "| page | what it tells |",
+    "`liver-dask COMMAND --help` and",
+    "Four ways to use it follow",
+    "Use it.",
+    "Keep the box that you read again and again",
+    "Then download it, look what is there",
+    "The same in Python",
+    "With a store and a model",
+    "the slicer in a browser",
+    "EMPIAR-13356 is one archive of slices",
+    "These are the rules",
+    "The volume is a stack of slices along z",
+    "One file holds one slice of one variable",
+    "All others are labels",
+    "[Formats](formats.md) tells",
+    "EMPIAR-13356 itself is laid out like this",
+    "These are all attributes",
+    "How to read voxels lazily",
+    "You need not know it to begin",
+    "Read single voxels at points",
+    "Give each axis as a DataArray",
+    "**Parallel reads.**",
+    "Here `checkpoints/mito` is the folder",
+    "a store, see Keep",
+    "Which files of slices can be read",
+    "A strip is the unit of compression",
+    "In EMPIAR-13356 it is one row of 20000 pixels",
+    "So a window at the right edge costs more",
+    "**Other TIFFs and PNGs.**",
+    "The byte counts of this documentation",
+    "PNG has no way to begin in the middle",
+    "How to write a box or the full volume",
+    "[The network](network.md) tells about retries",
+    "How to see the volume",
+    "[Keep](keep.md) tells how to make a store",
+    "How long it takes was measured",
+    "A viewer that shows a large store from far away",
+    "They are called a pyramid",
+    "Open the store:",
+    "the last line of a cell",
+    "the archive, in a browser",
+    "a store, in a browser",
+    "How the package asks an archive for bytes",
+    "Count what this process fetches",
+    "Between processes, on the disk",
+    "[Peers](peers.md) tells",
+    "How to draw patches of the volume",
+    "The functions have torch_em's names",
+    "x_min, x_max, y_min, y_max, z_min, z_max",
+    "a network of your own",
+    "a stand-in for a network: what is dark",
+    "on a GPU: raw.cuda",
+    # policy
+    "The oldest versions of dependencies are in",
+    "They are kept for as long as [SPEC 0]",
+    # facts about the data, and about other packages
+    "It is 597 slices of 20000 x 20000",
+    "What nobody knows for sure about the data",
+    "Read this before you publish",
+    "**The size of a voxel in z is disputed.**",
+    "In x and y it is 8 nm",
+    "In z it is 55 nm",
+    "Volumes, surfaces and shapes depend on it",
+    "Say which size you use",
+    "**The mito masks are not made by hand.**",
+    "So a fraction of a whole slice may be too low",
+    "**Six more classes are only heard of.**",
+    "The authors mention `bile_duct`",
+    "The names of their folders are not confirmed",
+    "**The inside of the raw files is not confirmed.**",
+    "A raw file has about 880 MB",
+    "**Beside the tissue, slices are empty.**",
+    "Tissue is in x 1195 to 18890",
+    "Outside, raw is 0",
+    "**There are no checksums of the archive.**",
+    "So nobody can tell whether a file of it",
+    "**The archive is slow from far away.**",
+    "About 1.5 MB/s over one connection",
+    "The full volume takes days then",
+    "**EMPIAR-12535 is a prediction, too.**",
+    "Its mitochondria were found by a network",
+    "What other packages do and do not do",
+    "*Run* means that a benchmark",
+    "Nothing else is claimed",
+    "| package | what it does |",
+    # what the package cannot do
+    "It was run on Linux",
+    "It needs file locks of POSIX",
+    "So the right edge of raw and the bottom",
+    "Keep a box first if you look at many",
+    "Nothing is written back to an archive",
+    "Stores are written in Zarr v3 only",
+    "The interface may change before version 1.0",
     "Try it with nothing but Python",
     "Work on it",
-    "how to [look]",
     "In Jupyter, slide through",
     "A voxel without a label is not always background",
     "The tissue of all 597 slices is 1 TB",
     "The archive has no checksums",
     "TLS, which the archive uses",
-    "**Speed.**",
     "**napari**",
     "As jobs of Slurm",
     "Far from the archive the network is the limit",
@@ -609,28 +873,28 @@ NO_PROMISE = [
     "An archive is a folder of slices",
     "Its description is a few lines",
     "shows how to add an archive or a format",
-    "The byte counts above are for strips",
     "The data are CC0",
 ]
 
 LONGEST = 120
 
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text()
+def pages() -> dict[str, str]:
+    """The text of the README, and of each page of docs."""
+    return {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
 def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def sentences() -> list[str]:
-    """The sentences of the prose and the comments of examples, without headings and pictures."""
-    text = readme()
+def sentences(text: str) -> list[str]:
+    """The sentences of the prose of a page, its tables, and the comments of examples, without headings and pictures."""
     prose = re.sub(r"^```.*?^```$", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
-    parts = [flat(part) for part in re.split(r"\n\s*\n|\n(?=- )", prose)]
-    parts = [part for part in parts if part and not part.startswith(("#", "!["))]
-    found = [sentence for part in parts for sentence in re.split(r"(?<=[.!?]\)) |(?<=[.!?]) ", part)]
+    parts = [flat(part) for part in re.split(r"\n\s*\n|\n(?=- |\d+\. )", prose)]
+    parts = [re.sub(r"^(- |\d+\. )", "", part) for part in parts if part and not part.startswith(("#", "!["))]
+    ends = re.compile(r"(?<=[.!?]\)) |(?<=[.!?]\*\*) |(?<=[.!?]) ")
+    found = [sentence for part in parts for sentence in ([part] if part.startswith("|") else ends.split(part))]
     for block in re.findall(r"^```(?:python|sh)$(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
         found += [flat(comment) for comment in re.findall(r"  # (.*)$", block, flags=re.MULTILINE)]
     return found
@@ -645,11 +909,11 @@ def functions_in(path: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def test_each_promise_is_in_the_readme_and_its_tests_are_there() -> None:
-    """Each fragment is in the README, and each named test and benchmark exists."""
-    text = flat(readme())
+def test_each_promise_is_on_a_page_and_its_tests_are_there() -> None:
+    """Each fragment is on a page, and each named test and benchmark exists."""
+    text = " ".join(flat(page) for page in pages().values())
     fragments = [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]
-    assert [fragment for fragment in fragments if flat(fragment) not in text] == [], "not in the README"
+    assert [fragment for fragment in fragments if flat(fragment) not in text] == [], "on no page"
     assert len(fragments) == len(set(fragments))
     named = [test.split("::") for tests in PROMISES.values() for test in tests]
     assert all(PROMISES.values()), "a promise without a test"
@@ -657,20 +921,27 @@ def test_each_promise_is_in_the_readme_and_its_tests_are_there() -> None:
     assert [path for path in MEASURED.values() if not (ROOT / path).exists()] == []
 
 
-def test_each_sentence_of_the_readme_is_covered() -> None:
-    """Each sentence of the README contains a fragment of one of the lists."""
+def test_each_sentence_is_covered() -> None:
+    """Each sentence of the README and of docs contains a fragment of one of the lists."""
     known = [flat(fragment) for fragment in [*PROMISES, *MEASURED, *UNTESTED, *NO_PROMISE]]
-    bare = [sentence for sentence in sentences() if not any(fragment in sentence for fragment in known)]
+    found = [(page, sentence) for page, text in pages().items() for sentence in sentences(text)]
+    bare = [(page, sentence) for page, sentence in found if not any(fragment in sentence for fragment in known)]
     assert bare == [], "add each to PROMISES with its tests, or to one of the other lists"
 
 
 def test_a_sentence_that_is_new_would_be_noticed() -> None:
-    """`sentences` finds the sentences of the README."""
-    found = sentences()
-    assert len(found) > 80
-    assert all(len(sentence) > 3 for sentence in found)
-    assert "Opening it costs nothing." in found
-    assert any(sentence.startswith("four of five blocks of the volume") for sentence in found)
+    """`sentences` finds the sentences of each page."""
+    found = {page: sentences(text) for page, text in pages().items()}
+    assert all(len(sentence) > 3 for page in found.values() for sentence in page)
+    assert "Opening it costs nothing." in found["README.md"]
+    assert any(sentence.startswith("four of five blocks of the volume") for sentence in found["README.md"])
+    assert "Each process loads the model once." in found["compute.md"]
+    assert sentences("0. Zero.\n1. One. More.\n- Two.") == ["Zero.", "One.", "More.", "Two."]
+    assert sentences("One (or\ntwo). Three: 0.5 mm.\n\n| a | b |\n|---|---|\n| 1. | 2 |") == [
+        "One (or two).",
+        "Three: 0.5 mm.",
+        "| a | b | |---|---| | 1. | 2 |",
+    ]
 
 
 def test_going_back_costs_no_request(server: ArchiveServer) -> None:
