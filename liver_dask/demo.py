@@ -5,6 +5,7 @@ and the directory at the end. `serve` serves a folder over HTTP with byte ranges
 is the command `liver-dask demo`.
 """
 
+import os
 import shlex
 import threading
 import time
@@ -48,7 +49,7 @@ LONGEST_RANGE_HEADER = (8 << 10) - len("Range: \r\n")
 Field = npt.NDArray[np.float32]
 
 
-def make_archive(folder: Path, shape: Sequence[int] = DEMO_SHAPE, seed: int = 0) -> None:
+def make_archive(folder: str | os.PathLike[str], shape: Sequence[int] = DEMO_SHAPE, seed: int = 0) -> None:
     """Write an archive of EM-like slices: cells with membranes and nuclei, mitochondria with cristae, sheets of ER.
 
     Args:
@@ -59,7 +60,7 @@ def make_archive(folder: Path, shape: Sequence[int] = DEMO_SHAPE, seed: int = 0)
     tissue = _Tissue(check_shape(shape), seed)
     for z in range(shape[0]):
         for variable, pixels in tissue.slice(z).items():
-            path = folder / EMPIAR_13356.path(variable, z)
+            path = Path(folder) / EMPIAR_13356.path(variable, z)
             path.parent.mkdir(parents=True, exist_ok=True)
             if variable == RAW:
                 Image.fromarray(pixels).save(path, compression="tiff_lzw", tiffinfo=TIFF_TAGS)

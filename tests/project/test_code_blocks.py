@@ -202,7 +202,7 @@ def test_the_box_of_the_training_example_costs_what_is_said(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_scheduler_that_runs(liver: str, here: Path) -> None:
     """`--scheduler` works on the cluster of that scheduler."""
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         command = ["download", "a.zarr", "--bbox", "2219", "2475", "1493", "1749", "290", "294"]
         done = run_here(*command, "--source", liver, "--scheduler", cluster.scheduler_address)
     assert done.returncode == 0, done.stderr

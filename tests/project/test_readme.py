@@ -651,6 +651,12 @@ PROMISES = {
     ],
     "Objects are the connected voxels of a mask": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     # archives, formats
+    "To try everything without the internet": ["test_code_blocks::test_the_code_of_a_page_runs"],
+    "1.4 MB are fetched, not 880 MB": ["real/test_real_size::test_a_window_costs_its_strips_and_the_index"],
+    "add `--source made-up --shape": [
+        "test_cli::test_download_and_info",
+        "test_code_blocks::test_commands_in_the_text_exist",
+    ],
     "Others are built in, and you can describe your own": [
         "test_description::test_the_built_in_archives_are_where_they_are"
     ],
@@ -774,7 +780,10 @@ NO_PROMISE = [
     "Then download it, look what is there",
     "The same in Python",
     "With a store and a model",
-    "the slicer in a browser",
+    "[a made-up archive](docs/archives.md",
+    "The [notebooks](../notebooks) begin",
+    "Its cells are synthetic",
+    "slices, rows, columns",
     "EMPIAR-13356 is one archive of slices",
     "These are the rules",
     "The volume is a stack of slices along z",
