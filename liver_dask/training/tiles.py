@@ -49,9 +49,9 @@ def get_human_liver_em_tiles(
     """Create a dataset of all patches of a box in order, for validation and inference.
 
     Every patch has the whole `patch_shape`. Each voxel of the box is in the inner part of exactly one patch, and
-    `assemble` of the dataset joins what a network makes of the patches to one array of these inner parts::
+    `assemble` of the dataset joins what a network makes of the patches to one array of these inner parts:
 
-        tiles = ld.get_human_liver_em_tiles(folder, (16, 256, 256), box, halo=(4, 32, 32), with_labels=False)
+        tiles = ld.get_human_liver_em_tiles("liver", (16, 256, 256), box, halo=(4, 32, 32), with_labels=False)
         with torch.no_grad():
             found = tiles.assemble(model(raw) for raw in torch.utils.data.DataLoader(tiles, batch_size=2))
 

@@ -10,7 +10,7 @@ import inspect
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -180,6 +180,25 @@ def test_the_code_of_a_page_runs(page: Path, liver: str, here: Path, s3: ObjectS
         if not block.code.startswith(tuple(NOT_RUN)):
             small = {} if block.language == "console" else SMALLER
             run_block(block._replace(code=changed(block.code, small | places)), page.name, names, here)
+
+
+def test_code_in_docstrings_is_that_of_a_page() -> None:
+    """The code in docstrings of public functions is on a page, where it runs."""
+    shown = flat(block.code for page in PAGES for block in blocks(page.read_text()))
+    found = []
+    for name in ld.__all__:
+        head = re.split(r"^(?:Args|Returns|Yields|Raises|Attributes):$", inspect.getdoc(getattr(ld, name)), flags=re.M)[
+            0
+        ]
+        assert ">>>" not in head, name
+        found += [(name, flat([code])) for code in re.findall(r"(?:^    .*\n)+", head, flags=re.MULTILINE)]
+    assert found
+    assert [(name, code) for name, code in found if code not in shown] == []
+
+
+def flat(codes: Iterable[str]) -> str:
+    """Code without comments and indentation."""
+    return " ".join(re.sub(r"  #.*$", "", "\n".join(codes), flags=re.MULTILINE).split())
 
 
 def test_parts_that_are_changed_are_there() -> None:
