@@ -573,7 +573,7 @@ PROMISES = {
     "Select rows first there": ["test_slice_graph::test_what_is_left_out_is_not_fetched"],
     # the screens of the README
     "| extra | for |": ["test_code_blocks::test_the_extras_are_those_that_are_installed"],
-    "This command installs it with the extra": ["test_code_blocks::test_the_extras_are_those_that_are_installed"],
+    "This command installs all but training and S3": ["test_code_blocks::test_the_extras_are_those_that_are_installed"],
     "A box is always (x_min": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
     "Arrays are always in the order z, y, x": [
         "test_zarr_export::test_every_reader_gets_the_voxels_of_the_box",
@@ -776,6 +776,7 @@ NO_PROMISE = [
     "`liver-dask COMMAND --help` and",
     "Four ways to use it follow",
     "Use it.",
+    "If you have no Jupyter",
     "Keep the box that you read again and again",
     "Then download it, look what is there",
     "The same in Python",
@@ -784,6 +785,7 @@ NO_PROMISE = [
     "The [notebooks](../notebooks) begin",
     "Its cells are synthetic",
     "slices, rows, columns",
+    "for functions with torch_em's names, too",
     "EMPIAR-13356 is one archive of slices",
     "These are the rules",
     "The volume is a stack of slices along z",
