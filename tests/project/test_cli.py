@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
-from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE
@@ -37,22 +36,6 @@ def test_it_is_run_as_a_module() -> None:
     """`python -m liver_dask` is the command, too."""
     done = subprocess.run([sys.executable, "-m", "liver_dask", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == ld.__version__
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)  # its archive alone takes a minute on a busy machine
-def test_the_demo_shows_and_checks(tmp_path: Path) -> None:
-    """The demo at its full size makes a checked crop and a picture."""
-    done = run("demo", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "# 0 requests" in done.stdout
-    assert "All 16,121,856 voxels of the crop equal the archive's." in done.stdout
-    with Image.open(tmp_path / "liver_dask_demo" / "slice.png") as picture:
-        assert picture.width == 2048
-    assert "liver-dask view liver_dask_demo/crop.zarr" in done.stdout
-    assert "`liver-dask verify` compares a store with its archive; the demo's own archive was only" in done.stdout
-    assert "MB/s" in done.stderr
-    assert set(xr.open_zarr(tmp_path / "liver_dask_demo" / "crop.zarr")) == {"raw", "mito", "er", "nucleus"}
 
 
 def test_the_voxel_size_can_be_given(archive: Path, tmp_path: Path) -> None:

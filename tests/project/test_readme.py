@@ -34,7 +34,7 @@ PROMISES = {
         "real/test_real_size::test_a_window_costs_its_strips_and_the_index",
     ],
     "store that any Zarr reader opens": ["test_zarr_export::test_every_reader_gets_the_voxels_of_the_box"],
-    "so it needs no data": ["test_cli::test_the_demo_shows_and_checks"],
+    "so it needs no data": ["test_release::test_the_demo_shows_and_checks"],
     "runs all tests, including the checks of style and types": [
         "test_project::test_ci_runs_the_readmes_own_test_command",
         "test_project::test_style_and_types",
