@@ -1,5 +1,6 @@
 """What users of dask expect of a package that computes on a cluster."""
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -284,6 +285,9 @@ def test_a_function_that_changed_its_name_is_reported_as_such(
         assert "Only how" not in str(told.value)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("dask.array._array_expr") is None, reason="this dask has no arrays of expressions"
+)
 def test_arrays_of_expressions_are_refused_in_one_sentence(archive: Path) -> None:
     """If dask's query planning for arrays is on, opening the archive raises an InvalidArgumentError that says so."""
     script = (

@@ -153,7 +153,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
         return _by_rows(index)
     except LiverDaskError:
         raise
-    except (struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+    except (tifffile.TiffFileError, struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         if sparse.failure:  # the file is not damaged: tifffile treats every failed read as damage
             raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
