@@ -110,6 +110,9 @@ class OtherKindError(FormatError):
         self.segments = segments
 
 
+DAMAGED = (tifffile.TiffFileError, struct.error)
+"""What tifffile raises besides Python's own errors; its newer versions have a ValueError in place of the first."""
+
 MOST_PAGES = 32
 """Maximum number of pages of a file, of which all but the first are smaller copies and masks."""
 
@@ -153,7 +156,7 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
         return _by_rows(index)
     except LiverDaskError:
         raise
-    except (tifffile.TiffFileError, struct.error, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+    except (*DAMAGED, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         if sparse.failure:  # the file is not damaged: tifffile treats every failed read as damage
             raise sparse.failure from error
         raise FormatError(f"{file.url}: is no TIFF that can be read, or is cut short ({error}).") from error
