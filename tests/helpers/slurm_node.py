@@ -22,8 +22,8 @@ from pathlib import Path
 COMMANDS = ("munged", "munge", "slurmctld", "slurmd", "sinfo", "sbatch", "squeue", "scancel")
 CPUS = 4
 """This can be more than the machine has, so that the jobs of a test run in parallel even on two cores."""
-MEGABYTES = 10_000
-"""Enough for four jobs of 2 GB. Slurm uses it for scheduling, but neither allocates nor limits memory."""
+MEGABYTES = 20_000
+"""Enough for five jobs of 4 GB. Slurm uses it for scheduling, but neither allocates nor limits memory."""
 START_SECONDS = 30
 STOP_SECONDS = 20
 LONGEST_FOLDER = 80
@@ -39,7 +39,7 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -61,7 +61,7 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={megabytes} State=UNKN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 """The configuration of Slurm. Jobs are tracked by process group, because with `linuxproc` the children of a job that
-ignore SIGTERM would outlive it."""
+ignore SIGTERM would outlive it. A job that is requeued waits until credentials expire, by default for two minutes."""
 
 
 def missing() -> str:
@@ -92,15 +92,22 @@ def slurm_node(folder: Path) -> Iterator[dict[str, str]]:
         yield environment
 
 
-def jobs(environment: dict[str, str], state: str = "pending,running,completing") -> list[str]:
-    """Return the ids of the jobs in these states, the oldest first."""
-    found = _ask("squeue", "--noheader", "--format=%A", f"--states={state}", environment=environment)
+def jobs(environment: dict[str, str], state: str = "pending,running,completing", name: str = "") -> list[str]:
+    """Return the ids of the jobs in these states, and of this name if one is given, the oldest first."""
+    named = [f"--name={name}"] if name else []
+    found = _ask("squeue", "--noheader", "--format=%A", f"--states={state}", *named, environment=environment)
     return sorted(found.split(), key=int)
 
 
-def cancel(job: str, environment: dict[str, str]) -> None:
-    """Cancel the job of a worker, as the administrator of a queue may do at any time."""
-    _ask("scancel", job, environment=environment)
+def submit(script: Path, environment: dict[str, str], *options: str) -> str:
+    """Submit a script from its folder, and return the id of its job."""
+    where = f"--chdir={script.parent}"
+    return _ask("sbatch", "--parsable", where, *options, str(script), environment=environment)
+
+
+def cancel(job: str, environment: dict[str, str], *options: str) -> None:
+    """Cancel a job, as the administrator of a queue may do at any time; or send a signal, with options of scancel."""
+    _ask("scancel", *options, job, environment=environment)
 
 
 def _find(command: str) -> str | None:

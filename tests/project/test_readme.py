@@ -255,6 +255,13 @@ PROMISES = {
         "test_cli::test_a_full_volume_by_processes_of_this_machine",
         "real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled",
     ],
+    "which goes on after its time limit": [
+        "test_slurm_page::test_a_job_is_started_again_if_there_is_more_to_do",
+        "test_slurm_page::test_signals_of_slurm_reach_the_driver",
+        "test_slurm_page::test_the_driver_goes_on_after_a_signal",
+        "real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit",
+        "real/test_slurm::test_jobs_of_one_node_go_on_one_after_another",
+    ],
     "a job that is cancelled is replaced": ["real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled"],
     "fetched and decoded once": ["test_cluster::test_a_cluster_writes_the_same_bytes_and_asks_for_none_twice"],
     "that is too small is refused": ["test_cluster::test_refused_with_numbers_before_anything_is_written"],
