@@ -256,8 +256,8 @@ PROMISES = {
         "real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled",
     ],
     "which goes on after its time limit": [
-        "test_slurm_page::test_a_job_is_started_again_if_there_is_more_to_do",
-        "test_slurm_page::test_signals_of_slurm_reach_the_driver",
+        "test_slurm_page::test_a_job_that_is_cancelled_is_not_started_again",
+        "test_slurm_page::test_a_job_is_started_again_after_what_may_pass",
         "test_slurm_page::test_the_driver_goes_on_after_a_signal",
         "real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit",
         "real/test_slurm::test_jobs_of_one_node_go_on_one_after_another",

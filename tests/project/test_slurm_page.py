@@ -1,9 +1,11 @@
 """The scripts of docs/slurm.md do what the page says; where Slurm is installed, tests/real/test_slurm.py runs them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,35 +23,36 @@ from helpers.tiny import SHAPE
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
 
-GO_ON = 75
+COMMAND = '#!/bin/bash\necho "${0##*/} $*" >> "$CALLS"\n'
 
-SCONTROL = '#!/bin/bash\necho "$*" >> "$CALLS"\n'
-
-WAITS = """\
-trap 'exit 75' TERM
-echo ready
-for i in {1..200}; do sleep 0.02; done
-"""
+REQUEUED = "scontrol requeue 7\n"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The scripts, and commands of Slurm that accept everything and do nothing."""
     folder = copy_scripts(tmp_path / "here")
-    for name in ("sbatch", "scontrol"):
+    for name in ("sbatch", "scontrol", "python"):
         command = folder / "bin" / name
         command.parent.mkdir(exist_ok=True)
-        command.write_text(SCONTROL)
+        command.write_text(COMMAND)
         command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(folder / "calls"))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     return folder
+
+
+def calls(folder: Path) -> str:
+    """What was called of these commands, but for the look whether workers can be submitted."""
+    path = folder / "calls"
+    return path.read_text().replace("sbatch --test-only\n", "") if path.exists() else ""
 
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Restore the handlers of the signals that the driver changes."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -75,21 +78,21 @@ class SlurmStandIn(LocalCluster):
 
     def __init__(self, **given: Any) -> None:
         type(self).given = given
-        super().__init__(n_workers=0, processes=False, threads_per_worker=1, dashboard_address=None)
+        super().__init__(n_workers=0, processes=False, threads_per_worker=1, dashboard_address="127.0.0.1:0")
 
     def job_script(self) -> str:
         return "#!/bin/bash\n"
 
 
-class Terminates(RangeRequestHandler):
-    """Sends SIGTERM to this process at a request, twice, as Slurm and the script may both do."""
+class Warns(RangeRequestHandler):
+    """Sends SIGUSR1 to this process at a request, twice."""
 
     at = 12
 
     def send(self, *args: Any) -> None:
         if len(self.server.archive.requests) == self.at:
             for _ in range(2):
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGUSR1)
         super().send(*args)
 
 
@@ -103,120 +106,112 @@ def driver(folder: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
+def start(folder: Path, monkeypatch: pytest.MonkeyPatch, archive: Path, restarts: int = 0) -> int:
+    """Run download.py as a start of the job, and return its exit code."""
+    changed = settings(folder, archive, folder / "a.zarr") | {"LIVER_RESTARTS": "20"}
+    if restarts:
+        changed["SLURM_RESTART_COUNT"] = str(restarts)
+    with mock.patch.dict(os.environ, changed):
+        return int(driver(folder, monkeypatch).main())
+
+
+def test_the_script_hands_its_settings_to_the_driver(folder: Path) -> None:
+    """The script becomes the driver, which has a value for each setting that it reads."""
+    (folder / "bin" / "python").write_text('#!/bin/bash\necho "$$ $*"; env\n')
+    with mock.patch.dict(os.environ, {"LIVER_BOX": "1 2 3 4 5 6", "USER": "me"}):
+        job = subprocess.Popen(["bash", "download.sbatch"], cwd=folder, stdout=subprocess.PIPE, text=True)
+        told = job.communicate()[0].splitlines()
+    assert told[0] == f"{job.pid} -u download.py"
+    given = dict(line.split("=", 1) for line in told[1:] if "=" in line)
+    assert given["LIVER_STORE"] == "/scratch/me/liver/full_volume.zarr"
+    assert given["LIVER_BOX"] == "1 2 3 4 5 6"
+    assert (folder / "logs").is_dir()
+    assert set(re.findall(r'environ\["(LIVER_\w+)', scripts()["download.py"])) <= set(given)
+
+
 @pytest.mark.usefixtures("handlers")
 def test_the_driver_goes_on_after_a_signal(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGTERM ends the driver with the exit code for going on; the next start completes the store, as does a third."""
+    """Near its time limit a job is requeued; and its next start completes the store."""
     make_archive(tmp_path / "archive", SHAPE)
-    store = folder / "a.zarr"
-    with serve(tmp_path / "archive", Terminates) as server:
+    monkeypatch.setenv("SLURM_JOB_ACCOUNT", "mine")
+    with (
+        serve(tmp_path / "archive", Warns) as server,
+        dask.config.set({"distributed.adaptive.interval": "20ms"}),
+    ):
         toml = describe(folder / "far.toml", server.url, SHAPE)
-        with (
-            mock.patch.dict(os.environ, settings(folder, toml, store) | {"SLURM_JOB_ACCOUNT": "mine"}),
-            dask.config.set({"distributed.adaptive.interval": "20ms"}),
-        ):
-            download = driver(folder, monkeypatch)
-            assert download.main() == GO_ON
-            assert not store.exists()
-            assert download.main() == 0
-            fetched = len(server.requests)
-            assert download.main() == 0
-            assert len(server.requests) - fetched < fetched
-    assert "all right" in capsys.readouterr().out
-    assert (folder / "calls").read_text() == 3 * "--test-only\n"
+        assert start(folder, monkeypatch, toml) == 0
+        assert calls(folder) == REQUEUED
+        assert "the time limit is near. " in capsys.readouterr().out
+        assert not (folder / "a.zarr").exists()
+        assert start(folder, monkeypatch, toml, restarts=1) == 0
+    assert calls(folder) == REQUEUED
+    assert capsys.readouterr().out.count("all right") == 1
     assert SlurmStandIn.given["account"] == "mine"
     assert SlurmStandIn.given["worker_extra_args"] == ["--lifetime", "540s", "--lifetime-stagger", "30s"]
     xr.testing.assert_equal(
-        xr.open_zarr(store)[["raw", "er"]].compute(),
-        ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"]).compute().drop_attrs(),
+        xr.open_zarr(folder / "a.zarr")[["raw", "er"]].compute(),
+        ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"]).compute(),
     )
 
 
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(
-    ("error", "has_begun", "code"),
+    ("sent", "is_requeued"),
+    [([signal.SIGUSR1], True), ([signal.SIGTERM], False), ([signal.SIGUSR1, signal.SIGTERM], False)],
+)
+def test_a_job_that_is_cancelled_is_not_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sent: list[signal.Signals], is_requeued: bool
+) -> None:
+    """`scancel` ends the job for good, also while it ends near its time limit."""
+
+    def signalled(archive: str) -> None:
+        first, *others = sent
+        try:
+            os.kill(os.getpid(), first)
+            time.sleep(20)
+        finally:
+            for number in others:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ld, "open_archive", signalled)
+    assert start(folder, monkeypatch, folder / "far.toml") == (0 if is_requeued else 1)
+    assert calls(folder) == (REQUEUED if is_requeued else "")
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    ("error", "has_begun", "restarts", "is_requeued"),
     [
-        (ld.RemoteError("no answer"), True, GO_ON),
-        (ld.RemoteError("no such host"), False, 1),
-        (ld.SourceChangedError("another file"), True, 1),
-        (ld.ExportError("given up"), True, 1),
+        (ld.RemoteError("no answer"), True, 19, True),
+        (ld.RemoteError("no answer"), True, 20, False),
+        (ld.RemoteError("no such host"), False, 0, False),
+        (ld.SourceChangedError("another file"), True, 0, False),
+        (ld.ExportError("given up"), True, 0, False),
     ],
 )
-def test_the_driver_goes_on_after_what_may_pass(
+def test_a_job_is_started_again_after_what_may_pass(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: ld.LiverDaskError,
     has_begun: bool,
-    code: int,
+    restarts: int,
+    is_requeued: bool,
 ) -> None:
-    """Only if an archive that was reached does not answer any more is the job started again."""
-    store = folder / "a.zarr"
+    """Of all errors, only that an archive that was reached does not answer requeues the job, at most 20 times."""
     if has_begun:
-        Path(f"{store}.partial").mkdir()
+        (folder / "a.zarr.partial").mkdir()
     monkeypatch.setattr(ld, "open_archive", mock.Mock(side_effect=error))
-    with mock.patch.dict(os.environ, settings(folder, folder / "far.toml", store)):
-        assert driver(folder, monkeypatch).main() == code
-    assert capsys.readouterr().err == f"{error}\n"
+    assert start(folder, monkeypatch, folder / "far.toml", restarts) == (0 if is_requeued else 1)
+    assert calls(folder) == (REQUEUED if is_requeued else "")
+    assert f"job 7, start {restarts + 1}: {error}\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("handlers")
 def test_the_driver_ends_if_slurm_refuses_its_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If no worker can be submitted, the driver ends, instead of waiting for one."""
     (folder / "bin" / "sbatch").write_text("#!/bin/bash\nexit 1\n")
-    with mock.patch.dict(os.environ, settings(folder, Path("EMPIAR-13356"), folder / "a.zarr")):
-        assert driver(folder, monkeypatch).main() == 1
+    assert start(folder, monkeypatch, Path("EMPIAR-13356")) == 1
     assert not list(folder.glob("a.zarr*"))
-
-
-def run_job(folder: Path, script: str, restarts: int = 0, send: signal.Signals | None = None) -> tuple[int, str, str]:
-    """Run download.sbatch with a script in place of the driver.
-
-    Returns:
-        The exit code, the calls of scontrol, and what was printed.
-    """
-    (folder / "driver.sh").write_text(script)
-    environment = settings(folder, folder / "far.toml", folder / "a.zarr") | {
-        "LIVER_DRIVER": "bash driver.sh",
-        "SLURM_JOB_ID": "7",
-        "SLURM_RESTART_COUNT": str(restarts),
-    }
-    job = subprocess.Popen(
-        ["bash", "download.sbatch"],
-        cwd=folder,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert job.stdout is not None
-    told = []
-    with job, job.stdout:
-        for line in job.stdout:
-            told.append(line)
-            if send and line == "ready\n":
-                job.send_signal(send)
-    calls = folder / "calls"
-    return job.returncode, calls.read_text() if calls.exists() else "", "".join(told)
-
-
-@pytest.mark.parametrize(
-    ("exit_code", "restarts", "is_requeued", "of_job"),
-    [(0, 0, False, 0), (1, 0, False, 1), (GO_ON, 0, True, 0), (GO_ON, 19, True, 0), (GO_ON, 20, False, GO_ON)],
-)
-def test_a_job_is_started_again_if_there_is_more_to_do(
-    folder: Path, exit_code: int, restarts: int, is_requeued: bool, of_job: int
-) -> None:
-    """The script requeues its job after the exit code for going on, at most 20 times, and after no other."""
-    code, calls, told = run_job(folder, f"exit {exit_code}", restarts)
-    assert (code, calls) == (of_job, "requeue 7\n" if is_requeued else "")
-    assert f"job 7, start {restarts + 1}: begins" in told
-
-
-@pytest.mark.parametrize(("sent", "calls"), [(signal.SIGUSR1, "requeue 7\n"), (signal.SIGTERM, "")])
-def test_signals_of_slurm_reach_the_driver(folder: Path, sent: signal.Signals, calls: str) -> None:
-    """Near the time limit the driver is ended and the job requeued; a job that is cancelled is not."""
-    code, called, told = run_job(folder, WAITS, send=sent)
-    assert called == calls, told
-    assert code == (0 if calls else GO_ON)
