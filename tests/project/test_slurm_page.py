@@ -52,7 +52,7 @@ def calls(folder: Path) -> str:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Restore the handlers of the signals that the driver changes."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -101,6 +101,7 @@ def driver(folder: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module = ModuleType("dask_jobqueue")
     module.SLURMCluster = SlurmStandIn  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dask_jobqueue", module)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit())  # as the import of dask_jobqueue 0.9 does
     names: dict[str, Any] = {"__name__": "download"}
     exec(compile((folder / "download.py").read_text(), "download.py", "exec"), names)
     return SimpleNamespace(**names)
