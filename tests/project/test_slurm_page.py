@@ -211,8 +211,12 @@ def test_a_job_is_started_again_after_what_may_pass(
 
 
 @pytest.mark.usefixtures("handlers")
-def test_the_driver_ends_if_slurm_refuses_its_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_ends_if_slurm_refuses_its_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If no worker can be submitted, the driver ends, instead of waiting for one."""
     (folder / "bin" / "sbatch").write_text("#!/bin/bash\nexit 1\n")
+    monkeypatch.setattr(ld, "to_zarr", mock.Mock(side_effect=AssertionError))
     assert start(folder, monkeypatch, Path("EMPIAR-13356")) == 1
+    assert "Slurm refuses the jobs of the workers" in capsys.readouterr().out
     assert not list(folder.glob("a.zarr*"))

@@ -167,7 +167,7 @@ def test_the_scripts_of_the_page_go_on_after_the_time_limit(
         slurm_node.cancel(cancelled, slurm)
         tell(f"job {cancelled} of a worker cancelled")
         assert not store.exists()
-        wait_until(lambda: "ends with exit code" in log.read_text(), LONGEST)
+        wait_until(lambda: "start 2: ends with exit code" in log.read_text(), LONGEST)
         tell("complete and verified")
         wait_until(lambda: not slurm_node.jobs(slurm), LONGEST)
         sent = len(server.requests)
