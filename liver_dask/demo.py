@@ -214,13 +214,11 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         if len(self.headers.get("Range", "")) > LONGEST_RANGE_HEADER:
             self.refuse(HTTPStatus.BAD_REQUEST, {"Connection": "close"})
             return
-        size = path.stat().st_size
+        etag, size = self.tag(path), path.stat().st_size
         ranges = [(start, stop) for start, stop in self.asked_ranges(size) if start < size]
         if not ranges:
             self.refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"})
             return
-        etag = f'"{path.stat().st_mtime_ns:x}-{size:x}"'
-        self.last_modified = self.date_time_string(path.stat().st_mtime)
         with path.open("rb") as file:
             parts = [(start, read_at(file, start, stop)) for start, stop in ranges]
         if len(parts) > 1:
@@ -228,6 +226,23 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         else:
             (start, stop), (_, body) = ranges[0], parts[0]
             self.answer(body, start, stop, size, etag)
+
+    def do_HEAD(self) -> None:
+        """Respond with the headers of the whole file, or of an error."""
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self._note(0, 0, HTTPStatus.OK if path.is_dir() else HTTPStatus.NOT_FOUND)
+            super().do_HEAD()
+            return
+        self._note(0, 0, HTTPStatus.OK)
+        headers = {"Content-Length": str(path.stat().st_size), "Accept-Ranges": "bytes", "ETag": self.tag(path)}
+        self.send(HTTPStatus.OK, headers, b"")
+
+    def tag(self, path: Path) -> str:
+        """Return the ETag of a file, and set its date for the headers of the response."""
+        about = path.stat()
+        self.last_modified = self.date_time_string(about.st_mtime)
+        return f'"{about.st_mtime_ns:x}-{about.st_size:x}"'
 
     def asked_ranges(self, size: int) -> list[tuple[int, int]]:
         """Return the ranges (start, stop) of the request, clipped to the file; the whole file if there is no range."""

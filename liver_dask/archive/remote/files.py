@@ -3,17 +3,15 @@
 import logging
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import monotonic
 from urllib.parse import urlsplit
 
 import urllib3
 
-from ...core.errors import LiverDaskError, RemoteError
+from ...core.errors import LiverDaskError
 from ...core.metrics import traffic
 from ...core.threads import ContextPool, cancel_unless, check_cancelled
 from .address import ZARR_METADATA
@@ -21,16 +19,11 @@ from .cache import RangeCache
 from .fsspec_transport import FsspecTransport
 from .http_transport import HttpTransport
 from .ranges import MOST_OF_A_REQUEST, ByteRange, Received, coalesce_ranges
-from .retry import retrying
 from .source import OneRangeOnlyError, Source, TransientError, Transport
+from .tries import Tries
 from .versions import MISSING, FileVersion
 
 log = logging.getLogger(__name__)
-
-
-MOST_OF_A_TIMEOUT = 4
-"""The read timeout doubles with each retry, up to 4 x, so that a slow server can answer. A longer timeout does not help
-where requests hang."""
 
 
 LARGEST_RANGE = 4 << 20
@@ -208,47 +201,32 @@ class _Request:
     def __init__(self, file: RemoteFile, ranges: Sequence[ByteRange]) -> None:
         self._file = file
         self._received = Received(ranges)
-        self._faults: Counter[str] = Counter()
-        self.url = file.url
 
     def fetch(self) -> Received:
-        began = monotonic()
-        source = self._file.source
-        try:
-            retrying(source.attempts)(_Request._ask, self)
-        except TransientError as fault:
-            reasons = ", ".join(f"{reason} ({count} x)" for reason, count in self._faults.items())
-            raise RemoteError(
-                f"{self.url}: gave up after {self._faults.total()} tries in {monotonic() - began:.0f} s: {reasons}. "
-                "Check the address and the connection, or try again later."
-            ) from fault
+        if self._missing():
+            Tries(self._file.source, self._file.url).run(self._ask)
         return self._received
 
-    def _ask(self) -> None:
-        source = self._file.source
-        tries = self._faults.total()
-        try:
-            missing = self._missing()
-            if missing:
-                check_cancelled(self.url)
-                traffic.add(requests=1, retries=int(tries > 0))
-                read_timeout = source.timeout * min(2**tries, MOST_OF_A_TIMEOUT)
-                _process.transport(source).get(self.url, missing, read_timeout, self._receive)
-            if self._missing():
-                raise TransientError("sent fewer bytes than asked for")
-        except TransientError as fault:
-            self._faults[str(fault)] += 1
-            traffic.add(stalls=int(fault.is_stall))
-            raise
+    def _ask(self, read_timeout: float) -> None:
+        missing = self._missing()
+        if missing:
+            _process.transport(self._file.source).get(self._file.url, missing, read_timeout, self._receive)
+        if self._missing():
+            raise TransientError("sent fewer bytes than asked for")
 
     def _receive(self, version: FileVersion, start: int, data: bytes) -> None:
-        check_cancelled(self.url)
+        check_cancelled(self._file.url)
         self._file.receive(version, start, data)
         if not self._received.add(start, data):
             raise TransientError(f"sent bytes from {start} on, which were not asked for")
 
     def _missing(self) -> list[ByteRange]:
         return self._received.missing(self._file.version.size if self._file.version else None)
+
+
+def transport_of(source: Source) -> Transport:
+    """Return this process's transport for an archive."""
+    return _process.transport(source)
 
 
 def list_folders(source: Source) -> list[str]:

@@ -17,10 +17,14 @@ from ...core.errors import (
 from ...core.threads import call_aside
 from .ranges import ByteRange
 from .shares import share_of
-from .source import Receive, Source, TransientError
+from .source import Headers, Method, Receive, Source, TransientError
 from .versions import FileVersion
 
 T = TypeVar("T")
+
+ETAGS = ("ETag", "etag")
+DATES = ("LastModified", "mtime", "modify", "created")
+"""Names of the attributes by which file systems tell versions of a file apart."""
 
 
 class FsspecTransport:
@@ -63,16 +67,41 @@ class FsspecTransport:
         """Call a file system; a remote one may hang and cannot be cancelled, so its call runs on its own thread."""
         return call() if self._is_near else call_aside(call, math.inf, lambda _: None)
 
+    def peek(self, url: str, method: Method, read_timeout: float) -> Headers:
+        """See Transport; the file system has one way to ask."""
+        with self._share or nullcontext():
+            found = self._call(lambda: self._unless_fault(url, self._look))
+        if isinstance(found, LiverDaskError):
+            raise found
+        return found
+
+    def _look(self, url: str, path: str) -> Headers | LiverDaskError:
+        info = self._fs.info(path)
+        if info.get("type") == "directory":
+            return RemoteError(f"{url}: is a folder, not a file.")
+        names = {name: str(info[name]) for name in (*ETAGS, *DATES) if info.get(name) is not None}
+        etag, modified = (next((names[name] for name in of if name in names), "") for of in (ETAGS, DATES))
+        return Headers(int(info["size"]), etag, modified, str(info.get("ContentType", "")), is_range=True)
+
     def _read(self, url: str, start: int, stop: int) -> tuple[FileVersion, bytes] | LiverDaskError:
-        path = self._fs._strip_protocol(self._secret.into(url))
+        return self._unless_fault(url, lambda url, path: self._read_range(url, path, start, stop))
+
+    def _read_range(self, url: str, path: str, start: int, stop: int) -> tuple[FileVersion, bytes] | LiverDaskError:
+        info = self._fs.info(path)
+        stop = min(stop, int(info["size"]))
+        if stop < start:
+            return SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
+        data = self._fs.cat_file(path, start=start, end=stop)
+        if _identity_of(self._fs.info(path)) != _identity_of(info):
+            return TransientError("the file was changed while it was read")
+        if len(data) != stop - start:
+            return TransientError(f"sent {len(data)} of {stop - start} bytes")
+        return _identity_of(info), data
+
+    def _unless_fault(self, url: str, call: Callable[[str, str], T | LiverDaskError]) -> T | LiverDaskError:
+        """Return `call(url, path)`, or the error of this package for an error of the file system."""
         try:
-            info = self._fs.info(path)
-            stop = min(stop, int(info["size"]))
-            if stop < start:
-                return SourceChangedError(f"{url}: is shorter than when it was first read; read it again.")
-            data = self._fs.cat_file(path, start=start, end=stop)
-            if _identity_of(self._fs.info(path)) != _identity_of(info):
-                return TransientError("the file was changed while it was read")
+            return call(url, self._fs._strip_protocol(self._secret.into(url)))
         except FileNotFoundError:
             return SliceNotFoundError(f"{url}: there is no such file.")
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
@@ -83,9 +112,6 @@ class FsspecTransport:
             if self._is_near:
                 raise
             return RemoteError(f"{url}: cannot be read ({self._secret.hidden(error)}).")
-        if len(data) != stop - start:
-            return TransientError(f"sent {len(data)} of {stop - start} bytes")
-        return _identity_of(info), data
 
     def folders(self, url: str) -> list[str]:
         """See Transport."""
@@ -104,8 +130,7 @@ class FsspecTransport:
 
 def _identity_of(info: Mapping[str, Any]) -> FileVersion:
     """Return the version of a file from a file system's information about it."""
-    names = ("ETag", "etag", "LastModified", "mtime", "modify", "created")
-    etag = next((str(info[name]) for name in names if name in info), "")
+    etag = next((str(info[name]) for name in (*ETAGS, *DATES) if name in info), "")
     mtime = info.get("mtime")
     modified = mtime if isinstance(mtime, (int, float)) and mtime <= time() else None
     return FileVersion(int(info["size"]), etag, modified)

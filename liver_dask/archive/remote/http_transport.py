@@ -51,7 +51,7 @@ from .connections import Exchange, check_certificates, exchanging, open_pool
 from .credentials import netrc_authorization, split_secret
 from .ranges import ByteRange, range_header, read_content_range, read_parts
 from .shares import share_of
-from .source import OneRangeOnlyError, Receive, Source, TransientError
+from .source import Headers, Method, OneRangeOnlyError, Receive, Source, TransientError
 from .versions import FileVersion
 from .watchdog import Watch
 
@@ -78,6 +78,9 @@ MOST_OF_A_LISTING = 4 << 20
 
 
 MOST_OF_A_TEXT = 200
+
+
+FIRST_BYTE = ByteRange(0, 1)
 
 
 MOST_REDIRECTS = 5
@@ -163,12 +166,32 @@ class HttpTransport:
         with self._ask(url, {"Range": range_header(ranges)}, read_timeout) as answer:
             self._read(answer, url, ranges, _dated(receive, _modified(answer.response.headers, asked)))
 
+    def peek(self, url: str, method: Method, read_timeout: float) -> Headers:
+        """See Transport."""
+        headers = {"Range": range_header([FIRST_BYTE])} if method == "GET" else {}
+        with self._ask(url, headers, read_timeout, method) as answer:
+            status, sizes = answer.response.status, list[int]()
+            if status == 206 and method == "GET":
+                _read_one(answer, FIRST_BYTE, lambda version, start, data: sizes.append(version.size))
+            elif status == 416 and method == "GET":  # an empty file has no first byte
+                sizes.append(0)
+            elif status == 200:
+                length = answer.header("Content-Length")
+                is_plain = (answer.header("Content-Encoding") or "identity") == "identity"
+                sizes += [int(length)] if is_plain and length.isdecimal() else []
+            else:
+                raise self._refusal(answer.response, url)
+            etag, modified, kind = (answer.header(name) for name in ("ETag", "Last-Modified", "Content-Type"))
+            return Headers(sizes[0] if sizes else None, etag, modified, kind, is_range=status != 200)
+
     @contextmanager
-    def _ask(self, url: str, headers: Mapping[str, str], read_timeout: float) -> Iterator[_Answer]:
+    def _ask(
+        self, url: str, headers: Mapping[str, str], read_timeout: float, method: Method = "GET"
+    ) -> Iterator[_Answer]:
         """Yield the answer to a request after redirects; exceptions of urllib3 become errors of this package."""
         with self._share, Watch() as watch:
             try:
-                response = self._follow(url, {**HEADERS, **headers}, Exchange(watch, read_timeout))
+                response = self._follow(url, {**HEADERS, **headers}, Exchange(watch, read_timeout), method)
                 try:
                     yield _Answer(response, watch, read_timeout)
                 finally:
@@ -181,13 +204,15 @@ class HttpTransport:
                     raise
                 raise InvalidArgumentError(f"{url} is not a URL that can be opened.") from None
 
-    def _follow(self, url: str, headers: Mapping[str, str], exchange: Exchange) -> urllib3.BaseHTTPResponse:
+    def _follow(
+        self, url: str, headers: Mapping[str, str], exchange: Exchange, method: Method
+    ) -> urllib3.BaseHTTPResponse:
         """Send the request, and follow redirects; the body of a redirect is not read."""
         address, query = url, self._secret.query
         for _ in range(MOST_REDIRECTS + 1):
             authorization = self._authorization(address)
             with exchanging(exchange._replace(query=query, authorization=authorization)):
-                response = self._send(address, headers, exchange)
+                response = self._send(address, headers, exchange, method)
             try:
                 exchange.watch.check()  # headers that a closed connection cuts off look complete
             except BaseException:
@@ -213,7 +238,9 @@ class HttpTransport:
             self._of_netrc[origin.host] = netrc_authorization(origin.host)
         return self._of_netrc[origin.host]
 
-    def _send(self, address: str, headers: Mapping[str, str], exchange: Exchange) -> urllib3.BaseHTTPResponse:
+    def _send(
+        self, address: str, headers: Mapping[str, str], exchange: Exchange, method: Method
+    ) -> urllib3.BaseHTTPResponse:
         if address.startswith("https"):
             check_certificates()
         exchange.watch.uses(None)
@@ -221,7 +248,7 @@ class HttpTransport:
         while True:
             try:
                 return self._pool.request(
-                    "GET",
+                    method,
                     address,
                     headers=headers,  # they replace those of the pool
                     timeout=urllib3.Timeout(connect=exchange.read_timeout, read=exchange.read_timeout),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ...core.errors import (
     RemoteError,
@@ -41,6 +41,31 @@ class Source:
         """Whether the archive is on a web server."""
         return self.url.startswith(("http://", "https://"))
 
+
+class Headers(NamedTuple):
+    """What the headers of one answer say about a file.
+
+    Attributes:
+        size: Bytes of the file; None if the headers do not say.
+        etag: Its ETag; empty if there is none.
+        modified: Its date of change, as the source writes it; empty if there is none.
+        content_type: Its media type; empty if there is none.
+        is_range: Whether the answer is the one byte that was asked for, and not the beginning of the whole file.
+    """
+
+    size: int | None
+    etag: str = ""
+    modified: str = ""
+    content_type: str = ""
+    is_range: bool = False
+
+    @property
+    def is_page(self) -> bool:
+        """Whether a web page was sent, as servers do in place of an error."""
+        return self.content_type.lower().startswith("text/html")
+
+
+Method = Literal["HEAD", "GET"]
 
 Receive = Callable[[FileVersion, int, bytes], None]
 """Called with bytes of a file as they arrive: the version of the file, the offset of the bytes, and the bytes."""
@@ -86,6 +111,16 @@ class Transport(Protocol):
             ranges: The ranges, ascending; one, or several if the server supports that.
             read_timeout: Seconds without a byte, or with almost none, after which the request is cancelled.
             receive: Called with the bytes in the order of their arrival.
+        """
+
+    def peek(self, url: str, method: Method, read_timeout: float) -> Headers:
+        """Ask once for the headers of a file, and for no more than its first byte.
+
+        Args:
+            url: The file.
+            method: For a web server: HEAD, or GET for the first byte. Of a whole file, sent in place of that, nothing
+                is read.
+            read_timeout: As in `get`.
         """
 
     def folders(self, url: str) -> list[str]:
