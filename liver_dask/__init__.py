@@ -20,6 +20,8 @@ from .analysis.scores import segmentation_scores
 from .archive.archives import EMPIAR_13356, archives
 from .archive.dataset import open_archive, open_human_liver_em
 from .archive.description import Archive, Variable
+from .archive.doctor.examine import examine
+from .archive.doctor.report import ArchiveReport
 from .core.errors import (
     DamagedError,
     ExportError,
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EMPIAR_13356",
     "Archive",
+    "ArchiveReport",
     "DamagedError",
     "ExportError",
     "FormatError",
@@ -79,6 +82,7 @@ __all__ = [
     "annotate",
     "archives",
     "as_zarr",
+    "examine",
     "get_human_liver_em_data",
     "get_human_liver_em_dataset",
     "get_human_liver_em_full_volume",

@@ -18,6 +18,7 @@ from .archive.dataset import open_archive
 from .archive.reader import Missing
 from .cli_analysis import measure_command, predict_command
 from .cli_cache import cache
+from .cli_doctor import doctor_command
 from .cli_errors import OneSentenceGroup
 from .cli_info import info
 from .cli_options import (
@@ -69,6 +70,7 @@ def main() -> None:
 
 main.add_command(measure_command)
 main.add_command(predict_command)
+main.add_command(doctor_command)
 main.add_command(cache)
 main.add_command(info)
 
@@ -258,6 +260,9 @@ def _serve(server: Server, client: str, z: int | None, browser: bool) -> None:
     help="Stop at the first region that cannot be written, or write all others first.",
 )
 @click.option("--pyramid", "with_pyramid", is_flag=True, help="Add smaller copies, see `liver-dask pyramid`.")
+@click.option(
+    "--facts", type=LocalPath(), help="Facts of `liver-dask doctor --save`: sizes of files, and missing ones."
+)
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and fetch nothing.")
 @click.option("--ask", is_flag=True, help="With --dry-run: look at three slices first, so that less is guessed.")
 def download(
@@ -276,6 +281,7 @@ def download(
     workers: int | None,
     on_error: str,
     with_pyramid: bool,
+    facts: Path | None,
     dry_run: bool,
     ask: bool,
 ) -> None:
@@ -295,6 +301,7 @@ def download(
         cache_dir=cache_dir and str(cache_dir),
         missing=missing,
         voxel_size_nm=voxel_size_nm,
+        facts=facts,
     )
     export = Export.plan(ds, out, bounding_box=described.full_box if full else bbox)
     if dry_run:

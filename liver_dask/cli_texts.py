@@ -2,6 +2,7 @@
 
 from rich.filesize import decimal
 
+from .archive.doctor.report import ranges_text
 from .core.places import ObjectPath, Place
 from .store.estimate import PROCESS_BYTES
 from .store.plan import Export
@@ -9,6 +10,7 @@ from .store.preflight import WORTH_TELLING
 from .store.sample import Sample
 
 GUESSED = "Sizes of masks, and of what is stored, are guesses from other EM; nothing was asked of the source."
+OTHERS_GUESSED = "others are guesses; nothing was asked of the source."
 ASKED = "Sizes follow from a look at three slices; others may differ."
 
 
@@ -44,7 +46,16 @@ def plan_text(export: Export, pyramid: bool = False, known: Sample | None = None
     for rate, hours in cost.hours.items():
         time_taken = f"{hours:9.1f} hours" if hours >= 1 else f"{60 * hours:9.1f} minutes"
         lines.append(f"  {time_taken} of fetching at {decimal(int(rate))}/s")
-    lines.append(ASKED if known else GUESSED)
+    examined = export.known_files
+    for name, used in examined.items():
+        if used.missing:
+            zeros = "" if used.reader.missing == "zeros" else "; they are an error without --missing zeros"
+            lines.append(f"  missing     {len(used.missing)} slices of {name} ({ranges_text(used.missing)}){zeros}")
+    if examined and not known:
+        date = min(used.reader.known.date for used in examined.values())
+        lines.append(f"Sizes of {', '.join(examined)}, and what is missing, are as of {date}; {OTHERS_GUESSED}")
+    else:
+        lines.append(ASKED if known else GUESSED)
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ No request is sent to the archive until voxels are needed.
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..core.geometry import DIMS, Shape, check_shape
 from ..core.kinds import RAW
 from .archives import EMPIAR_13356, find_archive
 from .description import Archive, Variable
+from .doctor.facts import KnownFiles, read_facts
 from .lazy.arrays import VolumeArray, check_kind_of_arrays
 from .lazy.lazy_window import LazyWindow
 from .lazy.window import Window
@@ -39,6 +40,7 @@ def open_human_liver_em(
     cache_raw_gb: float | None = None,
     voxel_size_nm: Sequence[float] | None = None,
     missing: Missing = "raise",
+    facts: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """Open the human-liver EM volume EMPIAR-13356, or an archive with the same layout, without any request.
 
@@ -67,6 +69,8 @@ def open_human_liver_em(
             is no default; `ds.attrs["voxel_size_source"]` says what is known.
         missing: How to treat a slice whose file does not exist although its folder exists. `raise` raises an error.
             `zeros` returns zeros and logs a warning for each file; stores list these files (`attrs["missing_files"]`).
+        facts: File of facts about this archive that `liver-dask doctor --save` wrote. Estimates then use the real sizes
+            of files, and tell which are missing; no voxel follows from them.
 
     Returns:
         A Dataset of dims (z, y, x) with `raw` (uint16) and one variable per label (uint8, 0 or 255). It has integer
@@ -88,6 +92,7 @@ def open_human_liver_em(
         cache_raw_gb=cache_raw_gb,
         voxel_size_nm=voxel_size_nm,
         missing=missing,
+        facts=facts,
     )
 
 
@@ -103,6 +108,7 @@ def open_archive(
     cache_raw_gb: float | None = None,
     voxel_size_nm: Sequence[float] | None = None,
     missing: Missing = "raise",
+    facts: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """Open an archive of slices without any request; see `open_human_liver_em`, which opens EMPIAR-13356.
 
@@ -118,6 +124,7 @@ def open_archive(
         cache_raw_gb: Disk space in GB that `cache_dir` may use for raw, see `open_human_liver_em`.
         voxel_size_nm: Size of a voxel (z, y, x) in nm, if it differs from the description.
         missing: How to treat a slice whose file does not exist, see `open_human_liver_em`.
+        facts: File of facts about this archive, see `open_human_liver_em`.
 
     Returns:
         A Dataset of dims (z, y, x) with `raw` and the labels, with the dtypes of the description.
@@ -138,6 +145,7 @@ def open_archive(
         cache_raw_gb=cache_raw_gb,
         voxel_size_nm=voxel_size_nm,
         missing=missing,
+        facts=facts,
     )
     arrays = {
         name: VolumeArray.of(window, normalize_chunks(opened.block, window.shape))
@@ -202,6 +210,7 @@ def prepare(
     cache_raw_gb: float | None,
     voxel_size_nm: Sequence[float] | None,
     missing: Missing,
+    facts: str | os.PathLike[str] | None = None,
 ) -> Opened:
     """Check all arguments of `open_archive`."""
     check_kind_of_arrays()
@@ -211,11 +220,16 @@ def prepare(
     asked = _source(archive.url if source is None else source, connections, cache_dir, cache_raw_gb)
     whole = Window.whole(archive.shape)
     variables = [archive[name] for name in (RAW, *archive.check_labels(labels))]
+    known: dict[str, KnownFiles] = {}
+    if facts is not None:
+        files = {variable.name: (variable.files, variable.first) for variable in variables}
+        known = read_facts(facts, archive.name, asked.url, archive.shape, files)
+    readers = [VolumeReader(asked, archive.name, variable, archive.shape, missing) for variable in variables]
     windows = {
-        variable.name: LazyWindow(
-            VolumeReader(asked, archive.name, variable, archive.shape, missing), whole, np.dtype(variable.dtype)
+        reader.name: LazyWindow(
+            replace(reader, known=known.get(reader.name, reader.known)), whole, np.dtype(reader.variable.dtype)
         )
-        for variable in variables
+        for reader in readers
     }
     attrs = archive.attributes(asked.url, voxel_size_nm)
     return Opened(archive, windows, _block(archive.shape, chunk_rows), attrs)

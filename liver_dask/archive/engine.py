@@ -44,6 +44,7 @@ class LiverBackend(BackendEntrypoint):
         "cache_raw_gb",
         "voxel_size_nm",
         "missing",
+        "facts",
     )
 
     def open_dataset(
@@ -60,6 +61,7 @@ class LiverBackend(BackendEntrypoint):
         cache_raw_gb: float | None = None,
         voxel_size_nm: Sequence[float] | None = None,
         missing: Missing = "raise",
+        facts: str | os.PathLike[str] | None = None,
     ) -> xr.Dataset:
         """See `open_archive`."""
         opened = prepare(
@@ -73,6 +75,7 @@ class LiverBackend(BackendEntrypoint):
             cache_raw_gb=cache_raw_gb,
             voxel_size_nm=voxel_size_nm,
             missing=missing,
+            facts=facts,
         )
         preferred = {"preferred_chunks": dict(zip(DIMS, opened.block, strict=True))}
         variables = {

@@ -15,6 +15,7 @@ from ..core.geometry import Shape
 from ..core.kinds import FOREGROUND
 from .archives import EMPIAR_13356
 from .description import Variable
+from .doctor.facts import KnownFiles
 from .formats.registry import FORMATS
 from .formats.slices import Measured, Prepared, PreparedRows, SliceReader
 from .lazy.arrays import VolumeArray
@@ -64,6 +65,7 @@ class VolumeReader:
         variable: The variable to read.
         shape: Voxels (z, y, x) of the whole volume.
         missing: `raise`, or `zeros` if slices whose files do not exist count as empty.
+        known: What an examination found about the files, for estimates.
         may_become_zeros: Whether the error about a missing file may advise to open the source with `missing="zeros"`.
     """
 
@@ -73,6 +75,7 @@ class VolumeReader:
     shape: Shape
     missing: Missing = "raise"
     may_become_zeros: bool = field(default=True, compare=False)
+    known: KnownFiles = field(default_factory=KnownFiles, compare=False, repr=False)
 
     slices_at_once = 1  # each slice is one file
 
@@ -202,6 +205,18 @@ class VolumeReader:
     def measure(self, z: int, rows: npt.NDArray[np.intp], last_column: int) -> Measured | None:
         """Return how many bytes of the file of a slice hold some rows, see `SliceReader.measure`; None if not known."""
         return self._use_slice(z, rows, lambda item: item.measure(rows, last_column), lambda: None)
+
+    def describe_file(self, z: int) -> dict[str, Any]:
+        """Return what the headers of the file of a slice say, see `SliceReader.describe`."""
+        return self._use_slice(z, np.arange(self.shape[1]), lambda item: item.describe(), dict)
+
+    def use_values(self, z: int, use: Callable[[Iterator[npt.NDArray[Any]]], T]) -> T:
+        """Return `use` of all values of a slice as they are stored, see `SliceReader.values`.
+
+        It is called once more if the file cannot be decoded and may have been changed on its way.
+        """
+        rows = np.arange(self.shape[1])
+        return self._use_slice(z, rows, lambda item: use(item.values()), lambda: use(iter(())))
 
     @contextmanager
     def read_ahead(self, z: Selection, y: Selection) -> Iterator[None]:

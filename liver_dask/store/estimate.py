@@ -1,8 +1,8 @@
 """Estimate of what an export costs: requests, bytes to fetch, disk, memory and hours.
 
-It is computed from known facts, without access to files or the network. The size of raw files may be known from the
-archive's description. The sizes of mask files, and how well voxels compress, are not known before the export. They are
-guessed from real EM of another tissue, or measured before on some slices; see `sample`.
+It is computed from known facts, without access to files or the network. The sizes of files are known if the archive was
+examined (`facts=`); those of raw may be known from its description. Otherwise they are guessed from real EM of another
+tissue, and so is how well voxels compress; or they were measured before on some slices, see `sample`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -46,6 +46,7 @@ class FilesRead:
         last_column: Number of columns of a file up to the last column that is read.
         times: How often all of this is read, because computed variables need it again.
         measured: What a look at some of the files has shown; None if there was none.
+        numbers: The slices; empty if they are not known.
     """
 
     reader: VolumeReader
@@ -55,6 +56,13 @@ class FilesRead:
     last_column: int
     times: float = 1
     measured: Measured | None = None
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def missing(self) -> list[int]:
+        """Slices whose files were missing when the archive was examined."""
+        known = self.reader.known.missing
+        return sorted(known.intersection(self.numbers) if self.numbers else known)
 
     def traffic(self, row_blocks: int, takes_several_ranges: bool = True) -> tuple[int, int]:
         """Estimate the number of requests and bytes.
@@ -66,6 +74,8 @@ class FilesRead:
         described = self.reader.variable
         reads = FORMATS[described.format]
         _, height, width = self.reader.shape
+        known = self.reader.known.mean_bytes(self.numbers)
+        per_pixel = described.bytes_per_pixel or reads.BYTES_PER_PIXEL if known is None else known / (height * width)
         reading = Reading(
             rows=self.rows,
             last_row=self.last_row,
@@ -73,7 +83,7 @@ class FilesRead:
             height=height,
             width=width,
             connections=self.reader.source.connections,
-            bytes_per_pixel=described.bytes_per_pixel or reads.BYTES_PER_PIXEL,
+            bytes_per_pixel=per_pixel,
             takes_several_ranges=takes_several_ranges,
             measured=self.measured,
         )

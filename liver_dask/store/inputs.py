@@ -110,7 +110,9 @@ class Source:
         depth, store_rows, _ = self.layout.shape
         _, height, width = reader.shape
         last_row, last_column = _last(self.ds, "y", height), _last(self.ds, "x", width)
-        return FilesRead(reader, depth, min(store_rows, height), last_row, last_column, times)
+        z = self.ds["z"] if "z" in self.ds.indexes else self.ds["z"][:0]
+        numbers = tuple(z.values.tolist()) if z.dtype.kind in "iu" else ()
+        return FilesRead(reader, depth, min(store_rows, height), last_row, last_column, times, numbers=numbers)
 
     def _times(self, reader: VolumeReader, group: Group) -> float:
         """Return how often the files of a variable are read, because what is derived needs slices of other jobs."""

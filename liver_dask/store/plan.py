@@ -29,7 +29,7 @@ from ..core.kinds import RESERVED_NAMES, kind_of
 from ..core.metrics import traffic
 from ..core.places import Named, ObjectPath, Place, place_of
 from .driver import Driver
-from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, estimate
+from .estimate import STORED_BYTES_PER_BYTE, STORED_SHARE, Estimate, FilesRead, estimate
 from .inputs import Source, in_blocks, with_shared_blocks
 from .jobs import client_in_force, open_runner
 from .layout import CHUNKS, SHARDS, Layout, plan_layout
@@ -148,6 +148,12 @@ class Export:
         shape, size = self.store.layout.shape, self.source.ds.attrs.get("voxel_size_nm")
         levels = np.array(levels_to_come(shape, size)).reshape(-1, 3)
         return int(of_voxel * np.ceil(np.array(shape) / levels).prod(axis=1).sum())
+
+    @property
+    def known_files(self) -> dict[str, FilesRead]:
+        """What an examination of the archive found about the files of each of its variables that was examined."""
+        every = [used for of_group in self.source.files_read().values() for used in of_group]
+        return {used.reader.name: used for used in every if used.reader.known.date}
 
     def run(
         self,

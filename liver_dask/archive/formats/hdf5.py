@@ -20,7 +20,7 @@ from ..remote.cache import FolderCache
 from ..remote.files import RemoteFile
 from ..remote.ranges import ByteRange
 from .hdf5_description import CHUNKED, COMPACT, EDGES_UNFILTERED, Description, chunk_bytes, describe
-from .hdf5_filters import check_filters, undo_filters
+from .hdf5_filters import check_filters, filter_name, undo_filters
 from .hdf5_metadata import DamagedError, Hdf5Error, Metadata
 from .hdf5_objects import find_dataset, open_file
 from .hdf5_places import Places, find_chunks, longest_chunk
@@ -73,6 +73,19 @@ class Hdf5Slice(SliceReader):
     def probe(self) -> None:
         """Check that the file exists and holds the expected dataset."""
         self._open()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the header of the dataset says, see `SliceReader.describe`."""
+        description = self._open().description
+        layout = description.layout
+        return {
+            "format": "HDF5",
+            "dataset": self._dataset,
+            "shape": list(description.shape),
+            "dtype": description.number.dtype.name,
+            "chunks": list(layout.chunk) if layout.kind == CHUNKED else None,
+            "filters": [filter_name(one.code) for one in description.filters],
+        }
 
     def prepare(self, start: int, stop: int) -> Contents:
         """Return the places of all chunks; `start` and `stop` are ignored."""

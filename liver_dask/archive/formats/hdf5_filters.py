@@ -14,6 +14,16 @@ from .hdf5_metadata import CHECKSUM_BYTES, Hdf5Error
 DEFLATE, SHUFFLE, FLETCHER32, SZIP, N_BIT, SCALE_OFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
 """Numbers of the filters."""
 
+NAMES = {
+    DEFLATE: "gzip",
+    SHUFFLE: "shuffle",
+    FLETCHER32: "fletcher32",
+    SZIP: "szip",
+    N_BIT: "nbit",
+    SCALE_OFFSET: "scaleoffset",
+    LZF: "lzf",
+}
+
 INTEGERS = 2
 """The kind of scaling of SCALE_OFFSET that is for whole numbers."""
 
@@ -40,6 +50,11 @@ class Step:
     values: tuple[int, ...]
     expected: int
     longest: int
+
+
+def filter_name(code: int) -> str:
+    """Return the name of a filter, as HDF5's tools write it."""
+    return NAMES.get(code, f"filter {code}")
 
 
 def check_filters(filters: tuple[Filter, ...]) -> None:

@@ -7,10 +7,12 @@ of it and in whatever order. An interlaced PNG cannot be decoded from a prefix: 
 
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...core.concurrency import ConcurrencyLimit, cores
 from ..remote.cache import FolderCache
@@ -70,6 +72,27 @@ class PngSlice(SliceReader):
         """Check that the file exists and that its header is as expected."""
         with self._lock:
             self._png.layout()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the header says, see `SliceReader.describe`."""
+        with self._lock:
+            return {"format": "PNG", "shape": [self._height, self._width], **self._png.layout().describe()}
+
+    def values(self) -> Iterator[npt.NDArray[Any]]:
+        """Yield all values, see `SliceReader.values`; the file is fetched and decoded whole, and not kept decoded."""
+        with self._lock:
+            layout = self._png.layout()
+            while self._png.fetch(self._png.size):
+                pass
+            decoder = RowDecoder(self._png, layout.row_bytes)
+            shapes = pass_shapes(self._height, self._width) if layout.is_interlaced else [(self._height, self._width)]
+            for rows, columns in shapes:
+                of_pass = replace(layout, width=columns)
+                decoder.begin(of_pass.row_bytes)
+                while columns and decoder.row < rows:
+                    plain = decoder.next_rows(of_pass, rows, lambda position, rows_done: False)  # all bytes are here
+                    yield of_pass.values(plain)
+                    decoder.pass_by(plain)
 
     def read(self, rows: Rows, columns: slice, out: Bytes2D) -> None:
         """Read a window of pixels, see `SliceReader.read`."""

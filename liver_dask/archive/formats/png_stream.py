@@ -7,6 +7,7 @@ the transfer never becomes a pixel.
 import bisect
 import struct
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ PIECE = 64 << 10
 CHUNK_OVERHEAD = 12
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+NAME_OF_COLOUR = {GREY: "grey", RGB: "RGB", PALETTE: "palette", GREY_ALPHA: "grey and alpha", RGBA: "RGB and alpha"}
 SAMPLES_OF_COLOUR = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
 BITS_OF_COLOUR = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGBA: (8, 16)}
 
@@ -57,20 +59,42 @@ class Layout:
 
         Every colour except black is foreground.
         """
+        samples = self._samples(rows, columns)
+        foreground = samples > 0 if self.coloured_entries is None else self.coloured_entries[samples]
+        return foreground.view(np.uint8)
+
+    def values(self, rows: Bytes2D) -> npt.NDArray[np.uint16]:
+        """Return numbers that tell colours apart, (rows, columns): 0 for black, and one for each grey or palette entry.
+
+        Of several samples a pixel, or samples of 16 bits, it is the largest byte.
+        """
+        samples = self._samples(rows, slice(0, self.width)).astype(np.uint16)
+        if self.coloured_entries is None:
+            return samples
+        return np.where(self.coloured_entries[samples], samples + 1, 0).astype(np.uint16)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the layout in words, as plain JSON."""
+        return {
+            "dtype": f"{NAME_OF_COLOUR[self.colour]}, {self.bits} bit",
+            "interlaced": self.is_interlaced,
+        }
+
+    def _samples(self, rows: Bytes2D, columns: slice) -> Bytes2D:
+        """Return for each pixel its grey, its palette entry, or the largest byte of its colours."""
         if self.bits < 8:
             per_byte = 8 // self.bits
             first, last = columns.start // per_byte, -(-columns.stop // per_byte)
             shifts = np.arange(8 - self.bits, -1, -self.bits, dtype=np.uint8)
             values = (rows[:, first:last, None] >> shifts) & np.uint8((1 << self.bits) - 1)
             skipped = columns.start - first * per_byte
-            samples = values.reshape(len(rows), -1)[:, skipped : skipped + columns.stop - columns.start]
-        elif self.pixel_bytes == 1:
-            samples = rows[:, columns]
-        else:  # alpha says nothing about the class
-            pixels = rows.reshape(len(rows), self.width, self.pixel_bytes)[:, columns]
-            samples = pixels[..., : (3 if self.samples > 2 else 1) * self.bits // 8].max(axis=-1)
-        foreground = samples > 0 if self.coloured_entries is None else self.coloured_entries[samples]
-        return foreground.view(np.uint8)
+            return values.reshape(len(rows), -1)[:, skipped : skipped + columns.stop - columns.start]
+        if self.pixel_bytes == 1:
+            return rows[:, columns]
+        pixels = rows.reshape(len(rows), self.width, self.pixel_bytes)[:, columns]
+        of_colour = (3 if self.samples > 2 else 1) * self.bits // 8  # alpha says nothing about the class
+        largest: Bytes2D = pixels[..., :of_colour].max(axis=-1)
+        return largest
 
 
 class Chunks:

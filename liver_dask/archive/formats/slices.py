@@ -5,6 +5,7 @@ To add a format, write a module with a subclass of `SliceReader` and add it to `
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -18,6 +19,10 @@ Rows = npt.NDArray[np.intp]
 
 BYTES_OF_ROWS = 32 << 20
 """Bytes of pixels that are in memory at once while `SliceReader.read_points` picks points out of rows."""
+
+
+ROWS_OF_VALUES = 512
+"""Rows that `SliceReader.values` reads at once."""
 
 
 class Prepared(Protocol):
@@ -93,6 +98,14 @@ class SliceReader(ABC):
         """Check that the file exists and is as expected, without reading pixels."""
 
     @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what the headers of the file say, as plain JSON: `shape`, `dtype`, and more, by format.
+
+        Raises:
+            FormatError: The file is not as expected, as in `probe`.
+        """
+
+    @abstractmethod
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read a window of pixels.
 
@@ -120,6 +133,17 @@ class SliceReader(ABC):
             self.read(some, columns, pixels)
             here = np.flatnonzero((row_of_point >= first) & (row_of_point < first + len(some)))
             out[here] = pixels[row_of_point[here] - first, x[here] - columns.start]
+
+    def values(self) -> Iterator[npt.NDArray[Any]]:
+        """Yield all values as they are stored, block by block, as arrays (rows, columns); 0 is what is black in a mask.
+
+        The values of masks are not made 0 or 255.
+        """
+        for first in range(0, self._height, ROWS_OF_VALUES):
+            rows = np.arange(first, min(first + ROWS_OF_VALUES, self._height))
+            pixels = np.empty((len(rows), self._width), self._dtype)
+            self.read(rows, slice(0, self._width), pixels)
+            yield pixels
 
     def prepare(self, start: int, stop: int) -> Prepared | PreparedRows | None:
         """Return what other processes need to read rows `start` to `stop`, or None if nothing can be shared."""

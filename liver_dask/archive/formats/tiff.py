@@ -35,6 +35,7 @@ from .tiff_index import (
     OtherKindError,
     StripIndex,
     beyond,
+    describe_tiff,
     known_directories,
     read_strip_index,
 )
@@ -102,6 +103,11 @@ class TiffSlice(SliceReader):
     def probe(self) -> None:
         """Check that the file exists and that its directory is as expected."""
         self._open(np.arange(self._height))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the directory says, see `SliceReader.describe`."""
+        self.probe()
+        return describe_tiff(self._file, self._height, self._width)
 
     def read(self, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
         """Read a window of pixels, see `SliceReader.read`."""

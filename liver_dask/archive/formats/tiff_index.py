@@ -3,7 +3,8 @@
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, cast
 
@@ -124,36 +125,86 @@ def read_strip_index(file: RemoteFile, height: int, width: int, dtype: np.dtype[
         FormatError: The file is not a TIFF, is cut short, or is not one page of `height` x `width` grey pixels of
             `dtype` in strips. It is an OtherKindError if the pixels can be read in another way.
     """
+    with _opened(file, height, width) as (tiff, page, sparse):
+        if (page.imagelength, page.imagewidth) != (height, width):
+            found, expected = f"{page.imagelength} x {page.imagewidth}", f"{height} x {width}"
+            raise FormatError(f"{file.url}: found {found} pixels (rows x columns), expected {expected}; {GIVE_SHAPE}.")
+        _check_alone(tiff, file.url)
+        difference = _difference(page, dtype)
+        if difference:
+            segments = Segments.of(page, file.url, dtype)
+            _check_places(segments, file)
+            raise OtherKindError(f"{file.url}: {difference}", segments)
+        index = StripIndex(
+            offsets=np.array(page.dataoffsets, np.int64),
+            counts=np.array(page.databytecounts, np.int64),
+            height=height,
+            width=width,
+            rows_per_strip=min(page.rowsperstrip, height),
+            compression=int(page.compression),
+            predictor=int(page.predictor),
+            big_endian=tiff.byteorder == ">",
+            itemsize=dtype.itemsize,
+        )
+        _check_places(index, file)
+        _learn_directory(sparse.directory(page.offset), index, file)
+        return _by_rows(index)
+
+
+def describe_tiff(file: RemoteFile, height: int, width: int) -> dict[str, Any]:
+    """Return what the directory of a TIFF says, as plain JSON.
+
+    Args:
+        file: The file.
+        height: Expected rows, which limit what is fetched.
+        width: Expected columns.
+
+    Raises:
+        FormatError: The file is not a TIFF, or is cut short.
+    """
+    with _opened(file, height, width) as (tiff, page, _):
+        kind = {1: "uint", 2: "int", 3: "float"}.get(int(page.sampleformat), "other")
+        samples = page.samplesperpixel
+        is_first = page.offset < min(page.dataoffsets, default=0)
+        layout = (
+            {"layout": "tiles", "tile": [page.tilelength, page.tilewidth]}
+            if page.is_tiled
+            else {"layout": "strips", "rows_per_strip": min(page.rowsperstrip, page.imagelength)}
+        )
+        return {
+            "format": "BigTIFF" if tiff.is_bigtiff else "TIFF",
+            "shape": [page.imagelength, page.imagewidth],
+            "dtype": f"{kind}{page.bitspersample}" + (f" x {samples}" if samples > 1 else ""),
+            "byte_order": "big" if tiff.byteorder == ">" else "little",
+            "directory": "at the start" if is_first else "at the end",
+            "compression": tifffile.COMPRESSION(int(page.compression)).name.lower(),
+            "predictor": int(page.predictor),
+            **layout,
+            "pages": _pages(tiff),
+        }
+
+
+def _pages(tiff: tifffile.TiffFile) -> int:
+    """Return the number of pages, at most MOST_PAGES."""
+    for number in range(1, MOST_PAGES):
+        try:
+            tiff.pages[number]
+        except IndexError:
+            return number
+    return MOST_PAGES
+
+
+@contextmanager
+def _opened(
+    file: RemoteFile, height: int, width: int
+) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPage, "_Sparse"]]:
+    """Open a TIFF of which only the needed bytes are fetched; errors of tifffile become a FormatError."""
     sparse = _Sparse(file, height, width)
     try:
         with tifffile.TiffFile(cast(IO[bytes], sparse)) as tiff:
             page = tiff.pages[0]
             assert isinstance(page, tifffile.TiffPage)
-            if (page.imagelength, page.imagewidth) != (height, width):
-                found, expected = f"{page.imagelength} x {page.imagewidth}", f"{height} x {width}"
-                raise FormatError(
-                    f"{file.url}: found {found} pixels (rows x columns), expected {expected}; {GIVE_SHAPE}."
-                )
-            _check_alone(tiff, file.url)
-            difference = _difference(page, dtype)
-            if difference:
-                segments = Segments.of(page, file.url, dtype)
-                _check_places(segments, file)
-                raise OtherKindError(f"{file.url}: {difference}", segments)
-            index = StripIndex(
-                offsets=np.array(page.dataoffsets, np.int64),
-                counts=np.array(page.databytecounts, np.int64),
-                height=height,
-                width=width,
-                rows_per_strip=min(page.rowsperstrip, height),
-                compression=int(page.compression),
-                predictor=int(page.predictor),
-                big_endian=tiff.byteorder == ">",
-                itemsize=dtype.itemsize,
-            )
-        _check_places(index, file)
-        _learn_directory(sparse.directory(page.offset), index, file)
-        return _by_rows(index)
+            yield tiff, page, sparse
     except LiverDaskError:
         raise
     except (*DAMAGED, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:

@@ -1,0 +1,1 @@
+"""Examination of an archive: whether its files are there, and as its description says."""

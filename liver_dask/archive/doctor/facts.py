@@ -1,0 +1,147 @@
+"""Facts about the files of an archive that an examination found, kept in a file, and what they are used for.
+
+They are used for estimates and for what is told before a download. No voxel follows from them: a file that was missing
+is asked for all the same.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.documents import as_list, as_object, is_same, read_document, short
+from ...core.errors import DamagedError, InvalidArgumentError, StoreExistsError
+
+FORMAT = 1
+"""Number of the format of the document; a change that older versions would read wrongly gets a new one."""
+
+KEY = "liver_dask_facts"
+"""The key of the format's number, by which a document of facts is recognized."""
+
+
+@dataclass(frozen=True)
+class KnownFiles:
+    """The known sizes of the files of one variable. A pickle has none of them, because workers need none.
+
+    Attributes:
+        sizes: Bytes of the file of each slice; None if it is not known.
+        missing: Slices whose files were missing.
+        date: When that was so; empty if nothing is known.
+    """
+
+    sizes: tuple[int | None, ...] = ()
+    missing: frozenset[int] = field(default_factory=frozenset)
+    date: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KnownFiles, ()
+
+    def mean_bytes(self, slices: Sequence[int]) -> float | None:
+        """Return the mean size of the files of some slices, or of all if none is named; None if it is not known.
+
+        A missing file counts as one without bytes.
+        """
+        asked = [z for z in slices or range(len(self.sizes)) if 0 <= z < len(self.sizes)]
+        known = [self.sizes[z] or 0 for z in asked if self.sizes[z] is not None or z in self.missing]
+        return float(np.mean(known)) if known else None
+
+
+def read_facts(
+    path: str | os.PathLike[str], archive: str, source: str, shape: Sequence[int], files: Mapping[str, tuple[str, int]]
+) -> dict[str, KnownFiles]:
+    """Return the known files of each variable.
+
+    Args:
+        path: The file that an examination has saved.
+        archive: Name of the archive that is opened.
+        source: Its address, without credentials.
+        shape: Its voxels (z, y, x).
+        files: For each variable, the path of its files and the number of the first.
+
+    Raises:
+        InvalidArgumentError: The file cannot be read, or has facts about another archive, address, shape or files.
+            (ValueError)
+    """
+    try:
+        document = as_object(read_document(Path(path), "has facts about an archive"))
+    except DamagedError as error:
+        raise InvalidArgumentError(str(error)) from error
+    if not is_same(document.get(KEY), FORMAT):
+        raise InvalidArgumentError(
+            f"{path} has no facts that this version reads; liver-dask doctor --save writes them."
+        )
+    for name, wanted in {"archive": archive, "source": source, "shape": list(shape)}.items():
+        if not is_same(document.get(name), wanted):
+            found = short(document.get(name))
+            raise InvalidArgumentError(
+                f"{path} has facts about another archive: its {name} is {found}, and that of this one is "
+                f"{short(wanted)}; examine this one (liver-dask doctor --save)."
+            )
+    date, known = str(document.get("date")), as_object(document.get("variables"))
+    return {
+        name: _known_files(path, name, as_object(known[name]), of, shape[0], date)
+        for name, of in files.items()
+        if name in known
+    }
+
+
+def _known_files(
+    path: str | os.PathLike[str], name: str, table: Mapping[str, Any], files: tuple[str, int], depth: int, date: str
+) -> KnownFiles:
+    if (table.get("files"), table.get("first")) != files:
+        raise InvalidArgumentError(
+            f"{path} has facts about other files of {name}, {short(table.get('files'))}; examine the archive again."
+        )
+    sizes = as_list(table.get("sizes"))
+    is_right = len(sizes) == depth and all(of is None or (type(of) is int and of >= 0) for of in sizes)
+    missing: set[int] = set()
+    try:
+        for first, last in as_list(table.get("missing")):
+            missing |= {*range(max(int(first), 0), min(int(last), depth - 1) + 1)}
+    except (TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        raise InvalidArgumentError(f"{path} has facts about {name} that make no sense; examine the archive again.")
+    return KnownFiles(tuple(sizes), frozenset(missing), date)
+
+
+def check_facts_path(path: Path) -> None:
+    """Check that facts can be saved in a file.
+
+    Raises:
+        StoreExistsError: The file is something else than facts that were saved earlier.
+        InvalidArgumentError: There is no such folder. (ValueError)
+    """
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"There is no folder {path.parent} to save facts in.")
+    if not path.exists() and not path.is_symlink():
+        return
+    with suppress(DamagedError):
+        if KEY in as_object(read_document(path, "may have facts about an archive")):
+            return
+    raise StoreExistsError(f"{path} is something other than facts about an archive; choose another path.")
+
+
+def save_facts(document: Mapping[str, Any], path: Path) -> None:
+    """Write the facts of a report (`ArchiveReport.as_json`) to a file; facts that were there are replaced at once.
+
+    Raises:
+        StoreExistsError, InvalidArgumentError: As in `check_facts_path`.
+        OSError: The file cannot be written.
+    """
+    check_facts_path(path)
+    descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "w") as file:
+            json.dump(document, file, indent=1)
+        os.replace(new, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(new)
+        raise
