@@ -184,6 +184,19 @@ def describe_tiff(file: RemoteFile, height: int, width: int) -> dict[str, Any]:
         }
 
 
+def _first_page(tiff: tifffile.TiffFile, file: RemoteFile) -> tifffile.TiffPage:
+    try:
+        page = tiff.pages[0]
+    except IndexError as error:
+        assert file.version is not None
+        size = file.version.size
+        raise FormatError(
+            f"{file.url}: is cut short or damaged: its directory is not within its {size} bytes."
+        ) from error
+    assert isinstance(page, tifffile.TiffPage)
+    return page
+
+
 def _pages(tiff: tifffile.TiffFile) -> int:
     """Return the number of pages, at most MOST_PAGES."""
     for number in range(1, MOST_PAGES):
@@ -202,8 +215,7 @@ def _opened(
     sparse = _Sparse(file, height, width)
     try:
         with tifffile.TiffFile(cast(IO[bytes], sparse)) as tiff:
-            page = tiff.pages[0]
-            assert isinstance(page, tifffile.TiffPage)
+            page = _first_page(tiff, file)
             yield tiff, page, sparse
     except LiverDaskError:
         raise
