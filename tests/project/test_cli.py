@@ -197,7 +197,7 @@ def test_used_wrongly_it_says_so_in_one_sentence(
 def test_the_commands_that_read_an_archive_take_it() -> None:
     """Exactly the commands that the README names take `--archive`."""
     takers = {name for name, of in main.commands.items() for option in of.params if "--archive" in option.opts}
-    assert takers == {"info", "snapshot", "view", "serve", "download", "measure", "predict"}
+    assert takers == {"info", "doctor", "snapshot", "view", "serve", "download", "measure", "predict"}
 
 
 @pytest.mark.parametrize(

@@ -467,6 +467,29 @@ PROMISES = {
         "test_pyramid::test_shares_of_masks_stay_within_two_percent_at_every_level",
     ],
     "instance labels keep the most frequent": ["test_instances::test_the_most_frequent_number_stays"],
+    # examine
+    "at the address of its description, at another": ["test_doctor::test_the_command"],
+    "asks for every file of an archive by its headers": ["test_doctor::test_an_honest_archive_is_as_described"],
+    "is one sentence with the file": [
+        "test_doctor::test_one_file_of_raw_is_of_another_kind",
+        "test_doctor::test_one_mask_is_of_another_kind",
+        "test_doctor::test_what_is_missing_is_listed",
+    ],
+    "The exit code is 0 if all is as described": ["test_doctor::test_the_command"],
+    "`--json` prints all facts": ["test_doctor::test_the_command"],
+    "it takes about 2400 small requests": ["test_doctor::test_an_honest_archive_is_as_described"],
+    "and no more after some equal failures": [
+        "test_doctor::test_no_more_than_so_many_requests_at_once",
+        "test_doctor::test_who_refuses_everything_is_asked_little",
+    ],
+    "reads and decodes N whole slices": [
+        "test_doctor::test_damage_that_only_reading_finds",
+        "test_doctor::test_one_mask_is_of_another_kind",
+    ],
+    "`--stalls MINUTES` sends small requests": ["test_doctor::test_stalls_are_counted"],
+    "has the real sizes of the files": ["test_doctor::test_facts_make_estimates_exact"],
+    "No voxel follows from it": ["test_doctor::test_facts_change_no_voxel"],
+    "Facts about another archive, address or shape": ["test_doctor::test_facts_of_something_else_are_refused"],
     # know
     "At most 16 at once from a process": [
         "test_remote::test_no_more_requests_at_once_than_connections",
@@ -877,6 +900,7 @@ NO_PROMISE = [
     "Nothing is written back to an archive",
     "Stores are written in Zarr v3 only",
     "The interface may change before version 1.0",
+    "Of the demo's archive",
     "Try it with nothing but Python",
     "Work on it",
     "In Jupyter, slide through",

@@ -17,6 +17,20 @@ MOST_RUNS = 6
 
 MOST_PROBLEMS = 40
 
+WORDS = {
+    "format": "{}",
+    "shape": "{}",
+    "dtype": "{}",
+    "byte_order": "{}-endian",
+    "compression": "{}",
+    "layout": "",  # what follows it says the same
+    "rows_per_strip": "rows in a strip: {}",
+    "tile": "tiles of {}",
+    "pages": "pages: {}",
+    "chunks": "chunks of {}",
+}
+"""Texts of the facts about a slice; of others, the name precedes the value."""
+
 
 @dataclass(frozen=True)
 class ArchiveReport:
@@ -161,16 +175,14 @@ def _latency(latency: Latency) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    """Return facts in words; what the first ones are needs no name."""
+    """Return facts in words."""
     texts = []
     for key, value in facts.items():
         text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
         if isinstance(value, list):
             text = (" x " if key in ("shape", "tile", "chunks") else " ").join(map(str, value)) or "none"
-        if key == "labelled":
-            text = f"{100 * value:.2f} %"
-        texts.append(text if key in ("format", "shape", "dtype") else f"{key.replace('_', ' ')} {text}")
-    return ", ".join(texts)
+        texts.append(WORDS.get(key, f"{key} {{}}").format(f"{100 * value:.2f} %" if key == "labelled" else text))
+    return ", ".join(text for text in texts if text)
 
 
 def _headers(found: Sequence[SliceFacts]) -> list[str]:
