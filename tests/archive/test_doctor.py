@@ -602,6 +602,37 @@ def test_a_page_in_place_of_a_file(honest: Path) -> None:
     assert report.tables[2].missing == []
 
 
+def test_small_files_that_are_wrong_are_followed(own: Path) -> None:
+    """Files that were replaced by a message are found although none was among the slices that are always read."""
+    for z in (1, 4):
+        path_of(own, "raw", z).write_text(f"<html>Error 50{z}</html>")
+    report = examine(own, slices=1)
+    assert [one.z for one in report.slices if one.problem] == [1, 4]
+    assert sum("is a web page or XML" in problem for problem in report.problems) == len(report.problems) == 2
+
+
+class ForbidsTheMissing(RangeRequestHandler):
+    """Answers 403 for what is not there, as S3 does to those who may not list it."""
+
+    def send_error(self, code: int, *args: object, **options: object) -> None:
+        super().send_error(403 if code == 404 else code)
+
+
+def test_what_is_refused_one_by_one_does_not_end_the_examination(own: Path) -> None:
+    """Many refusals in a row end nothing, as long as a file that is there is still sent."""
+    gone = [(name, z) for name in ("mito", "er") for z in range(SHAPE[0])]
+    for name, z in gone:
+        path_of(own, name, z).unlink()
+    with serve(own, ForbidsTheMissing) as server:
+        report = examine(server.url, connections=1)
+    assert len(gone) > survey.STRIKES
+    assert [len(table.present) for table in report.tables] == [6, 0, 0, 6]
+    assert [len(table.failed) for table in report.tables] == [0, 6, 6, 0]
+    assert not any("not asked" in problem for problem in report.problems)
+    assert report.problems[0].startswith("mito: nothing is known of slices 0-5: ")
+    assert "403" in report.problems[0]
+
+
 # facts
 
 

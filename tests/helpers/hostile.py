@@ -316,6 +316,16 @@ class Hostile(_Faulty):
         self.fault = Fault("", 1)  # a listing has no fault
         super().do_GET()
 
+    def do_HEAD(self) -> None:
+        """Respond without a body; only the faults that come before one are possible."""
+        self.fault = self.draw()
+        if self.fault.kind in ("error_500", "error_503"):
+            self.refuse(int(self.fault.kind.removeprefix("error_")))
+        elif self.fault.kind == "too_many":
+            self.refuse(429, {"Retry-After": str(self.profile.retry_after)})
+        else:
+            super().do_HEAD()
+
     def give(self, parts: Parts, size: int, etag: str) -> None:
         self.fault = self.draw()
         if len(parts) > 1 and self.multi_range == "first":

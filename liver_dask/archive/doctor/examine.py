@@ -20,7 +20,7 @@ from ..description import Archive
 from ..reader import VolumeReader
 from ..remote.http_transport import SMALL_FILE
 from .asking import Asker
-from .headers import SliceFacts, choose, read_headers, read_whole, spread, unlike_others
+from .headers import SliceFacts, choose, read_headers, read_smallest, read_whole, spread, unlike_others
 from .report import ArchiveReport, ranges_text
 from .server import Latency, ServerFacts, Speed, ask_server, measure_speed, watch_for_stalls
 from .survey import FileTable, look_first, survey
@@ -135,9 +135,12 @@ class _Examination:
         found = []
         with self._shown("Reading headers", sum(map(len, chosen.values()))) as advance:
             for table in tables:
-                for one in read_headers(self._readers[table.name], table, chosen[table.name]):
-                    found.append(one)
+                reader, here = self._readers[table.name], list[SliceFacts]()
+                for one in read_headers(reader, table, chosen[table.name]):
+                    here.append(one)
                     advance()
+                here += read_smallest(reader, table, here) if here else ()
+                found += sorted(here, key=lambda one: one.z)
         return found
 
     def _whole(self, tables: Sequence[FileTable], server: ServerFacts | None, count: int) -> list[SliceFacts]:

@@ -6,7 +6,7 @@ is asked for all the same.
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -136,12 +136,12 @@ def save_facts(document: Mapping[str, Any], path: Path) -> None:
         OSError: The file cannot be written.
     """
     check_facts_path(path)
-    descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    new = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with open(descriptor, "w") as file:
+        with new.open("x") as file:
             json.dump(document, file, indent=1)
         os.replace(new, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(new)
+            new.unlink()
         raise

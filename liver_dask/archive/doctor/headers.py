@@ -17,6 +17,9 @@ from .survey import FileTable
 SLICES_AT_ONCE = 4
 """Slices whose headers are read at once; each takes one to three requests."""
 
+MOST_SMALL = 16
+"""Smallest files of a variable whose headers are read, if they are not as described."""
+
 PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 
 MAY_DIFFER = ("shape", "dtype")
@@ -76,6 +79,25 @@ def read_headers(reader: VolumeReader, table: FileTable, slices: Sequence[int]) 
     with ContextPool(SLICES_AT_ONCE, "liver_dask-doctor") as pool:
         for future in [pool.submit(_describe, reader, table.sizes[z], z) for z in slices]:
             yield wait_for_result(future)
+
+
+def read_smallest(reader: VolumeReader, table: FileTable, known: Sequence[SliceFacts]) -> Iterator[SliceFacts]:
+    """Yield what the headers of the smallest files say, up to the first that is as described.
+
+    Files that were cut short, or replaced by a server's message, are small, and seldom alone.
+
+    Args:
+        reader: Reads the variable.
+        table: Its files.
+        known: Slices whose headers were read.
+    """
+    found = {one.z: one for one in known}
+    for z in sorted(table.with_bytes, key=_size_in(table))[:MOST_SMALL]:
+        if z not in found:
+            found[z] = _describe(reader, table.sizes[z], z)
+            yield found[z]
+        if not found[z].problem:
+            return
 
 
 def read_whole(reader: VolumeReader, z: int) -> SliceFacts:

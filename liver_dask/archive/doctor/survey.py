@@ -145,7 +145,9 @@ def survey(
         SliceNotFoundError: No file is there.
     """
     slots = [Slot(archive[name], z) for name in names for z in range(archive.shape[0])]
-    found = {**known, **_ask_all(asker, [slot for slot in slots if slot not in known], advance)}
+    there = [slot.path for slot, answer in known.items() if isinstance(answer, Headers)]
+    left = [slot for slot in slots if slot not in known]
+    found = {**known, **_ask_all(asker, left, advance, there[0] if there else "")}
     tables = [_table(archive[name], [found[Slot(archive[name], z)] for z in range(archive.shape[0])]) for name in names]
     if not any(table.present or table.pages or table.failed for table in tables):
         raise _nothing_there(asker, slots[0], f"None of the {len(slots)} files of {archive.name} is there")
@@ -181,17 +183,14 @@ def _table(variable: Variable, answers: Sequence[Answer]) -> FileTable:
     )
 
 
-def _ask_all(asker: Asker, slots: Sequence[Slot], advance: Callable[[], None]) -> dict[Slot, Answer]:
-    strikes = _Strikes()
+def _ask_all(asker: Asker, slots: Sequence[Slot], advance: Callable[[], None], witness: str = "") -> dict[Slot, Answer]:
+    """Ask for files, until there are too many equal failures, about a file that was there (`witness`), too."""
+    strikes = _Strikes(lambda: bool(witness) and not isinstance(_answer(asker, witness), LiverDaskError))
 
     def ask(slot: Slot) -> Answer:
         if strikes.are_enough:
             return RemoteError(NOT_ASKED)
-        answer: Answer
-        try:
-            answer = asker.find(slot.path)
-        except LiverDaskError as error:
-            answer = error
+        answer = _answer(asker, slot.path)
         strikes.count(answer, asker.url(slot.path))
         return answer
 
@@ -204,11 +203,24 @@ def _ask_all(asker: Asker, slots: Sequence[Slot], advance: Callable[[], None]) -
     return found
 
 
-class _Strikes:
-    """Counts equal failures that no other answer interrupts."""
+def _answer(asker: Asker, path: str) -> Answer:
+    try:
+        return asker.find(path)
+    except LiverDaskError as error:
+        return error
 
-    def __init__(self) -> None:
+
+class _Strikes:
+    """Counts equal failures that no other answer interrupts.
+
+    Args:
+        is_served: Whether the source still sends a file that it has sent before: some servers refuse what they do not
+            have in the way in which others refuse everything.
+    """
+
+    def __init__(self, is_served: Callable[[], bool]) -> None:
         self._lock = threading.Lock()
+        self._is_served = is_served
         self._counts: Counter[str] = Counter()
 
     @property
@@ -225,6 +237,8 @@ class _Strikes:
             if reason not in self._counts:
                 self._counts.clear()
             self._counts[reason] += 1
+            if self._counts.total() == STRIKES and self._is_served():
+                self._counts.clear()
 
 
 def _nothing_there(asker: Asker, slot: Slot, asked: str) -> SliceNotFoundError:
