@@ -185,13 +185,13 @@ def _table(variable: Variable, answers: Sequence[Answer]) -> FileTable:
 
 def _ask_all(asker: Asker, slots: Sequence[Slot], advance: Callable[[], None], witness: str = "") -> dict[Slot, Answer]:
     """Ask for files, until there are too many equal failures, about a file that was there (`witness`), too."""
-    strikes = _Strikes(lambda: bool(witness) and not isinstance(_answer(asker, witness), LiverDaskError))
+    strikes = _Strikes(asker, witness)
 
     def ask(slot: Slot) -> Answer:
         if strikes.are_enough:
             return RemoteError(NOT_ASKED)
         answer = _answer(asker, slot.path)
-        strikes.count(answer, asker.url(slot.path))
+        strikes.count(answer, slot.path)
         return answer
 
     found = {}
@@ -213,31 +213,37 @@ def _answer(asker: Asker, path: str) -> Answer:
 class _Strikes:
     """Counts equal failures that no other answer interrupts.
 
+    They are enough only if a file that was sent before is not sent any more: some servers refuse what they do not have
+    in the way in which others refuse everything.
+
     Args:
-        is_served: Whether the source still sends a file that it has sent before: some servers refuse what they do not
-            have in the way in which others refuse everything.
+        asker: Asks.
+        witness: A file that was there; empty if none is known yet.
     """
 
-    def __init__(self, is_served: Callable[[], bool]) -> None:
+    def __init__(self, asker: Asker, witness: str) -> None:
         self._lock = threading.Lock()
-        self._is_served = is_served
         self._counts: Counter[str] = Counter()
+        self._asker, self._witness = asker, witness
 
     @property
     def are_enough(self) -> bool:
-        return self._counts.total() >= STRIKES
+        with self._lock:  # which is held while the witness is asked for
+            return self._counts.total() >= STRIKES
 
-    def count(self, answer: Answer, url: str) -> None:
+    def count(self, answer: Answer, path: str) -> None:
         """Count an answer; one about a file, be it that it is not there, interrupts the failures."""
         with self._lock:
             if isinstance(answer, Headers | SliceNotFoundError):
                 self._counts.clear()
+                self._witness = path if isinstance(answer, Headers) else self._witness
                 return
-            reason = str(answer).replace(url, "").partition(" after ")[0]  # without the seconds that it took
+            reason = str(answer).replace(self._asker.url(path), "").partition(" after ")[0]  # without the seconds
             if reason not in self._counts:
                 self._counts.clear()
             self._counts[reason] += 1
-            if self._counts.total() == STRIKES and self._is_served():
+            is_due = self._counts.total() == STRIKES and bool(self._witness)
+            if is_due and isinstance(_answer(self._asker, self._witness), Headers):
                 self._counts.clear()
 
 
