@@ -184,7 +184,7 @@ def _problems_of_files(tables: Sequence[FileTable], readers: Mapping[str, Volume
         if len(missing) == depth:
             yield f"{table.name}: none of its {depth} files is there, such as {url(0)}."
         elif missing:
-            some = f"{table.name}: {len(missing)} of {depth} files are missing"
+            some = f"{table.name}: {len(missing)} of {depth} files {'are' if len(missing) > 1 else 'is'} missing"
             yield f"{some}, of slices {ranges_text(missing)}, such as {url(missing[0])}."
         if table.pages:
             some = f"{table.name}: {len(table.pages)} of {depth} files are web pages (text/html) instead of data"

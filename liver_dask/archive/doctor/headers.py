@@ -40,6 +40,7 @@ class SliceFacts:
         facts: What its headers say, or statistics of its values.
         problem: How it differs from the description, as one sentence; empty if it does not.
         note: What is unusual about it, and is no problem; or empty.
+        is_damaged: Whether the problem is one of the file, and not of the way to it.
     """
 
     variable: str
@@ -48,6 +49,7 @@ class SliceFacts:
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     note: str = ""
+    is_damaged: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the facts as plain JSON."""
@@ -96,7 +98,7 @@ def read_smallest(reader: VolumeReader, table: FileTable, known: Sequence[SliceF
         if z not in found:
             found[z] = _describe(reader, table.sizes[z], z)
             yield found[z]
-        if not found[z].problem:
+        if not found[z].is_damaged:
             return
 
 
@@ -121,12 +123,11 @@ def read_whole(reader: VolumeReader, z: int) -> SliceFacts:
 def unlike_others(found: Sequence[SliceFacts]) -> Iterator[str]:
     """Yield what differs among the slices of a variable, although each is as described."""
     for name in dict.fromkeys(one.variable for one in found):
-        here = [one for one in found if one.variable == name and one.facts]
-        for key in dict.fromkeys(key for one in here for key in one.facts):
-            values = {one.z: str(one.facts.get(key)) for one in here}
-            if len(set(values.values())) > 1:
-                said = ", ".join(f"{value} in slice {z}" for z, value in values.items())
-                yield f"{name}: {key.replace('_', ' ')} is not the same in all slices that were examined: {said}."
+        here = [one.facts for one in found if one.variable == name and one.facts]
+        keys = dict.fromkeys(key for facts in here for key in facts)
+        unlike = [key.replace("_", " ") for key in keys if len({str(facts.get(key)) for facts in here}) > 1]
+        if unlike:
+            yield f"{name}: the slices that were examined differ from each other, in {', '.join(unlike)}."
 
 
 def _size_in(table: FileTable) -> Callable[[int], int]:
@@ -142,7 +143,7 @@ def _describe(reader: VolumeReader, size: int | None, z: int) -> SliceFacts:
         problem = str(error)
         if isinstance(error, FormatError) and _is_page(RemoteFile(reader.source, path)):
             problem = f"{where}: {url}: is a web page or XML, such as a server sends in place of an error, not data."
-        return SliceFacts(reader.name, z, url, problem=problem)
+        return SliceFacts(reader.name, z, url, problem=problem, is_damaged=isinstance(error, FormatError))
     problem = note = ""
     version = reader.source.versions.get(url)
     if version is not None and version.size != size:
@@ -154,7 +155,7 @@ def _describe(reader: VolumeReader, size: int | None, z: int) -> SliceFacts:
             problem = problem or f"{said}."
         else:
             note = f"{said}; each value that does not fit would be an error when it is read."
-    return SliceFacts(reader.name, z, url, facts, problem, note)
+    return SliceFacts(reader.name, z, url, facts, problem, note, is_damaged=bool(problem))
 
 
 def _is_page(file: RemoteFile) -> bool:

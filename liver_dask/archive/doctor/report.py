@@ -137,7 +137,7 @@ class ArchiveReport:
         rows.append(("small requests", _latency(self.latency)))
         if self.watched:
             rows.append(("watched for stalls", _latency(self.watched)))
-        speed = "not measured: it is no remote source, or its files are too small"
+        speed = "not measured"
         if self.speed.of_one or self.speed.of_all:
             one, together = ("-" if rate is None else f"{decimal(int(rate))}/s" for rate in _rates(self.speed))
             speed = f"{one} over one connection, {together} over {self.speed.connections} together"
