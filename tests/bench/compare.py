@@ -23,9 +23,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from full_volume import SLICES, WIDTH, link_slices
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.archive import SERVED as SLICES
+from bench.archive import BenchArchive
+from helpers.build_archive import SIZE as WIDTH
 from helpers.nginx import Nginx
 
 SHAPE = (SLICES, WIDTH, WIDTH)
@@ -140,7 +141,7 @@ def one_round(checkouts: dict[str, Path], nginx: Nginx, scratch: Path, works: li
 def main(before: Path, after: Path, archive: Path, rounds: int, works: list[str], scratch: Path) -> None:
     links = archive.parent / f"{archive.name}-compare"
     shutil.rmtree(links, ignore_errors=True)
-    link_slices(archive, links)
+    BenchArchive(archive, links).link()
     nginx = Nginx(links, scratch)
     told: list[dict[str, dict[str, float]]] = []
     try:

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from network import EBI_WITHOUT_STALLS, Slow, running
 from playwright.sync_api import Page, sync_playwright
 from view import LOOKS, SHAPE
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.servers import Slow, running
+from helpers.hostile import EBI_WITHOUT_STALLS
 from helpers.neuroglancer import ALL_IS_DRAWN, CHROMIUM, WEBGL_WITHOUT_GPU, WINDOW, opened
 
 HAS_PICTURE = """() => window.viewer?.layerManager?.managedLayers?.some(layer =>

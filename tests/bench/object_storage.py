@@ -2,7 +2,7 @@
 
 S3 is moto on this machine, in this process: two cores serve it, nginx and the workers, so that times are upper bounds;
 or, with LIVER_DASK_S3, another server.
-Eight slices (hard links stand in for those that ARCHIVE lacks) of full width and two bands of 4096 rows, raw and three
+Eight slices (links stand in for those that ARCHIVE lacks) of full width and two bands of 4096 rows, raw and three
 masks, by two workers of one thread and 4 GiB, into a folder and into S3; and, on a smaller box that it survives, what
 one writes without this package, xarray's `ds.to_zarr` with the same shards, into the same bucket.
 """
@@ -33,11 +33,14 @@ from liver_dask.store.layout import CHUNKS, SHARDS
 from liver_dask.store.shards import codecs_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.full_volume import NAIVE_ROWS, PROCESSES, ROWS, SLICES, WIDTH, link_slices, peak
-
+from bench.archive import SERVED as SLICES
+from bench.archive import BenchArchive
+from bench.side import peak
+from helpers.build_archive import SIZE as WIDTH
 from helpers.nginx import Nginx
 from helpers.object_storage import OTHER, ObjectStorage, object_storage
 
+PROCESSES, ROWS, NAIVE_ROWS = 2, 8192, 1024
 PATCHES, PATCH = 200, (8, 256, 256)
 
 
@@ -122,7 +125,7 @@ def patches(place: Place, cache: ChunkCache | None, rows: int) -> float:
 
 def main(archive: Path, scratch: Path) -> None:
     logging.getLogger("distributed").setLevel(logging.ERROR)
-    link_slices(archive, scratch / "archive")
+    BenchArchive(archive, scratch / "archive").link()
     nginx = Nginx(scratch / "archive", scratch)
     with ExitStack() as stack:
         stack.callback(nginx.stop)

@@ -12,12 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from network import EBI_WITHOUT_STALLS, WIDTH, Slow, running
-
 import liver_dask as ld
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers.hostile import LAN, Profile
+from bench.servers import Slow, running
+from helpers.build_archive import SIZE as WIDTH
+from helpers.hostile import EBI_WITHOUT_STALLS, LAN, Profile
 
 SHAPE = (4, WIDTH, WIDTH)
 SIZE = 720
