@@ -42,7 +42,8 @@ def main(task: Task) -> None:
     """Run a task. Arrays are saved in its folder, with a file `result.json`."""
     module = import_module(f".sides.{task.side}", __package__)
     work = getattr(module, f"run_{task.row}")
-    with cluster(task.settings.get("workers", 0), task.out, module.__name__):
+    workers = task.settings.get("workers", 0) if getattr(module, "USES_DASK", True) else 0
+    with cluster(workers, task.out, module.__name__):
         began = time.perf_counter()
         done = work(task)
         seconds, note = time.perf_counter() - began, ""

@@ -780,9 +780,10 @@ MEASURED = {
     "a whole slice of 880 MB costs 42 MB": "tests/bench/view.py",
     "neuroglancer shows a whole slice sharply": "tests/bench/gateway.py",
     "The pyramid takes a third more disk": "tests/bench/pyramid.py",
-    "compares the loader with": "tests/bench/training.py",
-    "at the archive's speed, with and without stalls": "tests/bench/network.py",
-    "compares a cluster's rate": "tests/bench/full_volume.py",
+    "compares the loader with": "tests/bench/rows/patches.py",
+    "measures each work of these pages": "tests/bench/__main__.py",
+    "tells how costs grow": "tests/bench/growth.py",
+    "compares EMPIAR-12535 with": "tests/bench/mito_segem.py",
     "trains a U-Net in six minutes": "notebooks/train_mito.ipynb",
     "are made by the million": "tests/fuzz/run.py",
 }

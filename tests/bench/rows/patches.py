@@ -47,7 +47,7 @@ def cases(archive: BenchArchive, quick: bool) -> list[Case]:
         "shape": shape, "box": [0, shape[2], 0, shape[1], 0, shape[0]], "patch": PATCH, "loaders": LOADERS,
         "seconds": QUICK_SECONDS if quick else SECONDS,
     }  # fmt: skip
-    limit, rounds = (60, 1) if quick else (180, 3)
+    limit, rounds = (90, 1) if quick else (180, 3)
     fits = Case("defaults: our cache of 1 GB holds the box", "lan", settings | {"options": {}}, limit, rounds)
     not_kept = Case(
         "without our cache, as for larger boxes", "lan", settings | {"options": {"cache_gb": 0}}, limit, rounds

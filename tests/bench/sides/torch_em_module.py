@@ -9,6 +9,9 @@ import zarr
 from ..processes import Task
 from ..timed import Timed, timed_patches
 
+USES_DASK = False
+"""Workers of a cluster would have nothing to do."""
+
 
 def fetched(task: Task, box: list[int], folder: str) -> str:
     """The store of a box."""
