@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from helpers.build_archive import SIZE
@@ -33,6 +34,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="tell the rows, and measure nothing")
     parser.add_argument("--quick", action="store_true", help="smaller slices and boxes, fewer rounds")
     parser.add_argument("--server", choices=PROFILES, help="only the tables with this server")
+    parser.add_argument("--rounds", type=int, help="how often each side runs; by default, each table has its own")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=[], help="only these, ours among them")
     parser.add_argument("--archive", type=Path, help="folder of the archive, which is built there if it is not there")
     parser.add_argument("--scratch", type=Path, help="folder for what is written and removed, some GB")
@@ -96,6 +98,7 @@ def run_rows(given: argparse.Namespace, archive: BenchArchive, scratch: Path) ->
             for case in row.cases(archive, given.quick):
                 if given.server in (None, case.server):
                     say(f"{name}, {case.name}:")
+                    case = replace(case, rounds=given.rounds or case.rounds)
                     tables.append(measure(row, case, archive, Path(folder), say, given.sides))
                     say(table_of(tables[-1]))
         say(f"{name} took {time.monotonic() - began:.0f} s\n")

@@ -31,26 +31,30 @@ def draw(points: Sequence[Point], tasks: Sequence[dict[str, Any]], folder: Path)
 
 
 def draw_growth(points: Sequence[Point], path: Path) -> None:
-    """Seconds, memory and bytes against the slices, relative to nothing; parallel to the grey line is linear."""
+    """Seconds, memory and bytes against the slices. Parallel to the grey line is proportional to the volume."""
     figure, panels = plt.subplots(1, len(PANELS), figsize=(13, 4.6), layout="constrained")
+    slices = sorted({point.slices for point in points})
     for axes, (name, title) in zip(panels, PANELS, strict=True):
         for work in WORKS:
             for workers, (style, marker) in STYLES.items():
                 line = [point for point in points if (point.work, point.workers) == (work, workers)]
                 values = [getattr(point, name) for point in line]
                 options = {"linestyle": style, "marker": marker, "markersize": 5, "color": COLORS[work]}
-                axes.plot([point.slices for point in line], values, label=f"{work}, {workers} worker(s)", **options)
-        slices = sorted({point.slices for point in points})
+                label = f"{work}, {workers} worker{'s' if workers > 1 else ''}"
+                axes.plot([point.slices for point in line], values, label=label, **options)
         axes.set_xscale("log", base=2)
         axes.set_xticks(slices, [str(n) for n in slices])
-        axes.set_yscale("log")
         axes.set_xlabel("slices")
         axes.set_title(title, fontsize=11)
+        if name == "peak":
+            axes.set_ylim(0, None)  # that it is flat is what is to be seen
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            draw_linear(axes, slices)
         axes.grid(visible=True, which="both", alpha=0.25)
-        draw_linear(axes, slices)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9
-    )
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
