@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,11 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         archive.link()
         archive.warm()
         about = environment(f"{told}; slices of {archive.size} x {archive.size}")
-        tables = run_rows(given, archive, Path(folder))
-    if given.markdown:
-        given.markdown.write_text(markdown(tables, about))
-    if given.json:
-        given.json.write_text(json.dumps(as_json(tables, about), indent=1))
+        tables = []
+        for table in run_rows(given, archive, Path(folder)):
+            tables.append(table)
+            say(table_of(table))
+            write(tables, about, given)  # an interrupted run leaves what was measured
     if not given.markdown:
         print(markdown(tables, about))
     wrong = [f"{table.row}: {table.case}" for table in tables if not table.ours_is_right]
@@ -87,9 +88,16 @@ def main(argv: list[str] | None = None) -> int:
     return int(bool(wrong))
 
 
-def run_rows(given: argparse.Namespace, archive: BenchArchive, scratch: Path) -> list[Table]:
+def write(tables: list[Table], about: dict[str, str], given: argparse.Namespace) -> None:
+    """Write the files that are asked for."""
+    if given.markdown:
+        given.markdown.write_text(markdown(tables, about))
+    if given.json:
+        given.json.write_text(json.dumps(as_json(tables, about), indent=1))
+
+
+def run_rows(given: argparse.Namespace, archive: BenchArchive, scratch: Path) -> Iterator[Table]:
     """Measure the cases of some rows, one after the other; what a row leaves is removed."""
-    tables = []
     for name in given.rows or ROWS:
         row = ROWS[name]
         began = time.monotonic()
@@ -99,10 +107,8 @@ def run_rows(given: argparse.Namespace, archive: BenchArchive, scratch: Path) ->
                 if given.server in (None, case.server):
                     say(f"{name}, {case.name}:")
                     case = replace(case, rounds=given.rounds or case.rounds)
-                    tables.append(measure(row, case, archive, Path(folder), say, given.sides))
-                    say(table_of(tables[-1]))
+                    yield measure(row, case, archive, Path(folder), say, given.sides)
         say(f"{name} took {time.monotonic() - began:.0f} s\n")
-    return tables
 
 
 if __name__ == "__main__":

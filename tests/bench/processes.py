@@ -15,7 +15,9 @@ import psutil
 
 from helpers.paths import ROOT
 
-SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_BETWEEN_LOOKS = 0.2
+"""Each look costs milliseconds, which the measured process does not have."""
+
 LONGEST_ERROR = 300
 
 
