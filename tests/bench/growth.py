@@ -148,7 +148,8 @@ def main(
     size = QUICK_SIZE if quick else SIZE
     built = (folder or default_folder(size)).absolute()
     told = f"{built}, {build(built, size)}"
-    found = []
+    found: list[Point] = []
+    tasks: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=scratch, prefix="liver_dask-growth-") as temporary:
         Path(temporary).chmod(0o755)  # nginx reads it as another user
         archive = BenchArchive(built, Path(temporary, "archive"), max(TIMES) * SLICES)
@@ -159,21 +160,31 @@ def main(
             for point in points(archive, server, quick, Path(temporary)):
                 found.append(point)
                 say(json.dumps(asdict(point)))
-    tasks = []
+                write(found, tasks, about, json_file, markdown_file)  # an interrupted run leaves what was measured
     for row in scheduler(quick):
         tasks.append(row)
         say(json.dumps(row))
-    text = markdown(found, tasks, about)
-    if markdown_file:
-        markdown_file.write_text(text)
-    else:
-        print(text)
-    if json_file:
-        told_all = {"environment": about, "points": [asdict(point) for point in found], "scheduler": tasks}
-        json_file.write_text(json.dumps(told_all, indent=1))
+        write(found, tasks, about, json_file, markdown_file)
+    if not markdown_file:
+        print(markdown(found, tasks, about))
     if figures:
         from .figures import draw
 
         figures.mkdir(parents=True, exist_ok=True)
         draw(found, tasks, figures)
     return int(any(point.error for point in found) or any("error" in row for row in tasks))
+
+
+def write(
+    found: Sequence[Point],
+    tasks: Sequence[dict[str, Any]],
+    about: dict[str, str],
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Write the files that are asked for."""
+    if markdown_file:
+        markdown_file.write_text(markdown(found, tasks, about))
+    if json_file:
+        told = {"environment": about, "points": [asdict(point) for point in found], "scheduler": list(tasks)}
+        json_file.write_text(json.dumps(told, indent=1))

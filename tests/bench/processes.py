@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 """Each look costs milliseconds, which the measured process does not have."""
 
 LONGEST_ERROR = 300
+ERROR = re.compile(r"[\w.]*(Error|Exception|Panic|Killed\w*)\b")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def tree_memory(pid: int) -> int:
 
 
 def last_line(log: str) -> str:
-    """The last line of a log that says something: the error of a traceback."""
+    """The last line of a log that is the error of a traceback, or else the last that says something."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return (lines[-1] if lines else "it ended without a word")[:LONGEST_ERROR]
+    errors = [line for line in lines if ERROR.match(line)]
+    return ([*lines, *errors] or ["it ended without a word"])[-1][:LONGEST_ERROR]

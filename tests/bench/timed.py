@@ -24,6 +24,9 @@ class Timed(NamedTuple):
 PATCHES_OF_A_FIGURE = 100
 CHECKED = 4
 
+kept: list[Any] = []
+"""Loaders, whose workers some end with an error if they are not needed any longer."""
+
 
 def timed_patches(batches: Iterator[Any], plain: Iterator[Any], warm_up: int, seconds: float) -> Timed:
     """Time a loader of one patch a batch.
@@ -37,6 +40,7 @@ def timed_patches(batches: Iterator[Any], plain: Iterator[Any], warm_up: int, se
     Returns:
         The seconds of PATCHES_OF_A_FIGURE patches, and some of the plain ones.
     """
+    kept.extend([batches, plain])
     checked = [next(plain) for _ in range(CHECKED)]
     arrays = {
         name: np.stack([np.asarray(batch[i]).reshape(np.shape(batch[i])[-3:]) for batch in checked])

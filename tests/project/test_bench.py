@@ -12,7 +12,7 @@ from bench.archive import BenchArchive, build
 from bench.growth import Point
 from bench.growth import markdown as markdown_of_growth
 from bench.measure import STORE_OF, Measurement, Table
-from bench.processes import Outcome, Task, run
+from bench.processes import Outcome, Task, last_line, run
 from bench.report import as_json, markdown
 from bench.row import differences
 from bench.rows import ROWS
@@ -132,6 +132,20 @@ def test_a_process_that_hangs_or_fails_is_told(tmp_path: Path) -> None:
     assert run(task, 60).error == "ModuleNotFoundError: No module named 'tests.bench.sides.nobody'"
     late = run(Task("ours", "open", "", (1, 1, 1), str(tmp_path / "b"), {}), 0)
     assert late == Outcome(None, late.peak, "stopped after 0 s")
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        ("Traceback:\n  File x\nValueError: no\n\n", "ValueError: no"),
+        ("a.b.GenericError: late {\n  kind: 1\n}\n", "a.b.GenericError: late {"),
+        ("Killed", "Killed"),
+        ("", "it ended without a word"),
+    ],
+)
+def test_the_error_in_a_log_is_found(log: str, told: str) -> None:
+    """The error of a traceback is told, also if it has several lines."""
+    assert last_line(log) == told
 
 
 def test_growth_is_a_table(tmp_path: Path) -> None:

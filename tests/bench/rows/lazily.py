@@ -37,7 +37,7 @@ OPEN = Row(
     shape_of,
     arrays_differ,
     lambda archive, case, stores: (
-        "nothing has to be asked: shape and type are known. (tifffile and virtual-tiff read each index)"
+        "nothing has to be asked: shape and type are known; tifffile and virtual-tiff read each index"
     ),
     absent={"torch_em_module": "has no lazy Dataset"},
 )

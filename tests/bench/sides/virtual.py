@@ -22,12 +22,13 @@ from .plain_dask import write
 
 ROWS = 256
 FILES_AT_ONCE = 8
+PATIENT = {"allow_http": True, "timeout": "600s"}
 zarr.config.set({"async.concurrency": 16})
 
 
 def raw_of(root: str, z: int) -> xr.DataArray:
     """Raw of a slice, (y, x): a chunk is a strip, a block of dask 256 of them."""
-    registry = ObjectStoreRegistry({root: HTTPStore.from_url(root, client_options={"allow_http": True})})
+    registry = ObjectStoreRegistry({root: HTTPStore.from_url(root, client_options=PATIENT)})
     store = VirtualTIFF(ifd=0)(url_of(root, "raw", z), registry)
     return xr.open_zarr(store, zarr_format=3, consolidated=False, chunks={"y": ROWS, "x": -1})["0"]
 
