@@ -23,6 +23,7 @@ def run_patches(task: Task) -> Timed:
             image_key=".",
             label_key="labels/mito",
             zarr_version="zarr3",
+            normalize=normalize,
             patch_normalize=normalize,
         )
         config = MiaoConfig(
@@ -35,5 +36,5 @@ def run_patches(task: Task) -> Timed:
         context = "spawn" if workers else None
         return DataLoader(VolumeDataset(config), 1, num_workers=workers, multiprocessing_context=context)
 
-    plain = iter(loader(0, False))
+    plain = ((batch["img"], batch["label"]) for batch in loader(0, False))
     return timed_patches(iter(loader(given["loaders"], True)), plain, 4 * given["loaders"], given["seconds"])
