@@ -48,9 +48,9 @@ def cases(archive: BenchArchive, quick: bool) -> list[Case]:
         "seconds": QUICK_SECONDS if quick else SECONDS,
     }  # fmt: skip
     limit, rounds = (90, 1) if quick else (180, 3)
-    fits = Case("defaults: our cache of 1 GB holds the box", "lan", settings | {"options": {}}, limit, rounds)
+    fits = Case("caches of 1 GB hold the box, as by default", "lan", settings | {"options": {}}, limit, rounds)
     not_kept = Case(
-        "without our cache, as for larger boxes", "lan", settings | {"options": {"cache_gb": 0}}, limit, rounds
+        "without caches, as for larger boxes", "lan", settings | {"options": {"cache_gb": 0}}, limit, rounds
     )
     return [not_kept] if quick else [fits, not_kept]
 

@@ -32,6 +32,7 @@ def run_patches(task: Task) -> Timed:
             output_axes="lzyx",
             resolutions=[level["coordinateTransformations"][0]["scale"]],
             samples_per_epoch=100_000,
+            cache_bytes=int(given["options"].get("cache_gb", 1) * 2**30),  # as ours; of each worker
         )
         context = "spawn" if workers else None
         return DataLoader(VolumeDataset(config), 1, num_workers=workers, multiprocessing_context=context)
