@@ -18,7 +18,7 @@ def cases(archive: BenchArchive, quick: bool) -> list[Case]:
     if quick:
         return [Case("on loopback", "lan", settings, 90, 2)]
     return [
-        Case("on loopback", "lan", settings, 300, 3),
+        Case("on loopback", "lan", settings, 900, 3),
         Case("far away", "far", settings, 900, 1),
         Case("far away, with stalls", "stalls", settings, 900, 1),
     ]
