@@ -776,7 +776,6 @@ PROMISES = {
 MEASURED = {
     "the sharp picture of a whole slice appears after 5 s": "tests/bench/view.py",
     "| what | first coarse picture | sharp picture |": "tests/bench/view.py",
-    "compares EMPIAR-12535 with": "tests/bench/mito_segem.py",
     "a whole slice of 880 MB costs 42 MB": "tests/bench/view.py",
     "neuroglancer shows a whole slice sharply": "tests/bench/gateway.py",
     "The pyramid takes a third more disk": "tests/bench/pyramid.py",
