@@ -11,8 +11,8 @@ import click
 
 from .archive.archives import find_archive
 from .archive.doctor.examine import examine
-from .archive.doctor.facts import check_facts_path, save_facts
-from .cli_options import LocalPath, archive_option, shape_option, target_argument
+from .archive.facts import check_facts_path, save_facts
+from .cli_options import LocalPath, archive_option, label_option, shape_option, target_argument
 from .store.record import has_record
 from .store.targets import stored_at
 
@@ -33,7 +33,7 @@ def _silent(name: str) -> Iterator[None]:
 @target_argument
 @archive_option
 @shape_option
-@click.option("--label", "labels", multiple=True, help="A label to examine; may be repeated.  [default: as described]")
+@label_option("examine", "as described")
 @click.option(
     "--slices", type=click.IntRange(0), default=3, show_default=True, help="Slices whose headers are read, of each."
 )
@@ -53,7 +53,7 @@ def doctor_command(
     target: str | None,
     archive: str,
     shape: tuple[int, int, int] | None,
-    labels: tuple[str, ...],
+    labels: tuple[str, ...] | None,
     slices: int,
     deep: int,
     minutes: float,
@@ -80,7 +80,7 @@ def doctor_command(
             target,
             find_archive(archive),
             shape=shape,
-            labels=labels or None,
+            labels=labels,
             connections=connections,
             slices=slices,
             deep=deep,

@@ -20,7 +20,7 @@ from ..core.geometry import DIMS, Shape, check_shape
 from ..core.kinds import RAW
 from .archives import EMPIAR_13356, find_archive
 from .description import Archive, Variable
-from .doctor.facts import KnownFiles, read_facts
+from .facts import KnownFiles, read_facts
 from .lazy.arrays import VolumeArray, check_kind_of_arrays
 from .lazy.lazy_window import LazyWindow
 from .lazy.window import Window

@@ -15,7 +15,7 @@ from ..core.geometry import Shape
 from ..core.kinds import FOREGROUND
 from .archives import EMPIAR_13356
 from .description import Variable
-from .doctor.facts import KnownFiles
+from .facts import KnownFiles
 from .formats.registry import FORMATS
 from .formats.slices import Measured, Prepared, PreparedRows, SliceReader
 from .lazy.arrays import VolumeArray

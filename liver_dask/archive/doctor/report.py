@@ -7,7 +7,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ...core.geometry import Shape
-from .facts import FORMAT, KEY
+from ..facts import FORMAT, KEY
 from .headers import SliceFacts
 from .server import Latency, ServerFacts, Speed
 from .survey import FileTable, runs

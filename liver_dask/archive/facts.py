@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core.documents import as_list, as_object, is_same, read_document, short
-from ...core.errors import DamagedError, InvalidArgumentError, StoreExistsError
+from ..core.documents import as_list, as_object, is_same, read_document, short
+from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 
 FORMAT = 1
 """Number of the format of the document; a change that older versions would read wrongly gets a new one."""
