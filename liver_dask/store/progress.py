@@ -54,7 +54,7 @@ class Meter:
     @property
     def share(self) -> float:
         """The share of the work that is done, 0 to 1."""
-        return self.done / self.total if self.total else 1.0
+        return min(self.done / self.total, 1.0) if self.total else 1.0
 
     @property
     def rate(self) -> float:
@@ -65,7 +65,7 @@ class Meter:
     @property
     def seconds_left(self) -> float | None:
         """The time that the rest takes at this rate; None if nothing was done lately."""
-        return (self.total - self.done) / self.rate if self.rate else None
+        return max(self.total - self.done, 0) / self.rate if self.rate else None
 
 
 @contextmanager

@@ -110,7 +110,14 @@ def test_looking(tmp_path: Path, line: str, said: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "slices"),
-    [("", 24), ('SOURCE, SHAPE, BOX = Path("other"), (40, 500, 600), (100, 500, 50, 450, 22, 36)', 14)],
+    [
+        ("", 24),
+        pytest.param(
+            'SOURCE, SHAPE, BOX = Path("other"), (40, 500, 600), (100, 500, 50, 450, 22, 36)',
+            14,
+            marks=pytest.mark.real,
+        ),
+    ],
 )
 def test_keeping(tmp_path: Path, line: str, slices: int) -> None:
     """The notebook on clusters runs on any archive and box, and its store is complete and verified."""

@@ -253,6 +253,7 @@ def test_what_is_not_as_written_is_not_changed(store: Place, where: str, what: s
     assert contents(store) == files
 
 
+@REAL_IN_S3
 def test_stores_of_earlier_versions(archive: Path, place: Place) -> None:
     """A store without an inventory is annotated in its attributes."""
     store = written(archive, place / "a.zarr", pyramid=False)
@@ -354,7 +355,7 @@ def test_labels_that_users_changed_do_not_prevent_it(store: Place) -> None:
 OWN = {"labels": "blind-coded"}, {"ome": {"multiscales": [{"datasets": [{"path": "raw"}]}]}}
 
 
-@in_both("own", OWN, OWN[1:])
+@in_both("own", OWN, [], OWN[1:])
 def test_a_store_that_is_no_image_does_not_become_one(archive: Path, place: Place, own: dict[str, Any]) -> None:
     """A user's own attributes with OME's names are left alone, and no labels are added."""
     store = written(archive, place / "a.zarr", pyramid=False)
@@ -433,7 +434,7 @@ def test_what_is_no_size(store: Place, wrong: Any) -> None:
 TORN = "", "{", "[" * 10_000, '{"voxel_size_nm": [1' + "0" * 500 + ", 1, 1]}", '{"voxel_size_nm": 3}'
 
 
-@in_both("torn", TORN, TORN[1:2])
+@in_both("torn", TORN, [], TORN[1:2])
 def test_a_journal_that_says_nothing_is_ignored(store: Place, unknown: Path, torn: str) -> None:
     """A file of a call that was killed before it changed anything is no obstacle."""
     put(store / "liver_dask" / BEGUN, torn)

@@ -212,7 +212,7 @@ NOT_RECORDED = {
 """Damage that is not found in a store of an earlier version, because it recorded too little."""
 
 
-@in_both("what", sorted(DAMAGE.keys() - NOT_RECORDED), ["a table's chunk gone"])
+@in_both("what", sorted(DAMAGE.keys() - NOT_RECORDED), [], ["a table's chunk gone"])
 def test_in_a_store_that_recorded_less_most_is_found(store: Place, what: str) -> None:
     """`verify` accepts a store of an earlier version, says what that did not record, and reports all other damage."""
     tiny.forget_what_was_recorded(store)
@@ -253,7 +253,7 @@ ADDED: dict[str, Callable[[Place], Any]] = {
 }  # fmt: skip
 
 
-@in_both("what", ADDED, ["an array through xarray"])
+@in_both("what", ADDED, [], ["an array through xarray"])
 def test_what_was_added_is_no_damage(store: Place, what: str) -> None:
     """`verify` accepts added attributes, arrays, groups and hidden files, and notes attributes that were replaced."""
     with warnings.catch_warnings(action="ignore"):
@@ -320,7 +320,7 @@ OF_THE_ROOT = (
 """Changes of the metadata of the root, which the pyramid has rewritten."""
 
 
-@in_both("change", OF_THE_ROOT, OF_THE_ROOT[:1])
+@in_both("change", OF_THE_ROOT, [], OF_THE_ROOT[:1])
 def test_a_damaged_root_of_a_pyramid_is_found(with_levels: Place, change: Callable[[Any], None]) -> None:
     """`verify` reports changes of the root's metadata, which the pyramid has rewritten."""
     tiny.edit(with_levels / "zarr.json", change)
@@ -341,7 +341,7 @@ def test_damage_in_the_metadata_of_a_level_is_found(with_levels: Place) -> None:
         put(with_levels / path, whole)
 
 
-@in_both("statistic", ["nonzero", "mean", "std"], ["mean"])
+@in_both("statistic", ["nonzero", "mean", "std"], [], ["mean"])
 def test_tables_are_compared_with_the_chunks_that_are_decoded(store: Place, statistic: str) -> None:
     """A full `verify` reports a table entry that differs from the decoded chunk, also without a checksum of it."""
     tiny.forget_what_was_recorded(store)
@@ -368,7 +368,7 @@ def test_tables_of_empty_chunks_are_compared(archive: Path, place: Place) -> Non
     assert any("chunk 0/0/1 of it is empty" in problem for problem in report.problems), report
 
 
-@in_both("full", [False, True], [False])
+@in_both("full", [False, True], [], [False])
 def test_a_source_that_changed_is_reported_as_such(tmp_path: Path, place: Place, full: bool) -> None:
     """`verify` lists changed files of the source; only voxels that differ from the source's are a problem."""
     archive = tmp_path / "archive"
@@ -531,6 +531,7 @@ def test_every_byte_of_every_small_file(tmp_path: Path) -> None:
         print(name, size, became, flush=True)
 
 
+@REAL_IN_S3
 def test_a_label_that_is_no_copy_of_its_mask_is_reported(tmp_path: Path, place: Place) -> None:
     """`verify` notes a label that differs from its mask after a copy without hard links, and accepts the store."""
     store = tiny.make_tiny_store(tmp_path)

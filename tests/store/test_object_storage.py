@@ -164,8 +164,14 @@ KILLS: dict[str, tuple[Callable[[Asked], bool], bool]] = {
 }
 
 
+SOME_KILLS = "before it has begun", "at a part of a shard", "before readers can see it", "before it is complete"
+"""Those that are tried in each run of the tests; the others with `pytest -m real`."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("when", KILLS)
+@pytest.mark.parametrize(
+    "when", [*SOME_KILLS, *(pytest.param(when, marks=pytest.mark.real) for when in KILLS if when not in SOME_KILLS)]
+)
 def test_killed_at_some_request(
     archive: Path, s3: ObjectStorage, expected: dict[str, bytes], small_parts, when: str
 ) -> None:

@@ -382,7 +382,7 @@ def test_addresses_that_cannot_be_used_are_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [r"a\.zarr/zarr\.json", RECORD_OF_STORE])
+@pytest.mark.parametrize("end", [pytest.param(r"a\.zarr/zarr\.json", marks=pytest.mark.real), RECORD_OF_STORE])
 def test_what_is_cleaned_away_while_it_is_published_is_no_store_of_zeros(
     archive: Path, s3: ObjectStorage, end: str
 ) -> None:

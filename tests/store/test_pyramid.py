@@ -27,6 +27,7 @@ from helpers.archive import SHAPE
 from helpers.kills import killed_at
 from helpers.places import (
     IN_A_FOLDER,
+    REAL_IN_S3,
     bucket_and_key,
     client_of,
     contents,
@@ -450,7 +451,10 @@ def test_a_changed_byte_of_a_level_is_found(store: Place) -> None:
 
 
 @in_both(
-    "where, content", product(("", "pyramid/s1"), ('{"attributes"', "[]", None)), [("", "[]"), ("pyramid/s1", None)]
+    "where, content",
+    product(("", "pyramid/s1"), ('{"attributes"', "[]", None)),
+    [("", "[]")],
+    [("pyramid/s1", None)],
 )
 def test_damaged_metadata_are_reported_and_no_traceback(store: Place, where: str, content: str | None) -> None:
     """Damaged or missing metadata of the store or of a level are reported by verify. Those of the store are an error in
@@ -534,6 +538,7 @@ def test_a_users_own_labels_and_settings_stay(levels_only: Path) -> None:
     assert ld.verify(levels_only, progress=False).ok
 
 
+@REAL_IN_S3
 def test_labels_that_a_user_adds_later_stay(store: Place) -> None:
     """Labels that a user adds after add_pyramid are kept by the next call, which lists the masks again beside them."""
     masks = list(zarr.open_group(zarr_store(store / "labels"), mode="r").attrs["ome"]["labels"])

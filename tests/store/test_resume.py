@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.kills import killed_at
-from helpers.places import files_of, in_both
+from helpers.places import REAL_IN_S3, files_of, in_both
 from helpers.stores import BOX, SMALL, assert_same_files, check_store, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core.places import Place
@@ -241,6 +241,7 @@ def test_the_runs_hold_what_is_missing_once(data: st.DataObject, shape: tuple, t
     assert len(set(columns)) == len(columns)
 
 
+@REAL_IN_S3
 def test_zeros_are_not_taken_for_what_is_missing(tmp_path: Path, place: Place) -> None:
     """Shards of zeros are written, pass verify, and are not fetched again by a second call."""
     shape = (5, 100, 150)

@@ -104,6 +104,7 @@ def damaged(shard: Place, damage: str) -> None:
 @in_both(
     "where, damage",
     product(("", "pyramid/s1"), ("flip", "cut", "lose")),
+    [],
     [("pyramid/s1", "flip")],
 )
 def test_a_flipped_byte_is_one_line_and_what_to_do(
@@ -304,6 +305,7 @@ def test_floats_are_compared_by_their_bits_and_nan_is_nan(archive: Path, place: 
     assert report.voxels
 
 
+@REAL_IN_S3
 def test_zeros_that_lost_their_sign_are_found(archive: Path, place: Place) -> None:
     """A zero that lost its sign is reported with its position."""
     ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=["er"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.places import contents, files_of, flip, in_both, read, remove, writable
+from helpers.places import REAL_IN_S3, contents, files_of, flip, in_both, read, remove, writable
 from helpers.processes import NewProcesses
 from helpers.stores import BOX, SMALL, SMALL_BOX, assert_same_files, check_store
 from liver_dask.archive.archives import EMPIAR_13356
@@ -74,6 +74,7 @@ def test_a_second_call_makes_no_request(server: ArchiveServer, place: Place) -> 
     assert server.requests == []
 
 
+@REAL_IN_S3
 def test_nothing_there_and_no_download_is_torch_ems_error(server: ArchiveServer, place: Place, voxels) -> None:
     """A missing store without `download=True` is a RuntimeError, as in torch_em, and no folder is made."""
     with pytest.raises(RuntimeError, match="download=True"):
@@ -331,6 +332,7 @@ def with_z(ds: xr.Dataset, **attributes: Any) -> xr.Dataset:
     return ds.assign_coords(z=("z", ds.z.values, attributes))
 
 
+@REAL_IN_S3
 def test_coordinates_come_back_as_they_are(archive: Path, place: Place) -> None:
     """A coordinate keeps its values, data type and units, whatever its encoding in another file was."""
     ds = with_z(ld.open_human_liver_em(archive, shape=SHAPE), units="nm")
