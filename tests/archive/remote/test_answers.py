@@ -143,6 +143,16 @@ def test_any_content_range_is_read_or_is_none(text: str) -> None:
         assert 0 <= start < stop <= size
 
 
+@given(start=st.integers(0, 1 << 50), length=st.integers(1, 1 << 40), after=st.integers(0, 1 << 40))
+def test_a_content_range_is_read_as_it_was_meant(start: int, length: int, after: int) -> None:
+    """A Content-Range header gives its range and the file size; one that is empty or leaves the file gives None."""
+    stop, size = start + length, start + length + after
+    assert read_content_range(f"bytes {start}-{stop - 1}/{size}") == (ByteRange(start, stop), size)
+    assert read_content_range(b"Bytes %d-%d/%d; more" % (start, stop - 1, size)) == (ByteRange(start, stop), size)
+    assert read_content_range(f"bytes {start}-{stop - 1}/{stop - 1}") is None
+    assert read_content_range(f"bytes {start + 1}-{start}/{size}") is None
+
+
 def test_numbers_beyond_any_file_are_a_passing_fault() -> None:
     """A file size of 5000 digits in a Content-Range header is an error that can be retried."""
     head = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/%b\r\nContent-Length: 5\r\n\r\nabcde" % (b"9" * 5000)

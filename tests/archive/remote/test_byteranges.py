@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
@@ -24,12 +24,15 @@ spans_of_a_file = st.lists(st.integers(0, len(FILE) - 1), min_size=2, max_size=4
 )
 
 
+@example(ranges=[ByteRange(0, 5), ByteRange(5, 9)], gap=0, most=9)  # next to each other, and as long as they may be
 @given(ranges=spans_of_a_file, gap=st.integers(0, 60), most=st.integers(1, 900))
 def test_merged_ranges_hold_all_that_was_asked_for(ranges: list[ByteRange], gap: int, most: int) -> None:
-    """Merged byte ranges cover all that was asked for, and stay within the allowed gaps and length."""
+    """Merged byte ranges cover all that was asked for, stay within the allowed gaps and length, and are the fewest."""
     merged = coalesce_ranges(ranges, gap, most)
     assert all(any(m.start <= s.start and s.stop <= m.stop for m in merged) for s in ranges)
-    assert all(a.stop < b.start or gap == 0 or b.stop - a.start > most for a, b in pairwise(merged))
+    for a, b in pairwise(merged):
+        begins = next(s for s in ranges if s.start == b.start)
+        assert begins.start - a.stop > gap or begins.stop - a.start > most, "one request would do"
     asked, fetched = (sum(s.stop - s.start for s in some) for some in (ranges, merged))
     assert fetched - asked <= gap * (len(ranges) - len(merged))
     assert all(m in ranges or m.stop - m.start <= most for m in merged)
@@ -68,6 +71,27 @@ def test_what_came_before_a_fault_is_not_asked_for_again(ranges: list[ByteRange]
         assert sum(s.stop - s.start for s in received.missing()) < sum(s.stop - s.start for s in missing)
     assert [bytes(part) for part in received.cut(ranges)] == [FILE[s.start : s.stop] for s in ranges]
     assert not received.add(ranges[0].start, b"again")
+
+
+@settings(deadline=None)
+@given(ranges=spans_of_a_file, lengths=st.lists(st.integers(0, 400), max_size=12), data=st.data())
+def test_no_byte_gets_to_a_wrong_place(ranges: list[ByteRange], lengths: list[int], data) -> None:
+    """Pieces that overlap, come again, or span several ranges add exactly the next bytes of each range."""
+    received, reached = Received(ranges), [s.start for s in ranges]
+    for length in lengths:
+        start = data.draw(st.sampled_from(reached) | st.integers(0, len(FILE) - 1))
+        stop = min(start + length, len(FILE))
+        goes_on = [start <= at < min(stop, s.stop) for at, s in zip(reached, ranges, strict=True)]
+        reached = [min(stop, s.stop) if on else at for on, at, s in zip(goes_on, reached, ranges, strict=True)]
+        assert received.add(start, FILE[start:stop]) == any(goes_on)
+    there = list(zip(reached, ranges, strict=True))
+    assert [bytes(part) for part in received.cut(ranges)] == [FILE[s.start : at] for at, s in there]
+    inner = [ByteRange((2 * s.start + s.stop) // 3, (s.start + 2 * s.stop) // 3) for s in ranges]
+    found = [bytes(part) for part in received.cut(inner)]
+    assert found == [FILE[s.start : min(at, s.stop)] for at, s in zip(reached, inner, strict=True)]
+    assert received.missing() == [ByteRange(at, s.stop) for at, s in there if at < s.stop]
+    size = data.draw(st.integers(0, len(FILE)))
+    assert received.missing(size) == [ByteRange(at, min(s.stop, size)) for at, s in there if at < min(s.stop, size)]
 
 
 @pytest.mark.parametrize("x_stop", [1, 30, 200, 420])
