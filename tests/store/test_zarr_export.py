@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ from liver_dask.archive.reader import VolumeReader
 from liver_dask.core.places import Place
 from liver_dask.demo import ArchiveServer, serve
 from liver_dask.store import finished as store
-from liver_dask.store.layout import plan_layout
+from liver_dask.store.estimate import METADATA_BYTES, METADATA_BYTES_OF_A_VARIABLE, Estimate, estimate, task_memory
+from liver_dask.store.layout import Group, Region, plan_batches, plan_layout, rows_at_once
+from liver_dask.store.plan import Export
 from liver_dask.store.storage import claims
 from liver_dask.store.zarr_store import zarr_store
 
@@ -220,6 +223,69 @@ def test_regions_and_shards_hold_every_voxel_once(shape, chunks, times, itemsize
     assert (covered == 1).all()
     of_rows = [region for row in layout.shard_rows(["raw"]) for region in layout.regions_of(row)]
     assert sorted(of_rows) == sorted(regions)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 90)] * 3),
+    chunks=st.tuples(*[st.integers(1, 9)] * 3),
+    times=st.tuples(*[st.integers(1, 12)] * 3),
+    itemsizes=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    most=st.integers(1, 200_000),
+)
+def test_a_region_is_as_high_as_its_bytes_allow(shape, chunks, times, itemsizes: list[int], most: int) -> None:
+    """A region has the most rows that divide a shard and fit into the bytes of a region, and no fewer than a chunk."""
+    shards = tuple(chunk * n for chunk, n in zip(chunks, times, strict=True))
+    with mock.patch("liver_dask.store.layout.REGION_BYTES", most):
+        layout = plan_layout(shape, {str(i): size for i, size in enumerate(itemsizes)}, chunks, shards)
+    for whole, length, chunk, shard in zip(layout.shards, shape, chunks, shards, strict=True):
+        assert whole == min(shard, -(-length // chunk) * chunk), "shards are longer than the array, or too short"
+    heights = [rows for rows in range(chunks[1], layout.shards[1] + 1, chunks[1]) if layout.shards[1] % rows == 0]
+    fitting = [rows for rows in heights if rows * chunks[0] * shape[2] * sum(itemsizes) <= most]
+    assert layout.row_block == max(fitting, default=chunks[1])
+    group = Group(("0",), cuts=(0, 10, 40, 50))
+    assert rows_at_once(layout, group) == layout.row_block + 30, "what is between two cuts is held, too"
+
+
+def test_an_estimate_is_of_what_is_left() -> None:
+    """What is written needs no requests, bytes and space any more; each group of variables counts for itself."""
+    shape = (10, 300, 420)
+    layout = plan_layout(shape, {"raw": 2, "er": 1, "mito": 1}, **SMALL)
+    raw, masks = groups = [Group(("raw",)), Group(("er", "mito"), from_the_top=True, held=10**9)]
+    sizes = {"raw": (2, 1.5), "er": (1, 0.5), "mito": (1, 0.25)}
+    regions, shards = [*layout.regions()], int(np.prod(layout.shards_along))
+    voxels, row = np.prod(shape), 4 * 128 * 420
+
+    def left(*names: str, of: list[Region]) -> Estimate:
+        written = frozenset((name, region) for name in names for region in of)
+        return estimate(layout, groups, sizes, dict.fromkeys(groups, ()), written)
+
+    nothing, some, all_masks, everything = (
+        left(of=[]), left("raw", of=regions[:4]), left("er", "mito", of=regions), left("raw", "er", "mito", of=regions),
+    )  # fmt: skip
+    assert [of.regions for of in (nothing, some, all_masks)] == [2 * len(regions), 2 * len(regions) - 4, len(regions)]
+    metadata = METADATA_BYTES + 3 * METADATA_BYTES_OF_A_VARIABLE
+    assert nothing.disk == nothing.stored + 2.25 * row, "a row of shards is there twice"
+    assert nothing.stored == 2.25 * voxels + metadata
+    assert some.disk == pytest.approx(nothing.disk - 1.5 * voxels * 4 / len(regions), abs=1)
+    assert all_masks.disk == 1.5 * (voxels + row) + metadata
+    assert all_masks.stored == everything.stored == nothing.stored
+    assert all_masks.tasks == len([*plan_batches(layout, [raw], ())]) + 3 * shards
+    assert (everything.regions, everything.disk, everything.tasks) == (0, metadata, 3 * shards)
+    assert nothing.memory == task_memory(layout, masks, sizes) == 10**9 + 4 * 2 * 420 * 2 * layout.row_block
+    assert Estimate(0, 0, 0, 36 * 10**9, 0, 0, 0, 0, 0, {}).hours == pytest.approx({1.5e6: 20 / 3, 10e6: 1, 100e6: 0.1})
+
+
+def test_an_estimate_is_what_an_export_does(server: ArchiveServer, tmp_path: Path) -> None:
+    """An estimate is within some per cent of what is fetched and stored, and somewhat above the number of requests."""
+    ds, path = ld.open_human_liver_em(server.url, shape=SHAPE)[["raw", "mito"]], tmp_path / "a.zarr"
+    told = Export.plan(ds, path).estimate()
+    assert server.requests == []
+    ld.to_zarr(ds, path, progress=False)
+    assert len(server.requests) <= told.requests <= 1.5 * len(server.requests)
+    assert told.fetched == pytest.approx(server.bytes_sent, rel=0.1)
+    assert told.stored == pytest.approx(sum(map(len, contents(path).values())), rel=0.2)
+    metadata = METADATA_BYTES + 2 * METADATA_BYTES_OF_A_VARIABLE
+    assert told.disk == 2 * told.stored - metadata, "the slabs, and the only row of shards"
 
 
 def test_chunks_of_zeros_take_no_space_and_are_still_there(archive: Path, place: Place) -> None:

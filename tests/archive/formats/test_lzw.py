@@ -169,6 +169,23 @@ def test_whole_strips_are_read_as_libtiff_and_imagecodecs_read_them(codes: list[
     )  # fmt: skip
 
 
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 1200), padding=st.integers(0, 1))
+def test_the_end_of_a_strip_is_no_more_data(count: int, padding: int) -> None:
+    """No code after the data, an end-of-data code even if a bit short, and a byte of padding are no more data."""
+    values = BYTES[:count]
+    strip = pack([CLEAR, *values])
+    decoded = lzw.decode(strip, np.empty(len(values), np.uint8))
+    used = f"{int.from_bytes(strip, 'big'):0{8 * len(strip)}b}"[: decoded.bits]
+    width = decoded.width
+    ends = {"": False, f"{END_OF_DATA:0{width}b}": False, f"{END_OF_DATA:0{width - 1}b}": False}
+    for end, is_more in (ends | {f"{65:0{width}b}{66:0{width}b}": True}).items():
+        bits = used + end
+        bits += "0" * (-len(bits) % 8 + 8 * padding)
+        whole = int(bits, 2).to_bytes(len(bits) // 8, "big")
+        assert lzw.holds_more(whole, decoded) == is_more, f"{end} after {count} bytes"
+
+
 @pytest.mark.parametrize("codes", [[END_OF_DATA], [CLEAR, END_OF_DATA], [CLEAR, CLEAR]], ids=str)
 def test_a_strip_without_data(codes: list[int]) -> None:
     """Of a strip without data no bytes are decoded."""
