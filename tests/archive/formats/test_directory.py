@@ -1,6 +1,8 @@
 """Strip indexes that are fetched in part, for a few rows of many slices, and what later reads fetch of them."""
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liver_dask as ld
@@ -270,3 +272,60 @@ def test_nothing_is_asked_of_before_the_beginning() -> None:
             sparse.seek(offset, whence)
     assert (sparse.tell(), file.sent) == (0, asked)
     assert sparse.seek(-10, 2) == 4990
+
+
+@settings(deadline=None)
+@given(reads=st.lists(st.tuples(st.integers(0, 2), st.integers(-3000, 30_000), st.integers(-1, 9000)), max_size=12))
+def test_any_sequence_of_reads_is_that_of_a_file(reads: list[tuple[int, int, int]]) -> None:
+    """What tifffile reads of a file that is fetched in parts is what it would read of the whole file, to its end."""
+    data = np.random.default_rng(0).bytes(20_000)
+    sparse, whole = tiff_index._Sparse(MemoryFile(data), 10, 10), io.BytesIO(data)
+    for whence, offset, size in reads:
+        if offset + (0, whole.tell(), len(data))[whence] >= 0:
+            assert sparse.seek(offset, whence) == whole.seek(offset, whence)
+        assert sparse.read(size) == whole.read(size)
+        assert sparse.tell() == whole.tell()
+
+
+@given(
+    height=st.integers(1, 40),
+    per_strip=st.integers(1, 9),
+    itemsize=st.sampled_from([1, 2, 4]),
+    lacking=st.none() | st.integers(0, 39),
+    compression=st.sampled_from([1, 1, 5]),
+)
+def test_rows_of_whole_uncompressed_strips_are_found_by_themselves(
+    height: int, per_strip: int, itemsize: int, lacking: int | None, compression: int
+) -> None:
+    """The rows of uncompressed strips are where they lie within them; with a strip that is too short, nothing is
+    assumed.
+    """
+    strips, row_bytes = -(-height // per_strip), 7 * itemsize
+    rows_of = np.full(strips, per_strip)
+    rows_of[-1] = height - per_strip * (strips - 1)
+    offsets = 8 + np.random.default_rng(height).permutation(strips) * 1000
+    counts = rows_of * row_bytes
+    if lacking is not None:
+        counts[lacking % strips] -= 1
+    index = tiff_index.StripIndex(offsets, counts, height, 7, per_strip, compression, 1, False, itemsize)
+    found = tiff_index._by_rows(index)
+    if lacking is not None or compression != 1:
+        assert found is index
+        return
+    rows = np.arange(height)
+    np.testing.assert_array_equal(found.offsets, offsets[rows // per_strip] + rows % per_strip * row_bytes)
+    np.testing.assert_array_equal(found.counts, np.full(height, row_bytes))
+    assert (found.rows_per_strip, found.needed) == (1, height)
+
+
+def test_an_index_says_what_it_knows_and_what_is_in_the_file() -> None:
+    """A partial index knows only rows whose strips it has; a strip is beyond the file if any byte of it is."""
+    index = tiff_index.StripIndex(np.array([8, 0, 90]), np.array([5, 0, 10]), 6, 7, 2, 5, 1, False)
+    assert index.knows(np.array([0, 1, 4]))
+    assert not index.knows(np.array([0, 3]))
+    assert not index.knows(np.array([2]))
+    assert index.nbytes == 48
+    file = MemoryFile(bytes(100))
+    offsets, counts = np.array([0, 1, 1, 90, 90, 50]), np.array([5, 99, 100, 10, 11, 0])
+    wrong = tiff_index.beyond(replace(index, offsets=offsets, counts=counts), file)
+    assert wrong.tolist() == [True, False, True, False, True, True]
