@@ -1,5 +1,6 @@
 """Every reader gets the bits that were written, of every data type; a changed bit is an error."""
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hypothesis.extra import numpy as arrays
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.stores import SMALL
+from liver_dask.core.errors import DamagedError
 from liver_dask.store import array as stored
 from liver_dask.store import downsampling
 from liver_dask.store import finished as store
@@ -216,3 +218,29 @@ def test_the_metadata_say_what_chunks_are(kept: Path) -> None:
         document = json.loads((kept / name / "zarr.json").read_bytes())
         assert document["fill_value"] == 0
         assert "_FillValue" not in document["attributes"]
+
+
+def test_an_index_that_cannot_be_is_damaged() -> None:
+    """An index that points out of the chunks, is cut short or was changed is an error; the last byte may be used."""
+    grid, content = (1, 1, 2), bytes(50)
+
+    def shard(offset: int, length: int) -> bytes:
+        return content + slabs.with_checksum(np.array([[slabs.EMPTY] * 2, [offset, length]], "<u8"))
+
+    for place in ((0, 50), (49, 1), (50, 0)):
+        found = slabs.read_shard_index(io.BytesIO(shard(*place)), grid)
+        assert found.tolist() == [[[[slabs.EMPTY] * 2, [*place]]]]
+    for place in ((0, 51), (50, 1), (51, 0), (2**64 - 2, 3), (3, 2**64 - 2)):
+        with pytest.raises(DamagedError, match="points out of the file"):
+            slabs.read_shard_index(io.BytesIO(shard(*place)), grid)
+    right = shard(0, 50)
+    with pytest.raises(DamagedError, match="cut short"):
+        slabs.read_shard_index(io.BytesIO(right[-35:]), grid)
+    for at in range(-36, 0):
+        changed = bytearray(right)
+        changed[at] ^= 1
+        with pytest.raises(DamagedError, match="checksum of its index"):
+            slabs.read_shard_index(io.BytesIO(changed), grid)
+    for tail in (right[-35:], right[-37:]):
+        with pytest.raises(DamagedError, match="cut short"):
+            slabs.index_in(tail, (*grid, 2), np.dtype("<u8"))
