@@ -4,6 +4,7 @@ A digest that changes for no reason costs a refusal; one that stays the same in 
 voxels. Therefore everything counts that can be found, and what cannot be compared counts as another.
 """
 
+import functools
 import hashlib
 import inspect
 import types
@@ -11,10 +12,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle
+import numpy as np
 from dask.base import tokenize
 
 NOT_COMPARED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 """Attributes of a module of torch whose content is compared in another way, or is no matter."""
+
+
+PLAIN = (int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset, np.ndarray, np.generic)
+"""Values that dask's `tokenize` compares by their content."""
 
 
 def digest_of_module(module: Any) -> str:
@@ -32,7 +38,7 @@ def digest_of_module(module: Any) -> str:
 
 
 def digest_of_function(function: Callable[..., Any]) -> str:
-    """Return a digest of a function, or of another callable: of its name, its code, and what it holds."""
+    """Return a digest of a function, or of another callable: of its name, its code, and what it holds and uses."""
     told = tokenize(function)
     if hasattr(function, "__dask_tokenize__"):  # the user's word
         return hashlib.sha256(told.encode()).hexdigest()
@@ -62,12 +68,14 @@ def _code_of(item: Any, seen: set[int]) -> Iterator[str]:
 
     Packages that are installed have versions; their code is not followed.
     """
-    item = inspect.unwrap(item) if callable(item) else item
+    if callable(wrapped := getattr(item, "__wrapped__", None)):  # what decorates it may be installed
+        yield from _code_of(wrapped, seen)
     if isinstance(item, types.MethodType):
         item = item.__func__
     if not isinstance(item, types.FunctionType | type):
         if type(item).__module__ in ("builtins", "functools"):
-            for part in (getattr(item, "func", None), *getattr(item, "args", ())):
+            keywords: dict[str, Any] = getattr(item, "keywords", {})
+            for part in (getattr(item, "func", None), *getattr(item, "args", ()), *keywords.values()):
                 if callable(part):
                     yield from _code_of(part, seen)
             return
@@ -75,12 +83,21 @@ def _code_of(item: Any, seen: set[int]) -> Iterator[str]:
     if id(item) in seen or _is_installed(item):
         return
     seen.add(id(item))
-    if isinstance(item, type):
-        for of in (*item.__mro__[1:], *vars(item).values()):
-            of = getattr(of, "__func__", None) or getattr(of, "fget", None) or of
-            if isinstance(of, types.FunctionType | type):
-                yield from _code_of(of, seen)
-        return
+    yield from _of_class(item, seen) if isinstance(item, type) else _of_function(item, seen)
+
+
+def _of_class(item: type, seen: set[int]) -> Iterator[str]:
+    for base in item.__mro__[1:]:
+        yield from _code_of(base, seen)
+    for name, of in vars(item).items():
+        of = getattr(of, "__func__", None) or getattr(of, "fget", None) or getattr(of, "func", None) or of
+        if isinstance(of, types.FunctionType | type):
+            yield from _code_of(of, seen)
+        elif not (name.startswith("__") and name.endswith("__")):
+            yield from _of_value(name, of, seen)
+
+
+def _of_function(item: types.FunctionType, seen: set[int]) -> Iterator[str]:
     yield from _of_code(item.__code__)
     for cell in item.__closure__ or ():
         try:
@@ -90,12 +107,28 @@ def _code_of(item: Any, seen: set[int]) -> Iterator[str]:
         yield tokenize(content)
         if callable(content):
             yield from _code_of(content, seen)
-    for name in sorted(_names_in(item.__code__)):
-        used = item.__globals__.get(name)
-        if isinstance(used, types.FunctionType | type):
-            yield from _code_of(used, seen)
-        elif isinstance(used, int | float | str | tuple | bool):
-            yield f"{name} {used!r}"
+    for number, default in enumerate(item.__defaults__ or ()):
+        yield from _of_value(str(number), default, seen)
+    for name, default in sorted((item.__kwdefaults__ or {}).items()):
+        yield from _of_value(name, default, seen)
+    for name in sorted(_names_in(item.__code__) & item.__globals__.keys()):
+        yield from _of_value(name, item.__globals__[name], seen)
+
+
+def _of_value(name: str, value: Any, seen: set[int]) -> Iterator[str]:
+    """Yield what a name stands for in some code: a value, or the code of a function, class or object of the user."""
+    if isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
+        yield from _code_of(value, seen)
+    elif hasattr(value, "named_modules"):
+        yield digest_of_module(value)
+    elif isinstance(value, PLAIN) or hasattr(value, "__array__"):
+        yield f"{name} {tokenize(value)}"
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+            if callable(part):
+                yield from _code_of(part, seen)
+    elif isinstance(value, functools.partial) or not _is_installed(type(value)):
+        yield f"{name} {tokenize(value)}"
+        yield from _code_of(value, seen)
 
 
 def _of_code(code: types.CodeType) -> Iterator[str]:
@@ -117,8 +150,11 @@ def _names_in(code: types.CodeType) -> set[str]:
 
 def _is_installed(item: Any) -> bool:
     """Return whether a function or class is of Python itself or of a package that was installed, so has a version."""
-    module = inspect.getmodule(item)
-    file = getattr(module, "__file__", None)
-    if module is None or module.__name__ == "__main__":
-        return False
-    return file is None or "site-packages" in file or file.startswith(types.__file__.rpartition("/")[0])
+    if isinstance(item, types.FunctionType):  # a decorated one says that it is of the module where it is used
+        file: str | None = item.__code__.co_filename
+    else:
+        module = inspect.getmodule(item)
+        if module is None or module.__name__ == "__main__":
+            return False
+        file = getattr(module, "__file__", None)
+    return file is None or "site-packages" in file or file.startswith((types.__file__.rpartition("/")[0], "<frozen"))

@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import xarray as xr
 import liver_dask as ld
 from helpers.paths import ROOT
 from liver_dask.prediction import models
+from liver_dask.prediction.digests import digest_of_function
 from liver_dask.prediction.models import model_of
 
 torch = pytest.importorskip("torch")
@@ -202,6 +204,73 @@ def test_what_is_no_weight_counts_too(raw: xr.DataArray) -> None:
     assert model_of(Scaled(1.0)).digest == model_of(one).digest
 
 
+PARTS_OF_MODELS = {
+    "a default": "def model(of, by=2): return of * by",
+    "a default by name": "def model(of, *, by=2): return of * by",
+    "a default of a function that is called": "def f(of, by=2): return of * by\ndef model(of): return f(of)",
+    "a function within": "def model(of):\n    def f(x): return x * 2\n    return f(of)",
+    "one of some constants": "def model(of): return of * (1 in {5, 7, 2})",
+    "a number": "BY = 2\ndef model(of): return of * BY",
+    "a list": "BY = [2]\ndef model(of): return of * BY[0]",
+    "a dict of functions": "def f(of): return of * 2\nBY = {'f': f}\ndef model(of): return BY['f'](of)",
+    "an array": "import numpy as np\nBY = np.array([2])\ndef model(of): return of * BY",
+    "an object": "class C:\n    def __init__(self): self.by = 2\nBY = C()\ndef model(of): return of * BY.by",
+    "an object's code": "class C:\n    def __call__(self, of): return of * 2\nf = C()\ndef model(of): return f(of)",
+    "a network": "import torch\nnet = torch.nn.Threshold(2, 0)\ndef model(of): return net(of)",
+    "a partial": "from functools import partial\ndef f(of, by): return of * by\nmodel = partial(f, by=2)",
+    "a function in a partial": (
+        "from functools import partial\ndef g(of): return of * 2\ndef f(of, by): return by(of)\n"
+        "model = partial(f, by=g)"
+    ),
+    "a partial that is used": (
+        "from functools import partial\ndef f(of, by): return of * by\ng = partial(f, by=2)\n"
+        "def model(of): return g(of)"
+    ),
+    "a cell": "def made(by):\n    def f(of): return of * by\n    return f\nmodel = made(2)",
+    "a function in a cell": (
+        "def g(of): return of * 2\ndef made(by):\n    def f(of): return by(of)\n    return f\nmodel = made(g)"
+    ),
+    "a decorator": (
+        "import functools\ndef twice(f):\n    @functools.wraps(f)\n    def g(of): return f(of) * 2\n    return g\n"
+        "@twice\ndef model(of): return of"
+    ),
+    "what is decorated": "import torch\n@torch.no_grad()\ndef model(of): return of * 2",
+    "a cached function": "import functools\n@functools.cache\ndef by(): return 2\ndef model(of): return of * by()",
+    "an attribute of a class": "class C:\n    by = 2\n    def __call__(self, of): return of * self.by\nmodel = C()",
+    "a property": (
+        "class C:\n    @property\n    def by(self): return 2\n"
+        "    def __call__(self, of): return of * self.by\nmodel = C()"
+    ),
+    "a cached property": (
+        "import functools\nclass C:\n    @functools.cached_property\n    def by(self): return 2\n"
+        "    def __call__(self, of): return of * self.by\nmodel = C()"
+    ),
+    "a static method": (
+        "class C:\n    @staticmethod\n    def f(of): return of * 2\n"
+        "    def __call__(self, of): return self.f(of)\nmodel = C()"
+    ),
+    "a base class": (
+        "class B:\n    def f(self, of): return of * 2\nclass C(B):\n"
+        "    def __call__(self, of): return self.f(of)\nmodel = C()"
+    ),
+    "a method": "class C:\n    def f(self, of): return of * 2\nmodel = C().f",
+}
+"""Code of a model that multiplies by 2 in some way."""
+
+
+@pytest.mark.parametrize("text", PARTS_OF_MODELS.values(), ids=PARTS_OF_MODELS.keys())
+def test_all_that_a_function_is_made_of_counts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the 2 of a module becomes a 3, the model is another one, and without an edit it is the same."""
+    digests = []
+    for edited in (text, text, text.replace("2", "3")):
+        module = types.ModuleType("of_a_user")
+        module.__file__ = "of_a_user.py"
+        monkeypatch.setitem(sys.modules, "of_a_user", module)
+        exec(compile(edited, module.__file__, "exec"), module.__dict__)
+        digests.append(digest_of_function(module.model))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_the_code_of_a_function_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of those that it calls, if they were edited since; and it is the same in another process."""
     monkeypatch.syspath_prepend(tmp_path)
@@ -215,8 +284,14 @@ def test_the_code_of_a_function_counts(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setitem(sys.modules, "of_a_user", module)
         digests.append(model_of(module.model).digest)
     assert digests[0] != digests[1]
+    parts = [text for text in PARTS_OF_MODELS.values() if "torch" not in text]  # which takes seconds to import
+    for i, text in enumerate(parts):
+        (tmp_path / f"part{i}.py").write_text(text)
     code = (
-        "import of_a_user2; from liver_dask.prediction import models; print(models.model_of(of_a_user2.model).digest)"
+        "import of_a_user2; from liver_dask.prediction import models; print(models.model_of(of_a_user2.model).digest)\n"
+        "import importlib; from liver_dask.prediction.digests import digest_of_function\n"
+        f"for i in range({len(parts)}):\n"
+        "    print(i, digest_of_function(importlib.import_module(f'part{i}').model))"
     )
     found = {
         subprocess.run(
