@@ -4,8 +4,10 @@ import io
 import json
 import os
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import tensorstore
@@ -25,6 +27,7 @@ from liver_dask.store import finished as store
 from liver_dask.store import levels as store_levels
 from liver_dask.store import shards as slabs
 from liver_dask.store.shards import decode_chunk, decode_planes, encode_chunk
+from liver_dask.store.slabs import Slab, merge_slabs, read_first_row, write_slab
 
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", ">u2", "int32", "uint64", "float16", "float32", ">f4", "float64")
 TINY = {"chunks": (2, 3, 4), "shards": (4, 6, 8)}
@@ -244,3 +247,29 @@ def test_an_index_that_cannot_be_is_damaged() -> None:
     for tail in (right[-35:], right[-37:]):
         with pytest.raises(DamagedError, match="cut short"):
             slabs.index_in(tail, (*grid, 2), np.dtype("<u8"))
+
+
+def test_slabs_and_shards_hold_each_chunk_in_its_place(tmp_path: Path) -> None:
+    """Slabs of chunks become shards with the same voxels, statistics, size and checksum, and rows of both are right."""
+    chunk, grid, width, dtype = (2, 3, 4), (2, 2, 3), 5, np.dtype("u2")  # the second shard is two chunks wide
+    voxels = np.random.default_rng(0).integers(1, 9, (4, 6, 4 * width), dtype)
+    voxels[:2, :3, 4:8] = voxels[2:, 3:, 16:] = 0  # chunks that have no bytes
+    layers = []
+    for z, y in product(range(grid[0]), range(grid[1])):
+        rows = voxels[2 * z : 2 * z + 2, 3 * y : 3 * y + 3]
+        chunks = [encode_chunk(rows[:, :, 4 * x : 4 * x + 4], chunk) for x in range(width)]
+        layers.append(Slab(tmp_path / f"{z}.{y}", z, y, (1, width)))
+        write_slab(layers[-1].path, chunks, (1, width), grid[2])
+        found = read_first_row(layers[-1].path, (1, width), dtype, chunk)
+        np.testing.assert_array_equal(found, rows[0, 0])
+    for x, there in enumerate((slice(0, 3), slice(3, 5))):
+        part, path = voxels[:, :, 4 * there.start : 4 * there.stop], tmp_path / f"shard{x}"
+        checksum, known = merge_slabs(path, tmp_path / "part", grid, layers, there)
+        assert checksum == (path.stat().st_size, google_crc32c.value(path.read_bytes()))
+        for z, y in product(range(4), range(6)):
+            row = slabs.read_row(path, grid, dtype, chunk, z, y)
+            np.testing.assert_array_equal(row, np.pad(part[z, y], (0, 12 - part.shape[2])))
+        counted = part.reshape(2, 2, 2, 3, -1, 4).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, -1, 24)
+        np.testing.assert_array_equal(known["nonzero"][:, :, : counted.shape[2]], np.count_nonzero(counted, axis=3))
+        np.testing.assert_allclose(known["mean"][:, :, : counted.shape[2]], counted.mean(axis=3), rtol=1e-6)
+        assert not known[:, :, counted.shape[2] :]["nonzero"].any()
