@@ -31,7 +31,7 @@ def digest_of_module(module: Any) -> str:
     digest = hashlib.sha256(str(module).encode())
     try:
         for text in _of_module(module):
-            digest.update(text if isinstance(text, bytes) else f"{text}\n".encode())
+            digest.update(f"{text}\n".encode())
     except Exception:  # of modules that are no usual ones, such as quantized ones
         digest.update(cloudpickle.dumps(module))
     return digest.hexdigest()
@@ -45,22 +45,29 @@ def digest_of_function(function: Callable[..., Any]) -> str:
     return hashlib.sha256("\n".join([told, *_code_of(function, set())]).encode()).hexdigest()
 
 
-def _of_module(module: Any) -> Iterator[str | bytes]:
+def _of_module(module: Any) -> Iterator[str]:
     seen: set[int] = set()
     for name, part in module.named_modules():
         yield f"{name} {type(part).__module__}.{type(part).__qualname__}"
         yield from _code_of(type(part), seen)
         others = {key: of for key, of in sorted(vars(part).items()) if key not in NOT_COMPARED}
         for key, of in others.items():
-            yield f"{key} {tokenize(of)}"
+            yield f"{key} {_content_of(of)}"
             if callable(of):
                 yield from _code_of(of, seen)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):
-        import torch
+        yield f"{name} {_content_of(tensor)}"
 
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-        yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+def _content_of(value: Any) -> str:
+    """Return a text that is the same for equal values; dask's for a tensor of torch would differ each time."""
+    if not hasattr(value, "untyped_storage"):
+        return tokenize(value)
+    import torch
+
+    content = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()}"
 
 
 def _code_of(item: Any, seen: set[int]) -> Iterator[str]:
@@ -104,7 +111,7 @@ def _of_function(item: types.FunctionType, seen: set[int]) -> Iterator[str]:
             content = cell.cell_contents
         except ValueError:  # it is empty
             continue
-        yield tokenize(content)
+        yield _content_of(content)
         if callable(content):
             yield from _code_of(content, seen)
     for number, default in enumerate(item.__defaults__ or ()):
@@ -116,13 +123,15 @@ def _of_function(item: types.FunctionType, seen: set[int]) -> Iterator[str]:
 
 
 def _of_value(name: str, value: Any, seen: set[int]) -> Iterator[str]:
-    """Yield what a name stands for in some code: a value, or the code of a function, class or object of the user."""
+    """Yield what a name stands for in some code: a value, or the name and code of a function, class or object."""
+    if called := getattr(value, "__qualname__", None) or getattr(value, "__name__", None):
+        yield f"{name} {getattr(value, '__module__', '')}.{called}"
     if isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
         yield from _code_of(value, seen)
     elif hasattr(value, "named_modules"):
         yield digest_of_module(value)
     elif isinstance(value, PLAIN) or hasattr(value, "__array__"):
-        yield f"{name} {tokenize(value)}"
+        yield f"{name} {_content_of(value)}"
         for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
             if callable(part):
                 yield from _code_of(part, seen)

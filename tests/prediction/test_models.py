@@ -15,7 +15,7 @@ import xarray as xr
 import liver_dask as ld
 from helpers.paths import ROOT
 from liver_dask.prediction import models
-from liver_dask.prediction.digests import digest_of_function
+from liver_dask.prediction.digests import digest_of_function, digest_of_module
 from liver_dask.prediction.models import model_of
 
 torch = pytest.importorskip("torch")
@@ -216,6 +216,11 @@ PARTS_OF_MODELS = {
     "an array": "import numpy as np\nBY = np.array([2])\ndef model(of): return of * BY",
     "an object": "class C:\n    def __init__(self): self.by = 2\nBY = C()\ndef model(of): return of * BY.by",
     "an object's code": "class C:\n    def __call__(self, of): return of * 2\nf = C()\ndef model(of): return f(of)",
+    "a tensor": "import torch\nBY = torch.tensor([2])\ndef model(of): return of * BY",
+    "a function of a package": "from numpy import atleast_2d as f\ndef model(of): return f(of)",
+    "functions that call each other": (
+        "def f(of): return g(of)\ndef g(of): return of * 2 if len(of) else f(of)\ndef model(of): return f(of)"
+    ),
     "a network": "import torch\nnet = torch.nn.Threshold(2, 0)\ndef model(of): return net(of)",
     "a partial": "from functools import partial\ndef f(of, by): return of * by\nmodel = partial(f, by=2)",
     "a function in a partial": (
@@ -269,6 +274,36 @@ def test_all_that_a_function_is_made_of_counts(text: str, monkeypatch: pytest.Mo
         exec(compile(edited, module.__file__, "exec"), module.__dict__)
         digests.append(digest_of_function(module.model))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_an_object_says_of_itself_is_believed() -> None:
+    """An object that tells dask what it is, is compared by that alone."""
+
+    class Told:
+        def __init__(self, word: str, other: int) -> None:
+            self.word, self.other = word, other
+
+        def __dask_tokenize__(self) -> str:
+            return self.word
+
+        def __call__(self, of: Any) -> Any:
+            return of * self.other
+
+    assert digest_of_function(Told("a", 1)) == digest_of_function(Told("a", 2)) != digest_of_function(Told("b", 1))
+
+
+def test_a_network_that_cannot_be_looked_into_is_compared_by_its_pickle() -> None:
+    """A module whose parameters cannot be listed is another one if its weights are."""
+
+    class Packed(torch.nn.Module):
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+        def named_parameters(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("packed")
+
+    assert digest_of_module(Packed(1.0)) != digest_of_module(Packed(2.0))
 
 
 def test_the_code_of_a_function_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
