@@ -84,6 +84,16 @@ def test_means_are_tensorstores(voxels: np.ndarray, step: tuple[int, int, int]) 
     mask=arrays.arrays(bool, arrays.array_shapes(min_dims=3, max_dims=3, max_side=7)),
     step=st.tuples(*[st.sampled_from([1, 2])] * 3),
 )
+def test_the_mean_of_bools_is_true_above_a_half(mask: np.ndarray, step: tuple[int, int, int]) -> None:
+    """A block of an image of bools is True if more than half of its voxels are."""
+    share = downsampled(mask.astype(np.float64), step, "mean")
+    np.testing.assert_array_equal(downsampling.downsample(mask, step, "mean"), share > 0.5)
+
+
+@given(
+    mask=arrays.arrays(bool, arrays.array_shapes(min_dims=3, max_dims=3, max_side=7)),
+    step=st.tuples(*[st.sampled_from([1, 2])] * 3),
+)
 @settings(deadline=None, max_examples=300)
 def test_majorities_are_tensorstores_mode_and_ties_are_labelled(mask: np.ndarray, step: tuple[int, int, int]) -> None:
     """Each block of a mask gets its most frequent value, as in tensorstore, and a half-labelled block is labelled."""
