@@ -29,7 +29,15 @@ from helpers.tiny import LAYOUT, SHAPE, edit
 from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer, make_archive, serve
 from liver_dask.store import levels as store_levels
-from liver_dask.store.identity import identity_of, is_file_of
+from liver_dask.store.identity import (
+    ADDED,
+    digest_of,
+    identity_of,
+    identity_of_variable,
+    is_file_of,
+    prediction_in,
+    prediction_text,
+)
 from liver_dask.store.record import MANIFEST, open_record
 
 
@@ -264,6 +272,50 @@ def test_the_identity_of_a_damaged_record_is_no_crash() -> None:
     """The identity of a damaged record is determined without an error, and differs from that of another record."""
     for record in ({}, {"variables": 3}, {"variables": {"raw": []}}, {"variables": {"raw": {"voxels": {"z": 1}}}}):
         assert identity_of(record) != identity_of({"shape": [1, 2, 3]} | {"variables": {"raw": {}}})
+
+
+def test_the_identity_is_of_archive_variable_and_voxels_alone() -> None:
+    """Addresses, files, the order of keys and variables that were added make no other store; all else does."""
+    voxels = {"archive": "A", "source": "http://one", "variable": "raw", "shape": [9, 8, 8], "z": [0, 4, 1]}
+    raw = {"dtype": "<u2", "files": ["http://one/a"], "description": {"kind": "image"}, "voxels": voxels}
+    record = {"shape": [4, 8, 8], "chunks": [2, 4, 4], "shards": [4, 8, 8], "variables": {"raw": raw}}
+
+    def variables(**changed: Any) -> dict[str, Any]:
+        return record | {"variables": {"raw": raw | changed}}
+
+    same = [
+        dict(reversed(record.items())) | {"created": "today"},
+        variables(files=[]),
+        variables(voxels=dict(reversed(voxels.items())) | {"source": "s3://two"}),
+        record | {"variables": {"raw": raw, "er": raw | {ADDED: "today"}}},
+    ]
+    assert {digest_of(of) for of in same} == {digest_of(record)}
+    others = [
+        *(record | {key: [8, 8, 8]} for key in ("shape", "chunks", "shards")),
+        record | {"variables": {"raw": raw, "er": raw}},
+        record | {"variables": {"er": raw}},
+        variables(dtype="<u4"),
+        variables(description={"kind": "instances"}),
+        *(variables(voxels=voxels | {key: "B"}) for key in ("archive", "variable", "shape", "z")),
+        variables(voxels="computed x"),
+    ]
+    assert len({digest_of(of) for of in [record, *others]}) == 1 + len(others)
+    for name, kind in (("raw", "image"), ("mito", "mask")):
+        old = identity_of_variable({"dtype": "|u1", "voxels": {"source": "s", "variable": name}})
+        assert old["voxels"] == {"archive": ld.EMPIAR_13356.name, "kind": kind, "variable": name}
+    described = identity_of_variable({"voxels": {"variable": "raw"}, "description": {}})
+    assert described["voxels"]["kind"] == "mask", "what is described is what its description says"
+
+
+def test_what_a_record_says_of_a_prediction() -> None:
+    """The text that identifies a prediction is read; any other is none, and a damaged one no crash."""
+    told = prediction_in('prediction {"model": "m", "threshold": 0.5} z 0-4')
+    assert told == {"model": "m", "threshold": 0.5, "box": "z 0-4"}
+    assert prediction_text(told | {"raw": {}}) == "prediction by m of voxels of a store (block , halo , threshold 0.5)"
+    assert "threshold" not in prediction_text({"raw": "x"})
+    for other in ('computed {"model": "m"}', "prediction {", "prediction ", "prediction " + "[" * 100_000, 3, None, {}):
+        assert prediction_in(other) is None
+    assert is_file_of("http://one/a", "http://one/a/3.tif"), "a pattern without a number is where the names begin"
 
 
 SHAPE_4 = (4, 64, 96)
