@@ -313,7 +313,15 @@ def test_what_a_record_says_of_a_prediction() -> None:
     assert told == {"model": "m", "threshold": 0.5, "box": "z 0-4"}
     assert prediction_text(told | {"raw": {}}) == "prediction by m of voxels of a store (block , halo , threshold 0.5)"
     assert "threshold" not in prediction_text({"raw": "x"})
-    for other in ('computed x {"model": "m"}', "prediction {", "prediction ", "prediction " + "[" * 100_000, 3, None, {}):
+    for other in (
+        'computed x {"model": "m"}',
+        "prediction {",
+        "prediction ",
+        "prediction " + "[" * 100_000,
+        3,
+        None,
+        {},
+    ):
         assert prediction_in(other) is None
     assert is_file_of("http://one/a", "http://one/a/3.tif"), "a pattern without a number is where the names begin"
 

@@ -13,7 +13,7 @@ import liver_dask as ld
 from helpers.archive import SHAPE
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
-from liver_dask.archive.formats.strip_prefix import PrefixShares
+from liver_dask.archive.formats.strip_prefix import MARGIN_BYTES, PrefixShares, bytes_for
 from liver_dask.archive.remote.ranges import ByteRange, Received, coalesce_ranges, read_parts
 from liver_dask.demo import RangeRequestHandler, serve
 
@@ -162,3 +162,14 @@ def test_shares_between_known_columns_are_guessed_from_them() -> None:
     for x in range(2000):
         shares.learn("a", 1000, x, 0.5)
     assert len(shares._seen["a", 1000]) <= 300
+
+
+@given(count=st.integers(2, 10**6), data=st.data())
+def test_what_a_short_strip_lacks_is_guessed_from_what_it_gave(count: int, data) -> None:
+    """A strip that gave too little gets more bytes each time, until it is there; about as many as it will need."""
+    part, decoded = data.draw(st.integers(1, count - 1)), data.draw(st.integers(0, 10**6))
+    wanted = data.draw(st.integers(decoded + 1, 2 * 10**6))
+    found = bytes_for(count, part, decoded, wanted)
+    needed = part * wanted / max(decoded, 1)
+    assert part < found <= count
+    assert min(needed, count) <= found <= 1.02 * needed + MARGIN_BYTES + 1
