@@ -27,6 +27,7 @@ from liver_dask.store import levels as store_levels
 from liver_dask.store import ome_zarr
 from liver_dask.store.array import StoredArray
 from liver_dask.store.record import read_statistics
+from liver_dask.store.record_checks import record_problem
 
 MOST_MEMORY = 96 << 20
 
@@ -390,3 +391,22 @@ def test_arrays_that_disagree_with_the_record_are_not_read(store: Path) -> None:
     assert StoredArray(store, "er")[0:1, 0:1, 0:1].shape == (1, 1, 1)
     report = ld.verify(store, progress=False)
     assert any("the metadata of raw: its shape" in problem for problem in report.problems), report
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, None),
+        ({"shards": [8, 8, 8]}, "more than the shape"),
+        ({"shards": [4, 8, 6]}, "whole number of chunks"),
+        ({"shape": [8, 2**13, 2**14], "chunks": [8, 2**13, 2**14], "shards": [8, 2**13, 2**14]}, "more than can be"),
+        ({"shape": [1, 2**13, 2**13], "chunks": [1, 1, 2], "shards": [1, 2**13, 2**13]}, "more chunks than can be"),
+        ({"shape": [1, 2**12, 2**13], "chunks": [1, 1, 2], "shards": [1, 2**12, 2**13]}, None),
+    ],
+)
+def test_grids_that_cannot_be_are_named(change: dict[str, Any], told: str | None) -> None:
+    """A record whose grids were not planned by this package, or need too much memory, has a problem."""
+    variables = {"raw": {"dtype": "<u2", "files": [], "voxels": "computed x"}}
+    record = {"shape": [4, 8, 8], "chunks": [2, 4, 4], "shards": [4, 8, 8], "variables": variables}
+    problem = record_problem(record | change)
+    assert problem == told if told is None else told in str(problem)
