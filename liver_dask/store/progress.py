@@ -127,7 +127,7 @@ class _Lines:
             least, most = SECONDS_BETWEEN_LINES
             wait = min(max(SHARE_BETWEEN_LINES * (now - meter.began), least), most)
             if count and meter.done == meter.total:
-                self._print(f"100 %, {decimal(meter.total)} in {duration(now - meter.began)}, {remark}")
+                self._print(f"100%, {decimal(meter.total)} in {duration(now - meter.began)}, {remark}")
             elif now - self._printed >= wait:
                 self._printed = now
                 left = f"{duration(meter.seconds_left)} left, " if meter.seconds_left is not None else ""

@@ -17,9 +17,9 @@ from .storage.access import storage_of
 
 STATUS = "status.json"
 
-SECONDS_BETWEEN_STATUS = 60.0
+SECONDS_BETWEEN_STATUS = 15.0
 
-SILENT_SECONDS = 180.0
+SILENT_SECONDS = 60.0
 """A run that has reported nothing for so long has most likely ended."""
 
 MOST_FAILURES = 20
@@ -56,13 +56,13 @@ class Status:
     failed: int
 
     @property
-    def is_alive(self) -> bool:
-        """Whether the run seems to be going on; clocks of other machines may differ by a little."""
+    def may_go_on(self) -> bool:
+        """Whether the run may be going on: it was heard of a moment ago, on clocks that differ by a little."""
         return not self.ended and abs(time.time() - self.written) < SILENT_SECONDS
 
 
 class StatusFile:
-    """Writes the status of a run, at most once a minute.
+    """Writes the status of a run, a few times a minute.
 
     Args:
         folder: Folder of what is finished.
@@ -77,7 +77,7 @@ class StatusFile:
         self._workers = 0
 
     def is_due(self) -> bool:
-        """Return whether the last status is a minute old, or there is none yet."""
+        """Return whether the last status is some seconds old, or there is none yet."""
         return not self._written or time.monotonic() - self._written >= SECONDS_BETWEEN_STATUS
 
     def write(

@@ -44,15 +44,17 @@ class Unfinished:
         return "\n".join([first, *(self._of_status(self.status) if self.status else [])])
 
     def _of_status(self, status: Status) -> list[str]:
-        began, said = (f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}" for at in (status.began, status.written))
-        if status.is_alive:
-            threads = f"{status.workers} jobs at once" if status.workers else "waiting for workers"
-            left = f", about {duration(status.seconds_left)} left" if status.seconds_left is not None else ""
-            lines = [f"It is being written since {began}, {threads}; at {said}: {decimal(int(status.rate))}/s{left}."]
+        began, heard = (f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}" for at in (status.began, status.written))
+        if status.may_go_on:
+            state = [f"{status.workers} jobs at once" if status.workers else "waiting for workers"]
+            if status.rate:
+                state.append(f"{decimal(int(status.rate))}/s")
+            if status.seconds_left is not None:
+                state.append(f"about {duration(status.seconds_left)} left")
+            lines = [f"Its run began at {began}, and was heard of a moment ago: {', '.join(state)}."]
         else:
-            lines = [
-                f"Its last run began at {began} and was last heard of at {said}; the same call goes on from there."
-            ]
+            lines = [f"Its last run began at {began}, and was last heard of at {heard}."]
+            lines.append("The same call goes on from there.")
         lines.append(f"That run has fetched {decimal(status.fetched)} in {status.requests} requests.")
         if status.failed:
             lines.append(f"It could not write {status.failed} of the regions:")

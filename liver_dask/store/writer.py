@@ -284,16 +284,17 @@ class Store:
         try:
             if not self._storage.is_begun(self._unfinished):
                 return
-            finished = len(self.written())
+            finished = self.written()
             if not finished and self._began and self._withdraw():
                 return
         except OSError as fault:
             error.add_note(f"What is finished is kept in {self.partial} ({fault}); the same call goes on from there.")
             return
         if finished:
+            share = self.finished.nbytes(finished) / self.finished.nbytes()
             total = len(self.names) * sum(1 for _ in self.layout.regions())
             error.add_note(
-                f"{finished / total:.0%} of it ({finished} of {total} regions) is kept in {self.partial}; "
+                f"{share:.0%} of it ({len(finished)} of {total} regions) is kept in {self.partial}; "
                 "the same call goes on from there."
             )
 

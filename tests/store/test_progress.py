@@ -58,7 +58,7 @@ def test_lines_come_each_minute_at_first_then_fewer_and_one_at_the_end(clock, ca
     assert times[-1] == 40_000
     assert re.fullmatch(r"\d\d:\d\d:\d\d Writing a\.zarr: 40\.0 kB of voxels", seen[0][1])
     assert seen[1][1].endswith("Writing a.zarr: 0%, 60 bytes of 40.0 kB, 1 byte/s, 11:05:40 left, 7 MB fetched")
-    assert seen[-1][1].endswith("Writing a.zarr: 100 %, 40.0 kB in 11:06:40, 7 MB fetched")
+    assert seen[-1][1].endswith("Writing a.zarr: 100%, 40.0 kB in 11:06:40, 7 MB fetched")
 
 
 def test_what_is_there_is_said_and_is_no_part_of_the_rate(clock, capsys) -> None:
@@ -215,7 +215,9 @@ def test_info_says_how_far_an_unfinished_store_is_and_what_failed(archive: Path,
         assert re.search(
             r"a\.zarr: unfinished, \d\d% of it is there \(\d+ of \d+ regions, .* of 240\.0 kB of vox", done.output
         )
-        assert re.search(r"Its last run began at [-\d]+ [:\d]+ and was last heard of at .*; the same", done.output)
+        assert re.search(
+            r"Its last run began at [-\d]+ [:\d]+, and was last heard of at .*\.\nThe same call goes on", done.output
+        )
         assert re.search(r"That run has fetched .* in \d+ requests", done.output)
         assert re.search(r"It could not write \d of the regions:\n  mito, slices 2-3 and rows", done.output)
         assert "mito, slice 3" in done.output
@@ -236,7 +238,7 @@ def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None
     StatusFile(tmp_path, Meter(1)).write(3, 1, [f"region {n}" for n in range(30)], workers=4)
     found = status.read_status(tmp_path)
     assert found is not None
-    assert (found.fetched, found.workers, found.failed, len(found.failures), found.is_alive) == (3, 4, 30, 20, True)
+    assert (found.fetched, found.workers, found.failed, len(found.failures), found.may_go_on) == (3, 4, 30, 20, True)
     content = json.loads((tmp_path / "status.json").read_bytes())
     for damaged in (b"", b"{", b"[]", b"7", json.dumps(content | {"more": 1}).encode(), b'{"failures": 1}'):
         (tmp_path / "status.json").write_bytes(damaged)
