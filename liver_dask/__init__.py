@@ -4,7 +4,7 @@ Arrays have the axes (z, y, x). A bounding box is (x_min, x_max, y_min, y_max, z
 volume, each max exclusive.
 
 - **Open**: `open_human_liver_em`, `open_archive`; `archives`, `Archive`, `Variable` and `EMPIAR_13356` describe what
-  there is; `trace` and `Trace` count requests.
+  there is; `trace` and `Trace` count requests; `examine` says whether an archive is as described (`ArchiveReport`).
 - **Look**: `view`, `show`; `serve` (a `Server`) and `as_zarr` for other viewers; `LiverAccessor` has the methods of
   `ds.liver`.
 - **Keep**: `to_zarr`, `verify` with its `VerifyReport`, `add_pyramid`, `add_variables`, `annotate`.

@@ -1,6 +1,8 @@
 """An archive is examined: what is there, what its files are, what its server can do; and lies are found."""
 
 import json
+import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import liver_dask as ld
 from helpers.archive import write_raw
 from helpers.command import run_here
 from helpers.hostile import LAN, WORST, HugeWithoutRanges, NoRanges, Profile, hostile
+from helpers.paths import ROOT
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.doctor import survey
 from liver_dask.archive.doctor.survey import runs
@@ -809,6 +812,27 @@ def test_it_is_used_wrongly(own: Path, tmp_path: Path, args: str, code: int, tol
     assert done.returncode == code, done.stderr
     assert told in " ".join(done.stderr.replace("│", " ").split())
     assert (tmp_path / "there" / "mine").read_text() == "my notes"
+
+
+def without_numbers(report: str) -> list[str]:
+    """The lines of a report, in which addresses, times, numbers and sizes are replaced."""
+    text = re.sub(r"http://[\d.]+:\d+", "ADDRESS", report)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:+]+", "TIME", text)
+    text = re.sub(r"\d+(\.\d+)*( bytes| [kM]B)?", "#", text)
+    return [re.sub(" +", " ", line) for line in re.sub(r"#(, #)+", "#", text).splitlines()]
+
+
+def test_the_report_on_the_page_is_what_is_printed(own: Path) -> None:
+    """Each line of the report in docs/doctor.md is one of an archive with the same faults, but for the numbers."""
+    page = (ROOT / "docs" / "doctor.md").read_text()
+    shown = page.split("```console\n")[1].split("```")[0].replace("...\n", "")
+    for z in (3, 4):
+        path_of(own, "er", z).unlink()
+    raw = path_of(own, "raw", SHAPE[0] - 1)
+    os.truncate(raw, raw.stat().st_size // 2)
+    with serve(own) as server:
+        printed = run_here("doctor", server.url, *SHAPE_OPTION).stdout
+    assert [line for line in without_numbers(shown) if line not in without_numbers(printed)] == []
 
 
 def test_runs() -> None:

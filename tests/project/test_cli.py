@@ -277,10 +277,10 @@ def test_ctrl_c_is_how_the_viewer_ends(archive: Path, monkeypatch: pytest.Monkey
     assert "Interrupted" in done.output
 
 
-def test_the_readmes_plan_is_what_the_command_prints(tmp_path: Path) -> None:
-    """The plan in the README is the output of `--full --dry-run`, which writes nothing."""
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.split("--full --dry-run\n")[1].split("```")[0]
+def test_the_plan_on_the_page_is_what_the_command_prints(tmp_path: Path) -> None:
+    """The plan in docs/keep.md is the output of `--full --dry-run`, which writes nothing."""
+    page = (ROOT / "docs" / "keep.md").read_text()
+    shown = page.split("--full --dry-run\n")[1].split("```")[0]
     done = run_here("download", "full_volume.zarr", "--full", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.replace(f"{tmp_path}/", "") == shown

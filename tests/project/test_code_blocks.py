@@ -33,6 +33,8 @@ from liver_dask.cli import main
 from liver_dask.core import errors
 from liver_dask.core.config import DEFAULTS
 from liver_dask.demo import serve
+from liver_dask.store import progress
+from liver_dask.store.plan import Export
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -49,14 +51,19 @@ SMALLER = {
 NOT_RUN = {
     "from dask_jobqueue import SLURMCluster": "needs Slurm: tests/real/test_slurm.py runs the same",
     "python3 -m venv": "installs: CI runs one of them, test_project.py reads it",
+    "#!/bin/bash": "a job of Slurm: test_slurm_page.py and tests/real/test_slurm.py run it",
+    '"""Write a store by jobs of Slurm': "the driver of such a job: the same tests run it",
+    "pip install dask-jobqueue": "installs, and asks a node of Slurm for the archive",
+    "12:00:05 Writing crop.zarr": "lines of a run: below, they are compared with what a run prints",
+    "EMPIAR-13356 at http": "a report: test_doctor.py compares it with one of the same archive",
 }
 """Beginnings of blocks that do not run here, and why."""
 
 CREDENTIALS = '{"key": "...", "secret": "...", "endpoint_url": "https://..."}'
 """Those of an object storage, as a page shows them."""
 
-SERVERS = ("view", "serve")
-"""Commands that end with Ctrl-C. Here they are only read; other tests run them."""
+ONLY_READ = ("view", "serve", "doctor")
+"""Commands that end with Ctrl-C, or ask for each file of the liver. Here they are only read; other tests run them."""
 
 
 class Block(NamedTuple):
@@ -126,7 +133,7 @@ def run_block(block: Block, page: str, names: dict[str, object], folder: Path) -
         (folder / "mine.toml").write_text(code)
     elif block.language == "sh":
         for words in commands_in(code):
-            if words[0] in SERVERS:
+            if words[0] in ONLY_READ:
                 read_only(words)
             else:
                 done = run_here(*words)
@@ -144,6 +151,10 @@ def prepare(page: str, folder: Path) -> None:
     """Make what a page takes for given: a model, or a store of another page."""
     if page == "compute.md":
         save_checkpoint(folder, "mito")
+    if page == "slurm.md":
+        export = Export.plan(ld.open_human_liver_em(), "full_volume.zarr", EMPIAR_13356.full_box)
+        with export.store.locked(export._write_metadata):
+            pass  # it is begun, and nothing is finished
     if page == "look.md":
         box = (2219, 2475, 1493, 1749, 290, 294)
         ld.to_zarr(ld.open_human_liver_em(), "crop.zarr", bounding_box=box, progress=False)
@@ -207,6 +218,18 @@ def test_parts_that_are_changed_are_there() -> None:
     assert [part for part in (*SMALLER, CREDENTIALS) if part not in code] == []
     for beginning in NOT_RUN:
         assert any(block.code.startswith(beginning) for page in PAGES for block in blocks(page.read_text()))
+
+
+def test_the_lines_of_a_run_are_what_it_prints(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The lines in docs/keep.md are those of a run, with other numbers."""
+    (shown,) = (block.code for block in blocks((ROOT / "docs" / "keep.md").read_text()) if block.language == "text")
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", (0, 0))
+    with progress.show_progress("Writing crop.zarr", 83_886_080, True) as advance:
+        advance(33_554_432, "14.7 MB fetched")
+        advance(83_886_080 - 33_554_432, "36.8 MB fetched")
+    numbers = re.compile(r"[\d:.]+|\b[kMG]?B/s")
+    printed = capsys.readouterr().err
+    assert numbers.sub("#", printed) == numbers.sub("#", shown)
 
 
 def test_the_box_of_the_training_example_costs_what_is_said(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ PROMISES = {
     "reads a store from any web server": ["real/test_viewers::test_neuroglancer_shows_raw_and_labels"],
     "have to be set in neuroglancer": ["real/test_viewers::test_neuroglancer_shows_raw_and_labels"],
     # keep all of it
-    "this sends no request": ["test_cli::test_the_readmes_plan_is_what_the_command_prints"],
+    "this sends no request": ["test_cli::test_the_plan_on_the_page_is_what_the_command_prints"],
     "--full --workers 8": [
         "test_cli::test_a_full_volume_by_processes_of_this_machine",
         "real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled",
@@ -290,6 +290,115 @@ PROMISES = {
         "test_zarr_export::test_of_two_writers_at_once_the_second_is_refused",
         "test_readme::test_a_file_system_without_locks_is_only_logged",
     ],
+    # long runs
+    "and a second Ctrl-C stops now": [
+        "test_progress::test_ctrl_c_finishes_the_regions_under_way",
+        "test_progress::test_a_second_ctrl_c_stops_now",
+    ],
+    "also while it is written: how far it is": [
+        "test_progress::test_info_says_how_far_an_unfinished_store_is_and_what_failed"
+    ],
+    "`--label none` keeps raw alone": ["test_cli::test_labels_are_chosen_in_one_way_and_kept_in_one_order"],
+    "Variables have the order of the description": [
+        "test_cli::test_labels_are_chosen_in_one_way_and_kept_in_one_order"
+    ],
+    "A terminal and Jupyter show a bar": ["test_progress::test_a_bar_begins_where_the_last_run_ended"],
+    "Where standard error is no terminal": [
+        "test_code_blocks::test_the_lines_of_a_run_are_what_it_prints",
+        "test_progress::test_lines_come_each_minute_at_first_then_fewer_and_one_at_the_end",
+    ],
+    "There is one line a minute at first": [
+        "test_progress::test_lines_come_each_minute_at_first_then_fewer_and_one_at_the_end"
+    ],
+    "The rate is that of the last ten minutes": ["test_progress::test_the_rate_is_that_of_the_last_minutes"],
+    "says first what share is there": ["test_progress::test_what_is_there_is_said_and_is_no_part_of_the_rate"],
+    'lines end with "waiting for workers"': ["test_progress::test_waiting_for_workers_is_said"],
+    "tells about a store that is not finished": [
+        "test_progress::test_info_says_how_far_an_unfinished_store_is_and_what_failed"
+    ],
+    "the rate and the time left are added": ["test_progress::test_info_of_a_store_that_is_written_has_rate_and_time"],
+    "are listed with the reasons": ["test_progress::test_info_says_how_far_an_unfinished_store_is_and_what_failed"],
+    "so another machine that sees it can ask": [
+        "test_progress::test_info_of_a_store_that_is_written_has_rate_and_time",
+        "test_object_storage::test_what_is_left_is_cleaned",
+    ],
+    "The first Ctrl-C is answered at once": ["test_progress::test_ctrl_c_finishes_the_regions_under_way"],
+    "The second Ctrl-C stops now": [
+        "test_progress::test_a_second_ctrl_c_stops_now",
+        "test_cluster::test_ctrl_c_stops_and_says_how_to_go_on",
+    ],
+    "What is finished is kept, and the same call": [
+        "test_progress::test_ctrl_c_finishes_the_regions_under_way",
+        "test_cluster::test_ctrl_c_stops_and_says_how_to_go_on",
+    ],
+    "what a server costs that answers one range": ["test_estimate::test_without_a_look_both_kinds_of_servers_are_told"],
+    "looks at three slices first": ["test_estimate::test_without_a_look_both_kinds_of_servers_are_told"],
+    "are within 15 % of what it says then": ["test_estimate::test_it_costs_what_was_said_after_a_look"],
+    "the plan has the size of the smaller copies": ["test_estimate::test_a_pyramid_is_in_the_plan_and_must_have_room"],
+    "The room for them is checked before": ["test_estimate::test_a_pyramid_is_in_the_plan_and_must_have_room"],
+    # as jobs of Slurm
+    "in one call that goes on after time limits, lost nodes and kills": [
+        "real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit",
+        "test_cluster::test_a_killed_worker_costs_what_it_was_at",
+        "test_cluster::test_a_killed_driver_leaves_work_that_the_same_call_goes_on_with",
+    ],
+    "There are two ways, and both write the same store": [
+        "real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit",
+        "real/test_slurm::test_jobs_of_one_node_go_on_one_after_another",
+    ],
+    "and submits the jobs of its workers itself": [
+        "real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit"
+    ],
+    "workers may come and go": [
+        "test_dask_citizen::test_a_cluster_that_adapts_grows_while_it_writes",
+        "real/test_slurm::test_a_full_volume_as_jobs_of_which_one_is_cancelled",
+    ],
+    "everything in one job, without `dask-jobqueue`": [
+        "real/test_slurm::test_jobs_of_one_node_go_on_one_after_another"
+    ],
+    "ask for the address of a proxy": ["test_proxies::test_the_proxy_is_asked"],
+    "Put the two files below into one folder": ["test_slurm_page::test_the_scripts_are_valid"],
+    "can also be given by the environment": ["test_slurm_page::test_the_script_hands_its_settings_to_the_driver"],
+    "| what happens | what follows |": [
+        "test_slurm_page::test_a_job_that_is_cancelled_is_not_started_again",
+        "test_slurm_page::test_a_job_is_started_again_after_what_may_pass",
+        "test_slurm_page::test_the_driver_goes_on_after_a_signal",
+        "test_slurm_page::test_the_driver_waits_for_what_is_under_way_only_for_a_while",
+        "test_slurm_page::test_the_driver_ends_if_slurm_refuses_its_workers",
+        "test_cluster::test_a_killed_worker_costs_what_it_was_at",
+    ],
+    "for what is under way, before Slurm kills this job": [
+        "test_slurm_page::test_the_driver_waits_for_what_is_under_way_only_for_a_while"
+    ],
+    "A requeued job keeps its number and its log": [
+        "real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit"
+    ],
+    "After 20 restarts it stays ended": ["test_slurm_page::test_a_job_is_started_again_after_what_may_pass"],
+    "goes on, or says that all is there": ["real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit"],
+    "Two jobs never write the same store": ["test_zarr_export::test_of_two_writers_at_once_the_second_is_refused"],
+    "each job goes on where the one before has": ["real/test_slurm::test_jobs_of_one_node_go_on_one_after_another"],
+    "find the store complete, verify it and end": [
+        "test_cli::test_download_and_info",
+        "real/test_slurm::test_the_scripts_of_the_page_go_on_after_the_time_limit",
+    ],
+    "| | full volume (all tissue": ["test_slurm_page::test_what_to_expect_is_what_the_plan_says"],
+    "on any file system that all nodes share": ["test_cluster::test_a_folder_that_workers_do_not_see_is_refused"],
+    "about a thousand large files": ["test_slurm_page::test_what_to_expect_is_what_the_plan_says"],
+    "without `flock` is accepted with a warning": ["test_readme::test_a_file_system_without_locks_is_only_logged"],
+    "with the time of each start and the reason of its end": [
+        "test_slurm_page::test_a_job_is_started_again_after_what_may_pass",
+        "test_slurm_page::test_the_driver_goes_on_after_a_signal",
+    ],
+    "If Slurm refuses such jobs": ["test_slurm_page::test_the_driver_ends_if_slurm_refuses_its_workers"],
+    "a line a minute at first, then fewer: share": [
+        "test_progress::test_lines_come_each_minute_at_first_then_fewer_and_one_at_the_end"
+    ],
+    "of an unfinished store: what is left": ["test_identity::test_a_plan_refuses_what_the_call_would_refuse"],
+    "also of an unfinished store: share, rate": [
+        "test_progress::test_info_says_how_far_an_unfinished_store_is_and_what_failed"
+    ],
+    "what killed downloads left beside": ["test_object_storage::test_what_is_left_is_cleaned"],
+    "gives up an unfinished store": ["test_object_storage::test_what_is_left_is_cleaned"],
     # train
     "instead of its own module": ["test_training::test_torch_ems_own_options_mean_what_they_mean_there"],
     "a table in the store tells where they cannot be": [
@@ -470,6 +579,9 @@ PROMISES = {
     # examine
     "at the address of its description, at another": ["test_doctor::test_the_command"],
     "asks for every file of an archive by its headers": ["test_doctor::test_an_honest_archive_is_as_described"],
+    "from which two masks and the end of a file were taken": [
+        "test_doctor::test_the_report_on_the_page_is_what_is_printed"
+    ],
     "is one sentence with the file": [
         "test_doctor::test_one_file_of_raw_is_of_another_kind",
         "test_doctor::test_one_mask_is_of_another_kind",
@@ -733,6 +845,11 @@ PROMISES = {
     "Neither h5py nor the HDF5 library is needed": ["test_hdf5::test_nothing_needs_h5py"],
     "such as szip, is refused": ["test_hdf5_damaged::test_filters_that_are_not_supported"],
     # network, limits
+    "It compares what came of it with the truth": [
+        "test_bench::test_differences_are_counted",
+        "test_bench::test_a_wrong_voxel_of_ours_is_a_failure",
+    ],
+    "`--list` tells the works": ["test_bench::test_all_rows_are_listed"],
     "There are six tries, with back-off": ["test_remote::test_tries_are_bounded_and_the_error_has_the_last_reason"],
     "Redirects are followed five times": [
         "test_answers::test_a_redirect_is_followed_five_times",
@@ -859,6 +976,38 @@ NO_PROMISE = [
     "a network of your own",
     "a stand-in for a network: what is dark",
     "on a GPU: raw.cuda",
+    "what it holds",
+    # of Slurm, of other clusters, and comments in scripts
+    "How many workers are useful depends",
+    "The compute nodes of many clusters",
+    "If your cluster does not allow `scontrol requeue`",
+    "Save it as `one-node.sbatch`",
+    "It does not start itself again",
+    "Few workers suffice",
+    "By estimate, decoding and compressing",
+    "Further workers wait, and are charged",
+    "does not fit into most home folders",
+    "The logs of the workers are in",
+    "has had no worker for 5 s",
+    "they do not reach the driver",
+    "was lost with its worker again and again",
+    "Look for `OUT_OF_MEMORY`",
+    "Messages of `distributed` about keys",
+    "may leave `dask-scratch-space`",
+    "It is empty of voxels",
+    "beside liver_dask, in an environment",
+    "what it costs",
+    "can a node reach the archive?",
+    "A worker ends by itself shortly before",
+    "Without TLS, everybody on the network",
+    "the cluster is closed in peace",
+    "by which Slurm ends a job that is requeued",
+    "by one that ends the process",
+    "of jobs that are lost at the same task",
+    "so the address is right",
+    "the archive may be there again soon",
+    "the driver and the workers",
+    "when no job runs",
     # policy
     "The oldest versions of dependencies are in",
     "They are kept for as long as [SPEC 0]",
@@ -900,7 +1049,6 @@ NO_PROMISE = [
     "Nothing is written back to an archive",
     "Stores are written in Zarr v3 only",
     "The interface may change before version 1.0",
-    "Of the demo's archive",
     "Try it with nothing but Python",
     "Work on it",
     "In Jupyter, slide through",

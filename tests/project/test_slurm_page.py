@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,15 @@ from helpers.slurm_page import NAMES, PAGE, copy_scripts, describe, scripts, set
 from helpers.tiny import SHAPE
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
+from liver_dask.store.estimate import PROCESS_BYTES
+from liver_dask.store.plan import Export
+from liver_dask.store.preflight import USABLE_SHARE
 
 COMMAND = '#!/bin/bash\necho "${0##*/} $*" >> "$CALLS"\n'
 
 REQUEUED = "scontrol requeue 7\n"
+
+SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGALRM)
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def calls(folder: Path) -> str:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Restore the handlers of the signals that the driver changes."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -69,6 +75,25 @@ def test_the_scripts_are_valid(folder: Path) -> None:
     assert f'"${{LIVER_BOX-{box}}}"' in scripts()["download.sbatch"]
     assert scripts()["download.sbatch"].count(f"LIVER_ARCHIVE:-{EMPIAR_13356.name}") == 1
     assert all(f"{name}`" in PAGE.read_text() or f"### {name}" in PAGE.read_text() for name in NAMES)
+
+
+def test_what_to_expect_is_what_the_plan_says() -> None:
+    """The figures of the full volume on the page are those of its plan."""
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), flags=re.MULTILINE))
+    export = Export.plan(ld.open_human_liver_em(), "full_volume.zarr", EMPIAR_13356.full_box)
+    cost, layout = export.estimate(), export.store.layout
+    hours = [f"{hours:.0f}" if hours > 10 else f"{hours:.1f}" for hours in cost.hours.values()]
+    times = [f"{of} hours at {rate / 1e6:g} MB/s" for of, rate in zip(hours, cost.hours, strict=True)]
+    assert rows["to fetch"] == f"{cost.fetched / 1e9:.0f} GB; {', '.join(times)}"
+    disk = f"{cost.stored / 1e9:.0f} GB, and {(cost.disk - cost.stored) / 1e9:.0f} GB on the way"
+    assert rows["on disk"] == f"{disk}; with the smaller copies, a third more"
+    assert export.pyramid_bytes() == pytest.approx(cost.stored / 3, rel=0.01)
+    process, thread = PROCESS_BYTES / 1e9, cost.memory / 1e9
+    assert rows["memory of a worker"].startswith(f"{process:.1f} GB, and {thread:.1f} GB for each thread")
+    assert f"{(process + thread) / USABLE_SHARE:.1f} GB at least" in rows["memory of a worker"]
+    assert f"{layout.chunks[0]} slices x {layout.row_block} rows" in rows["lost when a worker is lost"]
+    shards = sum(len(layout.shards_of(row)) for row in layout.shard_rows(export.store.names))
+    assert shards == pytest.approx(1000, rel=0.1)
 
 
 class SlurmStandIn(LocalCluster):
@@ -93,6 +118,23 @@ class Warns(RangeRequestHandler):
         if len(self.server.archive.requests) == self.at:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGUSR1)
+        super().send(*args)
+
+
+class FallsSilent(Warns):
+    """Sends these signals, and then no further answer."""
+
+    over = threading.Event()
+
+    @classmethod
+    def close(cls, cluster: LocalCluster, *error: Any) -> None:
+        """Close the cluster. Its workers, which are threads here, end after their requests."""
+        cls.over.set()
+        LocalCluster.__exit__(cluster, *error)
+
+    def send(self, *args: Any) -> None:
+        if len(self.server.archive.requests) > self.at:
+            self.over.wait(60)
         super().send(*args)
 
 
@@ -155,6 +197,31 @@ def test_the_driver_goes_on_after_a_signal(
         xr.open_zarr(folder / "a.zarr")[["raw", "er"]].compute(),
         ld.open_human_liver_em(tmp_path / "archive", shape=SHAPE, labels=["er"]).compute(),
     )
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_driver_waits_for_what_is_under_way_only_for_a_while(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Although the archive does not answer, the driver ends, and is requeued, before Slurm kills it."""
+    make_archive(tmp_path / "archive", SHAPE)
+    with (
+        serve(tmp_path / "archive", FallsSilent) as server,
+        dask.config.set({"distributed.adaptive.interval": "20ms", "liver-dask.timeout": 30}),
+        mock.patch.dict(
+            os.environ, settings(folder, folder / "far.toml", folder / "a.zarr") | {"LIVER_RESTARTS": "20"}
+        ),
+    ):
+        describe(folder / "far.toml", server.url, SHAPE)
+        monkeypatch.setattr(SlurmStandIn, "__exit__", lambda *of: FallsSilent.close(*of))
+        of = driver(folder, monkeypatch)
+        assert of.SECONDS == {signal.SIGUSR1: 120, signal.SIGTERM: 10}
+        of.SECONDS[signal.SIGUSR1] = 1
+        began = time.monotonic()
+        assert of.main() == 0
+        assert time.monotonic() - began < 25  # before any request is given up
+    assert calls(folder) == REQUEUED
+    assert "the time limit is near. " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("handlers")

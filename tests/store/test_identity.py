@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def test_a_voxel_size_that_is_none_is_refused_first(archive: Path, tmp_path: Pat
 
 
 def test_a_plan_refuses_what_the_call_would_refuse(archive: Path, tmp_path: Path) -> None:
-    """`--dry-run` on an unfinished store says the same as the call itself: another voxel size, and another box."""
+    """`--dry-run` on an unfinished store refuses what the call would: another voxel size or box; else it says what is left."""
     sized = opened(archive, voxel_size_nm=(30, 8, 8))
     lose(archive, "er", 2)
     with pytest.raises(ld.SliceNotFoundError):
@@ -122,7 +123,11 @@ def test_a_plan_refuses_what_the_call_would_refuse(archive: Path, tmp_path: Path
             refused = CliRunner().invoke(main, [*asked, *more, *dry])
             assert refused.exit_code, refused.output
             assert said in " ".join(refused.output.split())
-    assert CliRunner().invoke(main, [*asked, *whole, "--dry-run"]).exit_code == 0
+    left, in_all = (
+        int(re.findall(r"to write +(\d+) regions", CliRunner().invoke(main, [*words, *whole, "--dry-run"]).output)[0])
+        for words in (asked, ["download", str(tmp_path / "b.zarr"), *asked[2:]])
+    )
+    assert 0 < left < in_all
     assert contents(tmp_path / "a.zarr.partial") == before
 
 

@@ -328,6 +328,8 @@ def test_what_is_left_is_cleaned(
     assert (told.exit_code, s3.uploads(folder)) == (0, [])
     assert "is an unfinished store with" in told.output
     assert any("/progress/" in name for name in s3.objects(folder))
+    told = runner.invoke(main, ["info", str(folder / "a.zarr")])
+    assert (told.exit_code, "a.zarr: unfinished, " in told.output) == (0, True), told.output
     told = runner.invoke(main, ["clean", str(folder / "a.zarr"), "--unfinished"])
     assert (told.exit_code, s3.objects(folder)) == (0, {}), told.output
     write(archive, folder / "a.zarr")

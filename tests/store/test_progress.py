@@ -230,6 +230,26 @@ def test_info_says_how_far_an_unfinished_store_is_and_what_failed(archive: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "archive"]
 
 
+def test_info_of_a_store_that_is_written_has_rate_and_time(stands, tmp_path: Path, monkeypatch) -> None:
+    """While a run goes on, `info` in any process says how fast it is, how long it will take, and by how many jobs."""
+    url, handler = stands
+    ds, told = ld.open_human_liver_em(url, shape=SHAPE), []
+
+    def ask() -> None:
+        wait_until(lambda: handler.waiting and (tmp_path / "a.zarr.partial" / "progress" / "status.json").exists(), 60)
+        told.append(CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr")]).output)
+        handler.go_on.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
+    thread.join()
+    assert re.search(
+        r"It is being written since [-\d]+ [:\d]+, 4 jobs at once; at [-\d]+ [:\d]+: \S+ \w+/s(, about \S+ left)?\.",
+        *told,
+    )
+
+
 def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None:
     """It only informs: a full disk, an older version, or a torn file are no reason to stop."""
     reports = StatusFile(tmp_path / "no such folder", Meter(1))
