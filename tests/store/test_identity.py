@@ -105,7 +105,7 @@ def test_a_voxel_size_that_is_none_is_refused_first(archive: Path, tmp_path: Pat
 
 
 def test_a_plan_refuses_what_the_call_would_refuse(archive: Path, tmp_path: Path) -> None:
-    """`--dry-run` on an unfinished store refuses what the call would: another voxel size or box; else it says what is left."""
+    """`--dry-run` of an unfinished store refuses what the call would: another voxel size or box. It says the rest."""
     sized = opened(archive, voxel_size_nm=(30, 8, 8))
     lose(archive, "er", 2)
     with pytest.raises(ld.SliceNotFoundError):
