@@ -390,7 +390,7 @@ PROMISES = {
         "test_slurm_page::test_the_driver_goes_on_after_a_signal",
     ],
     "If Slurm refuses such jobs": ["test_slurm_page::test_the_driver_ends_if_slurm_refuses_its_workers"],
-    "a line a minute at first, then fewer: share": [
+    "one line a minute, later fewer: share": [
         "test_progress::test_lines_come_each_minute_at_first_then_fewer_and_one_at_the_end"
     ],
     "of an unfinished store: what is left": ["test_identity::test_a_plan_refuses_what_the_call_would_refuse"],
