@@ -19,7 +19,7 @@ from .core.places import Place, path_below
 from .store.identity import made_of
 from .store.inventory import check_structure
 from .store.levels import levels_of
-from .store.record import has_record, layout_of, open_record, read_record, what_it_lacks
+from .store.record import check_finished, has_record, layout_of, open_record, read_record, what_it_lacks
 from .store.record_checks import record_problem
 from .store.targets import stored_at
 from .store.unfinished import unfinished_at, unfinished_parts
@@ -52,6 +52,8 @@ def info(target: str | None, archive: str, shape: tuple[int, int, int] | None, o
     elif store is not None and record:
         _tell_store(store, record)
     else:
+        if store is not None:
+            check_finished(store)
         _tell_archive(described, target, offline)
 
 

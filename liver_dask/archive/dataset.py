@@ -219,7 +219,8 @@ def prepare(
         raise InvalidArgumentError(f"missing={missing!r} must be 'raise' or 'zeros'.")
     asked = _source(archive.url if source is None else source, connections, cache_dir, cache_raw_gb)
     whole = Window.whole(archive.shape)
-    variables = [archive[name] for name in (RAW, *archive.check_labels(labels))]
+    chosen = archive.check_labels(labels)  # in any order; variables have that of the description
+    variables = [archive[RAW], *(variable for variable in archive.variables if variable.name in chosen)]
     known: dict[str, KnownFiles] = {}
     if facts is not None:
         files = {variable.name: (variable.files, variable.first) for variable in variables}

@@ -343,7 +343,7 @@ class Archive:
             labels: One name or several; the default labels if None.
 
         Returns:
-            The names in the order of the description, without duplicates.
+            The names in the given order, without duplicates.
 
         Raises:
             InvalidArgumentError: A label does not exist; the message lists those that exist. (ValueError)
@@ -352,7 +352,7 @@ class Archive:
             return self.labels
         known = [variable.name for variable in self.variables if variable.name != RAW]
         try:
-            names = {labels} if isinstance(labels, str) else dict.fromkeys(labels)
+            names = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels))
         except TypeError:
             raise InvalidArgumentError(f"labels={labels!r} must be names of {', '.join(known)}.") from None
         unknown = [name for name in names if name not in known]
@@ -360,7 +360,7 @@ class Archive:
             raise InvalidArgumentError(
                 f"Unknown label {short(unknown[0])}; the classes of {self.name} are {', '.join(known)}."
             )
-        return tuple(name for name in known if name in names)
+        return names
 
     def of_shape(self, shape: Sequence[int] | None) -> "Archive":
         """Return the same archive with another shape.

@@ -21,6 +21,9 @@ from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 FORMAT = 1
 """Number of the format of the document; a change that older versions would read wrongly gets a new one."""
 
+LARGEST_FILE = 1 << 50
+"""Bytes; more is no size of a file."""
+
 KEY = "liver_dask_facts"
 """The key of the format's number, by which a document of facts is recognized."""
 
@@ -83,7 +86,7 @@ def read_facts(
                 f"{path} has facts about another archive: its {name} is {found}, and that of this one is "
                 f"{short(wanted)}; examine this one (liver-dask doctor --save)."
             )
-    date, known = str(document.get("date")), as_object(document.get("variables"))
+    date, known = short(document.get("date")).strip("'"), as_object(document.get("variables"))
     return {
         name: _known_files(path, name, as_object(known[name]), of, shape[0], date)
         for name, of in files.items()
@@ -99,14 +102,15 @@ def _known_files(
             f"{path} has facts about other files of {name}, {short(table.get('files'))}; examine the archive again."
         )
     sizes = as_list(table.get("sizes"))
-    is_right = len(sizes) == depth and all(of is None or (type(of) is int and of >= 0) for of in sizes)
+    is_right = len(sizes) == depth and all(of is None or (type(of) is int and 0 <= of <= LARGEST_FILE) for of in sizes)
     missing: set[int] = set()
-    try:
-        for first, last in as_list(table.get("missing")):
-            missing |= {*range(max(int(first), 0), min(int(last), depth - 1) + 1)}
-    except (TypeError, ValueError):
-        is_right = False
-    if not is_right:
+    for pair in as_list(table.get("missing")):
+        is_pair = isinstance(pair, list) and len(pair) == 2 and all(type(z) is int for z in pair)
+        if not is_pair or not 0 <= pair[0] <= pair[1] < depth:
+            is_right = False
+            break
+        missing |= {*range(pair[0], pair[1] + 1)}
+    if not is_right or any(sizes[z] is not None for z in missing):
         raise InvalidArgumentError(f"{path} has facts about {name} that make no sense; examine the archive again.")
     return KnownFiles(tuple(sizes), frozenset(missing), date)
 

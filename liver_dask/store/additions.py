@@ -50,7 +50,7 @@ def add_missing(
         names = hashlib.sha256(names.encode()).hexdigest()[:16]
     beside = root.with_name(f"{root.name}{ADDING}{names}")
     for place in (beside, beside.with_name(f"{beside.name}.partial") / "store"):
-        is_ours = (read_record(place) or {}).get(ADDITION) and not (isinstance(place, Path) and is_link(place))
+        is_ours = _is_addition(place) and not (isinstance(place, Path) and is_link(place))
         if is_listed(place) and not is_ours:
             raise StoreExistsError(f"{place} is in the way, and was not made to be added to {root}; rename it.")
     export = Export.plan(ds[missing], beside, chunks=record["chunks"], shards=record["shards"])
@@ -70,13 +70,17 @@ def additions_beside(target: Place) -> list[Place]:
     """Return the places of unfinished stores of variables that were to be added to a store."""
     if not is_there(target) or not is_there(target.parent):
         return []
-    names = [path.name for path in files_in(target.parent, ".partial")]
-    places = [target.with_name(name.removesuffix(".partial")) for name in names if _is_addition(name, target)]
-    return [of for of in places if is_there(of.with_name(f"{of.name}.partial") / "store")]
+    try:
+        found = files_in(target.parent, ".partial")
+    except PermissionError:  # whoever may not list what is beside a store has added nothing to it
+        return []
+    added = [path for path in found if path.name.startswith(f"{target.name}{ADDING}") and _is_addition(path / "store")]
+    return [path.with_name(path.name.removesuffix(".partial")) for path in added]
 
 
-def _is_addition(name: str, target: Place) -> bool:
-    return name.startswith(f"{target.name}{ADDING}")
+def _is_addition(place: Place) -> bool:
+    """Return whether a store, complete or not, is one that was made to become part of another."""
+    return bool((read_record(place) or {}).get(ADDITION))
 
 
 def check_names(root: Place, kinds: Mapping[str, Kind]) -> None:

@@ -222,5 +222,5 @@ def _last(ds: xr.Dataset, dim: str, length: int) -> int:
 
     It is at most `length`, and it is `length` if the coordinates are not integers.
     """
-    stop = int(ds[dim][-1]) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
+    stop = int(ds[dim].values.max()) + 1 if dim in ds.indexes and ds[dim].dtype.kind in "iu" else length
     return max(min(length, stop), 1)

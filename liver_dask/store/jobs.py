@@ -173,6 +173,8 @@ class JobRunner:
         """Wait for the jobs that run, as long as there are workers and no further Ctrl-C comes."""
         forget_interrupt()
         with suppress(LiverDaskError, OSError):  # the interrupt is what ends the run; errors are told by the next one
+            if not self.places():
+                return
             on_stop(min(len(submitted), self.places()))
             while submitted and (places := self.places()):
                 for future in wait(submitted, SECONDS_BETWEEN_CHECKS, FIRST_COMPLETED).done:

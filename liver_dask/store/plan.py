@@ -232,6 +232,7 @@ class Export:
                 with open_runner(client, driver.report, driver.heartbeat) as runner:
                     wait_for(self._held)
                     driver.write(written, runner)
+                status.remove()
             except BaseException:
                 driver.tell_status(ended=True)
                 raise

@@ -40,7 +40,7 @@ def check_call(client: Any, on_error: str) -> None:
         raise InvalidArgumentError(f"on_error={on_error!r} must be 'raise' or 'continue'.")
     if client is None:
         return
-    if not all(hasattr(client, name) for name in ("get_executor", "subscribe_topic", "nthreads")):
+    if not all(hasattr(client, name) for name in ("submit", "subscribe_topic", "nthreads")):
         raise InvalidArgumentError(
             f"client={client!r} is not a distributed.Client; of a cluster, give Client(cluster)."
         )

@@ -44,7 +44,7 @@ class Meter:
     def add(self, count: int) -> None:
         """Add bytes that are done."""
         with self._lock:
-            self.done += count
+            self.done = min(self.done + count, self.total)  # of lost workers, some is done and told again
             now = time.monotonic()
             if now - self._marks[-1][0] >= SECONDS_BETWEEN_MARKS:
                 self._marks.append((now, self.done))
@@ -96,7 +96,9 @@ def show_progress(title: str, total: int, shown: bool, done: int = 0) -> Iterato
             task = progress.add_task(title, total=total, completed=done, remark="")
             yield lambda count, remark: progress.update(task, advance=count, remark=remark)
     else:
-        yield _Lines(title, total, done).advance
+        lines = _Lines(title, total, done)
+        yield lines.advance
+        lines.end()
 
 
 def say(line: str, shown: bool) -> None:
@@ -114,7 +116,8 @@ class _Lines:
     """Prints a line with the clock: one a minute at first, then fewer, and one at the end."""
 
     def __init__(self, title: str, total: int, done: int) -> None:
-        self._title, self._meter = title, Meter(total, done)
+        self._title, self._meter, self._before = title, Meter(total, done), done
+        self._remark = ""
         self._printed = self._meter.began
         self._lock = threading.Lock()
         self._print(f"{self._meter.share:.0%} of {decimal(total)} is there" if done else f"{decimal(total)} of voxels")
@@ -126,13 +129,18 @@ class _Lines:
             now = time.monotonic()
             least, most = SECONDS_BETWEEN_LINES
             wait = min(max(SHARE_BETWEEN_LINES * (now - meter.began), least), most)
-            if count and meter.done == meter.total:
-                self._print(f"100%, {decimal(meter.total)} in {duration(now - meter.began)}, {remark}")
-            elif now - self._printed >= wait:
+            self._remark = remark or self._remark
+            if now - self._printed >= wait and meter.done < meter.total:  # else the last line follows
                 self._printed = now
                 left = f"{duration(meter.seconds_left)} left, " if meter.seconds_left is not None else ""
                 amount = f"{decimal(meter.done)} of {decimal(meter.total)}"
                 self._print(f"{meter.share:.0%}, {amount}, {decimal(int(meter.rate))}/s, {left}{remark}")
+
+    def end(self) -> None:
+        """Print the last line, when all is done."""
+        seconds = time.monotonic() - self._meter.began
+        rate = decimal(int((self._meter.total - self._before) / max(seconds, 1e-9)))
+        self._print(f"100%, {decimal(self._meter.total)} in {duration(seconds)}, {rate}/s, {self._remark}")
 
     def _print(self, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {self._title}: {text}"

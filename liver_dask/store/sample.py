@@ -69,8 +69,8 @@ def sample(source: Source) -> Sample:
 
 
 def _mean(found: list[Measured]) -> Measured:
-    part, whole = (float(np.mean([getattr(of, name) for of in found])) for name in ("part", "whole"))
-    return Measured(part, whole, all(of.takes_several_ranges for of in found))
+    part, whole, bridged = np.mean([(of.part, of.whole, of.bridged) for of in found], axis=0).tolist()
+    return Measured(part, whole, bridged, all(of.takes_several_ranges for of in found))
 
 
 def _middle_rows(variable: xr.DataArray) -> npt.NDArray[Any]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.disk import content_of
+from ..core.documents import as_list, as_object
 from ..core.places import Place
 from .progress import Meter
 from .storage.access import storage_of
@@ -23,6 +24,11 @@ SILENT_SECONDS = 60.0
 """A run that has reported nothing for so long has most likely ended."""
 
 MOST_FAILURES = 20
+
+LATEST, LONGEST, MOST = 1e11, 1e9, 1e18
+"""Largest time in seconds since 1970, number of seconds, and count that are not taken for damage."""
+
+LONGEST_TEXT = 1000
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +103,47 @@ class StatusFile:
         except OSError as error:
             log.info("%s could not be written (%s)", self._place, error)
 
+    def remove(self) -> None:
+        """Remove the status of a run that has written all; what is left to do takes a moment."""
+        try:
+            storage_of(self._place).remove(self._place)
+        except OSError as error:
+            log.info("%s could not be removed (%s)", self._place, error)
+
 
 def read_status(folder: Place) -> Status | None:
     """Return what the last run said; None if it said nothing, or the file cannot be understood."""
-    content = content_of(folder / STATUS)
     try:
-        found: dict[str, Any] = json.loads(content or b"")
-        return Status(**found | {"failures": tuple(map(str, found["failures"]))})
-    except (ValueError, TypeError, LookupError, RecursionError):
+        found = as_object(json.loads(content_of(folder / STATUS) or b""))
+        left = found["seconds_left"]
+        return Status(
+            began=_checked(found["began"], LATEST),
+            written=_checked(found["written"], LATEST),
+            rate=_checked(found["rate"], MOST),
+            seconds_left=None if left is None else _checked(left, LONGEST),
+            fetched=int(_checked(found["fetched"], MOST)),
+            requests=int(_checked(found["requests"], MOST)),
+            workers=int(_checked(found["workers"], MOST)),
+            ended=found["ended"] is True,
+            failures=tuple(_printable(text) for text in as_list(found["failures"])[:MOST_FAILURES]),
+            failed=int(_checked(found["failed"], MOST)),
+        )
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return None
+
+
+def _checked(value: Any, most: float) -> float:
+    """Return a number that can be shown.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is not a number from 0 to {most}")
+    return float(value)
+
+
+def _printable(text: Any) -> str:
+    """Return a text of a file that anybody may have written, on one line and of bounded length."""
+    letters = (letter if letter.isprintable() else " " for letter in str(text)[:LONGEST_TEXT])
+    return "".join(letters)

@@ -75,8 +75,10 @@ def unfinished_at(place: Place) -> Unfinished | None:
     Raises:
         DamagedError: Its record has impossible values.
     """
-    target = place.with_name(place.name.removesuffix(".partial")) if place.name else place
-    partial = target.with_name(f"{target.name}.partial") if target.name else target
+    name = place.name.removesuffix(".partial")
+    if not name:
+        return None
+    target, partial = place.with_name(name), place.with_name(f"{name}.partial")
     record = read_record(partial / "store") if is_there(partial / "store") else None
     if record is None or (place == target and is_there(target) and read_record(target)):
         return None

@@ -733,6 +733,17 @@ def test_facts_change_no_voxel(own: Path, honest: Path, examined: Path) -> None:
         ld.open_human_liver_em(own, shape=SHAPE, labels=[], facts=examined).raw[1].compute()
 
 
+def test_a_box_of_missing_slices_is_estimated_and_kept(own: Path, examined: Path, tmp_path: Path) -> None:
+    """With true facts, of which none has bytes."""
+    path_of(own, "raw", 0).unlink()
+    facts = json.loads(examined.read_text())
+    facts["variables"]["raw"] |= {"sizes": [None, *facts["variables"]["raw"]["sizes"][1:]], "missing": [[0, 0]]}
+    examined.write_text(json.dumps(facts))
+    ds = ld.open_human_liver_em(own, shape=SHAPE, labels=[], missing="zeros", facts=examined)
+    store = ld.to_zarr(ds.isel(z=slice(1)), tmp_path / "a.zarr", progress=False)
+    assert not ld.verify(store, progress=False).problems
+
+
 def _spoil(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda document: {**document, **changes}
 
@@ -754,6 +765,10 @@ def _spoil_er(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (_spoil_er(sizes=[1, 2]), "has facts about er that make no sense"),
         (_spoil_er(sizes=["1"] * 6), "has facts about er that make no sense"),
         (_spoil_er(missing=[3]), "has facts about er that make no sense"),
+        (_spoil_er(missing=[[3, 0]]), "has facts about er that make no sense"),
+        (_spoil_er(missing=[[0, float("inf")]]), "has facts about er that make no sense"),
+        (_spoil_er(missing=[[0, 0]]), "has facts about er that make no sense"),
+        (_spoil_er(sizes=[10**400] * 6), "has facts about er that make no sense"),
         (lambda document: [], "has no facts that this version reads"),
     ],
 )

@@ -227,7 +227,7 @@ def test_the_lines_of_a_run_are_what_it_prints(monkeypatch: pytest.MonkeyPatch, 
     with progress.show_progress("Writing crop.zarr", 83_886_080, True) as advance:
         advance(33_554_432, "14.7 MB fetched")
         advance(83_886_080 - 33_554_432, "36.8 MB fetched")
-    numbers = re.compile(r"[\d:.]+|\b[kMG]?B/s")
+    numbers = re.compile(r"[\d:.]+|\b[kMGTP]?B/s")
     printed = capsys.readouterr().err
     assert numbers.sub("#", printed) == numbers.sub("#", shown)
 

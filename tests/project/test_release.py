@@ -201,5 +201,5 @@ def test_the_demo_shows_and_checks(alone: Path, tmp_path: Path) -> None:
         assert picture.width == 2048
     assert "liver-dask view liver_dask_demo/crop.zarr" in done.stdout
     assert "`liver-dask verify` compares a store with its archive; the demo's own archive was only" in done.stdout
-    assert "Writing crop.zarr: 100 %, 20.2 MB in " in done.stderr
+    assert "Writing crop.zarr: 100%, 20.2 MB in " in done.stderr
     assert set(xr.open_zarr(tmp_path / "liver_dask_demo" / "crop.zarr")) == {"raw", "mito", "er", "nucleus"}

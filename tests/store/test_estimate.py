@@ -143,3 +143,17 @@ def test_computed_variables_are_estimated_as_before(archive: Path, tmp_path: Pat
         known = sample(export.source)
         assert not server.requests
     assert export.estimate(known) == export.estimate()
+
+
+def test_every_few_rows_from_a_server_of_one_range_at_a_time(wide_archive: Path, tmp_path: Path) -> None:
+    """What lies between the rows is fetched along, and is in the estimate; columns may be in any order."""
+    handler = hostile(LAN, 0, "refused")
+    picks = {"y": slice(None, None, 5), "x": slice(3000, 200, -1)}
+    with serve(wide_archive, handler) as server:
+        ds = ld.open_human_liver_em(server.url, shape=WIDE, labels=[]).isel(picks)
+        export = Export.plan(ds, tmp_path / "a.zarr")
+        said = export.estimate(sample(export.source))
+    with serve(wide_archive, handler) as server:
+        ds = ld.open_human_liver_em(server.url, shape=WIDE, labels=[]).isel(picks)
+        ld.to_zarr(ds, tmp_path / "a.zarr", progress=False)
+        assert server.bytes_sent == pytest.approx(said.fetched, rel=NEAR)

@@ -22,12 +22,12 @@ from helpers.waiting import wait_until
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.store import progress, status
+from liver_dask.store import additions, progress, status
 from liver_dask.store.driver import Driver
 from liver_dask.store.jobs import Report
 from liver_dask.store.progress import Meter, show_progress
 from liver_dask.store.status import StatusFile
-from liver_dask.store.unfinished import unfinished_at
+from liver_dask.store.unfinished import Unfinished, unfinished_at, unfinished_parts
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_lines_come_each_minute_at_first_then_fewer_and_one_at_the_end(clock, ca
             advance(1, "7 MB fetched")
             if told := capsys.readouterr().err:
                 seen += [(clock.now - 1000, line) for line in told.splitlines()]
+    seen += [(clock.now - 1000, line) for line in capsys.readouterr().err.splitlines()]
     times = [round(at) for at, _ in seen]
     assert times[:4] == [1, 60, 120, 180]
     gaps = [later - earlier for earlier, later in pairwise(times[1:-1])]
@@ -58,7 +59,7 @@ def test_lines_come_each_minute_at_first_then_fewer_and_one_at_the_end(clock, ca
     assert times[-1] == 40_000
     assert re.fullmatch(r"\d\d:\d\d:\d\d Writing a\.zarr: 40\.0 kB of voxels", seen[0][1])
     assert seen[1][1].endswith("Writing a.zarr: 0%, 60 bytes of 40.0 kB, 1 byte/s, 11:05:40 left, 7 MB fetched")
-    assert seen[-1][1].endswith("Writing a.zarr: 100%, 40.0 kB in 11:06:40, 7 MB fetched")
+    assert seen[-1][1].endswith("Writing a.zarr: 100%, 40.0 kB in 11:06:40, 1 byte/s, 7 MB fetched")
 
 
 def test_what_is_there_is_said_and_is_no_part_of_the_rate(clock, capsys) -> None:
@@ -87,8 +88,10 @@ def test_the_rate_is_that_of_the_last_minutes(clock) -> None:
     meter.add(0)
     assert meter.rate == 0
     assert meter.seconds_left is None
-    meter.add(10**6)
-    assert (meter.share, meter.seconds_left) == (1, 0), "more than was expected"
+    meter.add(10**7)
+    assert (meter.done, meter.share, meter.seconds_left) == (10**6, 1, 0), (
+        "what is told again, of workers that were lost"
+    )
 
 
 def test_a_bar_begins_where_the_last_run_ended(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -244,10 +247,12 @@ def test_info_of_a_store_that_is_written_has_rate_and_time(stands, tmp_path: Pat
     thread.start()
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
     thread.join()
-    assert re.search(
-        r"It is being written since [-\d]+ [:\d]+, 4 jobs at once; at [-\d]+ [:\d]+: \S+ \w+/s(, about \S+ left)?\.",
-        *told,
-    )
+    assert re.search(r"Its run began at [-\d]+ [:\d]+, and was heard of a moment ago: 4 jobs at once", *told)
+    now = time.time()
+    said = status.Status(now - 60, now, 1e6, 90.0, 5, 1, 0, False, (), 0)
+    found = Unfinished(SimpleNamespace(target="a.zarr"), 1, 2, 10, 20, said)  # type: ignore[arg-type]
+    assert "a.zarr: unfinished, 50% of it is there (1 of 2 regions" in str(found)
+    assert "a moment ago: waiting for workers, 1.0 MB/s, about 0:01:30 left." in str(found)
 
 
 def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None:
@@ -260,6 +265,61 @@ def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None
     assert found is not None
     assert (found.fetched, found.workers, found.failed, len(found.failures), found.may_go_on) == (3, 4, 30, 20, True)
     content = json.loads((tmp_path / "status.json").read_bytes())
-    for damaged in (b"", b"{", b"[]", b"7", json.dumps(content | {"more": 1}).encode(), b'{"failures": 1}'):
+    (tmp_path / "status.json").write_text(json.dumps(content | {"later": 1, "failures": ["a\nb\x1b[2J"]}))
+    newer = status.read_status(tmp_path)
+    assert newer is not None
+    assert newer.failures == ("a b [2J",)
+    wrong = [
+        {name: value}
+        for name in ("began", "written", "rate", "seconds_left", "fetched", "requests", "workers", "failed")
+        for value in ("x", [], True, float("nan"), float("inf"), 1e300, -1, 10**400)
+    ]
+    for damaged in (b"", b"{", b"[]", b"7", b'{"failures": 1}', *(json.dumps(content | of).encode() for of in wrong)):
         (tmp_path / "status.json").write_bytes(damaged)
-        assert status.read_status(tmp_path) is None
+        assert status.read_status(tmp_path) is None, damaged
+    (tmp_path / "status.json").unlink()
+    (tmp_path / "status.json").mkdir()
+    assert status.read_status(tmp_path) is None
+
+
+def test_only_what_was_to_be_added_is_told_and_cleaned_with_a_store(archive: Path, tmp_path: Path) -> None:
+    """An unfinished store of its own whose name looks like an addition is neither told of nor removed."""
+    ds, box = ld.open_human_liver_em(archive, shape=SHAPE, labels=[]), {"bounding_box": (0, 9, 0, 9, 0, 2)}
+    store, other = tmp_path / "a.zarr", tmp_path / "a.zarr.adding-mine"
+    for path in (store, other):
+        ld.to_zarr(ds, path, progress=False, **box, **SMALL)
+    partial = tmp_path / "a.zarr.adding-mine.partial"
+    partial.mkdir()
+    other.rename(partial / "store")
+    assert not unfinished_parts(store)
+    assert "Nothing is left" in CliRunner().invoke(main, ["clean", "--unfinished", str(store)]).output
+    assert partial.is_dir()
+
+
+def test_info_of_odd_names_is_a_sentence(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder named `.partial`, and an unfinished store whose record cannot be understood."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".partial").mkdir()
+    told = CliRunner().invoke(main, ["info", ".partial"])
+    assert (told.exit_code, "ValueError" in told.output) == (1, False)
+    record = tmp_path / "a.zarr.partial" / "store" / "liver_dask" / "zarr.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    told = CliRunner().invoke(main, ["info", "a.zarr"])
+    assert (told.exit_code, "a.zarr.partial" in told.output, "unfinished" in told.output) == (1, True, True)
+
+
+def test_who_may_not_list_what_is_beside_a_store_is_told_of_the_store(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a bucket where rights cover a prefix alone."""
+    store = tmp_path / "a.zarr"
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=[])
+    ld.to_zarr(ds, store, bounding_box=(0, 9, 0, 9, 0, 2), progress=False, **SMALL)
+
+    def refuse(folder: Path, suffix: str = "") -> list[Path]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(additions, "files_in", refuse)
+    told = CliRunner().invoke(main, ["info", str(store)])
+    assert told.exit_code == 0, told.output

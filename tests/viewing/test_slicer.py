@@ -22,6 +22,7 @@ from helpers.archive import SHAPE
 from helpers.drawn import marks_of_mito
 from helpers.far import assert_shares, far, far_shares
 from helpers.hostile import Profile, hostile
+from helpers.waiting import wait_until
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.core import geometry
 from liver_dask.demo import ArchiveServer, make_archive, serve
@@ -680,7 +681,4 @@ def test_closing_ends_the_threads(archive: Path) -> None:
     seen_by(slicer)
     slicer.close()
     slicer._look()  # as by a timer that was about to fire
-    until = time.monotonic() + 10
-    while any(thread.name.startswith("liver_dask-view") for thread in threading.enumerate()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: not any(of.name.startswith("liver_dask-view") for of in threading.enumerate()), 60)

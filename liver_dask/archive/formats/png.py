@@ -117,7 +117,7 @@ class PngSlice(SliceReader):
         """Return how many bytes hold the rows from the top on, see `SliceReader.measure`; they are fetched."""
         self.prepare(int(rows[-1]), int(rows[-1]) + 1)
         size = float(len(self._png.chunks.prefix))
-        return Measured(size, size, self._file.takes_several_ranges)
+        return Measured(size, size, size, self._file.takes_several_ranges)
 
     @classmethod
     def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:

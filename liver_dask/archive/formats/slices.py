@@ -188,11 +188,13 @@ class Measured:
         part: Bytes that hold the rows up to the last column; of formats that are read from the top, all bytes down to
             the last row.
         whole: Bytes that hold the rows in their whole width.
+        bridged: Bytes that are fetched for them where a request has one range, which takes what is between them along.
         takes_several_ranges: Whether the source answers several ranges of a file at once.
     """
 
     part: float
     whole: float
+    bridged: float
     takes_several_ranges: bool
 
 

@@ -24,7 +24,7 @@ from ..lazy.breadth import slices_across
 from ..lazy.lazy_window import INTERACTIVE_BYTES
 from ..remote.cache import FolderCache, MemoryCache, RangeCache
 from ..remote.files import LARGEST_RANGE, WIDE_GAP, RemoteFile
-from ..remote.ranges import MOST_OF_A_REQUEST, ByteRange
+from ..remote.ranges import MOST_OF_A_REQUEST, ByteRange, coalesce_ranges
 from .slices import Measured, Reading, Rows, SliceReader
 from .strip_codecs import DECODER_OF_COMPRESSION, StripError
 from .strip_prefix import WHOLE_FROM, PrefixShares, bytes_for
@@ -182,12 +182,17 @@ class TiffSlice(SliceReader):
                 np.concatenate([index.touched(rows, slice(0, last_column), plane) for plane in range(index.planes)])
             )
             size = float(index.counts[numbers].sum())
-            return Measured(size, size, self._file.takes_several_ranges)
+            return Measured(size, size, size, self._file.takes_several_ranges)
         some = rows[np.unique(np.linspace(0, len(rows) - 1, MEASURED_ROWS).astype(np.intp))]
         self.read(some, slice(0, last_column), np.empty((len(some), last_column), self._dtype))  # to learn the share
         strips = np.unique(rows // index.rows_per_strip)
         part = self._bytes_wanted(index, strips, np.full(len(strips), last_column))
-        return Measured(float(part.sum()), float(index.counts[strips].sum()), self._file.takes_several_ranges)
+        offsets = index.offsets[strips]
+        order = np.argsort(offsets, kind="stable")
+        ranges = list(map(ByteRange, offsets[order].tolist(), (offsets + part)[order].tolist()))
+        bridged = sum(of.stop - of.start for of in coalesce_ranges(ranges, WIDE_GAP, LARGEST_RANGE))
+        whole = float(index.counts[strips].sum())
+        return Measured(float(part.sum()), whole, float(bridged), self._file.takes_several_ranges)
 
     @classmethod
     def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
@@ -195,9 +200,9 @@ class TiffSlice(SliceReader):
         measured = reading.measured or _guessed(reading)
         is_whole = measured.part >= WHOLE_FROM * measured.whole
         part = measured.whole if is_whole else measured.part
-        fetched = part if measured.takes_several_ranges else measured.whole  # one range bridges the gaps
+        fetched = part if measured.takes_several_ranges else measured.bridged
         rows, block = reading.rows / row_blocks, part / row_blocks
-        pieces = math.ceil(block / request_bytes(int(block), 1))
+        pieces = max(math.ceil(block / request_bytes(int(block), 1)), 1)
         if not is_whole:
             pieces = max(pieces, math.ceil(rows / MOST_OF_A_REQUEST))
         each = 1 if measured.takes_several_ranges else math.ceil(fetched / row_blocks / pieces / LARGEST_RANGE)
@@ -462,7 +467,7 @@ class TiffSlice(SliceReader):
 def _guessed(reading: Reading) -> Measured:
     """Return what is most likely the size of the strips of some rows, from the size of a pixel in the file."""
     whole = reading.bytes_per_pixel * reading.width * reading.rows
-    return Measured(whole * reading.last_column / reading.width, whole, reading.takes_several_ranges)
+    return Measured(whole * reading.last_column / reading.width, whole, whole, reading.takes_several_ranges)
 
 
 def _points_by(group: Rows) -> list[Rows]:

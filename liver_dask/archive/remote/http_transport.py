@@ -473,7 +473,8 @@ def _redirected(url: str, address: str, target: str) -> tuple[str, str]:
     except ValueError:
         raise RemoteError(f"{url}: is redirected to an address that makes no sense.") from None
     if origin.scheme not in ("http", "https") or not origin.host:
-        raise RemoteError(f"{url}: is redirected to {_short(moved)}, which is no web address.")
+        shown = moved.partition("?")[0]  # what follows may be a secret
+        raise RemoteError(f"{url}: is redirected to {_short(shown)}, which is no web address.")
     if origin.scheme == "http" and address.startswith("https"):
         raise RemoteError(f"{url}: is redirected to {_short(moved)}, away from https, and that is not followed.")
     return moved, secret.query
