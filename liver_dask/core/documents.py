@@ -79,6 +79,12 @@ def short(value: Any) -> str:
     return _short.repr(value)
 
 
+def printable(value: object, most: int = 200) -> str:
+    """Return a text that somebody else wrote as one line of bounded length, for a message."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(value)[: most + 1])
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def reason_of(error: Exception) -> str:
     """Return the message of another library's error as one line of limited length; it may quote its input."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"

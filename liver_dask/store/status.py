@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.disk import content_of
-from ..core.documents import as_list, as_object
+from ..core.documents import as_list, as_object, printable
 from ..core.places import Place
 from .progress import Meter
 from .storage.access import storage_of
@@ -125,7 +125,7 @@ def read_status(folder: Place) -> Status | None:
             requests=int(_checked(found["requests"], MOST)),
             workers=int(_checked(found["workers"], MOST)),
             ended=found["ended"] is True,
-            failures=tuple(_printable(text) for text in as_list(found["failures"])[:MOST_FAILURES]),
+            failures=tuple(printable(text, LONGEST_TEXT) for text in as_list(found["failures"])[:MOST_FAILURES]),
             failed=int(_checked(found["failed"], MOST)),
         )
     except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
@@ -141,9 +141,3 @@ def _checked(value: Any, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise ValueError(f"{value!r} is not a number from 0 to {most}")
     return float(value)
-
-
-def _printable(text: Any) -> str:
-    """Return a text of a file that anybody may have written, on one line and of bounded length."""
-    letters = (letter if letter.isprintable() else " " for letter in str(text)[:LONGEST_TEXT])
-    return "".join(letters)

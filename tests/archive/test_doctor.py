@@ -838,8 +838,8 @@ def without_numbers(report: str) -> list[str]:
 
 
 def test_the_report_on_the_page_is_what_is_printed(own: Path) -> None:
-    """Each line of the report in docs/doctor.md is one of an archive with the same faults, but for the numbers."""
-    page = (ROOT / "docs" / "doctor.md").read_text()
+    """Each line of the report in doctor.md is one of an archive with the same faults, but for the numbers."""
+    page = (ROOT / ".github" / "docs" / "doctor.md").read_text()
     shown = page.split("```console\n")[1].split("```")[0].replace("...\n", "")
     for z in (3, 4):
         path_of(own, "er", z).unlink()

@@ -1,4 +1,4 @@
-"""The scripts of docs/slurm.md, as a user copies them from the page, and the settings that the page exposes."""
+"""The scripts of .github/docs/slurm.md, as a user copies them from the page, and the settings that the page exposes."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from liver_dask.archive.archives import EMPIAR_13356
 
 from .paths import ROOT
 
-PAGE = ROOT / "docs" / "slurm.md"
+PAGE = ROOT / ".github" / "docs" / "slurm.md"
 NAMES = ("download.sbatch", "download.py", "one-node.sbatch")
 
 

@@ -278,8 +278,8 @@ def test_ctrl_c_is_how_the_viewer_ends(archive: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_plan_on_the_page_is_what_the_command_prints(tmp_path: Path) -> None:
-    """The plan in docs/keep.md is the output of `--full --dry-run`, which writes nothing."""
-    page = (ROOT / "docs" / "keep.md").read_text()
+    """The plan in .github/docs/keep.md is the output of `--full --dry-run`, which writes nothing."""
+    page = (ROOT / ".github" / "docs" / "keep.md").read_text()
     shown = page.split("--full --dry-run\n")[1].split("```")[0]
     done = run_here("download", "full_volume.zarr", "--full", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -36,7 +36,8 @@ from liver_dask.demo import serve
 from liver_dask.store import progress
 from liver_dask.store.plan import Export
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / ".github" / "docs"
+PAGES = [ROOT / "README.md", *sorted((DOCS).glob("*.md"))]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 SMALLER = {
@@ -221,8 +222,8 @@ def test_parts_that_are_changed_are_there() -> None:
 
 
 def test_the_lines_of_a_run_are_what_it_prints(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """The lines in docs/keep.md are those of a run, with other numbers."""
-    (shown,) = (block.code for block in blocks((ROOT / "docs" / "keep.md").read_text()) if block.language == "text")
+    """The lines in .github/docs/keep.md are those of a run, with other numbers."""
+    (shown,) = (block.code for block in blocks((DOCS / "keep.md").read_text()) if block.language == "text")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", (0, 0))
     with progress.show_progress("Writing crop.zarr", 83_886_080, True) as advance:
         advance(33_554_432, "14.7 MB fetched")
@@ -298,7 +299,7 @@ def test_tables_say_what_the_package_says() -> None:
     """Tables of attributes, settings, errors and files name all that there are, with their values."""
     for header, described in (("| of the archive |", ld.Archive), ("| of a variable |", ld.Variable)):
         assert rows("archives.md", header) == {f"`{field.name}`" for field in fields(described)}
-    text = (ROOT / "docs" / "network.md").read_text()
+    text = (DOCS / "network.md").read_text()
     assert rows("network.md", "| setting |") == {f"`{name}`" for name in DEFAULTS}
     assert [name for name, value in DEFAULTS.items() if f"| `{name}` | {value} |" not in text] == []
     own = {name: of for name, of in vars(errors).items() if inspect.isclass(of) and issubclass(of, ld.LiverDaskError)}
@@ -307,4 +308,4 @@ def test_tables_say_what_the_package_says() -> None:
     for name, also in re.findall(r"^\| `(\w+Error)` \| `(\w+)` \|", text, flags=re.MULTILINE):
         assert issubclass(getattr(ld, name), getattr(builtins, also)), name
     files = {f"| `{name}` | `{EMPIAR_13356[name].files}` |" for name in ("raw", *EMPIAR_13356.labels)}
-    assert [line for line in files if line not in (ROOT / "docs" / "archives.md").read_text()] == []
+    assert [line for line in files if line not in (DOCS / "archives.md").read_text()] == []

@@ -103,7 +103,7 @@ def test_the_versions_that_are_stated_are_those_of_pyproject() -> None:
 
 def test_nothing_else_is_at_the_top() -> None:
     """The top of the repository has these files and folders only, but for hidden ones and what git ignores."""
-    known = "CHANGELOG.md CITATION.cff LICENSE README.md docs environment.yml liver_dask notebooks pyproject.toml tests"
+    known = "CHANGELOG.md CITATION.cff LICENSE README.md environment.yml liver_dask notebooks pyproject.toml tests"
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("this is no checkout of git")

@@ -545,7 +545,7 @@ PROMISES = {
     "a pandas.DataFrame, one row an object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     "lazy: the number of each voxel's object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     # other archives
-    "Other archives](docs/archives.md) of slices need only a": [
+    "Other archives](.github/docs/archives.md) of slices need only a": [
         "test_description::test_the_command_takes_a_file_that_describes_an_archive"
     ],
     "descriptions by name": ["test_description::test_the_built_in_archives_are_where_they_are"],
@@ -915,9 +915,9 @@ UNTESTED = [
 
 NO_PROMISE = [
     # ways to other pages, and what a page or a block of code is about
-    "[how to look](docs/look.md)",
+    "[how to look](.github/docs/look.md)",
     "[how to keep a box or the full volume]",
-    "[how to train](docs/train.md)",
+    "[how to train](.github/docs/train.md)",
     "[how to compute, predict and measure]",
     "| page | what it tells |",
     "`liver-dask COMMAND --help` and",
@@ -928,8 +928,8 @@ NO_PROMISE = [
     "Then download it, look what is there",
     "The same in Python",
     "With a store and a model",
-    "[a made-up archive](docs/archives.md",
-    "The [notebooks](../notebooks) begin",
+    "[a made-up archive](.github/docs/archives.md",
+    "The [notebooks](../../notebooks) begin",
     "Its cells are synthetic",
     "slices, rows, columns",
     "for functions with torch_em's names, too",
@@ -1071,7 +1071,9 @@ LONGEST = 120
 
 def pages() -> dict[str, str]:
     """The text of the README, and of each page of docs."""
-    return {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+    return {
+        path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / ".github" / "docs").glob("*.md")))
+    }
 
 
 def flat(text: str) -> str:

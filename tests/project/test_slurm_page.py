@@ -1,4 +1,4 @@
-"""The scripts of docs/slurm.md do what the page says; where Slurm is installed, tests/real/test_slurm.py runs them."""
+"""The scripts of slurm.md do what the page says; where Slurm is installed, tests/real/test_slurm.py runs them."""
 
 import os
 import re

@@ -115,7 +115,7 @@ def test_a_full_volume_as_jobs_of_which_one_is_cancelled(
 
 @pytest.fixture
 def scripts(slurm: dict[str, str], server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The scripts of docs/slurm.md, with their settings in the environment."""
+    """The scripts of .github/docs/slurm.md, with their settings in the environment."""
     folder = copy_scripts(tmp_path / "scripts")
     far = describe(folder / "far.toml", server.url, SHAPE)
     ours = settings(folder, far, folder / "a.zarr") | {

@@ -268,7 +268,7 @@ def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None
     (tmp_path / "status.json").write_text(json.dumps(content | {"later": 1, "failures": ["a\nb\x1b[2J"]}))
     newer = status.read_status(tmp_path)
     assert newer is not None
-    assert newer.failures == ("a b [2J",)
+    assert newer.failures == ("a?b?[2J",)
     wrong = [
         {name: value}
         for name in ("began", "written", "rate", "seconds_left", "fetched", "requests", "workers", "failed")

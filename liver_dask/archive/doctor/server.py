@@ -133,7 +133,7 @@ def measure_speed(asker: Asker, path: str, size: int) -> Speed:
 def watch_for_stalls(asker: Asker, paths: Sequence[str], minutes: float) -> Latency:
     """Send small requests for some minutes, a few at once, for files that are there."""
     until = monotonic() + 60 * minutes
-    chance = random.Random()  # noqa: S311  # not for security
+    chance = random.Random()  # noqa: S311  # chooses files, no secrets
     watching = Asker(asker.source)
 
     def watch() -> None:

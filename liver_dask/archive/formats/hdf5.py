@@ -25,7 +25,7 @@ from .hdf5_metadata import DamagedError, Hdf5Error, Metadata
 from .hdf5_objects import find_dataset, open_file
 from .hdf5_places import Places, find_chunks, longest_chunk
 from .slices import Rows, SliceReader
-from .tiff import plan_pieces
+from .tiff_requests import plan_pieces
 
 SMALLEST_LIMIT = 64 << 20
 """Bytes that a chunk or the metadata may always take. They may be larger only if they take at most four times the

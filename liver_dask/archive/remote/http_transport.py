@@ -33,11 +33,12 @@ from http import HTTPStatus
 from importlib.metadata import version
 from time import monotonic, time
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 from urllib3 import exceptions as faults
 
+from ...core.documents import printable
 from ...core.errors import (
     InvalidArgumentError,
     LiverDaskError,
@@ -48,8 +49,9 @@ from ...core.errors import (
 )
 from ...core.threads import SECONDS_BETWEEN_CHECKS
 from .connections import Exchange, check_certificates, exchanging, open_pool
-from .credentials import netrc_authorization, split_secret
+from .credentials import netrc_authorization
 from .ranges import ByteRange, range_header, read_content_range, read_parts
+from .redirects import origin_of, redirected
 from .shares import share_of
 from .source import Headers, Method, OneRangeOnlyError, Receive, Source, TransientError
 from .versions import FileVersion
@@ -75,9 +77,6 @@ OVERHEAD = 8 << 10
 
 
 MOST_OF_A_LISTING = 4 << 20
-
-
-MOST_OF_A_TEXT = 200
 
 
 FIRST_BYTE = ByteRange(0, 1)
@@ -146,7 +145,7 @@ class HttpTransport:
         self.supports_multirange = True
         self._took_one = self._took_several = False
         self._secret = source.secret
-        self._origin = _origin_of(source.url)
+        self._origin = origin_of(source.url)
         self._read_timeout = source.timeout
         self._pool = open_pool(source.url, source.connections, HEADERS)
         self._share = share_of("{0.scheme}://{0.netloc}".format(urlsplit(source.url)), source.connections)
@@ -222,8 +221,8 @@ class HttpTransport:
             if not target:
                 return response
             _release(response)
-            address, query = _redirected(url, address, target)
-        raise RemoteError(f"{url}: is redirected more than {MOST_REDIRECTS} times, last to {_short(address)}.")
+            address, query = redirected(url, address, target)
+        raise RemoteError(f"{url}: is redirected more than {MOST_REDIRECTS} times, last to {printable(address)}.")
 
     def _authorization(self, address: str) -> str:
         """Return the Authorization header for an address.
@@ -231,7 +230,7 @@ class HttpTransport:
         The user and password of the source are sent only to its own server, over https too. For other servers, and for
         a source without a user, the user's .netrc is used.
         """
-        origin = _origin_of(address)
+        origin = origin_of(address)
         if self._secret.user and (origin == self._origin or origin == self._origin.secured()):
             return self._secret.authorization
         if origin.host not in self._of_netrc:
@@ -352,11 +351,11 @@ class HttpTransport:
             return TransientError(message, wait=0, is_stall=True)  # it stays silent; a new request may be answered
         if isinstance(fault, faults.SSLError) and isinstance(fault.args[0], ssl.SSLCertVerificationError):
             return RemoteError(f"{url}: the server's certificate is not trusted ({fault.args[0]}).")
-        return TransientError(self._secret.hidden(_short(fault)))
+        return TransientError(self._secret.hidden(printable(fault)))
 
     def _refusal(self, response: urllib3.BaseHTTPResponse, url: str) -> LiverDaskError:
         status = response.status
-        reason = self._secret.hidden(_short(f"{status} {response.reason}"))
+        reason = self._secret.hidden(printable(f"{status} {response.reason}"))
         if status == HTTPStatus.NOT_FOUND:
             return SliceNotFoundError(f"{url}: there is no such file ({status}).")
         if status == 429 or status >= 500:
@@ -412,7 +411,7 @@ def _read_one(answer: _Answer, byte_range: ByteRange, receive: Receive) -> None:
     """Read the body of a 206 answer, if its headers say that it is the requested range or the beginning of it."""
     content_range, length = read_content_range(answer.header("Content-Range")), answer.response.length_remaining
     if content_range is None:
-        found = _short(repr(answer.header("Content-Range")))
+        found = printable(repr(answer.header("Content-Range")))
         raise TransientError(
             f"asked for bytes {byte_range.start}-{byte_range.stop - 1}, answered with Content-Range {found}"
         )
@@ -439,50 +438,12 @@ def _release(response: urllib3.BaseHTTPResponse) -> None:
     response.release_conn()
 
 
-def _short(value: object) -> str:
-    """Return a text from a server, printable and limited in length for an error message."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in str(value))
-    return text if len(text) <= MOST_OF_A_TEXT else f"{text[:MOST_OF_A_TEXT]}..."
-
-
 def _reason(fault: Exception) -> str:
     """Return why there is no connection, without the objects of urllib3 that its messages show."""
     cause = fault.__cause__
     if isinstance(cause, OSError) and cause.strerror:
-        return _short(cause.strerror.lower())
-    return _short(str(fault).rpartition("Failed to establish a new connection: ")[2])
-
-
-class _Origin(NamedTuple):
-    """The server of an address."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def secured(self) -> "_Origin | None":
-        """Return the same server over TLS; None if this is not plain http on port 80."""
-        return _Origin("https", self.host, 443) if (self.scheme, self.port) == ("http", 80) else None
-
-
-def _redirected(url: str, address: str, target: str) -> tuple[str, str]:
-    """Return the address and the query of a redirect; the query may be a token, and the last one is not passed on."""
-    try:
-        moved, secret = split_secret(urljoin(address, target))
-        origin = _origin_of(moved)
-    except ValueError:
-        raise RemoteError(f"{url}: is redirected to an address that makes no sense.") from None
-    if origin.scheme not in ("http", "https") or not origin.host:
-        shown = moved.partition("?")[0]  # what follows may be a secret
-        raise RemoteError(f"{url}: is redirected to {_short(shown)}, which is no web address.")
-    if origin.scheme == "http" and address.startswith("https"):
-        raise RemoteError(f"{url}: is redirected to {_short(moved)}, away from https, and that is not followed.")
-    return moved, secret.query
-
-
-def _origin_of(url: str) -> _Origin:
-    parts = urlsplit(url)
-    return _Origin(parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+        return printable(cause.strerror.lower())
+    return printable(str(fault).rpartition("Failed to establish a new connection: ")[2])
 
 
 def _etag(response: urllib3.BaseHTTPResponse) -> str:

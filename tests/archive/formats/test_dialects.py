@@ -15,7 +15,7 @@ import liver_dask as ld
 from helpers.masks import chunk, read_by_pillow
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import png_file, png_rows, png_stream
-from liver_dask.archive.formats.tiff import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
+from liver_dask.archive.formats.tiff_requests import LARGEST_REQUEST, SMALLEST_REQUEST, plan_pieces
 from liver_dask.archive.remote.ranges import MOST_OF_A_REQUEST
 from liver_dask.demo import RangeRequestHandler, serve
 

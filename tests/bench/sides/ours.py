@@ -11,6 +11,7 @@ import liver_dask as ld
 
 from ..processes import Task
 from ..timed import Timed, timed_patches
+from .lazy_datasets import overview, shape, window
 from .served import timed_screen
 
 
@@ -20,18 +21,15 @@ def opened(task: Task) -> xr.Dataset:
 
 
 def run_open(task: Task) -> dict[str, Any]:
-    return {"shape": opened(task).raw.shape}
+    return shape(opened(task))
 
 
 def run_window(task: Task) -> dict[str, Any]:
-    z, y, x = (slice(*bounds) for bounds in task.settings["window"])
-    found = opened(task).isel(z=z, y=y, x=x).compute()
-    return {str(name): found[name].values for name in found}
+    return window(opened(task), task)
 
 
 def run_overview(task: Task) -> dict[str, Any]:
-    z, step = task.settings["z"], task.settings["step"]
-    return {"raw": opened(task).raw[z : z + 1, ::step, ::step].values}
+    return overview(opened(task), task)
 
 
 def run_box(task: Task) -> None:

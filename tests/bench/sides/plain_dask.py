@@ -19,6 +19,7 @@ from zarr.codecs import BloscCodec
 
 from ..processes import Task
 from .files import LABELS, fetch, url_of
+from .lazy_datasets import overview, shape, window
 
 ROWS = 512
 BYTES_OF_A_LOOK = 1 << 18
@@ -80,18 +81,15 @@ def write(ds: xr.Dataset, path: Path) -> None:
 
 
 def run_open(task: Task) -> dict[str, Any]:
-    return {"shape": opened(task).raw.shape}
+    return shape(opened(task))
 
 
 def run_window(task: Task) -> dict[str, Any]:
-    z, y, x = (slice(*bounds) for bounds in task.settings["window"])
-    found = opened(task).isel(z=z, y=y, x=x).compute()
-    return {str(name): found[name].values for name in found}
+    return window(opened(task), task)
 
 
 def run_overview(task: Task) -> dict[str, Any]:
-    z, step = task.settings["z"], task.settings["step"]
-    return {"raw": opened(task).raw[z : z + 1, ::step, ::step].values}
+    return overview(opened(task), task)
 
 
 def run_box(task: Task) -> None:
