@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 _compiling = threading.RLock()
@@ -16,7 +17,8 @@ class Compiled:
     """A function of numbers and arrays that runs as machine code and releases Python's lock (the GIL).
 
     The machine code is cached beside the module, or in the user's cache folder, for later processes. Nothing is
-    imported before the first call: importing numba takes a fifth of a second, and not every process needs it.
+    imported before `load_ahead` or the first call: importing numba and loading machine code takes up to half a second,
+    and not every process needs it.
     """
 
     def __init__(self, signature: str, loop: Callable[..., Any]) -> None:
@@ -29,11 +31,23 @@ class Compiled:
         """
         self._signature, self._loop = signature, loop
         self._machine_code: Callable[..., Any] | None = None
+        self._is_asked = False
+
+    def load_ahead(self) -> None:
+        """Begin to compile the function, or to load it, on another thread: to be called before one waits for data."""
+        if not self._is_asked:
+            self._is_asked = True
+            with suppress(RuntimeError):  # no more threads, or Python is ending: the call loads it
+                threading.Thread(target=self._compile_quietly, name="liver_dask-compile").start()
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function; the first call compiles it or loads it from the cache."""
         machine_code = self._compile() if self._machine_code is None else self._machine_code
         return machine_code(*arguments)
+
+    def _compile_quietly(self) -> None:
+        with suppress(Exception):  # whatever it is, the call that needs the function raises it again
+            self._compile()
 
     def _compile(self) -> Callable[..., Any]:
         with _compiling:

@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if unknown := [name for name in given.rows if name not in (*ROWS, "growth")]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)} and growth")
+    if given.scratch:
+        given.scratch.mkdir(parents=True, exist_ok=True)
     if "growth" in given.rows:
         if len(given.rows) > 1:
             parser.error("growth is measured alone")

@@ -15,7 +15,7 @@ from bench.measure import STORE_OF, Measurement, Table
 from bench.processes import Outcome, Task, last_line, run
 from bench.report import as_json, markdown
 from bench.row import differences
-from bench.rows import ROWS
+from bench.rows import ROWS, patches
 
 MADE_UP = Table(
     "box",
@@ -124,6 +124,31 @@ def test_differences_are_counted() -> None:
     assert differences(truth, dict(truth)) == ""
     found = differences(truth, {"raw": raw, "mito": truth["mito"][:1], "er": None})
     assert found == "raw: 2 of 6000 voxels differ; mito: shape (1, 600, 5); er: missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("nothing", ""),
+        ("int16", "values of raw above 32767 are negative"),
+        ("elsewhere", "a patch of raw is nowhere in the archive"),
+        ("label", "1 of 3200 labels of a patch differ"),
+    ],
+)
+def test_a_patch_is_found_where_it_is(tmp_path: Path, change: str, told: str) -> None:
+    """A patch is compared with the archive at the place that its first voxels show."""
+    random = np.random.default_rng(0)
+    truth = {"raw": random.integers(0, 1 << 16, (6, 60, 70), "u2"), "mito": random.integers(0, 2, (6, 60, 70), "u1")}
+    raw, label = (truth[name][None, 2:4, 10:50, 20:60].copy() for name in ("raw", "mito"))
+    if change == "int16":
+        raw = raw.view("i2")
+    if change == "elsewhere":
+        raw[0, 1, 20, 20] ^= 1
+    if change == "label":
+        label[0, 1, 20, 20] ^= 1
+    for name, patch in (("raw", raw), ("mito", label)):
+        np.save(tmp_path / f"{name}.npy", patch.astype("f4"))
+    assert patches.check(truth, tmp_path) == told
 
 
 def test_a_process_that_hangs_or_fails_is_told(tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ class Decoded(NamedTuple):
     width: int
 
 
+def load_ahead() -> None:
+    """Load the decoder; `decode` waits for it."""
+    _decode.load_ahead()
+
+
 def decode(strip: bytes | memoryview, target: Bytes1D) -> Decoded:
     """Decode a strip, or its first bytes, as far as possible or until the target is full."""
     coded = np.frombuffer(strip, np.uint8)

@@ -19,6 +19,7 @@ from ..remote.cache import FolderCache
 from ..remote.files import RemoteFile
 from .mask_rows import BLOCK_ROWS, Bytes2D, MaskRows, compress
 from .png_file import FIRST_REQUEST, SMALLEST_REQUEST, PngFile
+from .png_filters import load_ahead
 from .png_interlace import pass_shapes, weave
 from .png_rows import INFLATER_BYTES, RowDecoder
 from .png_stream import Layout
@@ -80,6 +81,7 @@ class PngSlice(SliceReader):
 
     def values(self) -> Iterator[npt.NDArray[Any]]:
         """Yield all values, see `SliceReader.values`; the file is fetched and decoded whole, and not kept decoded."""
+        load_ahead()
         with self._lock:
             layout = self._png.layout()
             while self._png.fetch(self._png.size):
@@ -100,6 +102,7 @@ class PngSlice(SliceReader):
 
     def prepare(self, start: int, stop: int) -> MaskRows:
         """Return rows `start` to `stop`, and some rows around them."""
+        load_ahead()
         with self._lock:
             layout = self._png.layout()
             if self._decoder.is_torn or not self._has_begun:  # the first time, or after an interrupt

@@ -16,6 +16,11 @@ Bytes1D = npt.NDArray[np.uint8]
 Bytes2D = npt.NDArray[np.uint8]
 
 
+def load_ahead() -> None:
+    """Load what undoes the filters of masks; to be called before one waits for a file."""
+    _undo.load_ahead()
+
+
 def unfilter(rows: Bytes2D, above: Bytes1D, step: int) -> Bytes2D:
     """Return the unfiltered bytes of rows, (rows, bytes of a row).
 

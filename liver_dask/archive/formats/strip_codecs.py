@@ -63,3 +63,9 @@ DECODER_OF_COMPRESSION: dict[int, Decoder] = {
     DEFLATE: _decode_deflate,
     OLD_DEFLATE: _decode_deflate,
 }
+
+
+def load_decoder(compression: int) -> None:
+    """Load what decodes strips of this compression; to be called before one waits for them."""
+    if compression == LZW:
+        lzw.load_ahead()

@@ -26,7 +26,7 @@ from ..remote.cache import FolderCache, MemoryCache, RangeCache
 from ..remote.files import LARGEST_RANGE, WIDE_GAP, RemoteFile
 from ..remote.ranges import ByteRange, coalesce_ranges
 from .slices import Measured, Reading, Rows, SliceReader
-from .strip_codecs import DECODER_OF_COMPRESSION, StripError
+from .strip_codecs import DECODER_OF_COMPRESSION, StripError, load_decoder
 from .strip_prefix import PrefixShares, bytes_for
 from .tiff_directory import fetch_entries
 from .tiff_index import (
@@ -270,6 +270,7 @@ class TiffSlice(SliceReader):
         return ranges, plan_pieces(offsets, wanted, 1 if self.read_ahead_until else self._file.connections)
 
     def _read_strips(self, index: StripIndex, rows: Rows, columns: slice, out: npt.NDArray[Any]) -> None:
+        load_decoder(index.compression)
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         stops = np.full(len(strips), columns.stop)
         ranges, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops))
@@ -293,6 +294,7 @@ class TiffSlice(SliceReader):
         self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[Any]], None]
     ) -> None:
         """Read each row up to its own column; `take(row, pixels)` is called for each, in any order, on any thread."""
+        load_decoder(index.compression)
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         stops_of_strips = np.zeros(len(strips), np.intp)
         np.maximum.at(stops_of_strips, strip_of_row, stops)

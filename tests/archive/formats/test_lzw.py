@@ -18,10 +18,10 @@ from PIL import Image
 import liver_dask as ld
 from helpers.archive import write_raw
 from liver_dask.archive.archives import EMPIAR_13356
-from liver_dask.archive.formats import lzw
+from liver_dask.archive.formats import lzw, png_filters
 from liver_dask.archive.formats.lzw import End
 from liver_dask.core.compiled import Compiled
-from liver_dask.demo import make_archive, serve
+from liver_dask.demo import RangeRequestHandler, make_archive, serve
 
 CLEAR, END_OF_DATA = 256, 257
 KINDS = ["em", "uneven", "noise", "zeros with margins", "one value", "steps"]
@@ -300,6 +300,50 @@ def test_the_loop_is_compiled_once_for_many_threads() -> None:
         thread.join()
     assert found == [42] * 16
     assert len({id(code) for code in compiled}) == 1
+
+
+@pytest.mark.parametrize("name", ["raw", "mito"])
+def test_the_decoder_is_loaded_while_bytes_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A server that sends no voxel before the decoder is loaded is read all the same, and rightly."""
+    of, loaded = (lzw, "_decode") if name == "raw" else (png_filters, "_undo"), threading.Event()
+    fresh = Compiled(getattr(*of)._signature, getattr(*of)._loop)
+    compile_it = fresh._compile
+    fresh._compile = lambda: (compile_it() and loaded.set()) or compile_it()
+    monkeypatch.setattr(*of, fresh)
+    asked: list[bool] = []
+    directory = 2 if name == "raw" else 0  # so many requests do not wait
+
+    class Waits(RangeRequestHandler):
+        def send(self, *args) -> None:
+            asked.append(len(asked) < directory or loaded.wait(20))
+            super().send(*args)
+
+    shape = (1, 512, 700)
+    make_archive(tmp_path, shape)
+    path = tmp_path / EMPIAR_13356.path(name, 0)
+    whole = tifffile.imread(path) if name == "raw" else np.asarray(Image.open(path))
+    with serve(tmp_path, Waits) as server:
+        window = ld.open_human_liver_em(server.url, shape=shape)[name][0, 100:400, 20:600].to_numpy()
+    assert (window == whole[100:400, 20:600]).all()
+    assert len(asked) > directory
+    assert all(asked), "the decoder was not loaded ahead"
+
+
+def test_what_cannot_be_loaded_ahead_is_told_by_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error on the loading thread is nobody's; the call raises its own, and without threads it still works."""
+    broken = Compiled("no signature", lambda number: number)
+    broken.load_ahead()
+    with pytest.raises(SyntaxError):
+        broken(1)
+    loop = Compiled("int64(int64)", lambda number: number + 1)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    loop.load_ahead()
+    assert loop(41) == 42
+
+
+def no_thread(thread: threading.Thread) -> None:
+    """As Python says it where no more threads may be started."""
+    raise RuntimeError("can't start new thread")
 
 
 def _counting(function):

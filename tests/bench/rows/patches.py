@@ -77,6 +77,8 @@ def check(truth: Truth, out: Path) -> str:
     raws, labels = (np.load(out / f"{name}.npy") for name in (RAW, "mito"))
     for raw, label in zip(raws.astype(np.int64), labels > 0, strict=True):
         place = place_of(raw, truth[RAW])
+        if place is None and place_of(raw, truth[RAW].view(np.int16)):  # torch_em 0.10.9 converts uint16 to int16
+            return "values of raw above 32767 are negative"
         if place is None:
             return "a patch of raw is nowhere in the archive"
         if wrong := int((label != (truth["mito"][place] > 0)).sum()):
