@@ -15,15 +15,11 @@ from .finished import Finished
 from .inputs import Source
 from .jobs import Job, JobRunner, Report
 from .layout import Group, Region, RegionBatch, Shard, ShardRow, plan_batches
+from .outage import Outage
 from .preflight import check_small
 from .progress import Advance
 from .status import StatusFile
 from .worker import Failure, Outcome, Share, Task, merge, probe
-
-TRIES = 2
-"""How often a region is tried if it fails for a transient reason. Each try already repeats a request up to `attempts`
-times."""
-
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +59,7 @@ class Driver:
         self._continue_on_error = continue_on_error
         self._merges: deque[tuple[ShardRow, Shard]] = deque()
         self._again: deque[RegionBatch] = deque()
-        self._tries: dict[tuple[tuple[str, ...], Region], int] = {}
+        self._outage = Outage()
         self._advance = advance
         self._status = status
         self._waits = False
@@ -75,6 +71,8 @@ class Driver:
         self.fetched += done.fetched
         self.requests += done.requests
         self._status.meter.add(done.voxel_bytes)
+        if done.voxel_bytes:
+            self._outage.note_finished()
         self._advance(done.voxel_bytes, self._remark())
 
     def heartbeat(self, places: int) -> None:
@@ -168,13 +166,13 @@ class Driver:
         if self._merges:
             row, shard = self._merges.popleft()
             return Job(row, merge, (self._finished, row, shard), fetches=False)
+        pause = self._outage.pause if self._again else 0
         batch = self._again.popleft() if self._again else next(self._batches, None)
         if batch is None:
             return None
         part = self._source.part(batch)
-        return Job(
-            batch, Task(self._finished, self._run_name, part, batch, self._threads, self._continue_on_error).write
-        )
+        options = self._threads, self._continue_on_error, pause
+        return Job(batch, Task(self._finished, self._run_name, part, batch, *options).write)
 
     def _take(self, what: RegionBatch | ShardRow | str, future: Future[Any]) -> None:
         """Process the result of a job."""
@@ -197,9 +195,7 @@ class Driver:
 
     def _note(self, batch: RegionBatch, failure: Failure) -> None:
         """Handle a failed region: retry it, raise its error, or continue without it."""
-        key = failure.names, failure.region
-        self._tries[key] = self._tries.get(key, 1) + 1
-        if failure.is_transient and self._tries[key] <= TRIES:
+        if failure.is_transient and self._outage.may_pass((failure.names, failure.region)):
             rest = (
                 (failure.region,) if self._continue_on_error else batch.regions[batch.regions.index(failure.region) :]
             )
@@ -221,7 +217,7 @@ class Driver:
 
     def _remark(self) -> str:
         failed = f", {_regions(len(self.failures))} failed" if self.failures else ""
-        waits = ", waiting for workers" if self._waits else ""
+        waits = ", waiting for workers" if self._waits else ", waiting for the archive" if self._outage.is_told else ""
         return f"{decimal(self.fetched)} fetched{failed}{waits}"
 
     def _failure_texts(self) -> list[str]:

@@ -24,7 +24,7 @@ from ..core.concurrency import cores
 from ..core.errors import ExportError, LiverDaskError, RangeNotSupportedError, RemoteError, SourceChangedError
 from ..core.geometry import Shape
 from ..core.metrics import traffic
-from ..core.threads import ContextPool
+from ..core.threads import ContextPool, pause
 from .finished import Finished
 from .identity import has_means
 from .jobs import Report
@@ -78,6 +78,7 @@ class Task:
         batch: The batch to write.
         threads: Number of threads that encode.
         continue_on_error: Whether to continue with the next region after a failed one.
+        pause: Seconds to wait first, because the archive does not answer.
     """
 
     finished: Finished
@@ -86,6 +87,7 @@ class Task:
     batch: RegionBatch
     threads: int
     continue_on_error: bool
+    pause: float = 0
 
     def write(self, report: Callable[[Report], None]) -> Outcome:
         """Write the regions in order. While one is written, the next is encoded, and the one after that is read.
@@ -95,6 +97,7 @@ class Task:
         """
         written: list[Region] = []
         failures: list[Failure] = []
+        pause(self.pause)
         with self.part.read_ahead(), noting_files() as files, ExitStack() as stack:
             for region, keeping in _ahead(self._begin(stack, files), 2):
                 try:

@@ -313,6 +313,14 @@ PROMISES = {
     "The rate is that of the last ten minutes": ["test_progress::test_the_rate_is_that_of_the_last_minutes"],
     "says first what share is there": ["test_progress::test_what_is_there_is_said_and_is_no_part_of_the_rate"],
     'lines end with "waiting for workers"': ["test_progress::test_waiting_for_workers_is_said"],
+    'lines end with "waiting for the archive"': ["test_outage::test_waiting_for_the_archive_is_said"],
+    "waits for as long as it has gone well": [
+        "test_outage::test_an_outage_is_borne_for_as_long_as_the_run_has_gone_well",
+        "test_outage::test_a_run_goes_on_after_an_outage",
+    ],
+    "Then it ends with an error, and the same call resumes": [
+        "test_outage::test_an_archive_that_stays_away_is_an_error",
+    ],
     "tells about a store that is not finished": [
         "test_progress::test_info_says_how_far_an_unfinished_store_is_and_what_failed"
     ],
