@@ -5,6 +5,7 @@ A document may be damaged or written by other software, so nothing in it is trus
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -75,8 +76,8 @@ def as_list(value: Any) -> list[Any]:
 
 
 def short(value: Any) -> str:
-    """Format a value for a message, with a limited length."""
-    return _short.repr(value)
+    """Format a value for a message, as one line of limited length."""
+    return re.sub(r"\n\s*", " ", _short.repr(value))
 
 
 def printable(value: object, most: int = 200) -> str:

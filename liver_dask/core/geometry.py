@@ -71,12 +71,11 @@ def check_bounding_box(box: Sequence[int], within: BoundingBox) -> BoundingBox:
 def check_voxel_size(voxel_size_nm: Sequence[float]) -> tuple[float, float, float]:
     """Return the voxel size as three numbers (z, y, x) in nm, or raise InvalidArgumentError."""
     try:
-        if isinstance(voxel_size_nm, str | bytes | Set | Mapping):  # of which the numbers would have another meaning
-            raise TypeError
+        _check_order(voxel_size_nm)
         z, y, x = (float(size) for size in voxel_size_nm)
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgumentError(f"voxel_size_nm={short(voxel_size_nm)} is not three numbers (z, y, x).") from None
-    if not all(0 < size < float("inf") for size in (z, y, x)):
+    if not all(size > 0 for size in (z, y, x)):
         raise InvalidArgumentError(f"voxel_size_nm={(z, y, x)} must be above 0 on every axis.")
     if not all(SMALLEST_NM <= size <= LARGEST_NM for size in (z, y, x)):
         raise InvalidArgumentError(f"voxel_size_nm={(z, y, x)} is not the size of a voxel in nm.")
@@ -127,11 +126,11 @@ def held_box(ds: xr.Dataset) -> BoundingBox:
     bounds = {}
     for dim in DIMS:
         index = ds.indexes.get(dim)
-        if index is None or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+        if index is None or index.dtype.kind not in "iu" or not np.array_equal(index, index[0] + np.arange(len(index))):
             raise InvalidArgumentError(
-                f"The coordinate {dim!r} does not run one by one, so a box of it is not defined."
+                f"The coordinate {dim!r} is not whole numbers that run one by one, so a box of it is not defined."
             )
-        bounds[dim] = int(index[0]), int(index[-1]) + 1
+        bounds[dim] = int(index[0]), int(index[0]) + len(index)
     return BoundingBox(*bounds["x"], *bounds["y"], *bounds["z"])
 
 
@@ -142,9 +141,16 @@ def _check_size(ds: xr.Dataset) -> None:
 
 def _integers(name: str, values: Sequence[int], count: int, order: str) -> list[int]:
     try:
+        _check_order(values)
         numbers = [operator.index(value) for value in values]
     except TypeError:
-        raise InvalidArgumentError(f"{name}={values!r} must be {count} whole numbers {order}.") from None
+        raise InvalidArgumentError(f"{name}={short(values)} must be {count} whole numbers {order}.") from None
     if len(numbers) != count:
-        raise InvalidArgumentError(f"{name}={tuple(numbers)} has {len(numbers)} numbers; give {count}: {order}.")
+        raise InvalidArgumentError(f"{name}={short(tuple(numbers))} has {len(numbers)} numbers; give {count}: {order}.")
     return numbers
+
+
+def _check_order(values: object) -> None:
+    """Raise TypeError if numbers of `values` have no order, or another meaning."""
+    if isinstance(values, str | bytes | Set | Mapping):
+        raise TypeError

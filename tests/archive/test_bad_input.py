@@ -4,11 +4,12 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 import liver_dask as ld
@@ -17,6 +18,7 @@ from helpers.hostile import HugeWithoutRanges, NoRanges
 from helpers.masks import chunk
 from helpers.processes import NewProcesses
 from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.core.geometry import DIMS, check_shape, check_voxel_size, crop, held_box
 from liver_dask.core.kinds import RAW
 from liver_dask.demo import ArchiveServer, serve
 
@@ -55,9 +57,14 @@ def opened(url: object):
         ((-1, 10, 0, 10, 0, 1), "x is -1..10"),
         ((5, 5, 0, 10, 0, 1), "holds no voxels: x_max=5"),
         ((0, 10, 20, 10, 0, 1), "is reversed along y: y_max=10"),
-        ((0, 10, 0, 10, 0), "has 5 numbers"),
-        ((0, 10, 0, 10, 0, 1.5), "whole numbers"),
+        ((0, 10, 0, 10, 0), r"has 5 numbers; give 6: \(x_min, x_max, "),
+        ((0, 10, 0, 10, 0, 1.5), r"whole numbers \(x_min, x_max, "),
         (7, "whole numbers"),
+        (b"012345", "whole numbers"),
+        ({0, 1, 2, 3, 4, 5}, "whole numbers"),
+        (dict.fromkeys(range(6)), "whole numbers"),
+        (np.zeros((9, 9, 9)), r"bounding_box=array\([^\n]{,60}\) must be 6 whole numbers"),
+        (range(9999), r"bounding_box=\(0, 1, 2, 3, 4, 5, \.\.\.\) has 9999 numbers"),
     ],
 )
 def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str) -> None:
@@ -70,6 +77,47 @@ def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str
     assert list(tmp_path.iterdir()) == []
 
 
+def of_columns(x: Sequence[object]) -> xr.Dataset:
+    """A Dataset of 4 slices of 5 rows with this coordinate of its columns; each voxel has another value."""
+    shape = 4, 5, len(x)
+    coordinates = {"z": range(7, 11), "y": range(80, 85), "x": x}
+    return xr.Dataset({"raw": (DIMS, np.arange(np.prod(shape)).reshape(shape))}, coordinates)
+
+
+@pytest.mark.parametrize(
+    "x", [[0.5, 1.5], [True, False], ["a", "b"], np.array(["2026", "2027"], "M8[ns]"), [1, 3], [2, 1]]
+)
+def test_coordinates_in_which_no_box_is_defined(x: Sequence[object]) -> None:
+    """A box needs coordinates that are consecutive whole numbers, and the error names the one that is not."""
+    for ds in (of_columns(x), of_columns([1, 2]).drop_vars("x")):
+        with pytest.raises(ld.InvalidArgumentError, match="'x' is not whole numbers that run one by one"):
+            crop(ds, (0, 1, 80, 81, 7, 8))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "uint64"])
+def test_a_box_in_coordinates_of_any_integers(dtype: str) -> None:
+    """A box is that of the coordinates, also where the end of a box is no number of their data type."""
+    ds = of_columns(np.arange(100, 256, dtype=dtype))
+    assert held_box(ds) == (100, 256, 80, 85, 7, 11)
+    assert held_box(ds).shape == ds.raw.shape
+    part = crop(ds, (250, 254, 81, 84, 8, 10))
+    xr.testing.assert_identical(part, ds.sel(z=[8, 9], y=[81, 82, 83], x=[250, 251, 252, 253]))
+    assert crop(ds, None) is ds
+
+
+def test_a_box_of_no_voxels() -> None:
+    """A Dataset without voxels has no box, and no part of it is taken."""
+    for of in (held_box, lambda ds: crop(ds, None)):
+        with pytest.raises(ld.InvalidArgumentError, match=r"holds no voxels: its sizes are .*'x': 0"):
+            of(of_columns([]))
+
+
+def test_the_least_and_the_largest_sizes() -> None:
+    """Axes of one voxel and of 2^31 - 1, and voxels of 0.001 nm and of 1 m, are taken."""
+    assert check_shape((1, 1, 2**31 - 1)) == (1, 1, 2**31 - 1)
+    assert check_voxel_size([1e-3, 0.5, 1e9]) == (1e-3, 0.5, 1e9)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -79,9 +127,15 @@ def test_a_box_that_makes_no_sense(archive: Path, tmp_path: Path, box, told: str
         ({"connections": 0}, "connections=0"),
         ({"connections": "many"}, "connections='many'"),
         ({"shape": (0, 5, 5)}, "without voxels"),
-        ({"shape": (5, 5)}, "has 2 numbers"),
+        ({"shape": (5, 5)}, r"has 2 numbers; give 3: \(z, y, x\)"),
+        ({"shape": (5, 5, 2**31)}, "too long"),
+        ({"shape": {5, 6, 7}}, "shape=.* must be 3 whole numbers"),
         ({"voxel_size_nm": (8, 8)}, "three numbers"),
         ({"voxel_size_nm": (0, 8, 8)}, "above 0"),
+        ({"voxel_size_nm": (8, 8, float("nan"))}, "above 0"),
+        ({"voxel_size_nm": (8, 8, float("inf"))}, "not the size of a voxel in nm"),
+        ({"voxel_size_nm": (9e-4, 8, 8)}, "not the size of a voxel in nm"),
+        ({"voxel_size_nm": "888"}, "three numbers"),
         ({"source": "nonsense://x"}, "cannot be opened"),
         ({"source": "http://"}, "names no host"),
         ({"source": "http://[::1/a"}, "neither a URL nor a folder"),

@@ -16,7 +16,7 @@ LONGEST_WAIT = 60.0
 
 
 LONGEST_TRYING = 600.0
-"""Seconds after which a range is not requested again."""
+"""Seconds after which a range is not requested again, the wait before that request included."""
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def retrying(attempts: int) -> tenacity.Retrying:
     """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
-        stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(LONGEST_TRYING),
+        stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_before_delay(LONGEST_TRYING),
         wait=_wait,
         sleep=lambda seconds: pause(seconds),
         before_sleep=_log,

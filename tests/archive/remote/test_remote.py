@@ -1,7 +1,9 @@
 """Byte ranges are verified and retried within limits; a wrong answer is never taken for the file."""
 
+import logging
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -11,6 +13,9 @@ from PIL import Image
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.hostile import scripted
+from liver_dask.archive.remote import retry
+from liver_dask.archive.remote.source import Source, TransientError
+from liver_dask.archive.remote.tries import Tries
 from liver_dask.demo import RangeRequestHandler, serve
 
 
@@ -18,21 +23,21 @@ from liver_dask.demo import RangeRequestHandler, serve
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Waits between tries are recorded and not made."""
     waits: list[float] = []
-    monkeypatch.setattr("liver_dask.archive.remote.retry.pause", waits.append)
+    monkeypatch.setattr(retry, "pause", waits.append)
     return waits
 
 
-@pytest.mark.parametrize("fault", ["reset", "truncate", "shorter", "elsewhere", "untold", "500", "503 7", "429 2"])
+@pytest.mark.parametrize("fault", ["reset", "truncate", "shorter", "elsewhere", "untold", "500", "503 7", "429 3600"])
 def test_a_passing_fault_costs_one_more_request(archive: Path, voxels, no_waiting: list[float], fault: str) -> None:
-    """A temporary fault is retried after a wait, which honours Retry-After, and the voxels are right."""
+    """A temporary fault is retried after a wait, which honours Retry-After up to a minute, and the voxels are right."""
     with serve(archive, scripted({1: fault, 3: fault})) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
         part = ds.isel(z=3, y=slice(20, 60)).compute()
     for name in voxels:
         np.testing.assert_array_equal(part[name], voxels[name][3, 20:60])
     assert no_waiting, "no wait before the next try"
-    if fault == "503 7":
-        assert set(no_waiting) == {7}, "the server's Retry-After was not honoured"
+    if asked_for := {"503 7": 7, "429 3600": 60}.get(fault):
+        assert set(no_waiting) == {asked_for}, "the server's Retry-After was not honoured"
 
 
 def test_a_silent_request_is_given_up_and_asked_again_at_once(archive: Path, voxels, no_waiting: list[float]) -> None:
@@ -43,14 +48,44 @@ def test_a_silent_request_is_given_up_and_asked_again_at_once(archive: Path, vox
     assert set(no_waiting) == {0}
 
 
-def test_tries_are_bounded_and_the_error_has_the_last_reason(archive: Path, no_waiting: list[float]) -> None:
-    """After 6 tries the error gives the reason, and no wait is longer than 10 s."""
+def test_tries_are_bounded_and_the_error_has_the_last_reason(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After 6 tries the error gives the reason, and each try but the first was logged with the file and the reason."""
     with serve(archive, scripted(dict.fromkeys(range(1, 100), "503"))) as server:
         ds = ld.open_human_liver_em(server.url, shape=SHAPE)
-        with pytest.raises(ld.RemoteError, match=r"slice 0, rows 0-4: .*gave up after 6 tries.*answered 503"):
+        with (
+            caplog.at_level(logging.INFO, "liver_dask.archive.remote.retry"),
+            pytest.raises(ld.RemoteError, match=r"slice 0, rows 0-4: .*gave up after 6 tries.*answered 503"),
+        ):
             ds.raw[0, :5].compute()
         assert len(server.requests) == 6
-    assert all(wait <= 10 for wait in no_waiting)
+    url = f"{server.url}/humanliver_raw_images/humanliver_raw_000.tif"
+    assert caplog.messages == [f"{url}: answered 503 Service Unavailable; asking again"] * 5
+
+
+def tries_in_vain(attempts: int, wait: float | None = None) -> str:
+    """Try what always fails; return the error."""
+
+    def fail(timeout: float) -> None:
+        raise TransientError("failed", wait)
+
+    with pytest.raises(ld.RemoteError) as told:
+        Tries(Source("https://host", connections=1, timeout=1, attempts=attempts), "https://host/a").run(fail)
+    return str(told.value)
+
+
+def test_waits_double_up_to_ten_seconds(no_waiting: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the server asks for no wait, it is a random time of up to 0.4 s, doubled with each try up to 10 s."""
+    shortest = set()
+    monkeypatch.setattr(retry._jitter, "uniform", lambda least, most: shortest.add(least) or most)
+    assert "gave up after 8 tries" in tries_in_vain(8)
+    assert no_waiting == [0.4, 0.8, 1.6, 3.2, 6.4, 10, 10]
+    assert shortest == {0}
+
+
+def test_no_try_begins_after_ten_minutes(no_waiting: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tries are left, none begins 10 minutes after the first, and nothing is waited for in vain."""
+    monkeypatch.setattr("tenacity.time", SimpleNamespace(monotonic=lambda: sum(no_waiting)))
+    assert "gave up after 12 tries" in tries_in_vain(1000, wait=50)
 
 
 def test_a_file_that_changes_between_two_reads_is_an_error_not_a_mix(archive: Path) -> None:
