@@ -77,7 +77,7 @@ if [[ $1 == -c ]]; then echo "$0"; exit; fi
 if [[ $1 == --version ]]; then echo "Python $0"; exit; fi
 echo "${0#$HOME/} $*" >>"$HOME/calls"
 if [[ "$1 $2" == "-m venv" ]]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip"; fi
-[[ $* != *"$FAILS"* ]]
+[[ "$0 $*" != *"$FAILS"* ]]
 """
 
 
