@@ -138,12 +138,18 @@ class _Answer(NamedTuple):
         self.watch.check()
 
 
+MOST_REFUSALS = 4
+"""So many answers in a row without the several ranges that were asked for show that the server does not send them. If it
+did so before, fewer may be the faults of one of several servers behind one address."""
+
+
 class HttpTransport:
     """Ranges over http(s), on connections that are kept alive."""
 
     def __init__(self, source: Source) -> None:
         self.supports_multirange = True
         self._took_one = self._took_several = False
+        self._refusals = 0
         self._secret = source.secret
         self._origin = origin_of(source.url)
         self._read_timeout = source.timeout
@@ -284,10 +290,13 @@ class HttpTransport:
     def _unlike(self, ranges: Sequence[ByteRange], answer: str) -> LiverDaskError:
         """Return the error for an answer without the requested ranges.
 
-        It is transient only if the server has sent several ranges before.
+        It is transient only if the server has sent several ranges before; and not if it never does so again, because
+        another server has taken its place.
         """
         message = f"asked for {len(ranges)} ranges, answered with {answer}"
-        return TransientError(message) if self._took_several else OneRangeOnlyError(message)
+        self._refusals += 1
+        is_fault = self._took_several and self._refusals < MOST_REFUSALS
+        return TransientError(message) if is_fault else OneRangeOnlyError(message)
 
     def _read_several(self, answer: _Answer, ranges: Sequence[ByteRange], receive: Receive) -> None:
         """Read the body of a 206 answer with several parts.
@@ -311,7 +320,7 @@ class HttpTransport:
             if isinstance(error, LiverDaskError):
                 raise
             raise TransientError(f"answered with several ranges that cannot be read ({error})") from error
-        self._took_several = True
+        self._took_several, self._refusals = True, 0
 
     def _read_whole(self, answer: _Answer, url: str, byte_range: ByteRange, receive: Receive) -> None:
         size = answer.response.length_remaining

@@ -12,8 +12,11 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE
-from helpers.hostile import scripted
+from helpers.hostile import Profile, hostile, scripted
 from liver_dask.archive.remote import retry
+from liver_dask.archive.remote.files import RemoteFile
+from liver_dask.archive.remote.http_transport import MOST_REFUSALS
+from liver_dask.archive.remote.ranges import ByteRange
 from liver_dask.archive.remote.source import Source, TransientError
 from liver_dask.archive.remote.tries import Tries
 from liver_dask.demo import RangeRequestHandler, serve
@@ -207,3 +210,21 @@ def test_a_cache_folder_that_cannot_be_written_costs_no_voxel(archive: Path, tmp
     ds = ld.open_human_liver_em(archive, shape=SHAPE, cache_dir=tmp_path / "file" / "kept")
     np.testing.assert_array_equal(ds.er[0], voxels["er"][0])
     assert "cannot be kept" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["first", "refused"])
+@pytest.mark.usefixtures("no_waiting")
+def test_a_server_that_sends_several_ranges_no_longer_is_asked_for_one(tmp_path: Path, kind) -> None:
+    """Such as after another server has taken its place in the middle of a run; it is found out once."""
+    content = np.random.default_rng(0).bytes(3_000_000)
+    (tmp_path / "a.tif").write_bytes(content)
+    ranges = [ByteRange(start, start + 9) for start in (5, 1_000_000, 2_000_000)]
+    handler = hostile(Profile())
+    with serve(tmp_path, handler) as server:
+        file = RemoteFile(Source(server.url, 2, 5, 6), "a.tif")
+        asked = []
+        for _ in range(3):
+            assert [bytes(part) for part in file.fetch_ranges(ranges)] == [content[of.start : of.stop] for of in ranges]
+            asked.append(len(server.requests))
+            handler.multi_range = kind
+    assert np.diff([0, *asked]).tolist() == [1, MOST_REFUSALS + 3, 3]
