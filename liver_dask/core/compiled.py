@@ -34,7 +34,10 @@ class Compiled:
         self._is_asked = False
 
     def load_ahead(self) -> None:
-        """Begin to compile the function, or to load it, on another thread: to be called before one waits for data."""
+        """Begin to compile the function, or to load it, on another thread: to be called before one waits for data.
+
+        Python ends only after it. So it should not be called before it is known that there are data.
+        """
         if not self._is_asked:
             self._is_asked = True
             with suppress(RuntimeError):  # no more threads, or Python is ending: the call loads it

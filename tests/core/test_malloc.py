@@ -32,7 +32,7 @@ def test_a_users_process_is_left_as_it_is(
     """A store and a computation in a user's process, also with a cluster in it, do not change malloc's settings."""
     keep(archive, tmp_path / "a.zarr")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as dask does when it starts a cluster
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, Client(cluster):
+    with LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster, Client(cluster):
         keep(archive, tmp_path / "b.zarr")
         ld.open_human_liver_em(archive, shape=SHAPE).er.mean().compute()
     assert not changes

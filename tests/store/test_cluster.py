@@ -263,7 +263,7 @@ def test_a_killed_scheduler_is_reported_and_another_cluster_goes_on(
 
 def test_a_result_whose_worker_is_lost_while_it_is_fetched_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor of distributed takes it for an error, which would end the run."""
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         gather, lost = client._gather, []
 

@@ -81,9 +81,9 @@ class PngSlice(SliceReader):
 
     def values(self) -> Iterator[npt.NDArray[Any]]:
         """Yield all values, see `SliceReader.values`; the file is fetched and decoded whole, and not kept decoded."""
-        load_ahead()
         with self._lock:
             layout = self._png.layout()
+            load_ahead()
             while self._png.fetch(self._png.size):
                 pass
             decoder = RowDecoder(self._png, layout.row_bytes)
@@ -102,9 +102,9 @@ class PngSlice(SliceReader):
 
     def prepare(self, start: int, stop: int) -> MaskRows:
         """Return rows `start` to `stop`, and some rows around them."""
-        load_ahead()
         with self._lock:
             layout = self._png.layout()
+            load_ahead()
             if self._decoder.is_torn or not self._has_begun:  # the first time, or after an interrupt
                 self._begin(layout.row_bytes)
             if layout.is_interlaced:
