@@ -139,8 +139,8 @@ class _Answer(NamedTuple):
 
 
 MOST_REFUSALS = 4
-"""So many answers in a row without the several ranges that were asked for show that the server does not send them. If it
-did so before, fewer may be the faults of one of several servers behind one address."""
+"""So many answers in a row without the several ranges that were asked for show that the server does not send them. If
+it did so before, fewer may be the faults of one of several servers behind one address."""
 
 
 class HttpTransport:
