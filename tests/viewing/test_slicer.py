@@ -533,8 +533,8 @@ def test_a_control_of_a_mask_does_not_bring_it_early(archive: Path, slicers) -> 
     assert not slicer._picture._masks["mito"].get_visible()
     slicer._take(slicer._viewport(), levels.variable_of(seen, "raw").compute())
     assert slicer._picture._masks["mito"].get_visible()
-    slicer._moved.begin()
     other = levels.variable_of(slicer._levels.window(5, pixels=SIZE), "raw").compute()
+    slicer._moved.begin()  # for a moment
     slicer._take(Viewport(5, *slicer.window, SIZE, ("raw",)), other)  # a glance that was late
     assert not slicer._picture._masks["mito"].get_visible(), "a mask over raw of another slice"
 
