@@ -177,6 +177,7 @@ def _local_cluster(workers: int | None) -> Iterator["LocalCluster"]:
     """Start worker processes on this machine that ignore Ctrl-C. This process receives it and ends them."""
     from distributed import LocalCluster
 
+    click.echo(f"Starting {workers} processes." if workers != 1 else "Starting 1 process.", err=True)
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     os.environ["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize({"logging": LOG_LEVELS})  # for the workers

@@ -16,6 +16,7 @@ from subprocess import PIPE
 
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 
 import liver_dask as ld
 from helpers.archive import SHAPE
@@ -25,6 +26,7 @@ from liver_dask.archive.remote import source, watchdog
 from liver_dask.archive.remote.http_transport import HttpTransport
 from liver_dask.archive.remote.ranges import ByteRange
 from liver_dask.archive.remote.source import Source
+from liver_dask.cli import main
 from liver_dask.core import threads
 from liver_dask.core.threads import ContextPool, ReadCancelledError, cancel_unless
 from liver_dask.demo import RangeRequestHandler, serve
@@ -384,3 +386,35 @@ def test_an_interrupt_is_left_to_who_handles_it(archive: Path, tmp_path: Path, m
     finally:
         signal.signal(signal.SIGINT, previous)
     assert heard
+
+
+def test_a_further_interrupt_at_the_end_shows_no_traceback() -> None:
+    """A Ctrl-C while Python closes what a command has left, such as a cluster, ends the process at once, silently."""
+    script = (
+        "import atexit, os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "from liver_dask.cli import main\n"
+        "sys.argv = ['liver-dask', '--version']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert "version" in done.stdout
+
+
+def test_an_interrupt_while_one_is_handled_keeps_what_was_said(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept, and how to go on, is told after a second Ctrl-C that comes while a cluster is closed, too."""
+
+    def interrupted_twice(*_: object, **__: object) -> None:
+        first = KeyboardInterrupt()
+        first.add_note("3% of it is kept.")
+        try:
+            raise first
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("liver_dask.cli.view", interrupted_twice)
+    done = CliRunner().invoke(main, ["view", str(archive), "--shape", *map(str, SHAPE)])
+    assert done.exit_code == 1
+    assert "Error: Interrupted. 3% of it is kept.\n" in done.output
