@@ -36,6 +36,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="smaller slices and boxes, fewer rounds")
     parser.add_argument("--server", choices=PROFILES, help="only the tables with this server")
     parser.add_argument("--rounds", type=int, help="how often each side runs; by default, each table has its own")
+    parser.add_argument("--limit", type=float, help="stop a side after so many seconds, where its table gives it more")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=[], help="only these, ours among them")
     parser.add_argument("--archive", type=Path, help="folder of the archive, which is built there if it is not there")
     parser.add_argument("--scratch", type=Path, help="folder for what is written and removed, some GB")
@@ -108,7 +109,8 @@ def run_rows(given: argparse.Namespace, archive: BenchArchive, scratch: Path) ->
             for case in row.cases(archive, given.quick):
                 if given.server in (None, case.server):
                     say(f"{name}, {case.name}:")
-                    case = replace(case, rounds=given.rounds or case.rounds)
+                    limit = min(case.limit, given.limit or case.limit)
+                    case = replace(case, rounds=given.rounds or case.rounds, limit=limit)
                     yield measure(row, case, archive, Path(folder), say, given.sides)
         say(f"{name} took {time.monotonic() - began:.0f} s\n")
 

@@ -14,7 +14,7 @@ HEAD = ("who", "voxels", "{unit}, median (min to max)", "times ours", "MB fetche
 def markdown(tables: Sequence[Table], environment: Mapping[str, str]) -> str:
     """All tables, and where they were measured."""
     parts = ["# Benchmark\n", *(f"- {name}: {value}" for name, value in environment.items()), "", EXPLANATION]
-    return "\n".join([*parts, *(table_of(table) for table in tables)])
+    return "\n".join([*parts, summary_of(tables), *(table_of(table) for table in tables)])
 
 
 EXPLANATION = """\
@@ -22,6 +22,27 @@ Each side runs in a process of its own, in turn with the others, and its imports
 the ratio of the medians. Bytes (of bodies) and requests are counted by the server; memory is that of the process and
 of all that it started, shared pages in each. "Right" are voxels that all equal those that tifffile and Pillow read.
 """
+
+
+def summary_of(tables: Sequence[Table]) -> str:
+    """The medians of all tables as one: a line for each, a column for each side."""
+    sides = [side for side in SIDES if any(found.side == side for table in tables for found in table.measurements)]
+    lines = [
+        "## In short\n",
+        as_row(["", *(SIDES[side].title for side in sides)]),
+        as_row(["---", *["---:"] * len(sides)]),
+    ]
+    for table in tables:
+        found = {of.side: of for of in table.measurements}
+        shown = [_in_short(found[side]) if side in found else "" for side in sides]
+        lines.append(as_row([f"{table.row}, {table.case} ({table.unit})", *shown]))
+    return "\n".join(lines) + "\n"
+
+
+def _in_short(found: Measurement) -> str:
+    if found.median is None:
+        return found.wrong
+    return f"{found.median:.3g}" + (" (wrong)" if found.wrong else "")
 
 
 def table_of(table: Table) -> str:

@@ -86,6 +86,7 @@ def test_a_table_tells_medians_ratios_and_what_was_wrong() -> None:
     assert "| liver_dask | right | 2 (1 to 4) | 1 | 61 | 8 | 400 |" in text
     assert "| plain dask + xarray | **raw: 3 of 8 voxels differ** | 30 | 15 | 500 | 100 | 900 |" in text
     assert "| torch_em's own module | **TypeError: a / in words** |  |  |  |  | 1000 |" in text
+    assert "| box, far away (s) | 2 | TypeError: a / in words | 30 (wrong) |" in text
     assert "Bound: at least 58 MB." in text
     assert "Not in it: miao-io (not installed)." in text
 
