@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..core.disk import content_of
-from ..core.documents import as_list, as_object, printable
+from ..core.documents import as_list, as_object, printable, read_document
 from ..core.places import Place
 from .progress import Meter
 from .storage.access import storage_of
@@ -114,7 +113,7 @@ class StatusFile:
 def read_status(folder: Place) -> Status | None:
     """Return what the last run said; None if it said nothing, or the file cannot be understood."""
     try:
-        found = as_object(json.loads(content_of(folder / STATUS) or b""))
+        found = as_object(read_document(folder / STATUS, "says how far the export came"))
         left = found["seconds_left"]
         return Status(
             began=_checked(found["began"], LATEST),

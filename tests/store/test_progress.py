@@ -280,6 +280,18 @@ def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None
     (tmp_path / "status.json").unlink()
     (tmp_path / "status.json").mkdir()
     assert status.read_status(tmp_path) is None
+    (tmp_path / "status.json").rmdir()
+    with (tmp_path / "status.json").open("wb") as file:
+        file.truncate(1 << 40)  # would not fit into memory
+    assert status.read_status(tmp_path) is None
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_the_status_is_not_waited_for(tmp_path: Path) -> None:
+    """`info` would wait for somebody who writes into it."""
+    os.mkfifo(tmp_path / "status.json")
+    assert status.read_status(tmp_path) is None
 
 
 def test_only_what_was_to_be_added_is_told_and_cleaned_with_a_store(archive: Path, tmp_path: Path) -> None:
