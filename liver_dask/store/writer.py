@@ -57,6 +57,9 @@ log = logging.getLogger(__name__)
 
 RECORD_FILE = f"{RECORD}/zarr.json"
 
+NEW = "store.new"
+"""The folder of an unfinished store while it is created."""
+
 
 class Store:
     """The files of one store; a small object, equal in every process that writes the store.
@@ -77,7 +80,7 @@ class Store:
         self._began = False  # whether this run created the unfinished store
         self._claim: Claim | None = None
         self._unfinished = self.partial / "store"
-        self._new = self.partial / "store.new"
+        self._new = self.partial / NEW
         self.finished = Finished(
             self._storage.progress_in(self.partial, digest_of(content)),
             self._storage.shards_in(self._unfinished, target),
