@@ -17,7 +17,10 @@ from .storage.access import storage_of
 
 STATUS = "status.json"
 
-SECONDS_BETWEEN_STATUS = 15.0
+SECONDS_BETWEEN_STATUS = (1.0, 15.0)
+"""Least and most time between two statuses. In between, one comes each time that a quarter more time has passed."""
+
+SHARE_BETWEEN_STATUS = 0.25
 
 SILENT_SECONDS = 60.0
 """A run that has reported nothing for so long has most likely ended."""
@@ -82,8 +85,10 @@ class StatusFile:
         self._workers = 0
 
     def is_due(self) -> bool:
-        """Return whether the last status is some seconds old, or there is none yet."""
-        return not self._written or time.monotonic() - self._written >= SECONDS_BETWEEN_STATUS
+        """Return whether the last status is some seconds old, fewer at the beginning, or there is none yet."""
+        now, (least, most) = time.monotonic(), SECONDS_BETWEEN_STATUS
+        wait = min(max(SHARE_BETWEEN_STATUS * (now - self.meter.began), least), most)
+        return not self._written or now - self._written >= wait
 
     def write(
         self, fetched: int, requests: int, failures: Sequence[str], *, workers: int | None = None, ended: bool = False
