@@ -13,6 +13,7 @@ from .archive.archives import find_archive
 from .archive.doctor.examine import examine
 from .archive.facts import check_facts_path, save_facts
 from .cli_options import LocalPath, archive_option, label_option, shape_option, target_argument
+from .core.kinds import RAW
 from .store.record import has_record
 from .store.targets import stored_at
 
@@ -73,6 +74,8 @@ def doctor_command(
     place = stored_at(target) if target is not None else None
     if place is not None and has_record(place):
         raise click.UsageError(f"{target} is a store, not an archive; `liver-dask verify {target}` examines it.")
+    if labels and RAW in labels:
+        raise click.UsageError(f"{RAW} is always examined; leave out --label {RAW} (--label none: {RAW} alone).")
     if save:
         check_facts_path(save)
     with _silent("tifffile"):

@@ -15,11 +15,20 @@ from .archive.probe import probe
 from .cli_options import archive_option, refuse_options_for_store, shape_option, target_argument
 from .cli_texts import size_of
 from .core.documents import reason_of
+from .core.errors import DamagedError
 from .core.places import Place, path_below
 from .store.identity import made_of
 from .store.inventory import check_structure
 from .store.levels import levels_of
-from .store.record import check_finished, has_record, layout_of, open_record, read_record, what_it_lacks
+from .store.record import (
+    check_finished,
+    has_record,
+    layout_of,
+    missing_files,
+    open_record,
+    read_record,
+    what_it_lacks,
+)
 from .store.record_checks import record_problem
 from .store.targets import stored_at
 from .store.unfinished import unfinished_at, unfinished_parts
@@ -72,6 +81,7 @@ def _tell_store(store: Place, record: dict[str, Any]) -> None:
         raise click.ClickException(f"{store} is damaged: its metadata cannot be read ({reason}).") from error
     click.echo(f"\n{store}: {'complete' if record.get('complete') else 'unfinished'}, {size_of(store)} on disk,")
     _tell_made_of(record)
+    _tell_missing(store, record)
     levels = levels_of(store) if record.get("complete") else []
     for level in levels[1:]:
         click.echo(f"{path_below(level.path, store)}: voxels of {' x '.join(map(str, level.factors))} (z, y, x)")
@@ -86,6 +96,20 @@ def _tell_made_of(record: Mapping[str, Any]) -> None:
     width = max(map(len, record["variables"]))
     for name, variable in record["variables"].items():
         click.echo(f"  {name:{width}}  {made_of(variable)}")
+
+
+def _tell_missing(store: Place, record: Mapping[str, Any]) -> None:
+    """Say what is zeros because the source did not have the files."""
+    for name, variable in record["variables"].items():
+        missing: list[str] = []
+        with suppress(DamagedError):  # of an unfinished or a damaged store, which `verify` tells
+            missing = missing_files(store, [name])
+        if missing and isinstance(variable["voxels"], dict):
+            slices, one = f"{len(missing)} of {record['shape'][0]} slices", len(missing) == 1
+            why = "is zeros, because its file" if one else "are zeros, because their files"
+            click.echo(f"{name}: {slices} {why} did not exist")
+        elif missing:
+            click.echo(f"{name}: zeros were taken for {len(missing)} files that did not exist, of what it is made of")
 
 
 def _tell_archive(described: Archive, address: str, offline: bool) -> None:

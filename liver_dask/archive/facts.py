@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,24 @@ def read_facts(
                 f"{path} has facts about another archive: its {name} is {found}, and that of this one is "
                 f"{short(wanted)}; examine this one (liver-dask doctor --save)."
             )
-    date, known = short(document.get("date")).strip("'"), as_object(document.get("variables"))
+    date, known = document.get("date"), as_object(document.get("variables"))
+    if not isinstance(date, str) or not _is_date(date):
+        raise InvalidArgumentError(
+            f"{path} has facts of a date that makes no sense, {short(date)}; examine the archive again."
+        )
     return {
         name: _known_files(path, name, as_object(known[name]), of, shape[0], date)
         for name, of in files.items()
         if name in known
     }
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _known_files(
@@ -120,16 +133,23 @@ def check_facts_path(path: Path) -> None:
 
     Raises:
         StoreExistsError: The file is something else than facts that were saved earlier.
-        InvalidArgumentError: There is no such folder. (ValueError)
+        InvalidArgumentError: There is no such folder, or no file can be made in it. (ValueError)
     """
     if not path.parent.is_dir():
         raise InvalidArgumentError(f"There is no folder {path.parent} to save facts in.")
-    if not path.exists() and not path.is_symlink():
-        return
-    with suppress(DamagedError):
-        if KEY in as_object(read_document(path, "may have facts about an archive")):
-            return
-    raise StoreExistsError(f"{path} is something other than facts about an archive; choose another path.")
+    if path.exists() or path.is_symlink():
+        found: Any = None
+        with suppress(DamagedError):
+            found = read_document(path, "may have facts about an archive")
+        if KEY not in as_object(found):
+            raise StoreExistsError(f"{path} is something other than facts about an archive; choose another path.")
+    new = _new_beside(path)
+    try:  # better than after minutes of examination
+        with new.open("x"):
+            pass
+        new.unlink()
+    except OSError as error:
+        raise InvalidArgumentError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def save_facts(document: Mapping[str, Any], path: Path) -> None:
@@ -140,12 +160,19 @@ def save_facts(document: Mapping[str, Any], path: Path) -> None:
         OSError: The file cannot be written.
     """
     check_facts_path(path)
-    new = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    new = _new_beside(path)
     try:
         with new.open("x") as file:
             json.dump(document, file, indent=1)
         os.replace(new, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             new.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # which names the user's file
         raise
+
+
+def _new_beside(path: Path) -> Path:
+    """Return the place of a temporary file in the same folder."""
+    return path.with_name(f".{path.name}-{secrets.token_hex(4)}")

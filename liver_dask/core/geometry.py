@@ -142,12 +142,18 @@ def _check_size(ds: xr.Dataset) -> None:
 def _integers(name: str, values: Sequence[int], count: int, order: str) -> list[int]:
     try:
         _check_order(values)
-        numbers = [operator.index(value) for value in values]
+        numbers = [_index(value) for value in values]
     except TypeError:
         raise InvalidArgumentError(f"{name}={short(values)} must be {count} whole numbers {order}.") from None
     if len(numbers) != count:
         raise InvalidArgumentError(f"{name}={short(tuple(numbers))} has {len(numbers)} numbers; give {count}: {order}.")
     return numbers
+
+
+def _index(value: object) -> int:
+    if isinstance(value, bool):  # which Python takes for 0 and 1
+        raise TypeError
+    return operator.index(value)  # type: ignore[arg-type]  # what is no number is a TypeError
 
 
 def _check_order(values: object) -> None:

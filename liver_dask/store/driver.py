@@ -1,6 +1,7 @@
 """The driver of an export: it creates the jobs, takes their results, and retries failed regions."""
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from .outage import Outage
 from .preflight import check_small
 from .progress import Advance
 from .status import StatusFile
-from .worker import Failure, Outcome, Share, Task, merge, probe
+from .worker import Failure, Outcome, Share, Task, merge, probe, report_of
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +64,16 @@ class Driver:
         self._advance = advance
         self._status = status
         self._waits = False
+        self._is_here = False  # whether the jobs run in this process
+        self._lock = threading.Lock()
         self.failures: list[Failure] = []
         self.fetched = self.requests = 0
 
     def report(self, done: Report) -> None:
         """Add the report of a task to the totals, and show it; may be called on any thread."""
-        self.fetched += done.fetched
-        self.requests += done.requests
+        with self._lock:
+            self.fetched += done.fetched
+            self.requests += done.requests
         self._status.meter.add(done.voxel_bytes)
         if done.voxel_bytes:
             self._outage.note_finished()
@@ -82,6 +86,7 @@ class Driver:
             places: Number of jobs that can run.
         """
         self._waits = not places
+        self._note_fetched()
         self._advance(0, self._remark())
         if self._status.is_due():
             self.tell_status(places)
@@ -93,8 +98,17 @@ class Driver:
             places: Number of jobs that can run; None if it is as before.
             ended: Whether the run has ended.
         """
+        self._note_fetched()
         texts = self._failure_texts()
         self._status.write(self.fetched, self.requests, texts, workers=places, ended=ended)
+
+    def _note_fetched(self) -> None:
+        """Add what this process has fetched since the last report: a region may take minutes, and does not report."""
+        if self._is_here:
+            _, fetched, requests = report_of(0)
+            with self._lock:
+                self.fetched += fetched
+                self.requests += requests
 
     def write(self, written: Collection[tuple[str, Region]], runner: JobRunner) -> None:
         """Write all regions that are not written yet, and merge their slabs into shards.
@@ -111,7 +125,7 @@ class Driver:
         for row in [row for row, left in self._missing.items() if not left and not self._finished.is_merged(row)]:
             self._add_merges(row)
         self._batches = plan_batches(self._finished.layout, self._source.groups, written)
-        self._threads = runner.threads
+        self._threads, self._is_here = runner.threads, not runner.shares
         if not written:  # report a wrong address, shape or label before anything is written
             first = iter([Job("The first slice", probe, (self._source.windows,))])
             runner.run_all(self._connections, lambda: next(first, None), self._take)

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..core.disk import content_of
-from ..core.documents import as_list, as_object, printable
+from ..core.documents import as_list, as_object, printable, read_document
 from ..core.places import Place
 from .progress import Meter
 from .storage.access import storage_of
 
 STATUS = "status.json"
 
-SECONDS_BETWEEN_STATUS = 15.0
+SECONDS_BETWEEN_STATUS = (1.0, 15.0)
+"""Least and most time between two statuses. In between, one comes each time that a quarter more time has passed."""
+
+SHARE_BETWEEN_STATUS = 0.25
 
 SILENT_SECONDS = 60.0
 """A run that has reported nothing for so long has most likely ended."""
@@ -83,8 +85,10 @@ class StatusFile:
         self._workers = 0
 
     def is_due(self) -> bool:
-        """Return whether the last status is some seconds old, or there is none yet."""
-        return not self._written or time.monotonic() - self._written >= SECONDS_BETWEEN_STATUS
+        """Return whether the last status is some seconds old, fewer at the beginning, or there is none yet."""
+        now, (least, most) = time.monotonic(), SECONDS_BETWEEN_STATUS
+        wait = min(max(SHARE_BETWEEN_STATUS * (now - self.meter.began), least), most)
+        return not self._written or now - self._written >= wait
 
     def write(
         self, fetched: int, requests: int, failures: Sequence[str], *, workers: int | None = None, ended: bool = False
@@ -114,7 +118,7 @@ class StatusFile:
 def read_status(folder: Place) -> Status | None:
     """Return what the last run said; None if it said nothing, or the file cannot be understood."""
     try:
-        found = as_object(json.loads(content_of(folder / STATUS) or b""))
+        found = as_object(read_document(folder / STATUS, "says how far the export came"))
         left = found["seconds_left"]
         return Status(
             began=_checked(found["began"], LATEST),

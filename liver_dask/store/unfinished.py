@@ -1,5 +1,6 @@
 """What is there of an unfinished store, for whoever asks while it is written or after an interruption."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,7 +12,7 @@ from ..core.places import Place
 from .additions import additions_beside
 from .levels import FOLDER
 from .progress import duration
-from .record import FORMAT, layout_of, read_record
+from .record import FORMAT, layout_of, missing_of, read_record
 from .record_checks import record_problem
 from .status import Status, read_status
 from .writer import Store
@@ -28,6 +29,7 @@ class Unfinished:
         nbytes: Bytes of the voxels of the finished regions.
         of_nbytes: Bytes of all voxels.
         status: What the last run said last; None if it said nothing.
+        missing: Number of files that did not exist, and for which zeros were taken.
     """
 
     store: Store
@@ -36,12 +38,17 @@ class Unfinished:
     nbytes: int
     of_nbytes: int
     status: Status | None
+    missing: int = 0
 
     def __str__(self) -> str:
         share, voxels = self.nbytes / self.of_nbytes, f"{decimal(self.nbytes)} of {decimal(self.of_nbytes)} of voxels"
         regions = f"{self.regions} of {self.of_regions} regions"
         first = f"{self.store.target}: unfinished, {share:.0%} of it is there ({regions}, {voxels})."
-        return "\n".join([first, *(self._of_status(self.status) if self.status else [])])
+        lines = []
+        if self.missing:
+            files = "1 file" if self.missing == 1 else f"{self.missing} files"
+            lines.append(f"It has zeros for {files} that did not exist: it is finished with --missing zeros alone.")
+        return "\n".join([first, *lines, *(self._of_status(self.status) if self.status else [])])
 
     def _of_status(self, status: Status) -> list[str]:
         began, heard = (f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}" for at in (status.began, status.written))
@@ -55,7 +62,10 @@ class Unfinished:
         else:
             lines = [f"Its last run began at {began}, and was last heard of at {heard}."]
             lines.append("The same call goes on from there.")
-        lines.append(f"That run has fetched {decimal(status.fetched)} in {status.requests} requests.")
+        if status.requests:
+            lines.append(f"That run has fetched {decimal(status.fetched)} in {status.requests} requests.")
+        elif status.may_go_on:
+            lines.append("What that run has fetched is told when it has finished a region.")
         if status.failed:
             lines.append(f"It could not write {status.failed} of the regions:")
             lines += [f"  {text}" for text in status.failures]
@@ -89,4 +99,7 @@ def unfinished_at(place: Place) -> Unfinished | None:
     written = store.written()
     total = len(store.names) * sum(1 for _ in store.layout.regions())
     sizes = store.finished.nbytes(written), store.finished.nbytes()
-    return Unfinished(store, len(written), total, *sizes, read_status(store.finished.folder))
+    missing = 0
+    with suppress(OSError, ValueError, LookupError, TypeError):  # it only informs
+        missing = len(missing_of(store.finished.sources.all()))
+    return Unfinished(store, len(written), total, *sizes, read_status(store.finished.folder), missing)

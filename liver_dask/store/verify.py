@@ -60,6 +60,8 @@ class VerifyReport:
         changed: Files of the source that have changed since the store was written, one sentence each. A changed file is
             not a problem of the store. If voxels differ from the source, that is a problem, which names the change.
         problems: What is wrong, one sentence each.
+        is_changing: Whether the store is being changed, or this was interrupted. It is one of the problems, and others
+            may follow from it.
     """
 
     path: str
@@ -71,6 +73,7 @@ class VerifyReport:
     notes: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    is_changing: bool = False
 
     @property
     def ok(self) -> bool:
@@ -91,8 +94,13 @@ class VerifyReport:
         if self.changed:
             lines.append(f"The source has changed since, in {len(self.changed)} of the files that were checked:")
             lines += [*self.changed[:MOST_SHOWN], *(["..."] if len(self.changed) > MOST_SHOWN else [])]
+        return "\n".join([*lines, *self.problems, *self._remedy()])
+
+    def _remedy(self) -> list[str]:
+        if self.is_changing:  # the voxels are most likely right
+            return ["Finish that first, and verify again: the rest may follow from it."] * (len(self.problems) > 1)
         remedy = f"Remove {self.path}, and make it anew with the same `liver-dask download` (or `to_zarr`)."
-        return "\n".join([*lines, *self.problems, *([] if self.ok else [remedy])])
+        return [] if self.ok else [remedy]
 
 
 def _problems(found: Sequence[str]) -> str:
@@ -164,6 +172,7 @@ def verify(
         check_annotated(store)
     except StoreExistsError as error:
         report.problems.append(str(error))
+        report.is_changing = True
     plans = [_Plan(store, "", ds, opened, seed, full, report), *_plans_of_levels(store, seed, full, report)]
     jobs = [Job((plan, check), check.run, (), fetches=False) for plan in plans for check in plan.checks]
     jobs += [Job((plan, check), check.run) for plan in plans for check in plan.source_checks]

@@ -30,7 +30,13 @@ import zarr
 
 from ..archive.remote.versions import FileVersion
 from ..core.disk import is_empty_folder, is_there
-from ..core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
+from ..core.errors import (
+    DamagedError,
+    InvalidArgumentError,
+    LiverDaskError,
+    SourceChangedError,
+    StoreExistsError,
+)
 from ..core.places import Place
 from .changes import set_time
 from .completion import write_all_but_shards
@@ -53,9 +59,15 @@ from .source_versions import SourceVersions, moved_variables
 from .storage.access import storage_of
 from .storage.interface import Claim, Storage
 
+_FINAL = (InvalidArgumentError, SourceChangedError, StoreExistsError)
+"""Errors that the same call would meet again."""
+
 log = logging.getLogger(__name__)
 
 RECORD_FILE = f"{RECORD}/zarr.json"
+
+NEW = "store.new"
+"""The folder of an unfinished store while it is created."""
 
 
 class Store:
@@ -77,7 +89,7 @@ class Store:
         self._began = False  # whether this run created the unfinished store
         self._claim: Claim | None = None
         self._unfinished = self.partial / "store"
-        self._new = self.partial / "store.new"
+        self._new = self.partial / NEW
         self.finished = Finished(
             self._storage.progress_in(self.partial, digest_of(content)),
             self._storage.shards_in(self._unfinished, target),
@@ -293,10 +305,8 @@ class Store:
         if finished:
             share = self.finished.nbytes(finished) / self.finished.nbytes()
             total = len(self.names) * sum(1 for _ in self.layout.regions())
-            error.add_note(
-                f"{share:.0%} of it ({len(finished)} of {total} regions) is kept in {self.partial}; "
-                "the same call goes on from there."
-            )
+            kept = f"{share:.0%} of it ({len(finished)} of {total} regions) is kept in {self.partial}"
+            error.add_note(f"{kept}." if isinstance(error, _FINAL) else f"{kept}; the same call goes on from there.")
 
     def _withdraw(self) -> bool:
         """Remove the store that this run began, unless a part of it is finished; return whether it was removed."""

@@ -59,6 +59,7 @@ def opened(url: object):
         ((0, 10, 20, 10, 0, 1), "is reversed along y: y_max=10"),
         ((0, 10, 0, 10, 0), r"has 5 numbers; give 6: \(x_min, x_max, "),
         ((0, 10, 0, 10, 0, 1.5), r"whole numbers \(x_min, x_max, "),
+        ((True, 5, 0, 5, False, 1), r"bounding_box=\(True, 5, .* whole numbers \(x_min, x_max, "),
         (7, "whole numbers"),
         (b"012345", "whole numbers"),
         ({0, 1, 2, 3, 4, 5}, "whole numbers"),

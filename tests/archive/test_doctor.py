@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 from PIL import Image
 
 import liver_dask as ld
@@ -24,7 +25,10 @@ from helpers.paths import ROOT
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.doctor import survey
 from liver_dask.archive.doctor.survey import runs
+from liver_dask.archive.facts import check_facts_path, save_facts
+from liver_dask.archive.formats import png_file
 from liver_dask.archive.remote import retry
+from liver_dask.cli import main
 from liver_dask.demo import RangeRequestHandler, make_archive, serve
 
 SHAPE = (6, 64, 80)
@@ -485,6 +489,23 @@ def interlaced(file: Path, mask: np.ndarray) -> None:
     )
 
 
+@pytest.mark.parametrize("first_request", [128 << 10, 200], ids=["small", "large"])
+def test_masks_that_were_cut_are_found(own: Path, monkeypatch: pytest.MonkeyPatch, first_request: int) -> None:
+    """Of each file whose headers are read, the end is looked at; the smallest are read until one is whole."""
+    monkeypatch.setattr(png_file, "FIRST_REQUEST", first_request)
+    for z in (1, 3, 4):
+        file = path_of(own, "er", z)
+        file.write_bytes(file.read_bytes()[: 250 + z])
+    with path_of(own, "mito", 2).open("ab") as file:
+        file.write(b"written by a program of its own")
+    with serve(own) as server:
+        report = examine(server.url)
+    assert len(report.problems) == 3, report
+    for z, problem in zip((1, 3, 4), report.problems, strict=True):
+        assert problem.startswith(f"er, slice {z}")
+        assert f"{path_of(own, 'er', z).name}: has no end (IEND); the file is damaged or cut short" in problem
+
+
 def test_an_interlaced_mask(own: Path) -> None:
     """Interlacing is told, and its values are counted as those of others."""
     with Image.open(path_of(own, "er", 3)) as opened:
@@ -769,6 +790,9 @@ def _spoil_er(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (_spoil_er(missing=[[0, float("inf")]]), "has facts about er that make no sense"),
         (_spoil_er(missing=[[0, 0]]), "has facts about er that make no sense"),
         (_spoil_er(sizes=[10**400] * 6), "has facts about er that make no sense"),
+        (_spoil(date=float("nan")), "has facts of a date that makes no sense, nan"),
+        (_spoil(date="yesterday"), "has facts of a date that makes no sense, 'yesterday'"),
+        (_spoil(date=None), "has facts of a date that makes no sense, None"),
         (lambda document: [], "has no facts that this version reads"),
     ],
 )
@@ -810,6 +834,7 @@ def test_the_command(own: Path, tmp_path: Path) -> None:
         ("doctor nonsense", 1, "There is no folder"),
         ("doctor OWN --archive nonsense", 2, "There is no archive 'nonsense'"),
         ("doctor OWN --label golgi", 2, "Unknown label 'golgi'"),
+        ("doctor OWN --label er --label raw", 2, "raw is always examined; leave out --label raw"),
         ("doctor OWN --connections 17", 2, "17 is not in the range"),
         ("doctor OWN --save there/mine", 1, "is something other than facts about an archive; choose another path"),
         ("doctor OWN --save nowhere/facts.json", 2, "There is no folder nowhere to save facts in"),
@@ -848,6 +873,33 @@ def test_the_report_on_the_page_is_what_is_printed(own: Path) -> None:
     with serve(own) as server:
         printed = run_here("doctor", server.url, *SHAPE_OPTION).stdout
     assert [line for line in without_numbers(shown) if line not in without_numbers(printed)] == []
+
+
+def test_where_facts_cannot_be_saved_nothing_is_asked(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder in which no file can be made is found before the examination, and the error names the file asked for."""
+    plain = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name.startswith(".facts.json-"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, *args, **options)
+
+    facts = tmp_path / "facts.json"
+    monkeypatch.setattr(Path, "open", refuse)
+    with serve(own) as server:
+        done = CliRunner().invoke(main, ["doctor", server.url, *SHAPE_OPTION, "--save", str(facts)])
+        assert not server.requests
+    assert done.exit_code == 2
+    assert f"Cannot write {facts}: Permission denied." in done.output
+    monkeypatch.setattr("liver_dask.archive.facts.check_facts_path", lambda path: None)
+    with pytest.raises(PermissionError, match="Permission denied") as told:
+        save_facts({}, facts)
+    assert told.value.filename == str(facts)
+    monkeypatch.undo()
+    check_facts_path(facts)
+    assert not list(tmp_path.glob("*facts*")), "the check leaves nothing"
 
 
 def test_runs() -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
+from click.testing import CliRunner
 
 import liver_dask as ld
 from helpers.archive import SHAPE
 from helpers.command import run_here
 from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.cli import main
 from liver_dask.demo import RangeRequestHandler, serve
 
 GONE = {"er": (0, 3), "raw": (5,), "nucleus": (9,)}
@@ -198,6 +200,8 @@ def test_a_store_lists_what_is_missing_and_is_finished(own: Path, tmp_path: Path
             np.testing.assert_array_equal(stored[name], expected[name])
         urls = sorted(f"{server.url}/{EMPIAR_13356.path(name, z)}" for name, slices in GONE.items() for z in slices)
         assert stored.attrs["missing_files"] == urls
+        told = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr")]).output
+        assert "\ner: 2 of 10 slices are zeros, because their files did not exist\n" in told
         assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_bytes())["attributes"]["missing_files"] == urls
         report = ld.verify(tmp_path / "a.zarr", full=True, progress=False)
         assert report.ok, report
@@ -242,8 +246,12 @@ def test_what_was_begun_with_zeros_is_not_finished_without(own: Path, tmp_path: 
             with pytest.raises(ZeroDivisionError):
                 ld.to_zarr(lenient, tmp_path / "a.zarr", **SMALL)
         strict = ld.open_human_liver_em(server.url, shape=SHAPE)
-        with pytest.raises(ld.StoreExistsError, match="has zeros where 4 files did not exist"):
+        with pytest.raises(ld.StoreExistsError, match="has zeros where 4 files did not exist") as told:
             ld.to_zarr(strict, tmp_path / "a.zarr", **SMALL)
+        assert "is kept in" in told.value.__notes__[0]
+        assert "the same call goes on" not in told.value.__notes__[0], "it would meet the same error"
+        said = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr")]).output
+        assert "zeros for 4 files that did not exist: it is finished with --missing zeros alone." in said
         ld.to_zarr(lenient, tmp_path / "a.zarr", **SMALL)
 
 
@@ -267,6 +275,11 @@ def test_the_shell_takes_it(own: Path, tmp_path: Path) -> None:
     done = subprocess.run(own_process, capture_output=True, text=True)  # without the log handlers of pytest
     assert done.returncode == 0, done.stderr
     assert "er_mask_003.png" in done.stderr + done.stdout
+    told = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr")])
+    assert told.exit_code == 0, told.output
+    assert [line for line in told.output.splitlines() if "did not exist" in line] == [
+        "er: 1 of 3 slices is zeros, because its file did not exist"
+    ]
 
 
 def test_any_other_word_is_refused() -> None:

@@ -602,6 +602,14 @@ PROMISES = {
         "test_doctor::test_no_more_than_so_many_requests_at_once",
         "test_doctor::test_who_refuses_everything_is_asked_little",
     ],
+    "it is seen of every file only whether it is there and how large it is": [
+        "test_doctor::test_an_honest_archive_is_as_described"
+    ],
+    "A file that was cut short is found if": [
+        "test_doctor::test_masks_that_were_cut_are_found",
+        "test_doctor::test_one_file_of_raw_is_of_another_kind",
+    ],
+    "Damaged pixels are not seen": ["test_doctor::test_damage_that_only_reading_finds"],
     "reads and decodes N whole slices": [
         "test_doctor::test_damage_that_only_reading_finds",
         "test_doctor::test_one_mask_is_of_another_kind",

@@ -239,6 +239,7 @@ def test_in_object_storage_a_kill_while_they_are_moved_is_finished(
     assert "pred" not in opened(store)
     with pytest.raises(ld.StoreExistsError, match="Variables are being added"):
         check_annotated(store)
+    assert "Remove" not in str(ld.verify(store, progress=False))
     monkeypatch.undo()
     ld.annotate(store, voxel_size_nm=(30, 8, 8))
     assert "pred" in opened(store)

@@ -203,7 +203,10 @@ def test_killed_at_any_step_it_is_finished_by_the_next(
         said.add(str(xr.open_zarr(store).attrs.get("voxel_size_nm")))
         begun = store / "liver_dask" / BEGUN
         if begun.exists() and begun.stat().st_size:
-            assert not ld.verify(store, progress=False).ok
+            report = ld.verify(store, progress=False)
+            assert not report.ok
+            assert "Remove" not in str(report), "the voxels are right, so it need not be made anew"
+            assert ("Finish that first" in str(report)) == (len(report.problems) > 1)
             with pytest.raises(ld.StoreExistsError, match="liver-dask annotate"):
                 ld.add_pyramid(store, progress=False)
         annotate(store, voxel_size_nm=then)
@@ -215,6 +218,21 @@ def test_killed_at_any_step_it_is_finished_by_the_next(
         shutil.rmtree(store)
     assert step > 2 * every
     assert said == {"None", str(list(SIZE))}
+
+
+def test_what_to_do_about_an_interrupted_call_is_to_finish_it(store: Path, unknown: Path) -> None:
+    """`verify` does not advise to remove a store whose voxels are right; it does if a shard is damaged after all."""
+    put(store / "liver_dask" / BEGUN, json.dumps({"voxel_size_nm": SIZE}).encode())
+    report = ld.verify(store, progress=False)
+    assert report.is_changing
+    assert str(report).splitlines()[-1] == report.problems[0]
+    assert "`liver-dask annotate` finishes it" in report.problems[0]
+    remove(next(store / name for name in files_of(store) if name.startswith("raw/c/")))
+    report = ld.verify(store, progress=False)
+    assert len(report.problems) > 1
+    assert str(report).splitlines()[-1] == "Finish that first, and verify again: the rest may follow from it."
+    annotate(store, voxel_size_nm=SIZE)
+    assert str(ld.verify(store, progress=False)).splitlines()[-1].startswith(f"Remove {store}, and make it anew")
 
 
 @IN_A_FOLDER

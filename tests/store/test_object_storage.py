@@ -338,6 +338,20 @@ def test_what_is_left_is_cleaned(
     assert set(s3.objects(folder)) == {f"a.zarr/{name}" for name in expected}
 
 
+def test_what_is_left_without_a_record_is_cleaned(archive: Path, s3: ObjectStorage, short_claims: None) -> None:
+    """After a kill before the record, which is written last, `clean` removes all, unless somebody put more there."""
+    folder = s3.folder()
+    killed_at(s3, put("/store/liver_dask/zarr.json"), False, lambda: write(archive, folder / "a.zarr"))
+    assert any("/store/" in name for name in s3.objects(folder))
+    mine = folder / "a.zarr.partial" / "store" / "mine.txt"
+    mine.call("pipe_file", mine.key, b"mine")
+    with pytest.raises(ld.StoreExistsError, match="did not write; nothing was removed"):
+        clean(folder / "a.zarr")
+    mine.call("rm_file", mine.key)
+    assert "is removed" in clean(folder / "a.zarr")
+    assert not s3.objects(folder)
+
+
 def test_the_commands_take_addresses(
     archive: Path, s3: ObjectStorage, environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,9 @@ from helpers.stores import BOX, SMALL
 from helpers.waiting import wait_until
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
+from liver_dask.core.metrics import Traffic
 from liver_dask.demo import RangeRequestHandler, serve
-from liver_dask.store import additions, progress, status
+from liver_dask.store import additions, progress, status, worker
 from liver_dask.store.driver import Driver
 from liver_dask.store.jobs import Report
 from liver_dask.store.progress import Meter, show_progress
@@ -118,6 +120,39 @@ def test_waiting_for_workers_is_said(tmp_path: Path) -> None:
         "5 bytes fetched, waiting for workers",
         "5 bytes fetched",
     ]
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_what_this_process_fetches_is_told_before_a_region_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
+) -> None:
+    """Of jobs on threads of this process, with each heartbeat, and nothing twice; of workers, by reports alone."""
+    driver = Driver(None, None, "", 1, False, lambda count, remark: None, StatusFile(tmp_path, Meter(10)))  # type: ignore[arg-type]
+    driver._is_here = not shares
+    counts = Traffic()
+    monkeypatch.setattr(worker, "traffic", counts)
+    counts.add(bytes=7, requests=2)
+    driver.heartbeat(2)
+    told = status.read_status(tmp_path)
+    assert told is not None
+    assert (told.fetched, told.requests) == ((0, 0) if shares else (7, 2))
+    counts.add(bytes=1, requests=1)
+    driver.report(worker.report_of(5))
+    driver.tell_status(ended=True)
+    assert (driver.fetched, driver.requests) == (8, 3)
+
+
+def test_a_status_is_written_more_often_at_first(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """So that `info` tells rightly of a short run; and of a long one, four times a minute."""
+    reports, written, began = StatusFile(tmp_path, Meter(10)), [], clock.now
+    while clock.now < began + 300:
+        if reports.is_due():
+            reports.write(0, 0, [])
+            written.append(clock.now - began)
+        clock.now += 0.5
+    assert written[:4] == [0, 1, 2, 3]
+    assert len([at for at in written if at <= 20]) < 15
+    assert {round(b - a) for a, b in pairwise(written) if a > 100} == {15}
 
 
 class Stands(RangeRequestHandler):
@@ -248,11 +283,16 @@ def test_info_of_a_store_that_is_written_has_rate_and_time(stands, tmp_path: Pat
     ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=BOX, progress=False, **SMALL)
     thread.join()
     assert re.search(r"Its run began at [-\d]+ [:\d]+, and was heard of a moment ago: 4 jobs at once", *told)
+    assert "fetched 0 bytes" not in told[0]
     now = time.time()
     said = status.Status(now - 60, now, 1e6, 90.0, 5, 1, 0, False, (), 0)
     found = Unfinished(SimpleNamespace(target="a.zarr"), 1, 2, 10, 20, said)  # type: ignore[arg-type]
     assert "a.zarr: unfinished, 50% of it is there (1 of 2 regions" in str(found)
     assert "a moment ago: waiting for workers, 1.0 MB/s, about 0:01:30 left." in str(found)
+    assert "That run has fetched 5 bytes in 1 requests." in str(found)
+    unknown = replace(found, status=replace(said, fetched=0, requests=0))
+    assert "fetched 0 bytes" not in str(unknown)
+    assert "is told when it has finished a region" in str(unknown)
 
 
 def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None:
@@ -279,6 +319,18 @@ def test_a_status_that_cannot_be_read_or_written_is_none(tmp_path: Path) -> None
         assert status.read_status(tmp_path) is None, damaged
     (tmp_path / "status.json").unlink()
     (tmp_path / "status.json").mkdir()
+    assert status.read_status(tmp_path) is None
+    (tmp_path / "status.json").rmdir()
+    with (tmp_path / "status.json").open("wb") as file:
+        file.truncate(1 << 40)  # would not fit into memory
+    assert status.read_status(tmp_path) is None
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_the_status_is_not_waited_for(tmp_path: Path) -> None:
+    """`info` would wait for somebody who writes into it."""
+    os.mkfifo(tmp_path / "status.json")
     assert status.read_status(tmp_path) is None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -18,10 +19,12 @@ from helpers.kills import killed_at
 from helpers.places import REAL_IN_S3, files_of, in_both
 from helpers.stores import BOX, SMALL, assert_same_files, check_store, undisturbed
 from liver_dask.archive.archives import EMPIAR_13356
+from liver_dask.cli import main
 from liver_dask.core.places import Place
 from liver_dask.demo import make_archive, serve
 from liver_dask.store import writer as store
 from liver_dask.store.layout import Group, Region, plan_batches, plan_layout
+from liver_dask.store.locks import open_locked
 from liver_dask.store.shards import encode_chunk
 from liver_dask.store.storage import folder
 
@@ -257,3 +260,76 @@ def test_zeros_are_not_taken_for_what_is_missing(tmp_path: Path, place: Place) -
         server.requests.clear()
         assert ld.to_zarr(zero, path, progress=False, **layout)
         assert server.requests == []
+
+
+@pytest.mark.parametrize("option", [[], ["--unfinished"]])
+def test_what_a_run_left_that_was_killed_before_the_record_is_cleaned(
+    archive: Path, tmp_path: Path, option: list[str]
+) -> None:
+    """After a kill at any early step, `clean` removes what is there, as the next run would."""
+    ds, step, was_begun = ld.open_human_liver_em(archive, shape=SHAPE, labels=[]), 1, False
+    while not was_begun:
+        store = tmp_path / f"{step}.zarr"
+        partial = tmp_path / f"{step}.zarr.partial"
+        assert killed_at(step, lambda: ld.to_zarr(ds, store, progress=False, **SMALL)) == 9  # noqa: B023  # at once
+        was_begun = (partial / "store").exists()
+        if not was_begun:
+            there = partial.exists()
+            done = CliRunner().invoke(main, ["clean", str(store), *option])
+            assert done.exit_code == 0, (step, done.output)
+            assert ("is removed" if there else "Nothing is left") in done.output
+            assert not partial.exists()
+        step += 5
+    assert step > 20
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "mine.txt",
+        "progress/mine.txt",
+        "progress/slabs/raw/mine",
+        "store.new/notes",
+        "store/zarr.json",
+        "mine/",
+        "lock/",
+    ],
+)
+def test_what_somebody_put_beside_a_store_without_a_record_is_kept(tmp_path: Path, foreign: str) -> None:
+    """Everything then stays: it is not known to be of this package."""
+    partial = tmp_path / "a.zarr.partial"
+    (partial / "progress" / "slabs" / "raw").mkdir(parents=True)
+    (partial / foreign).parent.mkdir(parents=True, exist_ok=True)
+    if foreign.endswith("/"):
+        (partial / foreign).mkdir()
+    else:
+        (partial / foreign).write_text("mine")
+    if foreign != "lock/":
+        (partial / "lock").touch()
+    before = sorted(tmp_path.rglob("*"))
+    done = CliRunner().invoke(main, ["clean", "--unfinished", str(tmp_path / "a.zarr")])
+    assert done.exit_code in (1, 2), done.output
+    assert "Traceback" not in done.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_links_beside_a_store_without_a_record_are_kept(tmp_path: Path) -> None:
+    """Neither they nor what they lead to is removed; and nothing is while another process writes."""
+    partial, other = tmp_path / "a.zarr.partial", tmp_path / "other"
+    other.mkdir()
+    (other / "run").write_text("mine")
+    partial.mkdir()
+    (partial / "lock").touch()
+    (partial / "progress").symlink_to(other)
+    done = CliRunner().invoke(main, ["clean", str(tmp_path / "a.zarr")])
+    assert (done.exit_code, "did not write" in done.output) == (1, True)
+    assert (partial / "progress" / "run").read_text() == "mine"
+    (partial / "progress").unlink()
+    descriptor = open_locked(partial / "lock", busy="")
+    try:
+        done = CliRunner().invoke(main, ["clean", str(tmp_path / "a.zarr")])
+        assert (done.exit_code, "another process" in done.output) == (1, True)
+    finally:
+        os.close(descriptor)
+    assert (partial / "lock").exists()

@@ -75,8 +75,9 @@ class PngSlice(SliceReader):
             self._png.layout()
 
     def describe(self) -> dict[str, Any]:
-        """Return what the header says, see `SliceReader.describe`."""
+        """Return what the header says, see `SliceReader.describe`; it is an error if the file has no end."""
         with self._lock:
+            self._png.check_end()
             return {"format": "PNG", "shape": [self._height, self._width], **self._png.layout().describe()}
 
     def values(self) -> Iterator[npt.NDArray[Any]]:

@@ -9,6 +9,11 @@ from ..remote.files import RemoteFile
 from ..remote.ranges import ByteRange
 from .png_stream import Chunks, Layout, layout_of
 
+LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
+
+TAIL = 1024
+"""Bytes at the end of a file in which that chunk is looked for: some programs write something after it."""
+
 FIRST_REQUEST = 128 << 10
 SMALLEST_REQUEST = 128 << 10
 """Smallest byte range into which the bytes after the first request are split over the connections."""
@@ -63,6 +68,16 @@ class PngFile:
                     raise self.damaged("holds no image")
             self._layout = layout_of(self.chunks, *self._shape)
         return self._layout
+
+    def check_end(self) -> None:
+        """Raise FormatError if the file does not end as it should; of a large file, this fetches the last bytes."""
+        self.layout()
+        if self.chunks.ended:
+            return
+        is_whole = len(self.chunks.prefix) >= self.size
+        tail = b"" if is_whole else bytes(self._file.fetch(max(self.size - TAIL, 0), self.size))
+        if LAST_CHUNK not in tail:
+            raise self.damaged("has no end (IEND)")
 
     def fetch(self, count: int) -> bool:
         """Fetch the next `count` bytes over several connections; return False if the image has ended."""
