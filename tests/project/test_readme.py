@@ -507,12 +507,18 @@ PROMISES = {
     "A store says by which model (weights, attributes and": [
         "test_models::test_what_is_no_weight_counts_too",
         "test_models::test_the_code_of_a_function_counts",
+        "test_digests::test_another_value_is_another_model",
         "test_predict::test_other_voxels_are_never_taken_for_the_same",
         "test_predict::test_a_prediction_is_kept_beside_raw",
         "test_predict::test_how_a_model_is_run_is_part_of_a_store_but_not_where",
         "test_predict::test_after_a_kill_nothing_finished_is_predicted_again",
         "test_models::test_a_digest_is_that_of_the_weights",
         "test_add_variables::test_the_record_says_by_what_it_was_made",
+    ],
+    "Installed packages count by name and version": ["test_digests::test_what_is_installed_counts_by_its_version"],
+    "What a model reads when it runs (files": ["test_digests::test_what_is_read_when_it_runs_does_not_count"],
+    "What cannot be compared, such as an open file, is another": [
+        "test_digests::test_what_cannot_be_compared_is_another"
     ],
     "is fetched once for both": ["test_predict::test_raw_is_fetched_once_for_itself_and_the_model"],
     "writes as `to_zarr` does, beside the store until": [
