@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.addresses import is_address
 from ..core.documents import as_list, as_object, is_same, read_document, short
 from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 
@@ -71,6 +72,8 @@ def read_facts(
         InvalidArgumentError: The file cannot be read, or has facts about another archive, address, shape or files.
             (ValueError)
     """
+    if is_address(os.fspath(path)):
+        raise InvalidArgumentError(f"{path} is an address; give a file on this machine that has facts.")
     try:
         document = as_object(read_document(Path(path), "has facts about an archive"))
     except DamagedError as error:
