@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.addresses import is_address
+from ..core.disk import naming
 from ..core.documents import as_list, as_object, is_same, read_document, short
 from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 
@@ -145,7 +146,7 @@ def save_facts(document: Mapping[str, Any], path: Path) -> None:
     check_facts_path(path)
     new = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with new.open("x") as file:
+        with naming(path), new.open("x") as file:
             json.dump(document, file, indent=1)
         os.replace(new, path)
     except BaseException:
