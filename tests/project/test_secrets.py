@@ -20,7 +20,7 @@ ADDRESSES = [WEB, f"https:/{REST}", REST, f"file://{REST}", f"s3://{REST}", f"ft
 COMMANDS = [
     "verify {}", "clean {}", "annotate {} --voxel-size 1 1 1", "pyramid {}", "download {} --full",
     "download a.zarr --full --dry-run --facts {}", "download a.zarr --full --dry-run --cache-dir {}",
-    "download a.zarr --full --dry-run --archive {}", "download a.zarr --full --scheduler {}", "doctor --save {}",
+    "download a.zarr --full --dry-run --archive {}", "doctor --save {}",
     "doctor --archive {}", "snapshot . --z 1 -o {}", "snapshot . --z 1 -o {}.png", "cache info {}", "cache clear {}",
     "predict {} m.pt", "predict . {} a.zarr", "predict . m.pt {}", "measure . {} --label mito", "verify . --source {}",
     "info . --archive {}", "{}", "info {} more", "--{}", "--no={}", "view --port {}", "download {} --on-error {}",
@@ -45,6 +45,19 @@ def test_a_command_shows_no_secrets(command: str, tmp_path: Path) -> None:
         done = run_here(*command.format(*[address] * command.count("{}")).split(), cwd=tmp_path)
         assert_hidden(done.stdout + done.stderr, address)
     assert not list(tmp_path.iterdir()), "a folder was made of the address"
+
+
+def test_a_scheduler_that_is_none_shows_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the error of a client, which may quote a part of the address."""
+
+    def client(where: str, **_: object) -> None:
+        raise ValueError(f"unknown address {where}, and no port: {where.rpartition(':')[2]}")
+
+    monkeypatch.setattr("distributed.Client", client)
+    for address in ADDRESSES:
+        done = run_here("download", "a.zarr", "--full", "--scheduler", address, cwd=tmp_path)
+        assert "There is no cluster at" in done.stderr
+        assert_hidden(done.stdout + done.stderr, address)
 
 
 CALLS: dict[str, Callable[[xr.Dataset, str], Any]] = {
