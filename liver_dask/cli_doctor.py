@@ -1,10 +1,7 @@
 """The command that examines an archive."""
 
 import json
-import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -16,18 +13,6 @@ from .cli_options import LocalPath, archive_option, label_option, shape_option, 
 from .core.kinds import RAW
 from .store.record import has_record
 from .store.targets import stored_at
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Drop what another package logs about damaged files: the report has a sentence about each."""
-    logger = logging.getLogger(name)
-    was_disabled = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = was_disabled
 
 
 @click.command("doctor")
@@ -78,17 +63,16 @@ def doctor_command(
         raise click.UsageError(f"{RAW} is always examined; leave out --label {RAW} (--label none: {RAW} alone).")
     if save:
         check_facts_path(save)
-    with _silent("tifffile"):
-        report = examine(
-            target,
-            find_archive(archive),
-            shape=shape,
-            labels=labels,
-            connections=connections,
-            slices=slices,
-            deep=deep,
-            stall_minutes=minutes,
-        )
+    report = examine(
+        target,
+        find_archive(archive),
+        shape=shape,
+        labels=labels,
+        connections=connections,
+        slices=slices,
+        deep=deep,
+        stall_minutes=minutes,
+    )
     document = report.as_json()
     click.echo(json.dumps(document, indent=1) if as_json else report)
     if save:

@@ -1,17 +1,22 @@
-"""Errors of the command line: one sentence, without a traceback."""
+"""What the command line says of errors and warnings: one sentence, without a traceback and without secrets."""
 
-import errno
-import os
+import logging
 import signal
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from .core.addresses import without_secrets
 from .core.documents import reason_of
-from .core.errors import InvalidArgumentError, LiverDaskError
+from .core.errors import InvalidArgumentError, LiverDaskError, sentence_of
 from .core.interrupts import interrupts_noted
+
+SILENT = ("tifffile",)
+"""Loggers of other packages that log what this package reports as an error."""
 
 
 class OneSentenceGroup(click.Group):
@@ -25,8 +30,17 @@ class OneSentenceGroup(click.Group):
             if args is None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Take the arguments, and show no secrets in an error about them."""
+        with _secrets_masked():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and convert its errors to those of click."""
+        with _secrets_masked(), warnings_as_sentences(), silent():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             with interrupts_noted():
                 return super().invoke(ctx)
@@ -49,14 +63,40 @@ def _notes_of(error: BaseException) -> list[str]:
     return notes
 
 
-def sentence_of(error: LiverDaskError | OSError) -> str:
-    """Return the message of an error; that of the system as a sentence with its path, without its number."""
-    if isinstance(error, LiverDaskError) or error.filename is None or not error.strerror:
-        return str(error)
-    advice = "choose another path"
-    if "://" in str(error.filename):
-        advice = "look at the address, the credentials and the network"
-    elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        advice += ", or change its permissions"
-    reason = error.strerror[:1].lower() + error.strerror[1:]
-    return f"Cannot use {os.fsdecode(str(error.filename))} ({reason}); {advice}."
+@contextmanager
+def _secrets_masked() -> Iterator[None]:
+    """Mask addresses in the message of an error, which may quote an argument."""
+    try:
+        yield
+    except click.ClickException as error:
+        masked = without_secrets(error.format_message())
+        if masked == error.format_message():
+            raise
+        if isinstance(error, click.UsageError):
+            raise click.UsageError(masked, error.ctx) from None
+        raise click.ClickException(masked) from None
+
+
+@contextmanager
+def warnings_as_sentences() -> Iterator[None]:
+    """Show warnings as sentences, without the line of code that warns. Filters such as `-W error` stay as they are."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {without_secrets(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop what other packages log about damaged files: the command says it in a sentence about each."""
+    loggers = [logging.getLogger(name) for name in SILENT]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, was_disabled in zip(loggers, before, strict=True):
+            logger.disabled = was_disabled

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,8 @@ import dask
 from click.core import ParameterSource
 
 from .archive.archives import EMPIAR_13356, archives
-from .core.places import COLLAPSED, place_of
+from .core.addresses import is_address, without_secrets
+from .core.places import place_of
 from .store.record import has_record
 from .store.targets import stored_at
 
@@ -105,8 +105,8 @@ class LocalPath(click.Path):
         """Return the path; an invalid one is wrong usage."""
         if not str(value):
             self.fail("the path is empty; give a folder on this machine.", param, ctx)
-        if re.match(r"[a-z0-9+.-]{2,}:/", str(value)):
-            self.fail(f"{value} is an address; give a folder on this machine.", param, ctx)
+        if is_address(str(value)):
+            self.fail(f"{without_secrets(str(value))} is an address; give a folder on this machine.", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -119,7 +119,7 @@ class StorePlace(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
         """Return the place; an invalid one is wrong usage."""
         if not str(value):
             self.fail("the path is empty; give a folder, or an address such as s3://bucket/crop.zarr.", param, ctx)
-        if isinstance(value, str) and "://" not in value and not COLLAPSED.match(value):
+        if isinstance(value, str) and not is_address(value):
             return Path(value)
         return place_of(value)
 
@@ -168,7 +168,9 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator["Client | No
             where = scheduler or stack.enter_context(_local_cluster(workers))
             client = stack.enter_context(Client(where, timeout=CONNECT_SECONDS))
         except (OSError, ValueError) as error:
-            raise click.ClickException(f"There is no cluster at {scheduler or 'this machine'} ({error}).") from error
+            where = without_secrets(scheduler or "this machine")
+            reason = f" ({error})" if where == (scheduler or where) else ""  # which may quote a part of a password
+            raise click.ClickException(f"There is no cluster at {where}{reason}.") from error
         yield client
 
 

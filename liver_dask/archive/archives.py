@@ -6,6 +6,7 @@ from importlib.resources import files
 
 import xarray as xr
 
+from ..core.addresses import is_address
 from ..core.errors import InvalidArgumentError
 from .description import COLOR, Archive
 
@@ -49,7 +50,7 @@ def find_archive(archive: Archive | str | os.PathLike[str]) -> Archive:
     found = _built_in().get(text)
     if found:
         return found
-    if "://" in text:  # which may hold a password
+    if is_address(text):  # which may hold a password
         raise InvalidArgumentError("An address was given instead of an archive; give it as the source.")
     if text.endswith(".toml"):
         return find_archive(Archive.from_toml(text))

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 from dask.array.core import normalize_chunks
 
+from ..core.addresses import is_address
 from ..core.config import setting
 from ..core.errors import InvalidArgumentError
 from ..core.geometry import DIMS, Shape, check_shape
@@ -243,6 +244,8 @@ def _source(
     cache_raw_gb: float | None,
 ) -> Source:
     cache_dir = setting("cache-dir", cache_dir)
+    if cache_dir and is_address(os.fspath(cache_dir)):
+        raise InvalidArgumentError(f"cache_dir={os.fspath(cache_dir)!r} is an address; give a folder on this machine.")
     url, secret = archive_url(source)
     return Source(
         url=url,

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.addresses import is_address
+from ..core.disk import naming
 from ..core.documents import as_list, as_object, is_same, read_document, short
 from ..core.errors import DamagedError, InvalidArgumentError, StoreExistsError
 
@@ -72,6 +74,8 @@ def read_facts(
         InvalidArgumentError: The file cannot be read, or has facts about another archive, address, shape or files.
             (ValueError)
     """
+    if is_address(os.fspath(path)):
+        raise InvalidArgumentError(f"{path} is an address; give a file on this machine that has facts.")
     try:
         document = as_object(read_document(Path(path), "has facts about an archive"))
     except DamagedError as error:
@@ -162,7 +166,7 @@ def save_facts(document: Mapping[str, Any], path: Path) -> None:
     check_facts_path(path)
     new = _new_beside(path)
     try:
-        with new.open("x") as file:
+        with naming(path), new.open("x") as file:
             json.dump(document, file, indent=1)
         os.replace(new, path)
     except BaseException as error:

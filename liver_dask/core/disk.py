@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -17,6 +18,17 @@ from .places import ObjectPath, Place, Stat
 P = TypeVar("P", Path, ObjectPath, Path | ObjectPath)
 
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path into errors of the system that name none: those of an open file, such as a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def is_there(path: Place) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .addresses import without_secrets
 from .errors import DamagedError
 from .places import ObjectPath, Place
 
@@ -53,7 +54,9 @@ def read_document(path: Place, what: str) -> Any:
             content = path.read_bytes()
         return json.loads(content, object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}, which {what}, cannot be read ({error}).") from error
+        fault = DamagedError(f"{path}, which {what}, cannot be read ({error}).")
+        fault.__cause__ = error if str(error) == without_secrets(str(error)) else None
+    raise fault  # raised here, so that its context does not hold an error that may show a secret
 
 
 def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,12 +17,22 @@ a subclass of the builtin exception that a caller would catch without knowing th
     └── MissingExtraError       ImportError        packages that only one feature needs are not installed
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from .addresses import without_secrets
+
 
 class LiverDaskError(Exception):
-    """Base class of all errors that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose.
+
+    User, password and query of an address are masked in the message, because it may quote what a user gave by mistake.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_secrets(said) if isinstance(said, str) else said for said in args))
 
 
 class InvalidArgumentError(LiverDaskError, ValueError):
@@ -66,7 +76,7 @@ class ExportError(LiverDaskError, RuntimeError):
 
     def __init__(self, message: str, failures: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.failures = tuple(failures)
+        self.failures = tuple(without_secrets(failure) for failure in failures)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.args[0], self.failures)
@@ -87,3 +97,23 @@ def how_to_install(extras: str) -> str:
 
 GIVE_SHAPE = "say how large the volume is by shape=(z, y, x), or --shape, or shape = [z, y, x] in a TOML file"
 """Advice in the error message for a slice whose size is not the expected one."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def sentence_of(error: Exception) -> str:
+    """Return the message of an error; that of the system as a sentence with its path, without its number."""
+    if isinstance(error, LiverDaskError) or not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if error.filename is None:
+        return f"{error.strerror.rstrip('.')}."
+    advice = "choose another path"
+    if "://" in str(error.filename):
+        advice = "look at the address, the credentials and the network"
+    elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        advice += ", or change its permissions"
+    elif error.errno in FULL:
+        advice = "free some space there, or choose another path"
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    return f"Cannot use {os.fsdecode(str(error.filename))} ({reason}); {advice}."

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import fsspec
 
+from .addresses import OF_A_USER, is_address
 from .errors import InvalidArgumentError, LiverDaskError, MissingExtraError, how_to_install
 from .threads import ContextPool
 
@@ -341,6 +342,10 @@ def place_of(target: Named, options: Mapping[str, Any] | None = None) -> Place:
             raise InvalidArgumentError(
                 f"{text} is no path, and two slashes follow the colon of an address; give it as text, not as a Path."
             )
+        if not separator and is_address(text):
+            raise InvalidArgumentError(
+                f"{text} is an address without its scheme; the path of a folder that is called so begins with ./ or /."
+            )
         if separator and not path.startswith("/"):
             raise InvalidArgumentError(f"{text} names no folder: three slashes follow the colon of file:///folder.")
         try:
@@ -353,7 +358,8 @@ def place_of(target: Named, options: Mapping[str, Any] | None = None) -> Place:
         )
     if "@" in path.partition("/")[0]:
         raise InvalidArgumentError(
-            "An address with a user or a password is no place for a store: give storage_options."
+            "An address with a user or a password is no place for a store: give storage_options. That of an archive "
+            f"may have them if it begins with http, https, {', '.join(OF_A_USER)}."
         )
     place = ObjectPath(text, options)
     place.filesystem  # noqa: B018 - a missing package is told at once

@@ -20,6 +20,7 @@ import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
+from ..core.addresses import is_address
 from ..core.errors import InvalidArgumentError, LiverDaskError, MissingExtraError, how_to_install
 from ..store.broadcast import Sent, of_jobs
 from .digests import digest_of_function, digest_of_module
@@ -123,6 +124,8 @@ def model_of(model: Any) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, str | os.PathLike):
+        if is_address(os.fspath(model)):
+            raise InvalidArgumentError(f"{os.fspath(model)} is an address; give a model on this machine.")
         return _of_path(Path(model).absolute())
     if _is_module(model):
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from ..core.errors import ExportError, LiverDaskError
+from ..core.errors import ExportError, LiverDaskError, sentence_of
 from .computed import Work
 from .finished import Finished
 from .inputs import Source
@@ -235,7 +235,7 @@ class Driver:
         return f"{decimal(self.fetched)} fetched{failed}{waits}"
 
     def _failure_texts(self) -> list[str]:
-        return [f"{_name_of(RegionBatch(Group(f.names), (f.region,)))}: {f.error}" for f in self.failures]
+        return [f"{_name_of(RegionBatch(Group(f.names), (f.region,)))}: {sentence_of(f.error)}" for f in self.failures]
 
     def _failures_as_error(self) -> LiverDaskError:
         texts = self._failure_texts()

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ..core.disk import walk
+from ..core.disk import naming, walk
 
 
 class DurableFile:
@@ -30,9 +30,11 @@ class DurableFile:
         self._file = self._part.open("xb")
         return self._file
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # of the open file
+            error.filename = str(self._path)
         try:
-            with self._file:
+            with naming(self._path), self._file:
                 if kind is None:
                     self._file.flush()
                     os.fsync(self._file.fileno())
@@ -47,7 +49,8 @@ def sync_folder(folder: Path) -> None:
     """Flush the file names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -9,6 +9,7 @@ import xarray as xr
 from ..archive.archives import EMPIAR_13356
 from ..archive.dataset import open_archive
 from ..archive.description import Archive
+from ..core.addresses import OF_A_USER
 from ..core.errors import SliceNotFoundError
 from ..core.places import S3, ObjectPath, Place, place_of
 from .record import check_finished, check_shards, has_record, open_record
@@ -66,8 +67,14 @@ def _has_record(place: Place) -> bool:
 
 
 def stored_at(target: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Place | None:
-    """Return the place that a store may be at; None for the address of a web server, and what is no address."""
+    """Return the place that a store may be at; None for the address of a web server, and what is no address.
+
+    None, too, for an address with a user that an archive may have, and a store may not.
+    """
     text = str(target)
     if text.startswith(("http://", "https://")) or "::" in text or not text:
+        return None
+    protocol, _, path = text.partition("://")
+    if protocol in OF_A_USER and "@" in path.partition("/")[0]:
         return None
     return place_of(target, options)

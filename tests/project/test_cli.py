@@ -2,12 +2,16 @@
 
 import errno
 import io
+import logging
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.remote import retry
 from liver_dask.cli import main
 from liver_dask.demo import ArchiveServer
+from liver_dask.store.durable import DurableFile
 
 COMMAND = [str(Path(sys.executable).with_name("liver-dask"))]
 SHAPE_OPTION = ["--shape", *map(str, SHAPE)]
@@ -259,6 +264,48 @@ def test_the_systems_errors_are_sentences(archive: Path, tmp_path: Path, monkeyp
     assert done.exit_code == 1
     told = "Error: Cannot use ro/a.png (permission denied); choose another path, or change its permissions."
     assert " ".join(done.output.split()) == told
+
+
+def test_a_full_disk_is_told_with_the_path(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of an open file, to which the system gives no path, says where it was, also in what `info` lists."""
+    opened = DurableFile.__enter__
+
+    def opening(self: DurableFile) -> Any:
+        file = opened(self)
+        if "slabs" not in self._path.parts:
+            return file
+        return mock.Mock(write=mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+
+    monkeypatch.setattr(DurableFile, "__enter__", opening)
+    store = tmp_path / "a.zarr"
+    asked = ["download", store, "--source", archive, *SHAPE_OPTION, "--label", "none", "--bbox", 0, 40, 0, 40, 0, 4]
+    advice = "(no space left on device); free some space there, or choose another path."
+    assert f"Error: Cannot use {tmp_path}" in run_here(*asked).stderr
+    told = " ".join(run_here(*asked, "--on-error", "continue").stderr.split())
+    assert "of the store: Cannot use " in told
+    assert advice in told
+    assert "Errno" not in told
+
+
+def test_a_warning_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning is shown without the line of code that warns, and without secrets; and other packages log nothing."""
+
+    def examine(*_: object, **__: object) -> None:
+        warnings.warn("http://me:word@host ignores byte ranges.", stacklevel=2)
+        logging.getLogger("tifffile").error("invalid offset")
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr("liver_dask.cli.clean", examine)
+    monkeypatch.setattr(warnings, "showwarning", lambda *of: sys.stderr.write(warnings.formatwarning(*of[:4])))
+    before = warnings.formatwarning
+    with warnings.catch_warnings(action="always"):
+        done = run_here("clean", tmp_path / "a.zarr")
+    assert done.stderr == "Warning: http://***@host ignores byte ranges.\nError: File too large.\n"
+    assert warnings.formatwarning is before
+    with warnings.catch_warnings(action="error"):
+        done = run_here("clean", tmp_path / "a.zarr")
+    assert done.returncode == 1
+    assert "Error: UserWarning: http://***@host ignores byte ranges." in done.stderr
 
 
 def test_ctrl_c_is_how_the_viewer_ends(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-OF_A_USER = {"ftp", "sftp", "ssh", "smb"}
-"""Protocols whose addresses name a user. In addresses of other protocols, text before an `@` may belong to a folder's
-name."""
+from ...core.addresses import OF_A_USER
 
 UNQUOTED = "!$%&'()*+,/:;=?@[]~"
 """Characters that stay unchanged in a query; all others except letters, digits and `_.-` are escaped."""

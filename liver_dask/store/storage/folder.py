@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from ...core.disk import files_in, is_there, walk
+from ...core.disk import files_in, is_there, naming, walk
 from ...core.errors import DamagedError, InvalidArgumentError, LiverDaskError, StoreExistsError
 from ..durable import DurableFile, sync_folder, sync_tree
 from ..locks import is_same_file, locked_file, open_locked
@@ -112,7 +112,8 @@ class Folder(Storage[Path]):
         self.make_folders([new, *(new / folder for folder in folders)])
         for name, content in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).write_bytes(content)
+            with naming(new / name):
+                (new / name).write_bytes(content)
         sync_tree(new, skip=())
         new.replace(unfinished)
         sync_folder(unfinished.parent)
@@ -162,7 +163,7 @@ class Folder(Storage[Path]):
     def change(self, journal: Path, busy: str) -> Iterator["_FileJournal"]:
         """See Storage: the journal is the lock."""
         with locked_file(journal, busy=busy) as file:
-            yield _FileJournal(file)
+            yield _FileJournal(file, journal)
 
     def is_writable(self, folder: Path) -> bool:
         """See Storage."""
@@ -174,7 +175,8 @@ class Folder(Storage[Path]):
         for where, content in files.items():
             (new / where).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):
-                (new / where).write_bytes(content)
+                with naming(new / where):
+                    (new / where).write_bytes(content)
             else:
                 _link(content, new / where)
         _sync_linked(new)
@@ -211,8 +213,8 @@ class _Locked:
 class _FileJournal:
     """A Journal that is a locked file."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
 
     def read(self) -> bytes:
         """See Journal."""
@@ -221,11 +223,12 @@ class _FileJournal:
 
     def write(self, content: bytes) -> None:
         """See Journal."""
-        self.clear()
-        self._file.seek(0)
-        self._file.write(content)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self.clear()
+            self._file.seek(0)
+            self._file.write(content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def check(self) -> None:
         """See Journal: nobody takes over a lock."""
@@ -256,7 +259,8 @@ class _Opened:
                 self._file.close()
             self._place = extent.place
             self._file = extent.place.open("rb", buffering=0)
-        data = os.pread(self._file.fileno(), extent.length, extent.start)
+        with naming(extent.place):
+            data = os.pread(self._file.fileno(), extent.length, extent.start)
         try:
             checked(data)
         except DamagedError as error:
