@@ -498,6 +498,17 @@ PROMISES = {
         "test_predict::test_every_block_has_the_same_shape_and_a_model_may_have_channels",
         "test_predict::test_what_is_empty_is_not_predicted",
     ],
+    "Standardise as in training": [
+        "test_cli_analysis::test_a_model_of_standardised_voxels_gets_them_by_the_documented_command"
+    ],
+    "take those of the whole store": [
+        "test_predict::test_statistics_are_those_of_the_voxels",
+        "test_cli_analysis::test_a_model_of_standardised_voxels_gets_them_by_the_documented_command",
+    ],
+    "a model gets the grey values as they are": [
+        "test_predict::test_voxels_are_standardised",
+        "test_cli_analysis::test_a_model_of_standardised_voxels_gets_them_by_the_documented_command",
+    ],
     "Each process loads the model once": ["test_predict::test_workers_load_a_model_once_and_give_the_same"],
     "threshold=0.5` makes a mask of them": ["test_predict::test_a_threshold_makes_a_mask"],
     "a prediction of the whole liver is there at": [
