@@ -2,6 +2,9 @@
 
 import errno
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -17,7 +20,7 @@ class OneSentenceGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and convert its errors to those of click."""
         try:
-            with interrupts_noted():
+            with interrupts_noted(), _warnings_on_one_line():
                 return super().invoke(ctx)
         except (LiverDaskError, OSError, KeyboardInterrupt) as error:
             said = "Interrupted." if isinstance(error, KeyboardInterrupt) else sentence_of(error)
@@ -41,3 +44,22 @@ def sentence_of(error: LiverDaskError | OSError) -> str:
         advice += ", or change its permissions"
     reason = error.strerror[:1].lower() + error.strerror[1:]
     return f"Cannot use {os.fsdecode(str(error.filename))} ({reason}); {advice}."
+
+
+@contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Show warnings to users without the file and the line of code that they come from."""
+    usual = warnings.formatwarning
+
+    def format_warning(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category is not UserWarning:
+            return usual(message, category, filename, lineno, line)
+        return f"Warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual

@@ -498,6 +498,14 @@ PROMISES = {
         "test_predict::test_every_block_has_the_same_shape_and_a_model_may_have_channels",
         "test_predict::test_what_is_empty_is_not_predicted",
     ],
+    "needs a Sigmoid": [
+        "test_predict::test_logits_are_noticed_once",
+        "test_cli_analysis::test_logits_are_one_line_on_stderr",
+    ],
+    "cut to 0 to 1, and a warning says so": [
+        "test_predict::test_logits_are_noticed_once",
+        "test_cli_analysis::test_logits_are_one_line_on_stderr",
+    ],
     "Standardise as in training": [
         "test_cli_analysis::test_a_model_of_standardised_voxels_gets_them_by_the_documented_command"
     ],
