@@ -121,7 +121,7 @@ def measure_command(
     is_flag=True,
     help="Standardise by mean and deviation of raw of TARGET, a store: for models of the training loader's default.",
 )
-@click.option("--threshold", type=float, help="Write a mask of what is at least as probable.")
+@click.option("--threshold", type=float, help="Write a mask of what is at least as probable: 0 to 1.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Blocks at once.")
 @click.option("--device", help="Of torch.  [default: a GPU if there is one]")
 @click.option("--name", default="prediction", show_default=True, help="Name of the variable that is written.")
@@ -153,8 +153,9 @@ def predict_command(
     """Run a model over a volume, and keep what it predicts as a store.
 
     TARGET is a store or an archive, MODEL a checkpoint folder of torch_em, a TorchScript file or one of torch.export,
-    OUT the store to write: probabilities of 0 to 1 as 0 to 255. Without OUT, the prediction is added to TARGET, a
-    store. After an interruption, the same command resumes.
+    OUT the store to write. What the model returns is taken as probabilities: cut to 0 to 1, and kept as 0 to 255. A
+    model that returns logits needs a Sigmoid first. Without OUT, the prediction is added to TARGET, a store. After an
+    interruption, the same command resumes.
 
     The model gets the grey values as they are, unless --image-statistics or --standardize says otherwise.
     """

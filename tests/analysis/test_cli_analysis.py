@@ -1,6 +1,9 @@
 """The commands `measure` and `predict`."""
 
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,3 +110,26 @@ def test_a_model_of_standardised_voxels_gets_them_by_the_documented_command(arch
     said = predicted(archive, str(tmp_path / "o.zarr"), "--image-statistics", *OF_ARCHIVE, code=2)
     assert "is no store, so has no --image-statistics; give --standardize MEAN STD" in said
     assert "The model gets the grey values as they are, unless" in runner.invoke(main, ["predict", "--help"]).output
+
+
+def _shown_as_by_python(*told: Any) -> None:
+    sys.stderr.write(warnings.formatwarning(*told[:4]))
+
+
+def test_logits_are_one_line_on_stderr(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without a Sigmoid is run, and a line says what becomes of its results; so does the help."""
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Conv3d(1, 1, 1)
+    torch.nn.init.constant_(network.weight, 5.0)
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 1, 8, 320, 320),)), tmp_path / "m.pt2")
+    command = ["predict", str(archive), str(tmp_path / "m.pt2"), str(tmp_path / "o.zarr"), *OF_ARCHIVE]
+    with warnings.catch_warnings(action="always"):
+        monkeypatch.setattr(warnings, "showwarning", _shown_as_by_python)  # pytest would record it
+        told = CliRunner().invoke(main, [*command, "--standardize", "30000", "9000"])
+    assert told.exit_code == 0, told.output
+    (line,) = [line for line in told.stderr.splitlines() if "taken as probabilities" in line]
+    assert line.startswith("Warning: Many results")
+    told = CliRunner().invoke(main, [*command, "--threshold", "2"])
+    assert told.exit_code == 2
+    assert "threshold=2 must be a probability, above 0 and at most 1: 127 of 255 is 0.5" in told.output
+    assert "needs a Sigmoid first" in CliRunner().invoke(main, ["predict", "--help"]).output
