@@ -522,6 +522,8 @@ def test_statistics_are_those_of_the_voxels(archive: Path, voxels: dict[str, np.
     np.testing.assert_allclose((mean, deviation), (voxels["raw"].mean(), voxels["raw"].std()), rtol=1e-4)
     with pytest.raises(ld.InvalidArgumentError, match="has no image 'mito'; it has raw"):
         ld.image_statistics(tmp_path / "a.zarr", "mito")
+    with pytest.raises(ld.InvalidArgumentError, match="store is a DataArray; give the path of a store"):
+        ld.image_statistics(ds.raw[:8])
 
 
 @pytest.mark.slow

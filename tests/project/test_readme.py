@@ -570,11 +570,15 @@ PROMISES = {
         "test_models::test_a_checkpoint_of_torch_em",
     ],
     "a pandas.DataFrame, one row an object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
-    "lazy: the number of each voxel's object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
+    "reads the mask once now; the numbers lazily": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     # other archives
     "Other archives](.github/docs/archives.md) of slices need only a": [
         "test_description::test_the_command_takes_a_file_that_describes_an_archive"
     ],
+    "serve a folder with byte ranges": [
+        "test_code_blocks::test_the_code_of_a_page_runs",
+    ],
+    "on a free port of this machine": ["test_code_blocks::test_the_code_of_a_page_runs"],
     "descriptions by name": ["test_description::test_the_built_in_archives_are_where_they_are"],
     "8-bit raw, and instances of mitochondria": ["test_empiar_12535::test_a_volume_is_read_kept_and_verified"],
     "yours, described in a file": ["test_description::test_the_command_takes_a_file_that_describes_an_archive"],
