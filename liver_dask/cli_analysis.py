@@ -26,10 +26,16 @@ from .core.geometry import crop, voxel_size_in
 from .core.kinds import RAW, labels_of
 from .core.places import Place
 from .prediction.predict import predict
+from .prediction.statistics import image_statistics as statistics_of
 from .store.add_variables import add_variables
 from .store.record import has_record
 from .store.targets import open_target, stored_at
 from .store.to_zarr import to_zarr
+
+NOT_STANDARDISED = (
+    "The model gets voxels as they are. If it was trained on standardised ones, as by the loader's default, add "
+    "--image-statistics (of a store) or --standardize MEAN STD."
+)
 
 target_argument = click.argument("target")
 
@@ -110,7 +116,12 @@ def measure_command(
 @click.option("--ndim", type=click.Choice(["2", "3"]), default="3", show_default=True, help="2: it takes slices.")
 @click.option("--channel", type=click.IntRange(0), help="The channel to keep, from 0.  [default: the only one]")
 @click.option("--standardize", type=float, nargs=2, metavar="MEAN STD", help="By which voxels are standardised.")
-@click.option("--threshold", type=float, help="Write a mask of what is at least as probable.")
+@click.option(
+    "--image-statistics",
+    is_flag=True,
+    help="Standardise by mean and deviation of raw of TARGET, a store: for models of the training loader's default.",
+)
+@click.option("--threshold", type=float, help="Write a mask of what is at least as probable: 0 to 1.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Blocks at once.")
 @click.option("--device", help="Of torch.  [default: a GPU if there is one]")
 @click.option("--name", default="prediction", show_default=True, help="Name of the variable that is written.")
@@ -125,6 +136,7 @@ def predict_command(
     ndim: str,
     channel: int | None,
     standardize: tuple[float, float] | None,
+    image_statistics: bool,
     threshold: float | None,
     batch: int,
     device: str | None,
@@ -141,24 +153,34 @@ def predict_command(
     """Run a model over a volume, and keep what it predicts as a store.
 
     TARGET is a store or an archive, MODEL a checkpoint folder of torch_em, a TorchScript file or one of torch.export,
-    OUT the store to write: probabilities of 0 to 1 as 0 to 255. Without OUT, the prediction is added to TARGET, a
-    store. After an interruption, the same command resumes.
+    OUT the store to write. What the model returns is taken as probabilities: cut to 0 to 1, and kept as 0 to 255. A
+    model that returns logits needs a Sigmoid first. Without OUT, the prediction is added to TARGET, a store. After an
+    interruption, the same command resumes.
+
+    The model gets the grey values as they are, unless --image-statistics or --standardize says otherwise.
     """
+    if image_statistics and standardize:
+        raise click.UsageError("Give --image-statistics or --standardize, not both.")
     if out is None and (bbox or with_raw):
         raise click.UsageError("Give OUT, a new store, to write a box, or raw with the prediction.")
     place = stored_at(target)
     if out is None and (place is None or not has_record(place)):
         raise click.UsageError(f"{target} is no store of liver_dask, to which a prediction can be added; give OUT.")
+    if image_statistics and (place is None or not has_record(place)):
+        raise click.UsageError(f"{target} is no store, so has no --image-statistics; give --standardize MEAN STD.")
     if with_raw and name == RAW:
         raise click.UsageError(f"{RAW} is the name of the image; give the prediction another --name.")
     ds = _opened(target, archive, shape, missing, voxel_size_nm, bbox)
     if RAW not in ds:
         raise click.UsageError(f"{target} has no {RAW!r} to predict from.")
+    numbers = statistics_of(place) if image_statistics and place is not None else standardize
     with cluster(scheduler, workers) as client:
         predicted = predict(
-            model, ds[RAW], block=block, halo=halo, ndim=int(ndim), channel=channel, preprocess=standardize,
+            model, ds[RAW], block=block, halo=halo, ndim=int(ndim), channel=channel, preprocess=numbers,
             threshold=threshold, device=device, batch=batch,
         )  # fmt: skip
+        if numbers is None:
+            click.echo(NOT_STANDARDISED, err=True)
         if out is None:
             add_variables(target, {name: predicted}, client=client)
             click.echo(f"{name} was added to {target}.")

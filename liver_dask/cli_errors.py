@@ -81,7 +81,7 @@ def _secrets_masked() -> Iterator[None]:
 def warnings_as_sentences() -> Iterator[None]:
     """Show warnings as sentences, without the line of code that warns. Filters such as `-W error` stay as they are."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {without_secrets(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {without_secrets(' '.join(str(message).split()))}\n"
     try:
         yield
     finally:

@@ -303,7 +303,7 @@ def read_at(file: BinaryIO, start: int, stop: int) -> bytes:
 
 
 @contextmanager
-def serve(folder: Path, handler: type[RangeRequestHandler] = RangeRequestHandler) -> Iterator[ArchiveServer]:
+def serve(folder: Path | str, handler: type[RangeRequestHandler] = RangeRequestHandler) -> Iterator[ArchiveServer]:
     """Serve a folder on a free port of 127.0.0.1 until the context is left.
 
     Args:

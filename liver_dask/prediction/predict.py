@@ -1,5 +1,6 @@
 """`predict`: a model run over a volume in blocks that overlap, as a lazy variable of the same voxels."""
 
+import warnings
 from collections.abc import Sequence
 from math import isfinite, prod
 from numbers import Real
@@ -22,6 +23,15 @@ from .settings import LARGEST, Process, Settings
 
 MOST_VOXELS = 2**30
 """Maximum number of voxels that a model gets at once: 4 GB as float32."""
+
+STEP = (8, 32, 32)
+"""What the lengths (z, y, x) of a block are rounded up to where a smaller one is proposed: networks halve them."""
+
+LARGE = 8 * 256 * 256
+"""Voxels of a block, those of the default, up to which nothing is said."""
+
+WASTE = 4
+"""How many times more voxels than a proposed block the given one may have before that is said."""
 
 
 def predict(
@@ -61,7 +71,7 @@ def predict(
             of torch_em, of a TorchScript file, or of one of torch.export (.pt2), which all workers must see; or a
             function of an array (z, y, x) that returns (z, y, x) or (channel, z, y, x).
         raw: The image (z, y, x), such as `ds.raw` of an archive or of a store, or anything made of it by dask.
-        block: Voxels (z, y, x) of a block.
+        block: Voxels (z, y, x) of a block. One that is much larger than the volume is not cut, but warned of.
         halo: Voxels (z, y, x) around a block, on either side, that the model gets, too.
         ndim: 3 if the model takes (batch, 1, z, y, x), 2 if it takes slices (batch, 1, y, x).
         channel: The channel of the prediction to keep. None: the only one; `postprocess` gets all of them.
@@ -70,8 +80,8 @@ def predict(
             voxels as they are, as float32.
         postprocess: A function of the prediction of a block, (z, y, x) or (channel, z, y, x), that returns (z, y, x) in
             `dtype`; for example, a threshold. None: see `dtype`.
-        threshold: What the model returns of a voxel from which on it is labelled, such as a probability of 0.5: the
-            result is a mask of 0 and 255.
+        threshold: The probability from which on a voxel is labelled, above 0 and at most 1, such as 0.5: the result is
+            a mask of 0 and 255. For what is no probability, give a function `postprocess`, and `kind="mask"`.
         dtype: Data type of the result. As uint8 or uint16, probabilities of 0 to 1 become 0 to 255 or 65535, and
             what is beyond is cut off; other types keep the values.
         kind: What the result is, `image`, `mask` or `instances`. A mask or instances become a label of the OME-Zarr
@@ -99,6 +109,7 @@ def predict(
         None if threshold is None else float(threshold), dtype, bool(skip_empty),
     )  # fmt: skip
     known, source = model_of(model), voxels_of("raw", raw)
+    _check_waste(blocks, raw.shape)
     if known.kind != "function":
         check_device(device)
     reader = PredictionReader(known, source, settings, batch, device, by_rows=bool(files_below(source)))
@@ -135,8 +146,24 @@ def _check(
         raise InvalidArgumentError(f"channel={channel!r} must be the number of a channel, from 0.")
     if threshold is not None and not (isinstance(threshold, Real) and isfinite(threshold)):
         raise InvalidArgumentError(f"threshold={threshold!r} must be a number.")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise InvalidArgumentError(
+            f"threshold={threshold:g} must be a probability, above 0 and at most 1: 127 of 255 is 0.5. A model that "
+            "returns logits needs a Sigmoid first."
+        )
     if postprocess is not None and not callable(postprocess):
         raise InvalidArgumentError(f"postprocess={postprocess!r} must be a function.")
+
+
+def _check_waste(block: Shape, volume: tuple[int, ...]) -> None:
+    """Warn of a block that is much larger than the volume. It is not cut: a model may take this shape alone."""
+    z, y, x = (min(of, -(-length // step) * step) for of, length, step in zip(block, volume, STEP, strict=True))
+    if prod(block) > max(WASTE * z * y * x, LARGE):
+        warnings.warn(
+            f"block={block} is larger than the volume of {volume}, which is mirrored to fill it; with "
+            f"block={(z, y, x)} the model has {prod(block) / (z * y * x):.0f} times less to do.",
+            stacklevel=3,
+        )
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:

@@ -5,6 +5,7 @@ volume; and what is asked for is known as a window of the volume, and predicted 
 """
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -27,6 +28,14 @@ from .models import Model
 from .settings import Settings
 
 T = TypeVar("T")
+
+NO_PROBABILITIES = (
+    "Many results of the model are below 0 or above 1, and are cut to 0 to 1, since they are taken as probabilities. "
+    "Does it return logits, which need a Sigmoid, or get voxels that are not standardised as in training?"
+)
+
+_told: set[str] = set()
+"""Digests of the models of which this process has said so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +138,7 @@ class PredictionReader:
             check_cancelled("A prediction")
             try:
                 finished = self._finished([block for _, block in some])
-            except LiverDaskError:
+            except (LiverDaskError, UserWarning):
                 raise
             except Exception as error:  # of the user's model or functions
                 at = ", ".join(f"{dim} {start}" for dim, start in zip(DIMS, starts, strict=True))
@@ -142,7 +151,12 @@ class PredictionReader:
         prepared = np.stack([self.settings.prepared(block) for block in blocks])
         predictions = self.model.predict(prepared, self.settings.ndim, self.device)
         inner = tuple(slice(halo, halo + of) for halo, of in zip(self.settings.halo, self.settings.block, strict=True))
-        return [self.settings.finished(prediction[:, *inner]) for prediction in predictions]
+        kept = [prediction[:, *inner] for prediction in predictions]
+        finished = [self.settings.finished(prediction) for prediction in kept]
+        if self.model.digest not in _told and any(map(self.settings.cuts_much, kept)):
+            _told.add(self.model.digest)
+            warnings.warn(NO_PROBABILITIES, stacklevel=2)
+        return finished
 
     def _filled(
         self,

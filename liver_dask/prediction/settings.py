@@ -17,6 +17,12 @@ Process = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 LARGEST = {"uint8": 255, "uint16": 65535}
 """What a probability of 1 becomes, for the data types that hold probabilities as integers."""
 
+OUTSIDE = 0.05
+"""The share of a block's results beyond 0 and 1 from which on they look like no probabilities."""
+
+ROUNDING = 1e-3
+"""How far beyond 0 and 1 a probability may be, of networks that compute in half precision."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,6 +67,13 @@ class Settings:
             return np.where(one >= self.threshold, FOREGROUND, 0).astype(self.dtype)
         largest = LARGEST.get(self.dtype.name)
         return (np.rint(np.clip(one, 0, 1) * largest) if largest else one).astype(self.dtype)
+
+    def cuts_much(self, prediction: npt.NDArray[Any]) -> bool:
+        """Return whether results are taken as probabilities, and many of a block (channel, z, y, x) are none."""
+        if self.postprocess is not None or self.dtype.name not in LARGEST:
+            return False
+        one = self._one(prediction)
+        return bool(np.mean((one < -ROUNDING) | (one > 1 + ROUNDING)) > OUTSIDE)
 
     def described(self) -> dict[str, Any]:
         """Return JSON that is equal for equal settings, in every process, as far as functions have the same name."""

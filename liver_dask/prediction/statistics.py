@@ -1,5 +1,6 @@
 """Mean and standard deviation of an image, from the tables of its store."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from ..core.errors import InvalidArgumentError
 from ..core.kinds import RAW
-from ..core.places import Named, place_of
+from ..core.places import Named, ObjectPath, place_of
 from ..store.identity import has_means
 from ..store.record import layout_of, open_record, read_statistics
 
@@ -29,8 +30,13 @@ def image_statistics(
 
     Raises:
         NotDownloadedError: The store is not complete. (RuntimeError)
-        InvalidArgumentError: There is no such variable, it is a mask, or all of it is 0. (ValueError)
+        InvalidArgumentError: It is no path, there is no such variable, it is a mask, or all of it is 0. (ValueError)
     """
+    if not isinstance(store, str | os.PathLike | ObjectPath):
+        raise InvalidArgumentError(
+            f"store is a {type(store).__name__}; give the path of a store, whose tables have the numbers; those of an "
+            "array are (raw.mean(), raw.std())."
+        )
     place = place_of(store, storage_options)
     record = open_record(place)
     known = record["variables"]

@@ -380,6 +380,7 @@ def _patches_in(box: Box, split: Split | None, patch: Shape) -> int:
     if not voxels:
         raise InvalidArgumentError(
             f"The box of {box.shape} voxels (z, y, x) at {split.origin} has no block for {split.name}: blocks have "
-            f"{split.grid.block} voxels. Choose a larger box, or smaller blocks with split_grid=SplitGrid(block=...)."
+            f"{split.grid.block} voxels. Choose a larger box, or smaller blocks and margins with "
+            "split_grid=SplitGrid(block=(z, y, x), margin=(z, y, x))."
         )
     return math.ceil(voxels / math.prod(patch))

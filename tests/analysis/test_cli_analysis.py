@@ -1,6 +1,9 @@
 """The commands `measure` and `predict`."""
 
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ from click.testing import CliRunner
 import liver_dask as ld
 from helpers.archive import SHAPE
 from liver_dask.cli import main
+from liver_dask.training.transforms import standardized
 
 OF_ARCHIVE = ["--shape", *map(str, SHAPE)]
 
@@ -72,3 +76,60 @@ def test_a_model_is_run(archive: Path, tmp_path: Path) -> None:
         assert told.output.startswith("Error: ")
         assert said in told.output
     assert not (tmp_path / "q.zarr").exists()
+
+
+def test_a_model_of_standardised_voxels_gets_them_by_the_documented_command(archive: Path, tmp_path: Path) -> None:
+    """As the loader's default gives them in training; without the option a line on stderr names it."""
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1), torch.nn.Sigmoid())
+    torch.nn.init.constant_(network[0].weight, 1.0)  # of grey values, nothing but 1
+    torch.nn.init.constant_(network[0].bias, 0.0)
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 1, 8, 320, 320),)), tmp_path / "m.pt2")
+    ds = ld.open_human_liver_em(archive, shape=SHAPE, labels=("mito",))
+    crop = ld.to_zarr(ds, tmp_path / "crop.zarr", chunks=(2, 64, 64), shards=(4, 128, 128), progress=False)
+    runner = CliRunner()
+
+    def predicted(target: Path | str, *options: str, code: int = 0) -> str:
+        told = runner.invoke(main, ["predict", str(target), str(tmp_path / "m.pt2"), *options])
+        assert told.exit_code == code, told.output
+        return told.stderr
+
+    assert "voxels as they are" not in predicted(crop, "--image-statistics", "--name", "right")
+    told = predicted(crop, "--name", "as_they_are")
+    (line,) = [line for line in told.splitlines() if "voxels as they are" in line]
+    assert "--image-statistics" in line
+    kept = xr.open_zarr(crop)
+    patch = torch.from_numpy(standardized(ds.raw.values))  # the loader's default, of one patch that is all of it
+    with torch.inference_mode():
+        expected = np.rint(network(patch[None, None])[0, 0].numpy() * 255)
+    np.testing.assert_allclose(kept.right, expected, atol=1)
+    assert len(np.unique(kept.right)) > 50
+    assert (kept.as_they_are.values[kept.raw > 20] == 255).all()
+    both = predicted(crop, "--image-statistics", "--standardize", "1", "2", code=2)
+    assert "not both" in both
+    said = predicted(archive, str(tmp_path / "o.zarr"), "--image-statistics", *OF_ARCHIVE, code=2)
+    assert "is no store, so has no --image-statistics; give --standardize MEAN STD" in said
+    assert "The model gets the grey values as they are, unless" in runner.invoke(main, ["predict", "--help"]).output
+
+
+def _shown_as_by_python(*told: Any) -> None:
+    sys.stderr.write(warnings.formatwarning(*told[:4]))
+
+
+def test_logits_are_one_line_on_stderr(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without a Sigmoid is run, and a line says what becomes of its results; so does the help."""
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Conv3d(1, 1, 1)
+    torch.nn.init.constant_(network.weight, 5.0)
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 1, 8, 320, 320),)), tmp_path / "m.pt2")
+    command = ["predict", str(archive), str(tmp_path / "m.pt2"), str(tmp_path / "o.zarr"), *OF_ARCHIVE]
+    with warnings.catch_warnings(action="always"):
+        monkeypatch.setattr(warnings, "showwarning", _shown_as_by_python)  # pytest would record it
+        told = CliRunner().invoke(main, [*command, "--standardize", "30000", "9000"])
+    assert told.exit_code == 0, told.output
+    (line,) = [line for line in told.stderr.splitlines() if "taken as probabilities" in line]
+    assert line.startswith("Warning: Many results")
+    told = CliRunner().invoke(main, [*command, "--threshold", "2"])
+    assert told.exit_code == 2
+    assert "threshold=2 must be a probability, above 0 and at most 1: 127 of 255 is 0.5" in told.output
+    assert "needs a Sigmoid first" in CliRunner().invoke(main, ["predict", "--help"]).output

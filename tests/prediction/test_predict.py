@@ -181,7 +181,8 @@ def test_every_block_has_the_same_shape_and_a_model_may_have_channels() -> None:
     np.testing.assert_array_equal(either, voxels < 128)
     large = ld.predict(two, raw, channel=0, dtype="uint16", **options)
     np.testing.assert_array_equal(large, np.rint(voxels / 255 * 65535))
-    np.testing.assert_array_equal(ld.predict(lambda of: of * 2.0, raw, block=(5, 21, 33), halo=(0, 0, 0)), 255)
+    with pytest.warns(UserWarning, match="cut to 0 to 1"):
+        np.testing.assert_array_equal(ld.predict(lambda of: of * 2.0, raw, block=(5, 21, 33), halo=(0, 0, 0)), 255)
 
 
 def test_what_is_empty_is_not_predicted() -> None:
@@ -210,6 +211,54 @@ def test_voxels_are_standardised() -> None:
     wanted = (voxels.astype(np.float32) - np.float32(100)) / np.float32(40)
     np.testing.assert_array_equal(ld.predict(lambda of: of, raw, preprocess=(100, 40), **options), wanted)
     np.testing.assert_array_equal(ld.predict(lambda of: of, raw, preprocess=lambda of: of / 2, **options), voxels / 2)
+
+
+def test_logits_are_noticed_once() -> None:
+    """What is cut off is told where it is much, and where results are taken as probabilities."""
+    voxels = np.random.default_rng(1).integers(1, 255, (2, 8, 40)).astype(np.uint8)
+    raw = xr.DataArray(voxels, dims=["z", "y", "x"])
+
+    def times(factor: float, **options: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            predicted = ld.predict(Times(factor), raw, block=(2, 8, 10), halo=(0, 0, 0), **options)
+            predicted.compute(scheduler="sync")
+        return [str(one.message) for one in told]
+
+    (said,) = times(-0.1)
+    assert "cut to 0 to 1, since they are taken as probabilities" in said
+    assert "Sigmoid" in said
+    assert times(-0.1) == [], "it was told already"
+    assert len(times(-0.2, threshold=0.5)) == len(times(0.3, dtype="uint16")) == 1
+    assert times(1 / 254.9) == times(1 / 250) == [], "a few are beyond"
+    assert times(9, dtype="float32") == times(8, postprocess=lambda of: of[0].astype("u1")) == []
+
+
+def test_a_block_that_is_much_larger_than_the_volume_is_told() -> None:
+    """It is not cut, since a model may take no other shape; blocks that are about as large are in order."""
+    shapes: list[tuple[int, ...]] = []
+
+    def one(voxels: np.ndarray) -> np.ndarray:
+        shapes.append(voxels.shape)
+        return np.ones(voxels.shape)
+
+    raw = xr.DataArray(np.ones((5, 40, 50), np.uint8), dims=["z", "y", "x"])
+    with pytest.warns(UserWarning, match=r"block=\(32, 160, 160\) is larger than .*; with block=\(8, 64, 64\) .* 25 "):
+        predicted = ld.predict(one, raw, block=(32, 160, 160), halo=(0, 0, 0))
+    assert (predicted == 255).all()
+    assert shapes == [(32, 160, 160)]
+    ld.predict(one, raw)  # the default, without a warning
+    ld.predict(one, xr.DataArray(np.ones((16, 300, 300), np.uint8), dims=raw.dims), block=(20, 400, 400))
+
+
+class Times:
+    """A model that multiplies."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, voxels: np.ndarray) -> np.ndarray:
+        return voxels * self.factor
 
 
 def test_a_prediction_is_kept_beside_raw(archive: Path, voxels: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -434,6 +483,10 @@ def test_wrong_arguments_are_one_sentence() -> None:
         (summed, raw, {"channel": "a"}, "channel='a'"),
         (summed, raw, {"threshold": "0.5"}, "must be a number"),
         (summed, raw, {"threshold": float("nan")}, "must be a number"),
+        (summed, raw, {"threshold": 2}, "threshold=2 must be a probability, .*: 127 of 255 is 0.5"),
+        (summed, raw, {"threshold": 127}, "threshold=127 must be a probability"),
+        (summed, raw, {"threshold": 0}, "threshold=0 must be a probability"),
+        (summed, raw, {"threshold": -0.5}, "threshold=-0.5 must be a probability, .* logits"),
         (summed, raw, {"dtype": "nonsense"}, "must be a type of real numbers"),
         (summed, raw, {"dtype": complex}, "must be a type of real numbers"),
         (summed, raw, {"postprocess": 5}, "must be a function"),
@@ -469,6 +522,8 @@ def test_statistics_are_those_of_the_voxels(archive: Path, voxels: dict[str, np.
     np.testing.assert_allclose((mean, deviation), (voxels["raw"].mean(), voxels["raw"].std()), rtol=1e-4)
     with pytest.raises(ld.InvalidArgumentError, match="has no image 'mito'; it has raw"):
         ld.image_statistics(tmp_path / "a.zarr", "mito")
+    with pytest.raises(ld.InvalidArgumentError, match="store is a DataArray; give the path of a store"):
+        ld.image_statistics(ds.raw[:8])
 
 
 @pytest.mark.slow

@@ -498,6 +498,25 @@ PROMISES = {
         "test_predict::test_every_block_has_the_same_shape_and_a_model_may_have_channels",
         "test_predict::test_what_is_empty_is_not_predicted",
     ],
+    "needs a Sigmoid": [
+        "test_predict::test_logits_are_noticed_once",
+        "test_cli_analysis::test_logits_are_one_line_on_stderr",
+    ],
+    "cut to 0 to 1, and a warning says so": [
+        "test_predict::test_logits_are_noticed_once",
+        "test_cli_analysis::test_logits_are_one_line_on_stderr",
+    ],
+    "Standardise as in training": [
+        "test_cli_analysis::test_a_model_of_standardised_voxels_gets_them_by_the_documented_command"
+    ],
+    "take those of the whole store": [
+        "test_predict::test_statistics_are_those_of_the_voxels",
+        "test_cli_analysis::test_a_model_of_standardised_voxels_gets_them_by_the_documented_command",
+    ],
+    "a model gets the grey values as they are": [
+        "test_predict::test_voxels_are_standardised",
+        "test_cli_analysis::test_a_model_of_standardised_voxels_gets_them_by_the_documented_command",
+    ],
     "Each process loads the model once": ["test_predict::test_workers_load_a_model_once_and_give_the_same"],
     "threshold=0.5` makes a mask of them": ["test_predict::test_a_threshold_makes_a_mask"],
     "a prediction of the whole liver is there at": [
@@ -557,11 +576,15 @@ PROMISES = {
         "test_models::test_a_checkpoint_of_torch_em",
     ],
     "a pandas.DataFrame, one row an object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
-    "lazy: the number of each voxel's object": ["test_measure::test_it_is_what_is_labelled_in_memory"],
+    "reads the mask once now; the numbers lazily": ["test_measure::test_it_is_what_is_labelled_in_memory"],
     # other archives
     "Other archives](.github/docs/archives.md) of slices need only a": [
         "test_description::test_the_command_takes_a_file_that_describes_an_archive"
     ],
+    "serve a folder with byte ranges": [
+        "test_code_blocks::test_the_code_of_a_page_runs",
+    ],
+    "on a free port of this machine": ["test_code_blocks::test_the_code_of_a_page_runs"],
     "descriptions by name": ["test_description::test_the_built_in_archives_are_where_they_are"],
     "8-bit raw, and instances of mitochondria": ["test_empiar_12535::test_a_volume_is_read_kept_and_verified"],
     "yours, described in a file": ["test_description::test_the_command_takes_a_file_that_describes_an_archive"],

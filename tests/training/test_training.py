@@ -412,7 +412,7 @@ def test_two_thousand_batches_leave_no_memory_and_no_file(asked) -> None:
         ({"min_foreground": 0.97, "patch_shape": (8, 256, 256)}, "No patch .* was found"),
         ({"seed": -1}, "seed=-1 must be"),
         ({"split": "validation"}, "must be one of train, val, test"),
-        ({"split": "val"}, "has no block for val: blocks have .*split_grid"),
+        ({"split": "val"}, r"has no block for val: .*split_grid=SplitGrid\(block=\(z, y, x\), margin=\(z"),
         (
             {"split": "val", "patch_shape": (10, 100, 100), "split_grid": ld.SplitGrid((64, 110, 110), (0, 9, 9))},
             "in blocks of .* for val, margins",
