@@ -64,7 +64,7 @@ def traffic_of_strips(reading: Reading, row_blocks: int) -> tuple[float, float]:
     several = measured.takes_several_ranges
     fetched = part if several else measured.bridged
     rows, block = reading.rows / row_blocks, (part if several else min(measured.whole, fetched)) / row_blocks
-    pieces = max(math.ceil(block / request_bytes(int(block), 1)), 1)
+    pieces = max(math.ceil(block / request_bytes(math.ceil(block), 1)), 1)
     has_gaps = not is_whole if several else fetched > measured.whole  # one range reaches over the ends of strips
     if has_gaps:
         pieces = max(pieces, math.ceil(rows / MOST_OF_A_REQUEST))
