@@ -19,8 +19,10 @@ SLICES = 3
 """Slices that are looked at: the first, the middle one and the last. Of raw, their strip indexes are fetched, and the
 strips of some rows; of masks that are read from the top, all down to the last row."""
 
-ROWS = 64
-"""Rows of each of these slices that are encoded, to learn how well they compress: those in the middle."""
+ROWS = 16
+PLACES = 5
+"""Rows of each of these slices that are encoded, to learn how well they compress: ROWS at each of PLACES from top to
+bottom, because the tissue may be wider in the middle."""
 
 PIECE = 1024
 """Columns that are encoded together, about as many voxels as an inner chunk has."""
@@ -62,7 +64,7 @@ def sample(source: Source) -> Sample:
         known = [of for of in found if of]
         if known:
             measured[lazy.read] = _mean(known)
-        voxels = _middle_rows(variable[few])
+        voxels = _some_rows(variable[few])
         stored[str(name)] = _bytes_of_voxel(voxels)
         halved[str(name)] = _bytes_of_voxel(_halved(voxels, is_image=kind_of(variable) == "image"))
     return Sample(measured, stored, halved)
@@ -70,12 +72,18 @@ def sample(source: Source) -> Sample:
 
 def _mean(found: list[Measured]) -> Measured:
     part, whole, bridged = np.mean([(of.part, of.whole, of.bridged) for of in found], axis=0).tolist()
-    return Measured(part, whole, bridged, all(of.takes_several_ranges for of in found))
+    several, files = all(of.takes_several_ranges for of in found), all(of.is_file for of in found)
+    return Measured(part, whole, bridged, several, files)
 
 
-def _middle_rows(variable: xr.DataArray) -> npt.NDArray[Any]:
-    first = max(variable.sizes["y"] - ROWS, 0) // 2
-    return variable[:, first : first + ROWS].compute(scheduler="threads").to_numpy()
+def _some_rows(variable: xr.DataArray) -> npt.NDArray[Any]:
+    """Return ROWS rows in the middle of each of PLACES equal parts, or all rows if there are fewer."""
+    height = variable.sizes["y"]
+    middles = ((np.arange(PLACES) + 0.5) * height / PLACES).astype(np.intp)
+    rows = (
+        (middles[:, None] + np.arange(-ROWS // 2, ROWS // 2)).ravel() if height > ROWS * PLACES else np.arange(height)
+    )
+    return variable[:, rows].compute(scheduler="threads").to_numpy()
 
 
 def _halved(voxels: npt.NDArray[Any], *, is_image: bool) -> npt.NDArray[Any]:

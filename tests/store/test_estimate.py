@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,12 @@ from PIL import Image
 
 import liver_dask as ld
 from helpers.archive import SHAPE, write_raw
-from helpers.hostile import LAN, hostile
+from helpers.hostile import LAN, NoRanges, hostile
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.cli import main
 from liver_dask.core.disk import files_below
 from liver_dask.core.kinds import RAW
-from liver_dask.demo import serve
+from liver_dask.demo import RangeRequestHandler, serve
 from liver_dask.store.plan import Export
 from liver_dask.store.sample import sample
 
@@ -26,18 +27,35 @@ NEAR = 0.15
 """The largest share by which bytes, requests and disk may differ from what was said after a look at three slices."""
 
 FIRST_REQUESTS = 8
-"""Further requests of a small box: what the first slices show of the length of strips is asked for a second time."""
+"""Further requests of a small box: a few strips are asked for first, and some strips lack bytes at first."""
 
 WIDE = (3, 900, 7000)
+OVAL = (8, 420, 2400)
 VARIABLES = (RAW, *EMPIAR_13356.labels)
 
 
 @pytest.fixture(scope="module")
 def wide_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Slices with strips as wide as a request is large, empty left and right of the tissue, and masks of blobs."""
-    folder, (depth, height, width) = tmp_path_factory.mktemp("wide"), WIDE
+    folder, (_, height, width) = tmp_path_factory.mktemp("wide"), WIDE
+    x = np.arange(width)
+    write(folder, WIDE, np.broadcast_to((x > width // 10) & (x < width * 9 // 10), (height, width)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def oval_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More slices, of tissue that is an ellipse: nothing in the corners."""
+    folder, (_, height, width) = tmp_path_factory.mktemp("oval"), OVAL
+    y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    write(folder, OVAL, (x / 0.9) ** 2 + (y / 0.96) ** 2 < 1)
+    return folder
+
+
+def write(folder: Path, shape: tuple[int, int, int], tissue: np.ndarray) -> None:
+    """Write an archive of textured tissue."""
+    depth, height, width = shape
     y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
-    tissue = (x > width // 10) & (x < width * 9 // 10)
     noise = np.random.default_rng(0).standard_normal((height, width), np.float32)
     for z in range(depth):
         blobs = np.sin(x / 40 + z) + np.sin(y / 30) + np.sin(x / 70) * np.cos(y / 90)
@@ -51,7 +69,6 @@ def wide_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
             else:
                 mask = tissue & (blobs + 0.3 * noise > 1.5)  # as many requests as a real one takes
                 Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, compress_level=1)
-    return folder
 
 
 def boxes(count: int, shape: tuple[int, int, int], least: int, seed: int = 0) -> Iterator[tuple[int, ...]]:
@@ -65,10 +82,14 @@ def boxes(count: int, shape: tuple[int, int, int], least: int, seed: int = 0) ->
 
 
 def differences(
-    archive: Path, shape: tuple[int, int, int], box: tuple[int, ...], kind: str, out: Path
+    archive: Path,
+    shape: tuple[int, int, int],
+    box: tuple[int, ...],
+    handler: type[RangeRequestHandler],
+    out: Path,
+    first_requests: int = FIRST_REQUESTS,
 ) -> dict[str, float]:
     """Write a box, and return how much more bytes, requests and disk it took than was said, as shares of what was."""
-    handler = hostile(LAN, 0, kind)  # type: ignore[arg-type]
     with serve(archive, handler) as server:
         export = Export.plan(ld.open_human_liver_em(server.url, shape=shape), out, box)
         said = export.estimate(sample(export.source))
@@ -77,7 +98,7 @@ def differences(
         took = {"fetched": server.bytes_sent, "requests": len(server.requests)}
     took["stored"] = sum(os.stat(path).st_size for path in files_below(out))
     found = {name: count / getattr(said, name) - 1 for name, count in took.items()}
-    if abs(took["requests"] - said.requests) <= FIRST_REQUESTS:
+    if abs(took["requests"] - said.requests) <= first_requests:
         found.pop("requests")
     return found
 
@@ -86,8 +107,22 @@ def differences(
 def test_it_costs_what_was_said_after_a_look(wide_archive: Path, tmp_path: Path, kind: str) -> None:
     """Of servers that answer several ranges of a file at once, and of those that do not."""
     for number, box in enumerate(boxes(5, WIDE, 200)):
-        found = differences(wide_archive, WIDE, box, kind, tmp_path / f"{number}.zarr")
+        handler = hostile(LAN, 0, kind)  # type: ignore[arg-type]
+        found = differences(wide_archive, WIDE, box, handler, tmp_path / f"{number}.zarr")
         assert max(map(abs, found.values())) < NEAR, (box, found)
+
+
+@pytest.mark.parametrize("kind", ["answered", "refused", "whole files"])
+@pytest.mark.parametrize("box", [(1006, 1900, 20, 400, 0, 8), (1700, 2200, 0, 420, 0, 8)])
+def test_it_costs_what_was_said_of_an_ellipse(
+    oval_archive: Path, tmp_path: Path, kind: str, box: tuple[int, ...]
+) -> None:
+    """Of as many slices as are read at once, and also of a server that sends whole files, of which it warns."""
+    ranges = hostile(LAN, 0, kind)  # type: ignore[arg-type]
+    is_whole = kind == "whole files"
+    with pytest.warns(UserWarning, match="ignores byte ranges") if is_whole else nullcontext():
+        found = differences(oval_archive, OVAL, box, NoRanges if is_whole else ranges, tmp_path / "a.zarr", 3)
+    assert max(map(abs, found.values())) < NEAR, found
 
 
 def test_without_a_look_both_kinds_of_servers_are_told(wide_archive: Path, tmp_path: Path) -> None:

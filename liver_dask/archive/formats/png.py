@@ -121,11 +121,14 @@ class PngSlice(SliceReader):
         """Return how many bytes hold the rows from the top on, see `SliceReader.measure`; they are fetched."""
         self.prepare(int(rows[-1]), int(rows[-1]) + 1)
         size = float(len(self._png.chunks.prefix))
-        return Measured(size, size, size, self._file.takes_several_ranges)
+        whole = self.measured_whole()
+        return whole or Measured(size, size, size, self._file.takes_several_ranges)
 
     @classmethod
     def traffic(cls, reading: Reading, row_blocks: int) -> tuple[float, float]:
         """Estimate the traffic: the file's prefix down to the last row, fetched in one step."""
+        if reading.measured and reading.measured.is_file:
+            return 1, reading.measured.whole
         prefix = reading.bytes_per_pixel * reading.width * reading.last_row
         if reading.measured:
             prefix = reading.measured.part

@@ -163,7 +163,12 @@ class SliceReader(ABC):
             rows: Row numbers, ascending and distinct.
             last_column: Number of columns up to the last column that is needed.
         """
-        return None
+        return self.measured_whole()
+
+    def measured_whole(self) -> "Measured | None":
+        """Return that the file was fetched whole, as from a source that ignores byte ranges; None if it was not."""
+        size = float(self._file.nbytes)
+        return Measured(size, size, size, self._file.takes_several_ranges, is_file=True) if size else None
 
     @classmethod
     def traffic(cls, reading: "Reading", row_blocks: int) -> tuple[float, float]:
@@ -176,6 +181,8 @@ class SliceReader(ABC):
         Returns:
             Number of requests, and number of bytes.
         """
+        if reading.measured and reading.measured.is_file:
+            return 1, reading.measured.whole
         fetched = reading.bytes_per_pixel * reading.rows * reading.width
         return 1 + row_blocks * math.ceil(fetched / row_blocks / (1 << 20)), fetched
 
@@ -190,12 +197,14 @@ class Measured:
         whole: Bytes that hold the rows in their whole width.
         bridged: Bytes that are fetched for them where a request has one range, which takes what is between them along.
         takes_several_ranges: Whether the source answers several ranges of a file at once.
+        is_file: Whether these bytes are the file, which was fetched whole with one request.
     """
 
     part: float
     whole: float
     bridged: float
     takes_several_ranges: bool
+    is_file: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from ...core.errors import FormatError
 from ..lazy.breadth import slices_across
 from ..lazy.lazy_window import INTERACTIVE_BYTES
 from ..remote.cache import FolderCache, MemoryCache, RangeCache
-from ..remote.files import LARGEST_RANGE, WIDE_GAP, RemoteFile
-from ..remote.ranges import ByteRange, coalesce_ranges
+from ..remote.files import WIDE_GAP, RemoteFile
+from ..remote.ranges import ByteRange
 from .slices import Measured, Reading, Rows, SliceReader
-from .strip_codecs import DECODER_OF_COMPRESSION, StripError, load_decoder
-from .strip_prefix import PrefixShares, bytes_for
+from .strip_codecs import DECODER_OF_COMPRESSION, UNCOMPRESSED, StripError, load_decoder
+from .strip_prefix import MANY_ROWS, MEASURED_ROWS, WHOLE_FROM, PrefixShares, bytes_for, some_to_learn_from
 from .tiff_directory import fetch_entries
 from .tiff_index import (
     Kind,
@@ -38,7 +38,7 @@ from .tiff_index import (
     known_directories,
     read_strip_index,
 )
-from .tiff_requests import plan_pieces, traffic_of_strips
+from .tiff_requests import bridged_bytes, plan_pieces, traffic_of_strips
 from .tiff_segments import Segments
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,6 @@ ROWS_LIMIT = 96 << 20
 
 FEW_ROWS = 8
 
-
-MEASURED_ROWS = 16
-"""Rows of a slice that are read to learn which share of a strip holds the columns up to the last one."""
 
 LARGE_INDEX = 32 << 10
 """A strip index of at least LARGE_INDEX bytes is fetched only in part for at most FEW_ROWS rows of many slices."""
@@ -170,6 +167,9 @@ class TiffSlice(SliceReader):
     def measure(self, rows: Rows, last_column: int) -> Measured:
         """Return how many bytes hold some rows, see `SliceReader.measure`; a few of the rows are read."""
         index = self._open(rows)
+        whole_file = self.measured_whole()
+        if whole_file:
+            return whole_file
         if not isinstance(index, StripIndex):
             numbers = np.unique(
                 np.concatenate([index.touched(rows, slice(0, last_column), plane) for plane in range(index.planes)])
@@ -180,10 +180,7 @@ class TiffSlice(SliceReader):
         self.read(some, slice(0, last_column), np.empty((len(some), last_column), self._dtype))  # to learn the share
         strips = np.unique(rows // index.rows_per_strip)
         part = self._bytes_wanted(index, strips, np.full(len(strips), last_column))
-        offsets = index.offsets[strips]
-        order = np.argsort(offsets, kind="stable")
-        ranges = list(map(ByteRange, offsets[order].tolist(), (offsets + part)[order].tolist()))
-        bridged = sum(of.stop - of.start for of in coalesce_ranges(ranges, WIDE_GAP, LARGEST_RANGE))
+        bridged = bridged_bytes(index.offsets[strips], part)
         whole = float(index.counts[strips].sum())
         return Measured(float(part.sum()), whole, float(bridged), self._file.takes_several_ranges)
 
@@ -273,6 +270,8 @@ class TiffSlice(SliceReader):
         load_decoder(index.compression)
         strips, strip_of_row = np.unique(rows // index.rows_per_strip, return_inverse=True)
         stops = np.full(len(strips), columns.stop)
+        if (self.read_ahead_until or out.nbytes > INTERACTIVE_BYTES) and len(strips) >= MANY_ROWS:
+            self._learn_ahead(index, strips, columns.stop)
         ranges, pieces = self._plan(index.offsets[strips], self._bytes_wanted(index, strips, stops))
         straight = index.rows_per_strip == 1 and columns.start == 0 and out.flags.c_contiguous
 
@@ -289,6 +288,29 @@ class TiffSlice(SliceReader):
                     out[here] = block[strip_of_row[here] - pieces[i].start, row_in_strip, columns]
 
         self._file.fetch_each([ranges[piece] for piece in pieces], decode_piece)
+
+    def _learn_ahead(self, index: StripIndex, strips: Rows, x_stop: int) -> None:
+        """Learn which share of a strip holds the columns up to `x_stop` from a few of many strips, if it is not known.
+
+        If the share were guessed too low, every strip would lack some bytes, and all slices that are read at once would
+        be fetched twice. Nothing is learned where strips are fetched whole, as from a source that answers one range of
+        a file at once; it is known to be one after this request.
+        """
+        is_whole = index.rows_per_strip > 1 or index.compression == UNCOMPRESSED or x_stop >= WHOLE_FROM * self._width
+        if is_whole or not self._file.takes_several_ranges:
+            return
+        with prefix_shares.learning(self._file.source.url, self._width, x_stop) as is_unknown:
+            if not is_unknown:
+                return
+            some = some_to_learn_from(strips)
+            stops = np.full(len(some), x_stop)
+            starts, wanted = index.offsets[some], self._bytes_wanted(index, some, stops)
+            if (np.diff(starts) < wanted[:-1]).any():  # the rows are in another order than in the file
+                return
+            ranges = list(map(ByteRange, starts.tolist(), (starts + wanted).tolist()))
+            parts = self._file.fetch_at_once(ranges)
+            if parts is not None:
+                self._decode(index, some, parts, stops, np.empty((len(some), 1, x_stop), self._dtype))
 
     def _read_row_beginnings(
         self, index: StripIndex, rows: Rows, stops: Rows, take: Callable[[int, npt.NDArray[Any]], None]
@@ -326,6 +348,8 @@ class TiffSlice(SliceReader):
             ahead = np.diff(index.offsets[strips]) - counts[:-1]
             is_bridged = (ahead >= 0) & (ahead + counts[:-1] - wanted[:-1] <= WIDE_GAP)
             wanted[:-1] = np.where(is_bridged, counts[:-1], wanted[:-1])
+            if is_bridged[-1:].any():
+                wanted[-1] = counts[-1]  # if it lacked a few bytes, these would take one more request
         return wanted
 
     def _decode(
@@ -347,8 +371,10 @@ class TiffSlice(SliceReader):
             self._fetch_more(index, strips, parts, targets, decoded, short)
             short = [i for i in short if decoded[i] < len(targets[i])]
         with cores:
-            if stops[0] < self._width and index.rows_per_strip == 1:
-                self._learn(index, int(strips[0]), parts[0], int(stops[0]))
+            if index.rows_per_strip == 1:
+                for i in range(len(strips) if len(strips) <= MEASURED_ROWS else 1):
+                    if stops[i] < self._width:
+                        self._learn(index, int(strips[i]), parts[i], int(stops[i]))
             if index.big_endian != (sys.byteorder == "big"):
                 block.byteswap(inplace=True)
             if index.predictor == 2:

@@ -109,7 +109,19 @@ class RemoteFile:
         rest = iter(fetched)
         return [next(rest) if part is None else part for part in found]
 
+    def fetch_at_once(self, ranges: Sequence[ByteRange]) -> list[memoryview] | None:
+        """Return the bytes of ranges like `fetch_ranges`; None if the source does not answer several ranges at once."""
+        if self.range_cache is not None:
+            return self.fetch_ranges(ranges) if self.takes_several_ranges else None
+        return self._fetch_ranges_at_once(ranges)
+
     def _fetch_ranges(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
+        parts = self._fetch_ranges_at_once(ranges)
+        if parts is None:
+            return self._fetch_merged(ranges, coalesce_ranges(ranges, WIDE_GAP, LARGEST_RANGE), 1)
+        return parts
+
+    def _fetch_ranges_at_once(self, ranges: Sequence[ByteRange]) -> list[memoryview] | None:
         transport = _process.transport(self.source)
         if not self._whole and transport.supports_multirange:
             try:
@@ -117,7 +129,7 @@ class RemoteFile:
             except OneRangeOnlyError as refusal:
                 transport.supports_multirange = False
                 log.info("%s: %s; it is asked for one range at a time from now on", self.url, refusal)
-        return self._fetch_merged(ranges, coalesce_ranges(ranges, WIDE_GAP, LARGEST_RANGE), 1)
+        return None
 
     def _fetch_merged(self, ranges: Sequence[ByteRange], merged: Sequence[ByteRange], most: int) -> list[memoryview]:
         """Fetch the merged ranges, up to `most` per request, and cut the needed ranges out of them."""
