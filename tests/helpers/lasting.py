@@ -11,6 +11,7 @@ from liver_dask.archive.formats import tiff, tiff_index
 from liver_dask.archive.remote import cache, files, shares
 from liver_dask.core import metrics
 from liver_dask.prediction import models
+from liver_dask.prediction import reader as prediction_reader
 from liver_dask.store import record
 
 EMPTIED: dict[str, Callable[[], object]] = {
@@ -21,6 +22,7 @@ EMPTIED: dict[str, Callable[[], object]] = {
     "liver_dask.archive.remote.cache._warned": cache._warned.clear,
     "liver_dask.archive.remote.files._process": files._process.forget,
     "liver_dask.prediction.models._loaded": models._loaded.forget,
+    "liver_dask.prediction.reader._told": prediction_reader._told.clear,
     "liver_dask.archive.remote.shares._shares": shares._shares.clear,
     "liver_dask.core.metrics.traffic": metrics.traffic.forget,
     "liver_dask.store.record._log_once": record._log_once.cache_clear,
@@ -40,6 +42,7 @@ LEFT: dict[str, str] = {
     "liver_dask.archive.lazy.breadth._slices": _GIVEN_BACK,
     "liver_dask.archive.remote.cache._keeping": _A_LOCK,
     "liver_dask.prediction.models.one_at_a_time": _A_LOCK,
+    "liver_dask.prediction.names.version_of": _ALWAYS_THE_SAME,
     "liver_dask.archive.remote.connections._exchange": _GIVEN_BACK,
     "liver_dask.archive.remote.retry._jitter": "chance",
     "liver_dask.archive.remote.retry.retrying": _ALWAYS_THE_SAME,
