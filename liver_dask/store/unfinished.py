@@ -47,7 +47,7 @@ class Unfinished:
         lines = []
         if self.missing:
             files = "1 file" if self.missing == 1 else f"{self.missing} files"
-            lines.append(f"It has zeros for {files} that did not exist: it is finished with --missing zeros alone.")
+            lines.append(f"It has zeros for {files} that did not exist; only with --missing zeros can it be finished.")
         return "\n".join([first, *lines, *(self._of_status(self.status) if self.status else [])])
 
     def _of_status(self, status: Status) -> list[str]:

@@ -251,7 +251,7 @@ def test_what_was_begun_with_zeros_is_not_finished_without(own: Path, tmp_path: 
         assert "is kept in" in told.value.__notes__[0]
         assert "the same call goes on" not in told.value.__notes__[0], "it would meet the same error"
         said = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr")]).output
-        assert "zeros for 4 files that did not exist: it is finished with --missing zeros alone." in said
+        assert "zeros for 4 files that did not exist; only with --missing zeros can it be finished." in said
         ld.to_zarr(lenient, tmp_path / "a.zarr", **SMALL)
 
 
