@@ -3,7 +3,7 @@
 import time
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import dask
 import numpy as np
@@ -169,7 +169,8 @@ def test_waiting_for_the_archive_is_said(tmp_path: Path, clock: Clock) -> None:
     """As long as nothing arrives, if that takes longer than a stall."""
     said: list[str] = []
     reports = StatusFile(tmp_path, Meter(10))
-    run = Driver(None, None, "", 1, False, lambda count, remark: said.append(remark), reports)  # type: ignore[arg-type]
+    nothing: Any = None  # a source and a store, which only `write` looks at
+    run = Driver(nothing, nothing, "", 1, False, lambda count, remark: said.append(remark), reports)
     for seconds in (100, 21, 1):
         clock.now += seconds
         assert run._outage.may_pass("a")
@@ -186,7 +187,8 @@ def test_a_job_waits_before_it_asks_again(monkeypatch: pytest.MonkeyPatch) -> No
         paused.append(seconds)
         raise KeyboardInterrupt
 
+    nothing: Any = None  # what the pause comes before
     monkeypatch.setattr(worker, "pause", pause)
     with pytest.raises(KeyboardInterrupt):
-        Task(None, "", None, None, 1, False, 7.5).write(lambda report: None)  # type: ignore[arg-type]
+        Task(nothing, "", nothing, nothing, 1, False, 7.5).write(lambda report: None)
     assert paused == [7.5]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -30,6 +31,9 @@ from liver_dask.store.jobs import Report
 from liver_dask.store.progress import Meter, show_progress
 from liver_dask.store.status import StatusFile
 from liver_dask.store.unfinished import Unfinished, unfinished_at, unfinished_parts
+
+NOTHING: Any = None
+"""A source and a store of a driver, which only `write` looks at."""
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_waiting_for_workers_is_said(tmp_path: Path) -> None:
     """As long as there are none, and not after."""
     said: list[str] = []
     reports = StatusFile(tmp_path, Meter(10))
-    driver = Driver(None, None, "", 1, False, lambda count, remark: said.append(remark), reports)  # type: ignore[arg-type]
+    driver = Driver(NOTHING, NOTHING, "", 1, False, lambda count, remark: said.append(remark), reports)
     driver.heartbeat(2)
     driver.heartbeat(0)
     driver.report(Report(1, 5, 1))
@@ -127,7 +131,7 @@ def test_what_this_process_fetches_is_told_before_a_region_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
 ) -> None:
     """Of jobs on threads of this process, with each heartbeat, and nothing twice; of workers, by reports alone."""
-    driver = Driver(None, None, "", 1, False, lambda count, remark: None, StatusFile(tmp_path, Meter(10)))  # type: ignore[arg-type]
+    driver = Driver(NOTHING, NOTHING, "", 1, False, lambda count, remark: None, StatusFile(tmp_path, Meter(10)))
     driver._is_here = not shares
     counts = Traffic()
     monkeypatch.setattr(worker, "traffic", counts)

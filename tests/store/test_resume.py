@@ -271,7 +271,7 @@ def test_what_a_run_left_that_was_killed_before_the_record_is_cleaned(
     while not was_begun:
         store = tmp_path / f"{step}.zarr"
         partial = tmp_path / f"{step}.zarr.partial"
-        assert killed_at(step, lambda: ld.to_zarr(ds, store, progress=False, **SMALL)) == 9  # noqa: B023  # at once
+        assert killed_at(step, lambda: ld.to_zarr(ds, store, progress=False, **SMALL)) == 9  # noqa: B023  # called at once
         was_begun = (partial / "store").exists()
         if not was_begun:
             there = partial.exists()

@@ -9,7 +9,7 @@ import pytest
 
 import liver_dask as ld
 from helpers.archive import strip_bytes, write_raw
-from helpers.hostile import LAN, hostile
+from helpers.hostile import LAN, MultiRange, hostile
 from liver_dask.archive.archives import EMPIAR_13356
 from liver_dask.archive.formats import tiff
 from liver_dask.archive.formats.strip_prefix import PrefixShares
@@ -38,13 +38,13 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("kind", "pieces", "share"), [("answered", 2, SHARE), ("refused", 1, 1)])
 @pytest.mark.parametrize("slices", [1, 8])
 def test_nothing_is_fetched_twice(
-    uneven: Path, tmp_path: Path, kind: str, pieces: int, share: float, slices: int
+    uneven: Path, tmp_path: Path, kind: MultiRange, pieces: int, share: float, slices: int
 ) -> None:
     """Of a slice, its index and its strips are fetched; and once, a few strips to learn the share from.
 
     A source of one range at a time sends whole strips, with what is between the columns.
     """
-    with serve(uneven, hostile(LAN, 0, kind)) as server:  # type: ignore[arg-type]
+    with serve(uneven, hostile(LAN, 0, kind)) as server:
         ds = ld.open_human_liver_em(server.url, shape=(SLICES, ROWS, WIDTH), labels=[])
         box = (100, X_STOP, 0, ROWS, 0, slices)
         ld.to_zarr(ds, tmp_path / "a.zarr", bounding_box=box, chunks=(8, 64, 64), progress=False)
